@@ -1,0 +1,84 @@
+#include "kernel_table.h"
+#include "cpu_features.h"
+
+#include <stdatomic.h>
+#include <string.h>
+
+#define ROW(op, device, dtypes, variant, needs)                                                                        \
+    {BT_OP_##op, device, dtypes, needs, #variant, (bt_kernel_fn *)bt_##op##_##variant},
+const bt_kernel bt_kernels[] = {BT_ALL_KERNELS(ROW)};
+const int bt_kernel_count = (int)(sizeof bt_kernels / sizeof *bt_kernels);
+
+#define NAME(op) #op,
+static const char *const op_names[] = {BT_OPS(NAME)};
+
+/* Points into the table or at a role name: strings that live as long as the program. */
+static _Atomic(const char *) forced[BT_OP_COUNT];
+
+const char *bt_op_name(bt_op op) {
+    return op_names[op];
+}
+
+bt_op bt_op_find(const char *name) {
+    int op = 0;
+    while (op < BT_OP_COUNT && strcmp(op_names[op], name) != 0)
+        op++;
+    return (bt_op)op;
+}
+
+int bt_kernel_usable(const bt_kernel *kernel) {
+    return (kernel->needs & ~bt_cpu_features()) == 0;
+}
+
+static int is_auto(const char *name) {
+    return name == NULL || strcmp(name, "auto") == 0;
+}
+
+/* Whether the row answers to the name: "tiled" on a CPU is any blocked variant, and the first usable one is taken. */
+static int answers_to(const bt_kernel *kernel, const char *name) {
+    if (strcmp(kernel->variant, name) == 0)
+        return 1;
+    if (kernel->device == BT_GPU)
+        return strncmp(kernel->variant, "cuda_", 5) == 0 && strcmp(kernel->variant + 5, name) == 0;
+    const int is_scalar = strcmp(kernel->variant, "scalar") == 0;
+    return (is_scalar && strcmp(name, "baseline") == 0) || (!is_scalar && strcmp(name, "tiled") == 0);
+}
+
+/* First usable row of the op that fits; device or dtype -1 and name NULL stand for any. */
+static const bt_kernel *first_row(bt_op op, int device, int dtype, const char *name) {
+    for (const bt_kernel *kernel = bt_kernels; kernel < bt_kernels + bt_kernel_count; kernel++)
+        if (kernel->op == op && (device < 0 || kernel->device == device) &&
+            (dtype < 0 || (kernel->dtypes & BT_SET(dtype))) && bt_kernel_usable(kernel) &&
+            (name == NULL || answers_to(kernel, name)))
+            return kernel;
+    return NULL;
+}
+
+const bt_kernel *bt_kernel_find(bt_op op, int device, int dtype, const char *name) {
+    if (!is_auto(name))
+        return first_row(op, device, dtype, name);
+    const char *const choice = atomic_load_explicit(&forced[op], memory_order_relaxed);
+    if (choice && first_row(op, device, -1, choice))
+        return first_row(op, device, dtype, choice);
+    return first_row(op, device, dtype, NULL);
+}
+
+int bt_kernel_force(bt_op op, const char *name) {
+    static const char *const roles[] = {"baseline", "tiled"};
+    const char *lasting = NULL;
+    if (!is_auto(name)) {
+        const bt_kernel *const row = first_row(op, -1, -1, name);
+        if (row == NULL)
+            return 0;
+        lasting = row->variant;
+        for (size_t i = 0; i < sizeof roles / sizeof *roles; i++)
+            if (strcmp(name, roles[i]) == 0)
+                lasting = roles[i];
+    }
+    atomic_store_explicit(&forced[op], lasting, memory_order_relaxed);
+    return 1;
+}
+
+const char *bt_kernel_forced(bt_op op) {
+    return atomic_load_explicit(&forced[op], memory_order_relaxed);
+}

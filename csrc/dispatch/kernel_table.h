@@ -1,0 +1,55 @@
+/* All kernels in one flat table, made from the lists in csrc/kernels/<op>.h, and the one place that chooses among them.
+ *
+ * Precedence: the name in the call > bt_kernel_force() > automatic, which is the first row that this machine can run.
+ * A name is a variant ("avx2"), "auto", or one of two roles: "baseline", the plain definition (scalar, cuda_baseline),
+ * and "tiled", the best blocked kernel (cuda_tiled, or the first usable row on a CPU). */
+#ifndef BT_KERNEL_TABLE_H
+#define BT_KERNEL_TABLE_H
+
+#include "../kernels/kernel_list.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define BT_OP_ENUM(op) BT_OP_##op,
+typedef enum bt_op { BT_OPS(BT_OP_ENUM) BT_OP_COUNT } bt_op;
+#undef BT_OP_ENUM
+
+typedef void bt_kernel_fn(void); /* cast back to bt_<op>_fn by the caller, who knows the op */
+
+typedef struct bt_kernel {
+    bt_op op;
+    int device;      /* BT_CPU or BT_GPU */
+    unsigned dtypes; /* BT_SET() of the activation or weight types it takes */
+    uint32_t needs;  /* BT_CPU_* bits */
+    const char *variant;
+    bt_kernel_fn *run;
+} bt_kernel;
+
+extern const bt_kernel bt_kernels[];
+extern const int bt_kernel_count;
+
+const char *bt_op_name(bt_op op);
+
+/* The op of that name, or BT_OP_COUNT. */
+bt_op bt_op_find(const char *name);
+
+/* Whether the CPU has what the row needs; a GPU row needs a device of that kind, which its caller has by having a
+ * tensor there. */
+int bt_kernel_usable(const bt_kernel *kernel);
+
+/* The kernel to run, or NULL when no row fits; name may be NULL for "auto". */
+const bt_kernel *bt_kernel_find(bt_op op, int device, int dtype, const char *name);
+
+/* Makes `name` the choice of later calls that say "auto"; NULL or "auto" takes it back. Returns 0 when no usable row of
+ * the op has that name. A forced CPU variant leaves GPU calls automatic, and the other way round. */
+int bt_kernel_force(bt_op op, const char *name);
+
+/* The forced name, or NULL. */
+const char *bt_kernel_forced(bt_op op);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,50 @@
+/* act_quantize: one int8 scale a token.
+ *
+ *   m = max(absmax(x_row), 1e-5)     q = clamp(rint(fl(x * fl(127 / m))), -127, 127)     scale = fl(m / 127)
+ *
+ * x is widened to fp32 first, rint rounds half to even, and the absmax is taken through the integer order of the bits
+ * of |x|, so that a NaN or Inf wins: such a row gets q = 0 and scale = NaN. x_type BT_I8 means that x already holds
+ * codes: they are only put in order and summed, and scale is not written.
+ *
+ * Orders of q: natural, or planes. In planes every block of 256 columns holds first its k % 4 == 0, then 1, 2, 3:
+ *   byte 256 b + 64 (k % 4) + (k % 256) / 4        so that one masked load of 64, 32 or 16 packed bytes meets its
+ * operands and the row is padded with zeros to a multiple of 256. A tile is a row. */
+#ifndef BT_ACT_QUANTIZE_H
+#define BT_ACT_QUANTIZE_H
+#include "bt_common.h"
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { BT_ORDER_NATURAL, BT_ORDER_PLANES };
+enum { BT_ACT_BLOCK = 256 };
+
+typedef struct bt_act_quantize {
+    const void *x; /* m rows of k, ldx elements apart, of type x_type */
+    int8_t *q;     /* m rows, ldq bytes apart; planes: ldq a multiple of 256 */
+    float *scale;  /* [m]; not written when x_type is BT_I8 */
+    int32_t *sum;  /* NULL, or [m]: the sum of the row's codes */
+    int64_t m, k, ldx, ldq;
+    int x_type, order;
+    void *stream;
+} bt_act_quantize;
+
+typedef bt_status bt_act_quantize_fn(const bt_act_quantize *p, int64_t row_begin, int64_t row_end);
+
+static inline int64_t bt_plane_index(int64_t k) {
+    return (k & ~(int64_t)255) + 64 * (k & 3) + (k & 255) / 4;
+}
+
+#define BT_ACT_QUANTIZE(X)                                                                                             \
+    BT_ON_CUDA(X(act_quantize, BT_GPU, BT_FLOATS | BT_SET(BT_I8), cuda_baseline, 0))                                   \
+    BT_ON_X86(X(act_quantize, BT_CPU, BT_FLOATS, avx512, BT_CPU_AVX512))                                               \
+    BT_ON_X86(X(act_quantize, BT_CPU, BT_FLOATS, avx2, BT_CPU_AVX2))                                                   \
+    BT_ON_ARM(X(act_quantize, BT_CPU, BT_FLOATS, neon, BT_CPU_NEON))                                                   \
+    X(act_quantize, BT_CPU, BT_FLOATS | BT_SET(BT_I8), scalar, 0)
+
+BT_ACT_QUANTIZE(BT_DECLARE_KERNEL)
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,91 @@
+/* Types, status codes and list helpers that every kernel shares. Plain C11, also valid C++17.
+ *
+ * A kernel is a pure function of one params struct: no allocation, no threads, no globals, no getenv, no printing.
+ * CPU kernels work on tiles [begin, end) on the calling thread; CUDA launchers ignore the range, work on the whole
+ * problem and enqueue on `stream`. Preconditions are checked by csrc/dispatch and only asserted here. */
+#ifndef BT_COMMON_H
+#define BT_COMMON_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef int bt_status; /* BT_OK, or BT_ERR_CUDA + cudaError_t */
+enum { BT_OK = 0, BT_ERR_CUDA = 1000 };
+
+enum { BT_F32 = 0, BT_F16 = 1, BT_BF16 = 2, BT_I8 = 3 }; /* element types */
+enum { BT_CPU = 0, BT_GPU = 1 };                         /* devices of the kernel table */
+
+/* Sets of element types, for the `dtypes` column of the kernel lists. */
+#define BT_SET(type) (1u << (type))
+#define BT_FLOATS (BT_SET(BT_F32) | BT_SET(BT_F16) | BT_SET(BT_BF16))
+
+/* What a CPU kernel needs; cpu_features.c fills the bits, a bit stands for everything its comment names. */
+enum {
+    BT_CPU_AVX2 = 1 << 0,       /* AVX2, FMA, F16C and an OS that saves ymm */
+    BT_CPU_AVX512 = 1 << 1,     /* AVX-512 F, BW, DQ, VL and an OS that saves zmm */
+    BT_CPU_AVX512VNNI = 1 << 2, /* BT_CPU_AVX512 and AVX512-VNNI */
+    BT_CPU_NEON = 1 << 3,       /* Advanced SIMD, part of every AArch64 */
+    BT_CPU_NEONDOT = 1 << 4     /* FEAT_DotProd: sdot */
+};
+
+/* Rows of a kernel list that exist only in some builds. */
+#if defined(__x86_64__)
+#define BT_ON_X86(row) row
+#else
+#define BT_ON_X86(row)
+#endif
+#if defined(__aarch64__)
+#define BT_ON_ARM(row) row
+#else
+#define BT_ON_ARM(row)
+#endif
+#if defined(BT_WITH_CUDA)
+#define BT_ON_CUDA(row) row
+#else
+#define BT_ON_CUDA(row)
+#endif
+
+/* Prototype of one list row; instantiated in each op's header. */
+#define BT_DECLARE_KERNEL(op, device, dtypes, variant, needs) bt_##op##_fn bt_##op##_##variant;
+
+#if !defined(NDEBUG)
+#include <assert.h>
+#define BT_ASSERT(condition) assert(condition)
+#else
+#define BT_ASSERT(condition) ((void)0)
+#endif
+
+/* Products of m tokens by n rows are cut into tiles of BT_TILE_M x BT_TILE_N; consecutive tiles share their tokens.
+ * 64 tokens of int8 activations at K = 4096 are 256 KiB: they stay in L2 while the rows of the tile stream past. */
+enum { BT_TILE_M = 64, BT_TILE_N = 64 };
+
+typedef struct bt_tile {
+    int64_t m0, m1, n0, n1;
+} bt_tile;
+
+static inline int64_t bt_div_up(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
+
+static inline int64_t bt_tiles(int64_t m, int64_t n) {
+    return bt_div_up(m, BT_TILE_M) * bt_div_up(n, BT_TILE_N);
+}
+
+static inline bt_tile bt_tile_at(int64_t m, int64_t n, int64_t index) {
+    const int64_t across = bt_div_up(n, BT_TILE_N);
+    bt_tile t;
+    t.m0 = index / across * BT_TILE_M;
+    t.n0 = index % across * BT_TILE_N;
+    t.m1 = t.m0 + BT_TILE_M < m ? t.m0 + BT_TILE_M : m;
+    t.n1 = t.n0 + BT_TILE_N < n ? t.n0 + BT_TILE_N : n;
+    return t;
+}
+
+#ifdef __cplusplus
+}
+#endif
+#endif

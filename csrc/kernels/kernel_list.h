@@ -1,0 +1,32 @@
+/* Every kernel of the library, op by op, fastest first: the source of the kernel table, of _C.kernels() and of the test
+ * cases. */
+#ifndef BT_KERNEL_LIST_H
+#define BT_KERNEL_LIST_H
+
+#include "act_quantize.h"
+#include "ternary_check.h"
+#include "ternary_linear_packed.h"
+#include "ternary_linear_w2a8.h"
+#include "ternary_pack.h"
+#include "ternary_quantize.h"
+#include "ternary_unpack.h"
+
+#define BT_OPS(X)                                                                                                      \
+    X(ternary_pack)                                                                                                    \
+    X(ternary_unpack)                                                                                                  \
+    X(ternary_check)                                                                                                   \
+    X(ternary_quantize)                                                                                                \
+    X(act_quantize)                                                                                                    \
+    X(ternary_linear_packed)                                                                                           \
+    X(ternary_linear_w2a8)
+
+#define BT_ALL_KERNELS(X)                                                                                              \
+    BT_TERNARY_PACK(X)                                                                                                 \
+    BT_TERNARY_UNPACK(X)                                                                                               \
+    BT_TERNARY_CHECK(X)                                                                                                \
+    BT_TERNARY_QUANTIZE(X)                                                                                             \
+    BT_ACT_QUANTIZE(X)                                                                                                 \
+    BT_TERNARY_LINEAR_PACKED(X)                                                                                        \
+    BT_TERNARY_LINEAR_W2A8(X)
+
+#endif

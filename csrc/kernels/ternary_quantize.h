@@ -1,0 +1,61 @@
+/* ternary_quantize: floating weights to packed codes and a scale, in one pass over each scale group.
+ *
+ * A group is the whole matrix (lds = 0), a row (lds = 1, group = k) or `group` columns of a row (lds = k / group).
+ * With a = |w| in fp32, sums in fp64 rounded once to fp32, f = threshold_factor in fp32 and fl() an fp32 rounding:
+ *   max        keep a > fl(f * max a)
+ *   twn        keep a > fl(f * mean a)
+ *   absmean    keep fl(a * fl(1 / max(mean a, 1e-5))) > f         f = 0.5 is round-half-to-even
+ *   absmedian  the same with the median (of an even count, the lower)
+ *   optimal    keep the k largest that maximise (their sum)^2 / k; f is not used
+ * Scale: ls = mean of the kept a, mean = max(mean a, 1e-5), max = max a. A group that keeps nothing has codes 0 and,
+ * with ls, scale 1e-5; so has an all-zero group with any rule. A non-finite group has codes 0 and scale NaN. */
+#ifndef BT_TERNARY_QUANTIZE_H
+#define BT_TERNARY_QUANTIZE_H
+#include "bt_common.h"
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { BT_METHOD_MAX, BT_METHOD_TWN, BT_METHOD_ABSMEAN, BT_METHOD_ABSMEDIAN, BT_METHOD_OPTIMAL };
+enum { BT_SCALE_LS, BT_SCALE_MEAN, BT_SCALE_MAX };
+#define BT_SCALE_EPS 1e-5f
+
+typedef struct bt_ternary_quantize {
+    const void *w;   /* n rows of k, ldx elements apart, of type w_type */
+    uint8_t *packed; /* n rows of ceil(k/4), ldw bytes apart */
+    float *scale;    /* [1], [n] or [n][k / group] */
+    int64_t n, k, ldx, ldw, lds, group;
+    int w_type, method, rule;
+    float threshold_factor;
+    void *workspace; /* bt_ternary_quantize_workspace() bytes, another piece for each concurrent call */
+    void *stream;
+} bt_ternary_quantize;
+
+/* A tile is a row; with lds = 0 there is one tile, the whole matrix. */
+typedef bt_status bt_ternary_quantize_fn(const bt_ternary_quantize *p, int64_t tile_begin, int64_t tile_end);
+
+static inline int64_t bt_ternary_quantize_tiles(const bt_ternary_quantize *p) {
+    return p->lds == 0 ? 1 : p->n;
+}
+
+/* Elements that share a scale. */
+static inline int64_t bt_ternary_quantize_group_size(const bt_ternary_quantize *p) {
+    return p->lds == 0 ? p->n * p->k : p->group;
+}
+
+/* Bytes of scratch on the CPU, for each concurrent call: the methods that sort hold two copies of one group. */
+static inline size_t bt_ternary_quantize_workspace(const bt_ternary_quantize *p) {
+    const int sorts = p->method == BT_METHOD_ABSMEDIAN || p->method == BT_METHOD_OPTIMAL;
+    return sorts ? 2 * sizeof(float) * (size_t)bt_ternary_quantize_group_size(p) : 0;
+}
+
+#define BT_TERNARY_QUANTIZE(X)                                                                                         \
+    BT_ON_CUDA(X(ternary_quantize, BT_GPU, BT_FLOATS, cuda_baseline, 0))                                               \
+    X(ternary_quantize, BT_CPU, BT_FLOATS, scalar, 0)
+
+BT_TERNARY_QUANTIZE(BT_DECLARE_KERNEL)
+
+#ifdef __cplusplus
+}
+#endif
+#endif
