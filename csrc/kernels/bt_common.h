@@ -49,6 +49,13 @@ enum {
 #define BT_ON_CUDA(row)
 #endif
 
+/* Helpers that CPU and CUDA code share. */
+#if defined(__CUDACC__)
+#define BT_INLINE static __host__ __device__ inline
+#else
+#define BT_INLINE static inline
+#endif
+
 /* Prototype of one list row; instantiated in each op's header. */
 #define BT_DECLARE_KERNEL(op, device, dtypes, variant, needs) bt_##op##_fn bt_##op##_##variant;
 
@@ -67,7 +74,7 @@ typedef struct bt_tile {
     int64_t m0, m1, n0, n1;
 } bt_tile;
 
-static inline int64_t bt_div_up(int64_t a, int64_t b) {
+BT_INLINE int64_t bt_div_up(int64_t a, int64_t b) {
     return (a + b - 1) / b;
 }
 

@@ -49,6 +49,47 @@ static inline size_t bt_ternary_quantize_workspace(const bt_ternary_quantize *p)
     return sorts ? 2 * sizeof(float) * (size_t)bt_ternary_quantize_group_size(p) : 0;
 }
 
+/* On CUDA a tensor is cut into slices, whose partial sums are added in order: the cut depends on the problem alone. */
+enum { BT_QUANTIZE_SLICE = 4096, BT_QUANTIZE_MAX_SLICES = 128 };
+
+/* Padded keys that are sorted at once on CUDA; one larger group is sorted alone. */
+#if !defined(BT_QUANTIZE_KEYS)
+#define BT_QUANTIZE_KEYS ((int64_t)1 << 24)
+#endif
+
+static inline int64_t bt_ternary_quantize_groups(const bt_ternary_quantize *p) {
+    return p->lds == 0 ? 1 : p->n * p->lds;
+}
+
+static inline int64_t bt_ternary_quantize_slices(const bt_ternary_quantize *p) {
+    const int64_t wanted = p->lds == 0 ? bt_div_up(p->n * p->k, BT_QUANTIZE_SLICE) : 1;
+    return wanted < 1 ? 1 : wanted < BT_QUANTIZE_MAX_SLICES ? wanted : (int64_t)BT_QUANTIZE_MAX_SLICES;
+}
+
+/* Keys of a group, padded to a power of two; 0 for the methods that do not sort. */
+static inline int64_t bt_ternary_quantize_padded(const bt_ternary_quantize *p) {
+    int64_t padded = 1;
+    if (p->method != BT_METHOD_ABSMEDIAN && p->method != BT_METHOD_OPTIMAL)
+        return 0;
+    while (padded < bt_ternary_quantize_group_size(p))
+        padded *= 2;
+    return padded;
+}
+
+/* Groups that are sorted at once. */
+static inline int64_t bt_ternary_quantize_batch(const bt_ternary_quantize *p) {
+    const int64_t padded = bt_ternary_quantize_padded(p), groups = bt_ternary_quantize_groups(p);
+    const int64_t batch = padded > BT_QUANTIZE_KEYS || padded == 0 ? 1 : BT_QUANTIZE_KEYS / padded;
+    return batch < groups ? batch : groups;
+}
+
+/* Bytes of device scratch on CUDA, aligned to 16: 24 a slice for partial sums, 16 a group for its rule, and the keys. */
+static inline size_t bt_ternary_quantize_cuda_workspace(const bt_ternary_quantize *p) {
+    const int64_t groups = bt_ternary_quantize_groups(p), slices = bt_ternary_quantize_slices(p);
+    const int64_t keys = bt_ternary_quantize_batch(p) * bt_ternary_quantize_padded(p);
+    return (size_t)(groups * (24 * slices + 16) + keys * 4);
+}
+
 #define BT_TERNARY_QUANTIZE(X)                                                                                         \
     BT_ON_CUDA(X(ternary_quantize, BT_GPU, BT_FLOATS, cuda_baseline, 0))                                               \
     X(ternary_quantize, BT_CPU, BT_FLOATS, scalar, 0)

@@ -9,30 +9,30 @@
 
 #include <string.h>
 
-static inline uint32_t bt_float_bits(float value) {
+BT_INLINE uint32_t bt_float_bits(float value) {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
     return bits;
 }
 
-static inline float bt_bits_float(uint32_t bits) {
+BT_INLINE float bt_bits_float(uint32_t bits) {
     float value;
     memcpy(&value, &bits, sizeof value);
     return value;
 }
 
-static inline float bt_from_bf16(uint16_t h) {
+BT_INLINE float bt_from_bf16(uint16_t h) {
     return bt_bits_float((uint32_t)h << 16);
 }
 
-static inline uint16_t bt_to_bf16(float value) {
+BT_INLINE uint16_t bt_to_bf16(float value) {
     const uint32_t bits = bt_float_bits(value);
     if ((bits & 0x7fffffffu) > 0x7f800000u)
         return (uint16_t)(bits >> 16 | 0x0040u);
     return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
 
-static inline float bt_from_f16(uint16_t h) {
+BT_INLINE float bt_from_f16(uint16_t h) {
     const uint32_t sign = (uint32_t)(h & 0x8000u) << 16;
     const uint32_t magnitude = h & 0x7fffu;
     if (magnitude >= 0x7c00u)
@@ -42,7 +42,7 @@ static inline float bt_from_f16(uint16_t h) {
     return bt_bits_float(sign | bt_float_bits(scaled));
 }
 
-static inline uint16_t bt_to_f16(float value) {
+BT_INLINE uint16_t bt_to_f16(float value) {
     const uint32_t bits = bt_float_bits(value);
     const uint16_t sign = (uint16_t)(bits >> 16 & 0x8000u);
     const uint32_t magnitude = bits & 0x7fffffffu;
@@ -58,7 +58,7 @@ static inline uint16_t bt_to_f16(float value) {
     return (uint16_t)(sign | ((rounded - 0x38000000u) >> 13));
 }
 
-static inline float bt_load(const void *base, int type, int64_t index) {
+BT_INLINE float bt_load(const void *base, int type, int64_t index) {
     switch (type) {
     case BT_F16:
         return bt_from_f16(((const uint16_t *)base)[index]);
@@ -69,7 +69,7 @@ static inline float bt_load(const void *base, int type, int64_t index) {
     }
 }
 
-static inline void bt_store(void *base, int type, int64_t index, float value) {
+BT_INLINE void bt_store(void *base, int type, int64_t index, float value) {
     switch (type) {
     case BT_F16:
         ((uint16_t *)base)[index] = bt_to_f16(value);
@@ -83,8 +83,8 @@ static inline void bt_store(void *base, int type, int64_t index, float value) {
 }
 
 /* The sum of a product with its bias, when there is one, as the output wants it. */
-static inline void bt_finish(void *y, int y_type, int64_t index, float value, const void *bias, int bias_type,
-                             int64_t row) {
+BT_INLINE void bt_finish(void *y, int y_type, int64_t index, float value, const void *bias, int bias_type,
+                         int64_t row) {
     bt_store(y, y_type, index, bias ? value + bt_load(bias, bias_type, row) : value);
 }
 

@@ -1,0 +1,13 @@
+from typing import TypedDict
+
+class Kernel(TypedDict):
+    op: str
+    device: str
+    dtypes: list[str]
+    variant: str
+    usable: bool
+
+def cpu_features() -> list[str]: ...
+def kernels() -> list[Kernel]: ...
+def force_kernel(op: str, name: str | None) -> None: ...
+def chosen_kernel(op: str, device: str, dtype: str) -> str | None: ...

@@ -1,0 +1,41 @@
+"""Ternary (1.58-bit) neural networks for PyTorch: train, export to packed 2-bit weights, run them bit for bit.
+
+>>> model = torch.nn.Sequential(bittorch.nn.TernaryLinear(784, 256), torch.nn.ReLU(), bittorch.nn.TernaryLinear(256, 10))
+>>> ...  # any training loop
+>>> packed = bittorch.export_for_inference(model)
+>>> assert torch.equal(model.eval()(x), packed(x))
+"""
+
+from bittorch import _extension
+from bittorch._version import __version__
+
+_extension.load()
+
+from bittorch import _C, nn, ops, quant, utils  # noqa: E402
+from bittorch.nn import TernaryLinear, TernaryLinearInference  # noqa: E402
+from bittorch.quant import TernaryQuantConfig, TernaryQuantizer, ternary_quantize, ternary_quantize_ste  # noqa: E402
+from bittorch.utils import (  # noqa: E402
+    export_for_inference,
+    export_linear_to_inference,
+    load_ternary_inference_checkpoint,
+    save_ternary_inference_checkpoint,
+)
+
+__all__ = [
+    "_C",
+    "TernaryLinear",
+    "TernaryLinearInference",
+    "TernaryQuantConfig",
+    "TernaryQuantizer",
+    "__version__",
+    "export_for_inference",
+    "export_linear_to_inference",
+    "load_ternary_inference_checkpoint",
+    "nn",
+    "ops",
+    "quant",
+    "save_ternary_inference_checkpoint",
+    "ternary_quantize",
+    "ternary_quantize_ste",
+    "utils",
+]

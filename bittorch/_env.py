@@ -1,0 +1,45 @@
+"""The BITTORCH_* variables of the environment; nothing else reads them, and C never does.
+
+BITTORCH_PACKED_KERNEL   auto (default), baseline, tiled or a variant such as avx2: the kernel of both packed products,
+                         for every call that does not name one itself. An op that lacks the variant stays automatic.
+BITTORCH_INFER_KERNEL    packed (default) or baseline: the same switch for TernaryLinearInference alone.
+
+Both are read once, at import. Precedence: an argument of the call, then _C.force_kernel(), then these.
+"""
+
+import os
+from types import ModuleType
+
+PACKED_KERNEL = "BITTORCH_PACKED_KERNEL"
+INFER_KERNEL = "BITTORCH_INFER_KERNEL"
+PRODUCTS = ("ternary_linear_packed", "ternary_linear_w2a8")
+INFER_KERNELS = {"packed": "auto", "baseline": "baseline"}
+
+
+def _one_of(variable: str, value: str, valid: list[str]) -> str:
+    if value not in valid:
+        raise ValueError(f"{variable} must be one of {', '.join(valid)}, got {value!r}")
+    return value
+
+
+def infer_kernel() -> str:
+    """The kernel argument that inference modules pass to their op."""
+    value = _one_of(INFER_KERNEL, os.environ.get(INFER_KERNEL, "packed"), list(INFER_KERNELS))
+    return INFER_KERNELS[value]
+
+
+def packed_kernel(extension: ModuleType) -> str:
+    """The value of BITTORCH_PACKED_KERNEL, checked against the kernels that this machine can run."""
+    rows = [row for row in extension.kernels() if row["op"] in PRODUCTS and row["usable"]]
+    valid = ["auto", "baseline", "tiled", *dict.fromkeys(row["variant"] for row in rows)]
+    return _one_of(PACKED_KERNEL, os.environ.get(PACKED_KERNEL, "auto"), valid)
+
+
+def apply(extension: ModuleType) -> None:
+    """Makes BITTORCH_PACKED_KERNEL the automatic choice of the products that have such a kernel."""
+    infer_kernel()
+    name = packed_kernel(extension)
+    for op in PRODUCTS:
+        names = {row["variant"] for row in extension.kernels() if row["op"] == op and row["usable"]}
+        if name in names or name in ("auto", "baseline", "tiled"):
+            extension.force_kernel(op, name)

@@ -1,0 +1,22 @@
+"""The ops of torch.ops.bittorch with their contracts; `reference` holds each of them in plain torch."""
+
+from bittorch.ops.act_quantize import act_quantize
+from bittorch.ops.ternary_check import check_packed, ternary_check
+from bittorch.ops.ternary_linear import ternary_linear
+from bittorch.ops.ternary_linear_packed import ternary_linear_packed
+from bittorch.ops.ternary_linear_w2a8 import ternary_linear_w2a8
+from bittorch.ops.ternary_pack import ternary_pack
+from bittorch.ops.ternary_quantize import ternary_quantize
+from bittorch.ops.ternary_unpack import ternary_unpack
+
+__all__ = [
+    "act_quantize",
+    "check_packed",
+    "ternary_check",
+    "ternary_linear",
+    "ternary_linear_packed",
+    "ternary_linear_w2a8",
+    "ternary_pack",
+    "ternary_quantize",
+    "ternary_unpack",
+]

@@ -1,0 +1,174 @@
+"""Each op in plain torch: short, slow, differentiable where the op is; what `backend="python"` runs and tests compare with.
+
+Products are summed in float64, so they are the exact answer to about 1e-15 before the last rounding.
+"""
+
+import torch
+from torch import Tensor
+
+EPS = 1e-5
+
+
+def _in_features(scale: Tensor, in_features: int) -> Tensor:
+    """The scale of every element, broadcastable to (out_features, in_features)."""
+    if scale.dim() == 1:
+        return scale[:, None]
+    return scale.repeat_interleave(in_features // scale.shape[1], dim=1)
+
+
+def ternary_pack(codes: Tensor) -> Tensor:
+    n, k = codes.shape
+    bits = torch.zeros(n, (k + 3) // 4 * 4, dtype=torch.uint8, device=codes.device)
+    bits[:, :k] = (codes == 1).to(torch.uint8) + 2 * (codes == -1).to(torch.uint8)
+    quads = bits.view(n, -1, 4)
+    return quads[..., 0] | quads[..., 1] << 2 | quads[..., 2] << 4 | quads[..., 3] << 6
+
+
+def _raw_codes(w_packed: Tensor) -> Tensor:
+    shifts = torch.arange(0, 8, 2, dtype=torch.uint8, device=w_packed.device)
+    return (w_packed[:, :, None] >> shifts & 3).flatten(1)
+
+
+def ternary_unpack(w_packed: Tensor, scale: Tensor | None, in_features: int, dtype: torch.dtype) -> Tensor:
+    raw = _raw_codes(w_packed)[:, :in_features].to(torch.int8)
+    codes = (raw & 1) - (raw >> 1)
+    return codes.to(dtype) if scale is None else (codes * _in_features(scale, in_features)).to(dtype)
+
+
+def ternary_check(w_packed: Tensor, in_features: int) -> Tensor:
+    raw = _raw_codes(w_packed)
+    columns = torch.arange(raw.shape[1], device=raw.device)
+    bad = (raw == 3) | ((columns >= in_features) & (raw != 0))
+    return torch.where(bad, columns, raw.shape[1]).amin(1).where(bad.any(1), -1)
+
+
+def _optimal_threshold(a: Tensor) -> Tensor:
+    """Below the smallest of the k largest that maximise (their sum)^2 / k, row by row."""
+    ordered = a.sort(dim=1, descending=True).values
+    count = torch.arange(1, a.shape[1] + 1, device=a.device)
+    gain = ordered.double().cumsum(1).square() / count
+    last_of_ties = torch.ones_like(gain, dtype=torch.bool)
+    last_of_ties[:, :-1] = ordered[:, 1:] != ordered[:, :-1]
+    best = torch.where(last_of_ties, gain, -1.0).argmax(1, keepdim=True)
+    return ordered.gather(1, best).nextafter(torch.zeros((), device=a.device))
+
+
+def _kept(a: Tensor, mean: Tensor, method: str, f: Tensor) -> Tensor:
+    if method == "max":
+        return a > f * a.amax(1, keepdim=True)
+    if method == "twn":
+        return a > f * mean
+    if method == "optimal":
+        return a > _optimal_threshold(a)
+    center = mean if method == "absmean" else a.median(dim=1, keepdim=True).values
+    return a * (1.0 / center.clamp(min=EPS)) > f
+
+
+def _quantize_rows(w: Tensor, method: str, scale_rule: str, threshold_factor: float) -> tuple[Tensor, Tensor]:
+    """Codes and scales of a matrix whose rows are the groups."""
+    a = w.abs()
+    mean = a.double().mean(1, keepdim=True).float()
+    kept = _kept(a, mean, method, torch.tensor(threshold_factor, dtype=torch.float32, device=w.device))
+    count = kept.sum(1, keepdim=True)
+    ls = (torch.where(kept, a.double(), 0.0).sum(1, keepdim=True) / count).float()
+    scale = {"ls": ls.where(count > 0, EPS), "mean": mean.clamp(min=EPS), "max": a.amax(1, keepdim=True)}[scale_rule]
+    zero, finite = (a == 0).all(1, keepdim=True), a.isfinite().all(1, keepdim=True)
+    scale = scale.where(~zero, EPS).where(finite, torch.nan)
+    return (w.sign() * kept).where(finite, 0.0).to(torch.int8), scale[:, 0]
+
+
+def ternary_quantize(
+    w: Tensor, method: str, scale_rule: str, threshold_factor: float, granularity: str, group_size: int = 0
+) -> tuple[Tensor, Tensor]:
+    n, k = w.shape
+    width = {"tensor": n * k, "channel": k, "group": group_size}[granularity]
+    shape = {"tensor": (1,), "channel": (n,), "group": (n, k // group_size if group_size else 0)}[granularity]
+    if w.numel() == 0:
+        return ternary_pack(w.to(torch.int8)), w.new_full(shape, EPS, dtype=torch.float32)
+    with torch.no_grad():
+        codes, scale = _quantize_rows(w.float().reshape(-1, width), method, scale_rule, threshold_factor)
+    scale = scale.view(shape)
+    return ternary_pack(codes.view(n, k)), scale[:, 0] if scale.dim() == 2 and scale.shape[1] == 1 else scale
+
+
+def act_quantize(x: Tensor) -> tuple[Tensor, Tensor]:
+    wide = x.float()
+    absmax = wide.abs().amax(-1, keepdim=True) if x.shape[-1] else wide.new_zeros((*x.shape[:-1], 1))
+    finite = absmax.isfinite()
+    absmax = absmax.clamp(min=EPS)
+    # A tensor, because torch turns 127.0 / t and, on CUDA, t / 127.0 into a product with a reciprocal, which rounds twice.
+    most = torch.full_like(absmax, 127.0)
+    q = (wide * (most / absmax)).round().clamp(-127, 127)
+    return q.where(finite, 0.0).to(torch.int8), (absmax / most).where(finite, torch.nan)
+
+
+def _add_bias(y: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return (y if bias is None else y + bias.float()).to(dtype)
+
+
+def ternary_linear_packed(
+    x: Tensor, w_packed: Tensor, scale: Tensor, bias: Tensor | None = None, kernel: str = "auto"
+) -> Tensor:
+    codes = ternary_unpack(w_packed, None, x.shape[-1], torch.float64)
+    y = torch.nn.functional.linear(x.double(), codes * _in_features(scale.double(), x.shape[-1]))
+    return _add_bias(y.float(), bias, x.dtype)
+
+
+def ternary_linear_w2a8(
+    x: Tensor,
+    w_packed: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    x_scale: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    kernel: str = "auto",
+) -> Tensor:
+    q, x_scale = (x, x_scale.reshape(*x.shape[:-1], 1)) if x_scale is not None else act_quantize(x)
+    codes = ternary_unpack(w_packed, None, x.shape[-1], torch.float64)
+    groups = scale.shape[1] if scale.dim() == 2 else 1
+    scales = scale if scale.dim() == 2 else scale[:, None]
+    y = torch.zeros(*x.shape[:-1], w_packed.shape[0], device=x.device)
+    for g, (part, rows) in enumerate(zip(q.double().chunk(groups, -1), codes.chunk(groups, 1), strict=True)):
+        y = y + torch.nn.functional.linear(part, rows).float() * (x_scale * scales[:, g])
+    return _add_bias(y, bias, out_dtype or x.dtype)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Takes a value and passes its gradient to the tensor that it was made from."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, source: Tensor, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return grad, None
+
+
+def straight_through(source: Tensor, value: Tensor) -> Tensor:
+    """``value`` in the forward pass; its gradient goes to ``source`` unchanged, once."""
+    return _StraightThrough.apply(source, value)
+
+
+def ternary_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    method: str,
+    scale_rule: str,
+    threshold_factor: float,
+    granularity: str,
+    group_size: int = 0,
+    activation_bits: int = 0,
+    kernel: str = "auto",
+) -> Tensor:
+    with torch.no_grad():
+        w_packed, scale = ternary_quantize(weight, method, scale_rule, threshold_factor, granularity, group_size)
+        quantized = ternary_unpack(w_packed, scale, weight.shape[1], x.dtype)
+    if activation_bits:
+        q, x_scale = act_quantize(x.detach())
+        x = straight_through(x, (q * x_scale).to(x.dtype))
+    w = straight_through(weight.to(x.dtype), quantized)
+    return torch.nn.functional.linear(x, w, None if bias is None else bias.to(x.dtype))

@@ -1,0 +1,49 @@
+"""The training product: quantise, then multiply by the packed codes."""
+
+import torch
+from torch import Tensor
+
+
+def ternary_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    method: str,
+    scale_rule: str,
+    threshold_factor: float,
+    granularity: str,
+    group_size: int = 0,
+    activation_bits: int = 0,
+    kernel: str = "auto",
+) -> Tensor:
+    """``y = x @ (codes * scale)^T + bias`` with ``codes, scale = ternary_quantize(weight)``.
+
+    The product is that of `ternary_linear_packed`, or of `ternary_linear_w2a8` with ``activation_bits=8``: an exported
+    layer gives the same bits. For the backward pass the packed codes are kept, not the dense quantised weight, and with
+    ``activation_bits=8`` the int8 activations.
+
+    The gradient is straight-through: ``grad_x = g @ (codes * scale)``, ``grad_weight = g^T @ Q(x)``.
+
+    Args:
+        x: ``(..., in_features)`` of the dtype of ``weight``; under autocast ``x`` alone is cast.
+        weight: ``(out_features, in_features)`` float32, float16 or bfloat16, the master weight.
+        bias: None or ``(out_features,)`` floating.
+        method, scale_rule, threshold_factor, granularity, group_size: as in `ternary_quantize`.
+        activation_bits: 0 for floating activations, 8 for int8.
+        kernel: as in `ternary_linear_packed`.
+
+    Returns:
+        ``(..., out_features)`` of the dtype of ``x``. Differentiable once; a second derivative raises RuntimeError.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as in the two ops, and for ``x`` and ``weight`` of different dtypes.
+
+    Source: Bengio et al. 2013 (straight-through estimator).
+    """
+    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise RuntimeError(
+            f"x and weight must have the same dtype, got {x.dtype} and {weight.dtype}; cast one, or use autocast"
+        )
+    return torch.ops.bittorch.ternary_linear(
+        x, weight, bias, method, scale_rule, threshold_factor, granularity, group_size, activation_bits, kernel
+    )

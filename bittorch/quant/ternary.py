@@ -1,0 +1,188 @@
+"""Ternary quantisation of weights: w is about code * scale with code in {-1, 0, +1}."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bittorch import ops
+from bittorch.ops import reference
+from bittorch.quant.base import QuantConfig, Quantizer, QuantType
+
+Method = Literal["max", "twn", "absmean", "absmedian", "optimal"]
+ScaleRule = Literal["ls", "mean", "max"]
+Granularity = Literal["tensor", "channel", "group"]
+
+
+class _Defaults(NamedTuple):
+    threshold_factor: float
+    scale: ScaleRule
+
+
+_METHODS: dict[str, _Defaults] = {
+    "max": _Defaults(0.05, "ls"),
+    "twn": _Defaults(0.75, "ls"),
+    "absmean": _Defaults(0.5, "mean"),
+    "absmedian": _Defaults(0.5, "ls"),
+    "optimal": _Defaults(0.0, "ls"),
+}
+_SCALES = ("ls", "mean", "max")
+_GRANULARITIES = ("tensor", "channel", "group")
+
+
+def _one_of(name: str, value: object, valid: tuple[object, ...]) -> None:
+    if value not in valid:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, valid))}, got {value!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TernaryQuantConfig(QuantConfig):
+    """How weights become ternary; `bittorch.ops.ternary_quantize` has the formulas.
+
+    Args:
+        threshold_factor: in [0, 1], of the method's measure; None is the method's own: max 0.05 (of the largest),
+            twn 0.75 (of the mean), absmean and absmedian 0.5 (round to nearest). ``optimal`` finds its threshold itself.
+        per_channel: False is ``granularity="tensor"``.
+        method: ``max``, ``twn``, ``absmean`` (the codes of BitNet b1.58), ``absmedian`` or ``optimal``.
+        scale: ``ls`` (least squares: the mean of the kept magnitudes), ``mean`` or ``max``; None is the method's own, ``ls``
+            but for absmean, whose is ``mean``. ``max`` reproduces libraries that scale by the largest weight, and ruins
+            the weights: see docs/ternary_format.md.
+        granularity: what shares a scale: ``tensor``, ``channel`` (the default) or ``group``.
+        group_size: columns of a group, a multiple of 4 that divides in_features; used with granularity ``group``.
+        activation_bits: None for floating activations, 8 for int8 with one scale a token (W1.58A8).
+
+    None is resolved at once: ``TernaryQuantConfig().threshold_factor == 0.05``.
+
+    Raises:
+        ValueError: an unknown name, a value out of range, or ``per_channel=False`` with another granularity than tensor.
+    """
+
+    quant_type: ClassVar[QuantType] = QuantType.TERNARY
+
+    threshold_factor: float | None = None
+    per_channel: bool = True
+    _: dataclasses.KW_ONLY
+    method: Method = "max"
+    scale: ScaleRule | None = None
+    granularity: Granularity | None = None
+    group_size: int = 128
+    activation_bits: int | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("method", self.method, tuple(_METHODS))
+        own = _METHODS[self.method]
+        threshold = own.threshold_factor if self.threshold_factor is None else float(self.threshold_factor)
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold_factor must be in [0, 1], got {self.threshold_factor!r}")
+        if self.method == "optimal" and threshold != own.threshold_factor:
+            raise ValueError(f"method 'optimal' finds its own threshold; leave out threshold_factor={threshold}")
+        scale = own.scale if self.scale is None else self.scale
+        _one_of("scale", scale, _SCALES)
+        granularity = self.granularity or ("channel" if self.per_channel else "tensor")
+        _one_of("granularity", granularity, _GRANULARITIES)
+        if not self.per_channel and granularity != "tensor":
+            raise ValueError(f"per_channel=False means granularity='tensor', but granularity={granularity!r} is asked for")
+        if self.group_size <= 0 or self.group_size % 4:
+            raise ValueError(f"group_size must be a positive multiple of 4, got {self.group_size}")
+        _one_of("activation_bits", self.activation_bits, (None, 8))
+        for name, value in (
+            ("threshold_factor", threshold),
+            ("per_channel", granularity != "tensor"),
+            ("scale", scale),
+            ("granularity", granularity),
+        ):
+            object.__setattr__(self, name, value)
+
+    def op_args(self) -> tuple[str, str, float, str, int]:
+        """The arguments that `bittorch.ops.ternary_quantize` and `ternary_linear` take after their tensors."""
+        assert self.scale is not None and self.threshold_factor is not None and self.granularity is not None
+        return self.method, self.scale, self.threshold_factor, self.granularity, self.group_size
+
+    def check_in_features(self, in_features: int) -> None:
+        """Raises ValueError when groups do not divide a row."""
+        if self.granularity == "group" and in_features % self.group_size:
+            raise ValueError(
+                f"group_size must divide in_features, got group_size={self.group_size} and in_features={in_features}"
+            )
+
+
+class TernaryQuantizer(Quantizer):
+    """Quantises weights by one configuration.
+
+    Weights have at least two dimensions; the first is out_features, the others together are in_features.
+    """
+
+    def __init__(self, config: TernaryQuantConfig | None = None) -> None:
+        self.config = config or TernaryQuantConfig()
+
+    def __repr__(self) -> str:
+        return f"TernaryQuantizer({self.config})"
+
+    def quantize_packed(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Packed codes ``(out_features, ceil(in_features / 4))`` uint8, and float32 scales.
+
+        Raises:
+            ValueError: fewer than two dimensions, NaN or Inf in ``w``, or groups that do not divide a row.
+        """
+        if w.dim() < 2:
+            raise ValueError(f"w must have at least two dimensions, (out_features, ...), got shape {tuple(w.shape)}")
+        rows = w.detach().flatten(1)
+        self.config.check_in_features(rows.shape[1])
+        w_packed, scale = ops.ternary_quantize(rows, *self.config.op_args())
+        if not bool(torch.isfinite(scale).all()):
+            bad = int((~torch.isfinite(rows)).sum())
+            row = int((~torch.isfinite(rows)).any(1).nonzero()[0])
+            raise ValueError(f"w must be finite, got {bad} NaN or Inf of {rows.numel()} values, the first in row {row}")
+        return w_packed, scale
+
+    def quantize(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """int8 codes of the shape of ``w``, and float32 scales; raises as `quantize_packed`."""
+        w_packed, scale = self.quantize_packed(w)
+        in_features = w[0].numel() if len(w) else w.flatten(1).shape[1]
+        return ops.ternary_unpack(w_packed, None, in_features, torch.int8).view(w.shape), scale
+
+    def dequantize(self, codes: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """``codes * scale`` in ``dtype``; codes of any shape that `quantize` gives."""
+        rows = codes.flatten(1)
+        return ops.ternary_unpack(ops.ternary_pack(rows), scale, rows.shape[1], dtype).view(codes.shape)
+
+    def quantize_ste(self, w: Tensor) -> Tensor:
+        """The dequantised weight in the dtype of ``w``, with the gradient of the identity."""
+        w_packed, scale = self.quantize_packed(w)
+        value = ops.ternary_unpack(w_packed, scale, w.detach().flatten(1).shape[1], w.dtype)
+        return reference.straight_through(w, value.view(w.shape))
+
+
+def ternary_quantize(
+    w: Tensor, threshold_factor: float | None = None, per_channel: bool = True, **config: Any
+) -> tuple[Tensor, Tensor]:
+    """Quantises a weight to ternary codes.
+
+    Args:
+        w: ``(out_features, ...)`` float32, float16 or bfloat16.
+        threshold_factor, per_channel, **config: the fields of `TernaryQuantConfig`.
+
+    Returns:
+        int8 codes in {-1, 0, +1} of the shape of ``w``, and the float32 scale, ``(1,)``, ``(out_features,)`` or
+        ``(out_features, in_features / group_size)``.
+
+    Raises:
+        ValueError: NaN or Inf in ``w``, a bad configuration, or groups that do not divide a row.
+    """
+    return TernaryQuantizer(TernaryQuantConfig(threshold_factor, per_channel, **config)).quantize(w)
+
+
+def ternary_quantize_ste(
+    w: Tensor, threshold_factor: float | None = None, per_channel: bool = True, **config: Any
+) -> Tensor:
+    """The dequantised weight ``code * scale`` in the dtype of ``w``; its gradient passes to ``w`` unchanged.
+
+    The value is the product itself, not ``w + (code * scale - w)``, which rounds differently. The gradient is the
+    identity on the dequantised weight; libraries that differentiate ``scale * ste(code)`` multiply it by the scale.
+
+    Args and Raises: as `ternary_quantize`. Source: Bengio et al. 2013 (straight-through estimator).
+    """
+    return TernaryQuantizer(TernaryQuantConfig(threshold_factor, per_channel, **config)).quantize_ste(w)

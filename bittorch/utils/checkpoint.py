@@ -1,0 +1,244 @@
+"""Packed models on disk: one safetensors file, never pickle.
+
+Keys are those of ``state_dict()``: ``<module>.weight_packed``, ``.scale``, ``.bias``, and every other tensor of the model. The
+metadata is ``{"format": "pt", "bittorch": json}`` with the version, the layout, the configuration of each packed layer, and
+the aliases of tensors that stand in several places and are stored once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from bittorch.nn import TernaryLinear, TernaryLinearInference
+
+FORMAT_VERSION = 1
+LAYOUT = "2bit-lsb-first-rows"
+
+
+def _layer_config(layer: TernaryLinearInference) -> dict[str, Any]:
+    return {
+        "in_features": layer.in_features,
+        "out_features": layer.out_features,
+        "bias": layer.bias is not None,
+        "groups": layer.groups,
+        "activation_bits": layer.activation_bits,
+    }
+
+
+def _split_aliases(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors to store, and for each name of a stored tensor's twin the name that it is stored under."""
+    stored: dict[str, Tensor] = {}
+    first_name: dict[tuple[Any, ...], str] = {}
+    aliases: dict[str, str] = {}
+    for name, tensor in state.items():
+        identity = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+        if tensor.numel() and identity in first_name:
+            aliases[name] = first_name[identity]
+        else:
+            first_name[identity] = name
+            # A copy, because safetensors refuses tensors that share storage in other ways.
+            stored[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+    return stored, aliases
+
+
+def save_ternary_inference_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Writes a packed model; a crash leaves either the old file or the new one.
+
+    Args:
+        model: what `bittorch.export_for_inference` returned.
+        path: the file, conventionally ``*.safetensors``.
+
+    Raises:
+        ValueError: the model has no packed layer, still holds a `TernaryLinear`, or is on the meta device.
+        OSError: the file cannot be written.
+    """
+    layers = {n: m for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, TernaryLinearInference)}
+    training = [name for name, module in model.named_modules() if isinstance(module, TernaryLinear)]
+    if not layers:
+        hint = "call export_for_inference(model) first" if training else "it has no ternary layers"
+        raise ValueError(f"the model holds no TernaryLinearInference; {hint}")
+    state = model.state_dict()
+    if on_meta := [name for name, tensor in state.items() if tensor.device.type == "meta"]:
+        raise ValueError(f"{on_meta[0]} is on the meta device and has no values to save")
+    stored, aliases = _split_aliases(state)
+    header = {
+        "version": FORMAT_VERSION,
+        "layout": LAYOUT,
+        "layers": {name: _layer_config(layer) for name, layer in layers.items()},
+        "aliases": aliases,
+    }
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    os.close(handle)
+    try:
+        save_file(stored, temporary, metadata={"format": "pt", "bittorch": json.dumps(header)})
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _umask() -> int:
+    """The process's mask, which mkstemp ignores and an ordinary file would have."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _read_header(metadata: dict[str, str] | None, path: Path) -> dict[str, Any]:
+    if not metadata or "bittorch" not in metadata:
+        raise ValueError(f"{path} is a safetensors file but not a bittorch checkpoint: it has no 'bittorch' metadata")
+    try:
+        header = json.loads(metadata["bittorch"])
+        version, layout = header["version"], header["layout"]
+        layers, aliases = dict(header["layers"]), dict(header["aliases"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} has damaged 'bittorch' metadata: {error!r}") from None
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format version {version!r}, this bittorch reads version {FORMAT_VERSION}; update bittorch"
+        )
+    if layout != LAYOUT:
+        raise ValueError(f"{path} has weight layout {layout!r}, this bittorch reads {LAYOUT!r}")
+    return {"layers": layers, "aliases": aliases}
+
+
+def _read(path: Path, device: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        with safe_open(path, framework="pt", device=device) as file:
+            header = _read_header(file.metadata(), path)
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from None
+    for name, target in header["aliases"].items():
+        if target not in state:
+            raise ValueError(f"{path} says that {name} is {target}, but holds no {target}")
+        state[name] = state[target]
+    return header, state
+
+
+def _build_layer(name: str, config: Any, state: dict[str, Tensor], path: Path) -> TernaryLinearInference:
+    """An empty layer of the recorded configuration, after checking that the stored tensors fit it."""
+    try:
+        layer = TernaryLinearInference(**config, device="meta")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} has a bad configuration for layer {name!r}: {error}") from None
+    expected = {key: value for key, value in layer.named_buffers()}
+    for key, buffer in expected.items():
+        full = f"{name}.{key}" if name else key
+        if full not in state:
+            raise ValueError(f"{path} describes layer {name!r} but holds no tensor {full!r}")
+        if state[full].shape != buffer.shape:
+            raise ValueError(
+                f"{path}: {full} must be {tuple(buffer.shape)} for in_features={layer.in_features}, "
+                f"out_features={layer.out_features}, got {tuple(state[full].shape)}"
+            )
+    return layer
+
+
+def _put(model: nn.Module, name: str, value: nn.Module | nn.Parameter) -> nn.Module:
+    """Sets a submodule or parameter; the root is replaced by returning the module."""
+    if not name:
+        assert isinstance(value, nn.Module)
+        return value
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, value)
+    return model
+
+
+def _check_fits(model: nn.Module, name: str, layer: TernaryLinearInference, path: Path) -> None:
+    try:
+        module = model.get_submodule(name)
+    except AttributeError:
+        raise ValueError(f"{path} has a packed layer {name!r}, which the model lacks") from None
+    sizes = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    if not isinstance(module, nn.Linear | TernaryLinearInference) or sizes != (layer.in_features, layer.out_features):
+        raise ValueError(
+            f"{path}: {name!r} is a linear layer {layer.in_features} -> {layer.out_features}, "
+            f"but the model has {type(module).__name__} {sizes[0]} -> {sizes[1]} there"
+        )
+
+
+def load_ternary_inference_checkpoint(
+    model: nn.Module, path: str | os.PathLike[str], device: torch.device | str = "cpu"
+) -> nn.Module:
+    """Fills a model from a file of `save_ternary_inference_checkpoint`.
+
+    Args:
+        model: a model of the same architecture, trained or not, packed or not, also on the meta device. Its
+            `torch.nn.Linear` and `TernaryLinear` layers that the file holds packed are replaced in place.
+        path: the file.
+        device: where the tensors go.
+
+    Returns:
+        The model, in eval mode; another object only where the model itself is a single linear layer.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a whole bittorch checkpoint, a newer version, a header that its tensors contradict, code 11, or
+            a model of another architecture. The model is changed only after the file has been checked.
+    """
+    path = Path(path)
+    header, state = _read(path, str(device))
+    layers: dict[str, TernaryLinearInference] = {}
+    shared: dict[str, TernaryLinearInference] = {}
+    for name, config in header["layers"].items():
+        key = f"{name}.weight_packed" if name else "weight_packed"
+        stored_as = header["aliases"].get(key, key)
+        layers[name] = shared.setdefault(stored_as, _build_layer(name, config, state, path))
+        _check_fits(model, name, layers[name], path)
+    for name, layer in layers.items():
+        prefix = f"{name}." if name else ""
+        own = {key: state[prefix + key] for key, _ in layer.named_buffers()}
+        try:
+            layer.load_state_dict(own, assign=True)
+        except RuntimeError as error:
+            raise ValueError(f"{path}: layer {name!r}: {error}") from None
+    _check_rest(model, layers, state, path)
+    for name, layer in layers.items():
+        model = _put(model, name, layer)
+    ties = _tied_parameters(model)
+    model.load_state_dict(state, assign=True)
+    for first, *others in ties:
+        for name in others:
+            _put(model, name, model.get_parameter(first))
+    return model.eval()
+
+
+def _tied_parameters(model: nn.Module) -> list[list[str]]:
+    """Names of the parameters that stand in several places as one object."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [group for group in names.values() if len(group) > 1]
+
+
+def _check_rest(
+    model: nn.Module, layers: dict[str, TernaryLinearInference], state: dict[str, Tensor], path: Path
+) -> None:
+    """Raises where the tensors outside the packed layers are not those of the model."""
+
+    def outside(names: dict[str, Any]) -> set[str]:
+        return {n for n in names if not any(n.startswith(f"{layer}." if layer else "") for layer in layers)}
+
+    wanted, given = outside(model.state_dict()), outside(state)
+    if wanted != given:
+        raise ValueError(
+            f"{path} does not fit the model: missing {sorted(wanted - given) or 'nothing'}, "
+            f"unexpected {sorted(given - wanted) or 'nothing'}"
+        )
+    for name, tensor in model.state_dict().items():
+        if name in wanted and tensor.shape != state[name].shape:
+            raise ValueError(f"{path}: {name} must be {tuple(tensor.shape)}, got {tuple(state[name].shape)}")

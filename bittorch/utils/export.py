@@ -1,0 +1,98 @@
+"""Trained ternary models to packed ones."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from bittorch.nn import TernaryLinear, TernaryLinearInference
+from bittorch.nn.ternary_linear import _gathered
+from bittorch.quant import TernaryQuantizer
+
+SkipPredicate = Callable[[str, nn.Module], bool]
+
+
+def _packed(linear: TernaryLinear, name: str) -> tuple[Tensor, Tensor]:
+    weight = _gathered(linear.weight)
+    if weight.device.type == "meta":
+        raise ValueError(f"{name} is on the meta device and has no weights to export; load them first")
+    try:
+        return TernaryQuantizer(linear.config).quantize_packed(weight)
+    except ValueError as error:
+        raise ValueError(f"cannot export {name}: {error}") from None
+
+
+def export_linear_to_inference(linear: TernaryLinear, name: str = "the layer") -> nn.Module:
+    """The packed form of one trained layer; ``linear`` is not touched.
+
+    The result gives, bit for bit, what ``linear.eval()`` gives with backend ``auto`` or ``cuda``.
+
+    Args:
+        linear: the trained layer, on any device.
+        name: what error messages call it.
+
+    Returns:
+        A `TernaryLinearInference` on the layer's device; for ``quantize=False`` a `torch.nn.Linear`.
+
+    Raises:
+        TypeError: ``linear`` is not a `TernaryLinear`.
+        ValueError: its weight holds NaN or Inf, or is on the meta device.
+    """
+    if not isinstance(linear, TernaryLinear):
+        raise TypeError(f"{name} must be a TernaryLinear, got {type(linear).__name__}")
+    if not linear.quantize:
+        return _plain_linear(linear)
+    w_packed, scale = _packed(linear, name)
+    layer = TernaryLinearInference(
+        linear.in_features,
+        linear.out_features,
+        linear.bias is not None,
+        activation_bits=linear.config.activation_bits,
+        device="meta",
+    )
+    layer.weight_packed, layer.scale = w_packed, scale
+    if linear.bias is not None:
+        layer.bias = _gathered(linear.bias).detach().clone()
+    return layer.train(linear.training)
+
+
+def _plain_linear(linear: TernaryLinear) -> nn.Linear:
+    plain = nn.Linear(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+    plain.weight = nn.Parameter(_gathered(linear.weight).detach().clone(), linear.weight.requires_grad)
+    if linear.bias is not None:
+        plain.bias = nn.Parameter(_gathered(linear.bias).detach().clone(), linear.bias.requires_grad)
+    return plain.train(linear.training)
+
+
+def export_for_inference(model: nn.Module, skip: SkipPredicate | None = None) -> nn.Module:
+    """A copy of the model in eval mode with every `TernaryLinear` packed; the model itself is not touched.
+
+    A module that appears in several places stays one module. Everything else is copied as it is.
+
+    Args:
+        model: the trained model, in any mode and on any device.
+        skip: ``skip(name, module)`` returns True for layers to leave as they are.
+
+    Returns:
+        The packed model: ``torch.equal(model.eval()(x), export_for_inference(model)(x))``.
+
+    Raises:
+        ValueError: a weight holds NaN or Inf, or is on the meta device; the message names the layer.
+
+    Warns:
+        UserWarning: the model has no ternary layer to pack.
+    """
+    twins: dict[int, nn.Module] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, TernaryLinear) and not (skip and skip(name, module)):
+            twins[id(module)] = export_linear_to_inference(module, name or "the model")
+    if not twins:
+        warnings.warn(
+            "the model has no TernaryLinear to export (or skip left out all of them); the result is a plain copy",
+            stacklevel=2,
+        )
+    # deepcopy's memo maps what it has met to its copy: seeded with the twins, it puts them wherever their originals stand.
+    return copy.deepcopy(model, dict(twins)).eval()

@@ -1,0 +1,142 @@
+#include "checks.h"
+
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <torch/version.h>
+
+#if defined(BT_WITH_CUDA)
+#include "../kernels/cuda_device.h"
+#if TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR < 11
+#include <c10/cuda/CUDAStream.h> // c10::Stream::native_handle() came with torch 2.11
+#endif
+#endif
+
+#include <sstream>
+
+namespace bittorch {
+
+int element_type(const at::Tensor &t, const char *name) {
+    switch (t.scalar_type()) {
+    case at::kFloat:
+        return BT_F32;
+    case at::kHalf:
+        return BT_F16;
+    case at::kBFloat16:
+        return BT_BF16;
+    case at::kChar:
+        return BT_I8;
+    default:
+        TORCH_CHECK_TYPE(false, name, " must be float32, float16, bfloat16 or int8, got ", t.scalar_type());
+    }
+}
+
+int float_type(const at::Tensor &t, const char *name) {
+    TORCH_CHECK_TYPE(t.scalar_type() != at::kChar, name, " must be float32, float16 or bfloat16, got int8");
+    return element_type(t, name);
+}
+
+int device_kind(const at::Tensor &t, const char *name) {
+    if (t.device().is_cpu())
+        return BT_CPU;
+    TORCH_CHECK(t.device().is_cuda(), name, " must be on a cpu or cuda device, got ", t.device());
+    return BT_GPU;
+}
+
+void check_same_device(const std::vector<std::pair<const char *, const at::Tensor *>> &tensors) {
+    const auto &[first_name, first] = tensors.front();
+    for (const auto &[name, tensor] : tensors)
+        TORCH_CHECK(!tensor->defined() || tensor->device() == first->device(), first_name, " is on ", first->device(),
+                    " but ", name, " is on ", tensor->device(), "; move one of them with .to()");
+}
+
+void check_packed(const at::Tensor &w_packed, int64_t in_features) {
+    TORCH_CHECK_TYPE(w_packed.scalar_type() == at::kByte, "w_packed must be uint8, got ", w_packed.scalar_type());
+    TORCH_CHECK_VALUE(in_features >= 0, "in_features must not be negative, got ", in_features);
+    const int64_t bytes = bt_div_up(in_features, 4);
+    TORCH_CHECK_VALUE(w_packed.dim() == 2 && w_packed.size(1) == bytes, "w_packed must be (out_features, ", bytes,
+                      ") uint8 for in_features=", in_features, ", got ", w_packed.sizes());
+}
+
+void check_bias(const std::optional<at::Tensor> &bias, int64_t out_features) {
+    if (!bias)
+        return;
+    float_type(*bias, "bias");
+    TORCH_CHECK_VALUE(bias->dim() == 1 && bias->size(0) == out_features, "bias must be (", out_features,
+                      ",) for out_features=", out_features, ", got ", bias->sizes());
+}
+
+ScaleLayout check_scale(const at::Tensor &scale, int64_t out_features, int64_t in_features) {
+    TORCH_CHECK_TYPE(scale.scalar_type() == at::kFloat, "scale must be float32, got ", scale.scalar_type());
+    if (scale.dim() == 1 && scale.size(0) == 1)
+        return {0, in_features};
+    if (scale.dim() == 1 && scale.size(0) == out_features)
+        return {1, in_features};
+    TORCH_CHECK_VALUE(scale.dim() == 2 && scale.size(0) == out_features && scale.size(1) > 0,
+                      "scale must be (1,), (out_features,) or (out_features, in_features / group_size) with "
+                      "out_features=",
+                      out_features, ", got ", scale.sizes());
+    const int64_t groups = scale.size(1);
+    if (groups == 1)
+        return {1, in_features};
+    TORCH_CHECK_VALUE(in_features % groups == 0 && in_features / groups % 4 == 0, "scale has ", groups,
+                      " groups a row, which do not cut in_features=", in_features, " into equal multiples of 4");
+    return {groups, in_features / groups};
+}
+
+at::Tensor as_rows(const at::Tensor &x, const char *name) {
+    TORCH_CHECK_VALUE(x.dim() >= 1, name, " must have at least one dimension, got a scalar");
+    const int64_t columns = x.size(-1);
+    int64_t rows = 1;
+    for (int64_t d = 0; d < x.dim() - 1; d++)
+        rows *= x.size(d);
+    at::Tensor flat = x.reshape({rows, columns});
+    return columns > 1 && flat.stride(1) != 1 ? flat.contiguous() : flat;
+}
+
+std::vector<int64_t> with_last(const at::Tensor &x, int64_t last) {
+    std::vector<int64_t> sizes = x.sizes().vec();
+    sizes.back() = last;
+    return sizes;
+}
+
+static std::string usable_variants(bt_op op, int device, int dtype) {
+    std::ostringstream list;
+    for (int i = 0; i < bt_kernel_count; i++) {
+        const bt_kernel &k = bt_kernels[i];
+        if (k.op == op && k.device == device && (k.dtypes & BT_SET(dtype)) && bt_kernel_usable(&k))
+            list << k.variant << ", ";
+    }
+    return list.str() + "baseline, tiled, auto";
+}
+
+const bt_kernel &find_kernel(bt_op op, int device, int dtype, const std::string &name) {
+    const bt_kernel *kernel = bt_kernel_find(op, device, dtype, name.c_str());
+    TORCH_CHECK_NOT_IMPLEMENTED(kernel || bt_kernel_find(op, device, dtype, "baseline"), bt_op_name(op), " has no ",
+                                device == BT_GPU ? "cuda" : "cpu",
+                                " kernel in this build; rebuild bittorch where nvcc is found (BITTORCH_CUDA=1), or "
+                                "move the tensors to the cpu");
+    TORCH_CHECK_VALUE(kernel, bt_op_name(op), " has no kernel '", name, "' here; one of ",
+                      usable_variants(op, device, dtype));
+    return *kernel;
+}
+
+void check_status(bt_status status, const bt_kernel &kernel) {
+    if (status == BT_OK)
+        return;
+#if defined(BT_WITH_CUDA)
+    TORCH_CHECK(false, "bt_", bt_op_name(kernel.op), "_", kernel.variant, " failed: ", bt_cuda_error_string(status));
+#else
+    TORCH_CHECK(false, "bt_", bt_op_name(kernel.op), "_", kernel.variant, " failed with status ", status);
+#endif
+}
+
+void *current_stream(c10::Device device) {
+    if (device.is_cpu())
+        return nullptr;
+#if defined(BT_WITH_CUDA) && TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR < 11
+    return c10::cuda::getCurrentCUDAStream(device.index()).stream();
+#else
+    return c10::impl::VirtualGuardImpl(device.type()).getStream(device).native_handle();
+#endif
+}
+
+} // namespace bittorch

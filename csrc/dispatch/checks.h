@@ -1,0 +1,51 @@
+// Checks, shapes and device plumbing that the ops share. Messages name the thing, both values and what to do.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/DeviceGuard.h>
+#include <c10/util/Exception.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "kernel_table.h"
+
+namespace bittorch {
+
+// BT_F32, BT_F16, BT_BF16 or BT_I8; `floats` refuses int8.
+int element_type(const at::Tensor &t, const char *name);
+int float_type(const at::Tensor &t, const char *name);
+
+int device_kind(const at::Tensor &t, const char *name);
+
+// All defined tensors on one device; names come in the same order.
+void check_same_device(const std::vector<std::pair<const char *, const at::Tensor *>> &tensors);
+
+// (out_features, ceil(in_features / 4)) uint8.
+void check_packed(const at::Tensor &w_packed, int64_t in_features);
+
+void check_bias(const std::optional<at::Tensor> &bias, int64_t out_features);
+
+// How a kernel finds the scale of row r, column c: scale[r * lds + c / group].
+struct ScaleLayout {
+    int64_t lds, group;
+};
+ScaleLayout check_scale(const at::Tensor &scale, int64_t out_features, int64_t in_features);
+
+// x as (rows, last dimension) with unit stride inside a row; a view when that is possible.
+at::Tensor as_rows(const at::Tensor &x, const char *name);
+
+// Sizes of x with the last one replaced.
+std::vector<int64_t> with_last(const at::Tensor &x, int64_t last);
+
+// The kernel that `name`, the forced choice or the machine asks for; raises with the list of what there is.
+const bt_kernel &find_kernel(bt_op op, int device, int dtype, const std::string &name);
+
+// Turns a kernel's status into an exception that names the kernel.
+void check_status(bt_status status, const bt_kernel &kernel);
+
+// cudaStream_t of the device's current stream; nullptr on the CPU.
+void *current_stream(c10::Device device);
+
+} // namespace bittorch

@@ -1,0 +1,45 @@
+// Every op of torch.ops.bittorch, one line each: the index of the library. Python adds the shapes (register_fake) in
+// bittorch/ops/.
+#include "ops.h"
+
+#include <torch/library.h>
+
+// m tokens, n = out_features, k = in_features. w_packed (n, ceil(k/4)) uint8; scale (1,), (n,) or (n, k/group_size)
+// float32; kernel "auto", "baseline", "tiled" or a variant's name.
+TORCH_LIBRARY(bittorch, m) {
+    m.def("ternary_pack(Tensor codes) -> Tensor");
+    m.def("ternary_unpack(Tensor w_packed, Tensor? scale, SymInt in_features, ScalarType dtype) -> Tensor");
+    m.def("ternary_check(Tensor w_packed, SymInt in_features) -> Tensor");
+    m.def("ternary_quantize(Tensor w, str method, str scale_rule, float threshold_factor, str granularity, "
+          "int group_size) -> (Tensor, Tensor)");
+    m.def("act_quantize(Tensor x) -> (Tensor, Tensor)");
+    m.def("ternary_linear_packed(Tensor x, Tensor w_packed, Tensor scale, Tensor? bias=None, str kernel='auto') -> "
+          "Tensor");
+    m.def("ternary_linear_w2a8(Tensor x, Tensor w_packed, Tensor scale, Tensor? bias=None, *, Tensor? x_scale=None, "
+          "ScalarType? out_dtype=None, str kernel='auto') -> Tensor");
+    m.def("ternary_linear(Tensor x, Tensor weight, Tensor? bias, str method, str scale_rule, float threshold_factor, "
+          "str granularity, int group_size, int activation_bits=0, str kernel='auto') -> Tensor");
+}
+
+namespace bittorch {
+
+// One function serves both devices: it asks the kernel table for the tensor's device.
+static void implement(torch::Library &m) {
+    m.impl("ternary_pack", &ternary_pack);
+    m.impl("ternary_unpack", &ternary_unpack);
+    m.impl("ternary_check", &ternary_check);
+    m.impl("ternary_quantize", &ternary_quantize);
+    m.impl("act_quantize", &act_quantize);
+    m.impl("ternary_linear_packed", &ternary_linear_packed);
+    m.impl("ternary_linear_w2a8", &ternary_linear_w2a8);
+}
+
+TORCH_LIBRARY_IMPL(bittorch, CPU, m) {
+    implement(m);
+}
+
+TORCH_LIBRARY_IMPL(bittorch, CUDA, m) {
+    implement(m);
+}
+
+} // namespace bittorch

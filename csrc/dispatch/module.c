@@ -1,0 +1,116 @@
+/* PyInit__C: the part of the extension that is not a torch op. CPython's limited API, so one binary serves 3.10 and
+ * later. */
+#include <Python.h>
+
+#include "cpu_features.h"
+#include "kernel_table.h"
+
+static const char *const type_names[] = {"float32", "float16", "bfloat16", "int8"};
+static const char *const device_names[] = {"cpu", "cuda"};
+
+/* Appends and gives up the reference; 0 on success. */
+static int append(PyObject *list, PyObject *item) {
+    const int failed = item == NULL || PyList_Append(list, item) < 0;
+    Py_XDECREF(item);
+    return failed ? -1 : 0;
+}
+
+static PyObject *cpu_features(PyObject *self, PyObject *unused) {
+    (void)self, (void)unused;
+    const uint32_t features = bt_cpu_features();
+    PyObject *list = PyList_New(0);
+    for (int bit = 0; list && bt_cpu_feature_name(bit); bit++)
+        if ((features >> bit & 1u) && append(list, PyUnicode_FromString(bt_cpu_feature_name(bit))) < 0)
+            Py_CLEAR(list);
+    return list;
+}
+
+static PyObject *type_list(unsigned dtypes) {
+    PyObject *list = PyList_New(0);
+    for (int type = 0; list && type < (int)(sizeof type_names / sizeof *type_names); type++)
+        if ((dtypes & BT_SET(type)) && append(list, PyUnicode_FromString(type_names[type])) < 0)
+            Py_CLEAR(list);
+    return list;
+}
+
+static PyObject *kernels(PyObject *self, PyObject *unused) {
+    (void)self, (void)unused;
+    PyObject *list = PyList_New(0);
+    for (int i = 0; list && i < bt_kernel_count; i++) {
+        const bt_kernel *k = &bt_kernels[i];
+        PyObject *row = Py_BuildValue("{s:s, s:s, s:N, s:s, s:O}", "op", bt_op_name(k->op), "device",
+                                      device_names[k->device], "dtypes", type_list(k->dtypes), "variant", k->variant,
+                                      "usable", bt_kernel_usable(k) ? Py_True : Py_False);
+        if (append(list, row) < 0)
+            Py_CLEAR(list);
+    }
+    return list;
+}
+
+/* The op of that name, or BT_OP_COUNT with an exception set. */
+static bt_op parse_op(const char *name) {
+    const bt_op op = bt_op_find(name);
+    if (op == BT_OP_COUNT)
+        PyErr_Format(PyExc_ValueError, "no op is called '%s'; _C.kernels() lists them", name);
+    return op;
+}
+
+static int parse_name(const char *name, const char *const *names, int count, const char *what) {
+    for (int i = 0; i < count; i++)
+        if (strcmp(names[i], name) == 0)
+            return i;
+    PyErr_Format(PyExc_ValueError, "no %s is called '%s'", what, name);
+    return -1;
+}
+
+static PyObject *force_kernel(PyObject *self, PyObject *args) {
+    (void)self;
+    const char *op_name = NULL, *name = NULL;
+    if (!PyArg_ParseTuple(args, "sz", &op_name, &name))
+        return NULL;
+    const bt_op op = parse_op(op_name);
+    if (op == BT_OP_COUNT)
+        return NULL;
+    if (!bt_kernel_force(op, name))
+        return PyErr_Format(PyExc_ValueError, "%s has no kernel '%s' that this machine can run", op_name, name);
+    Py_RETURN_NONE;
+}
+
+static PyObject *chosen_kernel(PyObject *self, PyObject *args) {
+    (void)self;
+    const char *op_name = NULL, *device_name = NULL, *type_name = NULL;
+    if (!PyArg_ParseTuple(args, "sss", &op_name, &device_name, &type_name))
+        return NULL;
+    const bt_op op = parse_op(op_name);
+    const int device = op == BT_OP_COUNT ? -1 : parse_name(device_name, device_names, 2, "device");
+    const int type = device < 0 ? -1 : parse_name(type_name, type_names, 4, "dtype");
+    if (type < 0)
+        return NULL;
+    const bt_kernel *kernel = bt_kernel_find(op, device, type, NULL);
+    return Py_BuildValue("z", kernel ? kernel->variant : NULL);
+}
+
+static PyMethodDef methods[] = {
+    {"cpu_features", cpu_features, METH_NOARGS, "Names of the instruction sets that this CPU and its OS offer."},
+    {"kernels", kernels, METH_NOARGS, "All kernels of this build, op by op, fastest first."},
+    {"force_kernel", force_kernel, METH_VARARGS, "force_kernel(op, name): make a variant the choice; None undoes it."},
+    {"chosen_kernel", chosen_kernel, METH_VARARGS,
+     "chosen_kernel(op, device, dtype): the variant 'auto' takes, or None."},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    "_C",
+    "Kernel table of bittorch; loading it registers torch.ops.bittorch.",
+    -1,
+    methods,
+    NULL,
+    NULL,
+    NULL,
+    NULL,
+};
+
+PyMODINIT_FUNC PyInit__C(void) {
+    return PyModule_Create(&definition);
+}

@@ -1,0 +1,32 @@
+// The device functions behind torch.ops.bittorch.*; schemas and contracts are in library.cpp.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+
+namespace bittorch {
+
+at::Tensor ternary_pack(const at::Tensor &codes);
+
+at::Tensor ternary_unpack(const at::Tensor &w_packed, const std::optional<at::Tensor> &scale, int64_t in_features,
+                          at::ScalarType dtype);
+
+at::Tensor ternary_check(const at::Tensor &w_packed, int64_t in_features);
+
+std::tuple<at::Tensor, at::Tensor> ternary_quantize(const at::Tensor &w, const std::string &method,
+                                                    const std::string &scale_rule, double threshold_factor,
+                                                    const std::string &granularity, int64_t group_size);
+
+std::tuple<at::Tensor, at::Tensor> act_quantize(const at::Tensor &x);
+
+at::Tensor ternary_linear_packed(const at::Tensor &x, const at::Tensor &w_packed, const at::Tensor &scale,
+                                 const std::optional<at::Tensor> &bias, const std::string &kernel);
+
+at::Tensor ternary_linear_w2a8(const at::Tensor &x, const at::Tensor &w_packed, const at::Tensor &scale,
+                               const std::optional<at::Tensor> &bias, const std::optional<at::Tensor> &x_scale,
+                               std::optional<at::ScalarType> out_dtype, const std::string &kernel);
+
+} // namespace bittorch

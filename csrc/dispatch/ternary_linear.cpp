@@ -1,0 +1,280 @@
+// Gradients and autocast. Each op here is an autograd node in C++ that calls the ops of library.cpp below autograd,
+// through the dispatcher, so that torch.compile sees them; codes and scales are saved, never the dense quantised
+// weight.
+//
+//   forward   y = x @ (codes * scale)^T + bias                   codes, scale = ternary_quantize(weight)
+//   backward  grad_x = g @ (codes * scale)     grad_bias = sum g     grad_weight = g^T @ Q(x)   (straight through the
+//   quantiser)
+#include "ops.h"
+
+#include <ATen/autocast_mode.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/mm.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/functions/basic_ops.h>
+#include <torch/library.h>
+
+namespace bittorch {
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+using OptionalTensor = std::optional<Tensor>;
+using OptionalDtype = std::optional<at::ScalarType>;
+
+template <typename Signature> auto find_op(const char *name) {
+    return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+Tensor call_packed(const Tensor &x, const Tensor &w_packed, const Tensor &scale, const OptionalTensor &bias,
+                   const std::string &kernel) {
+    static const auto op =
+        find_op<Tensor(const Tensor &, const Tensor &, const Tensor &, const OptionalTensor &, const std::string &)>(
+            "bittorch::ternary_linear_packed");
+    return op.call(x, w_packed, scale, bias, kernel);
+}
+
+Tensor call_w2a8(const Tensor &x, const Tensor &w_packed, const Tensor &scale, const OptionalTensor &bias,
+                 const OptionalTensor &x_scale, OptionalDtype out_dtype, const std::string &kernel) {
+    static const auto op =
+        find_op<Tensor(const Tensor &, const Tensor &, const Tensor &, const OptionalTensor &, const OptionalTensor &,
+                       OptionalDtype, const std::string &)>("bittorch::ternary_linear_w2a8");
+    return op.call(x, w_packed, scale, bias, x_scale, out_dtype, kernel);
+}
+
+Tensor call_unpack(const Tensor &w_packed, const Tensor &scale, const c10::SymInt &in_features, at::ScalarType dtype) {
+    static const auto op = find_op<Tensor(const Tensor &, const OptionalTensor &, c10::SymInt, at::ScalarType)>(
+        "bittorch::ternary_unpack");
+    return op.call(w_packed, scale, in_features, dtype);
+}
+
+std::tuple<Tensor, Tensor> call_act_quantize(const Tensor &x) {
+    static const auto op = find_op<std::tuple<Tensor, Tensor>(const Tensor &)>("bittorch::act_quantize");
+    return op.call(x);
+}
+
+struct QuantizeArgs {
+    std::string method, scale_rule;
+    double threshold_factor;
+    std::string granularity;
+    int64_t group_size;
+};
+
+std::tuple<Tensor, Tensor> call_quantize(const Tensor &w, const QuantizeArgs &a) {
+    static const auto op =
+        find_op<std::tuple<Tensor, Tensor>(const Tensor &, const std::string &, const std::string &, double,
+                                           const std::string &, int64_t)>("bittorch::ternary_quantize");
+    return op.call(w, a.method, a.scale_rule, a.threshold_factor, a.granularity, a.group_size);
+}
+
+bool wants_grad(const Tensor &t) {
+    return t.defined() && t.requires_grad();
+}
+
+Tensor token_rows(const Tensor &t) {
+    return t.reshape_symint({c10::multiply_integers(t.sym_sizes().slice(0, t.dim() - 1)), t.sym_size(-1)});
+}
+
+// A second derivative would silently miss the quantiser, so asking for one raises.
+variable_list once(variable_list grads) {
+    if (!at::GradMode::is_enabled())
+        return grads;
+    const auto error = std::make_shared<torch::autograd::DelayedError>(
+        "bittorch: the straight-through estimator has no second derivative; double backward is not supported",
+        static_cast<int64_t>(grads.size()));
+    return (*error)(std::move(grads));
+}
+
+// What every backward shares: through the decoded weight to x, and to the bias.
+struct LinearGrads {
+    Tensor x, bias;
+};
+
+LinearGrads linear_grads(const Tensor &g, const Tensor &w_packed, const Tensor &scale, const c10::SymInt &in_features,
+                         bool want_x, bool want_bias, OptionalDtype bias_dtype) {
+    LinearGrads grads;
+    if (want_x) {
+        const Tensor w = call_unpack(w_packed, scale, in_features, g.scalar_type());
+        std::vector<c10::SymInt> sizes = g.sym_sizes().vec();
+        sizes.back() = in_features;
+        grads.x = at::mm(token_rows(g), w).reshape_symint(sizes);
+    }
+    if (want_bias)
+        grads.bias = token_rows(g).sum(0).to(*bias_dtype);
+    return grads;
+}
+
+OptionalDtype dtype_of(const OptionalTensor &t) {
+    return t ? OptionalDtype(t->scalar_type()) : std::nullopt;
+}
+
+// Frozen codes: x and the bias get gradients. Serves ternary_linear_packed and, with int8 activations,
+// ternary_linear_w2a8.
+struct FrozenLinear : torch::autograd::Function<FrozenLinear> {
+    static Tensor forward(AutogradContext *ctx, const Tensor &x, const Tensor &w_packed, const Tensor &scale,
+                          const OptionalTensor &bias, bool int8, const OptionalTensor &x_scale, OptionalDtype out_dtype,
+                          const std::string &kernel) {
+        const at::AutoDispatchBelowADInplaceOrView below;
+        ctx->save_for_backward({w_packed, scale});
+        ctx->saved_data["in_features"] = x.sym_size(-1);
+        ctx->saved_data["bias_dtype"] = dtype_of(bias);
+        return int8 ? call_w2a8(x, w_packed, scale, bias, x_scale, out_dtype, kernel)
+                    : call_packed(x, w_packed, scale, bias, kernel);
+    }
+
+    static variable_list backward(AutogradContext *ctx, const variable_list &g) {
+        const variable_list saved = ctx->get_saved_variables();
+        const LinearGrads grads =
+            linear_grads(g[0], saved[0], saved[1], ctx->saved_data["in_features"].toSymInt(), ctx->needs_input_grad(0),
+                         ctx->needs_input_grad(3), ctx->saved_data["bias_dtype"].toOptional<at::ScalarType>());
+        return once({grads.x, {}, {}, grads.bias, {}, {}, {}, {}});
+    }
+};
+
+Tensor packed_autograd(const Tensor &x, const Tensor &w_packed, const Tensor &scale, const OptionalTensor &bias,
+                       const std::string &kernel) {
+    if (at::GradMode::is_enabled() && (wants_grad(x) || (bias && wants_grad(*bias))))
+        return FrozenLinear::apply(x, w_packed, scale, bias, false, std::nullopt, std::nullopt, kernel);
+    const at::AutoDispatchBelowADInplaceOrView below;
+    return call_packed(x, w_packed, scale, bias, kernel);
+}
+
+Tensor w2a8_autograd(const Tensor &x, const Tensor &w_packed, const Tensor &scale, const OptionalTensor &bias,
+                     const OptionalTensor &x_scale, OptionalDtype out_dtype, const std::string &kernel) {
+    if (at::GradMode::is_enabled() && (wants_grad(x) || (bias && wants_grad(*bias))))
+        return FrozenLinear::apply(x, w_packed, scale, bias, true, x_scale, out_dtype, kernel);
+    const at::AutoDispatchBelowADInplaceOrView below;
+    return call_w2a8(x, w_packed, scale, bias, x_scale, out_dtype, kernel);
+}
+
+struct TrainedLinear : torch::autograd::Function<TrainedLinear> {
+    static Tensor forward(AutogradContext *ctx, const Tensor &x, const Tensor &weight, const OptionalTensor &bias,
+                          const QuantizeArgs &args, bool int8, const std::string &kernel) {
+        const at::AutoDispatchBelowADInplaceOrView below;
+        const auto [w_packed, scale] = call_quantize(weight, args);
+        const bool keep_x = weight.requires_grad();
+        ctx->saved_data["bias_dtype"] = dtype_of(bias);
+        ctx->saved_data["weight_dtype"] = weight.scalar_type();
+        ctx->saved_data["in_features"] = weight.sym_size(1);
+        if (!int8) {
+            ctx->save_for_backward({w_packed, scale, keep_x ? x : Tensor()});
+            return call_packed(x, w_packed, scale, bias, kernel);
+        }
+        const auto [q, x_scale] = call_act_quantize(x);
+        ctx->save_for_backward({w_packed, scale, keep_x ? q : Tensor(), keep_x ? x_scale : Tensor()});
+        return call_w2a8(q, w_packed, scale, bias, x_scale, x.scalar_type(), kernel);
+    }
+
+    static variable_list backward(AutogradContext *ctx, const variable_list &grad_outputs) {
+        const variable_list saved = ctx->get_saved_variables();
+        const Tensor &g = grad_outputs[0];
+        const LinearGrads grads =
+            linear_grads(g, saved[0], saved[1], ctx->saved_data["in_features"].toSymInt(), ctx->needs_input_grad(0),
+                         ctx->needs_input_grad(2), ctx->saved_data["bias_dtype"].toOptional<at::ScalarType>());
+        Tensor grad_weight;
+        if (ctx->needs_input_grad(1)) {
+            const Tensor x = saved.size() == 3 ? saved[2] : (saved[2] * saved[3]).to(g.scalar_type());
+            grad_weight = at::mm(token_rows(g).t(), token_rows(x)).to(ctx->saved_data["weight_dtype"].toScalarType());
+        }
+        return once({grads.x, grad_weight, grads.bias, {}, {}, {}});
+    }
+};
+
+Tensor linear_forward(const Tensor &x, const Tensor &weight, const OptionalTensor &bias, const QuantizeArgs &args,
+                      bool int8, const std::string &kernel) {
+    const auto [w_packed, scale] = call_quantize(weight, args);
+    return int8 ? call_w2a8(x, w_packed, scale, bias, std::nullopt, std::nullopt, kernel)
+                : call_packed(x, w_packed, scale, bias, kernel);
+}
+
+bool parse_activation_bits(int64_t activation_bits) {
+    TORCH_CHECK_VALUE(activation_bits == 0 || activation_bits == 8,
+                      "activation_bits must be 8, or 0 for floating activations, got ", activation_bits);
+    return activation_bits == 8;
+}
+
+Tensor linear_autograd(const Tensor &x, const Tensor &weight, const OptionalTensor &bias, const std::string &method,
+                       const std::string &scale_rule, double threshold_factor, const std::string &granularity,
+                       int64_t group_size, int64_t activation_bits, const std::string &kernel) {
+    const QuantizeArgs args{method, scale_rule, threshold_factor, granularity, group_size};
+    const bool int8 = parse_activation_bits(activation_bits);
+    if (at::GradMode::is_enabled() && (wants_grad(x) || wants_grad(weight) || (bias && wants_grad(*bias))))
+        return TrainedLinear::apply(x, weight, bias, args, int8, kernel);
+    const at::AutoDispatchBelowADInplaceOrView below;
+    return linear_forward(x, weight, bias, args, int8, kernel);
+}
+
+Tensor linear_composite(const Tensor &x, const Tensor &weight, const OptionalTensor &bias, const std::string &method,
+                        const std::string &scale_rule, double threshold_factor, const std::string &granularity,
+                        int64_t group_size, int64_t activation_bits, const std::string &kernel) {
+    return linear_forward(x, weight, bias, {method, scale_rule, threshold_factor, granularity, group_size},
+                          parse_activation_bits(activation_bits), kernel);
+}
+
+// Autocast casts x alone: the master weight keeps its precision, codes and scales have no other, a bias is added in
+// fp32.
+template <c10::DeviceType device> struct Autocast {
+    static Tensor cast(const Tensor &x) {
+        return at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), x, device);
+    }
+
+    static c10::impl::ExcludeDispatchKeyGuard off() {
+        return c10::impl::ExcludeDispatchKeyGuard(at::autocast::get_autocast_dispatch_key_from_device_type(device));
+    }
+
+    static Tensor packed(const Tensor &x, const Tensor &w_packed, const Tensor &scale, const OptionalTensor &bias,
+                         const std::string &kernel) {
+        const auto guard = off();
+        return call_packed(cast(x), w_packed, scale, bias, kernel);
+    }
+
+    static Tensor w2a8(const Tensor &x, const Tensor &w_packed, const Tensor &scale, const OptionalTensor &bias,
+                       const OptionalTensor &x_scale, OptionalDtype out_dtype, const std::string &kernel) {
+        const auto guard = off();
+        return call_w2a8(cast(x), w_packed, scale, bias, x_scale, out_dtype, kernel);
+    }
+
+    static Tensor linear(const Tensor &x, const Tensor &weight, const OptionalTensor &bias, const std::string &method,
+                         const std::string &scale_rule, double threshold_factor, const std::string &granularity,
+                         int64_t group_size, int64_t activation_bits, const std::string &kernel) {
+        static const auto op =
+            find_op<Tensor(const Tensor &, const Tensor &, const OptionalTensor &, const std::string &,
+                           const std::string &, double, const std::string &, int64_t, int64_t, const std::string &)>(
+                "bittorch::ternary_linear");
+        const auto guard = off();
+        return op.call(cast(x), weight, bias, method, scale_rule, threshold_factor, granularity, group_size,
+                       activation_bits, kernel);
+    }
+
+    static void implement(torch::Library &m) {
+        m.impl("ternary_linear_packed", &packed);
+        m.impl("ternary_linear_w2a8", &w2a8);
+        m.impl("ternary_linear", &linear);
+    }
+};
+
+} // namespace
+
+TORCH_LIBRARY_IMPL(bittorch, CompositeExplicitAutograd, m) {
+    m.impl("ternary_linear", &linear_composite);
+}
+
+TORCH_LIBRARY_IMPL(bittorch, Autograd, m) {
+    m.impl("ternary_linear_packed", &packed_autograd);
+    m.impl("ternary_linear_w2a8", &w2a8_autograd);
+    m.impl("ternary_linear", &linear_autograd);
+    // Codes and scales are not differentiable.
+    for (const char *op : {"ternary_pack", "ternary_unpack", "ternary_check", "ternary_quantize", "act_quantize"})
+        m.impl(op, torch::CppFunction::makeFallthrough());
+}
+
+TORCH_LIBRARY_IMPL(bittorch, AutocastCPU, m) {
+    Autocast<c10::DeviceType::CPU>::implement(m);
+}
+
+TORCH_LIBRARY_IMPL(bittorch, AutocastCUDA, m) {
+    Autocast<c10::DeviceType::CUDA>::implement(m);
+}
+
+} // namespace bittorch

@@ -1,0 +1,62 @@
+#include "checks.h"
+#include "ops.h"
+#include "parallel.h"
+
+#include <ATen/ops/empty.h>
+
+namespace bittorch {
+
+// Tokens whose activations are prepared at once: bounds the scratch at 1024 rows whatever the batch.
+constexpr int64_t token_block = 1024;
+
+static void run_on_cpu(const bt_kernel &kernel, const bt_ternary_linear_packed &all, int64_t x_bytes, int64_t y_bytes) {
+    const auto run = reinterpret_cast<bt_ternary_linear_packed_fn *>(kernel.run);
+    bt_ternary_linear_packed p = all;
+    p.ldxp = bt_div_up(p.k, BT_FLOAT_BLOCK) * BT_FLOAT_BLOCK;
+    const at::Tensor scratch = at::empty({std::min(all.m, token_block), p.ldxp}, at::kFloat);
+    p.xp = scratch.mutable_data_ptr<float>();
+    for (int64_t first = 0; first < all.m; first += token_block) {
+        p.m = std::min(token_block, all.m - first);
+        p.x = static_cast<const char *>(all.x) + first * all.ldx * x_bytes;
+        p.y = static_cast<char *>(all.y) + first * all.ldy * y_bytes;
+        parallel_tiles(p.m, p.m * p.k,
+                       [&](int64_t begin, int64_t end) { bt_ternary_linear_packed_prepare(&p, begin, end); });
+        parallel_tiles(bt_tiles(p.m, p.n), p.m * p.n * p.k, [&](int64_t begin, int64_t end) { run(&p, begin, end); });
+    }
+}
+
+at::Tensor ternary_linear_packed(const at::Tensor &x, const at::Tensor &w_packed, const at::Tensor &scale,
+                                 const std::optional<at::Tensor> &bias, const std::string &kernel_name) {
+    bt_ternary_linear_packed p{};
+    p.x_type = p.y_type = float_type(x, "x");
+    const bt_kernel &kernel = find_kernel(BT_OP_ternary_linear_packed, device_kind(x, "x"), p.x_type, kernel_name);
+    check_same_device({{"x", &x}, {"w_packed", &w_packed}, {"scale", &scale}});
+    if (bias)
+        check_same_device({{"x", &x}, {"bias", &*bias}});
+    const at::Tensor rows = as_rows(x, "x");
+    p.m = rows.size(0), p.k = rows.size(1), p.n = w_packed.dim() == 2 ? w_packed.size(0) : 0;
+    check_packed(w_packed, p.k);
+    check_bias(bias, p.n);
+    const ScaleLayout layout = check_scale(scale, p.n, p.k);
+
+    const c10::DeviceGuard guard(x.device());
+    const at::Tensor w = as_rows(w_packed, "w_packed");
+    const at::Tensor scales = scale.contiguous();
+    const at::Tensor biases = bias ? bias->contiguous() : at::Tensor();
+    at::Tensor y = at::empty(with_last(x, p.n), x.options());
+    p.x = rows.const_data_ptr();
+    p.w = w.const_data_ptr<uint8_t>();
+    p.scale = scales.const_data_ptr<float>();
+    p.bias = bias ? biases.const_data_ptr() : nullptr;
+    p.bias_type = bias ? float_type(*bias, "bias") : BT_F32;
+    p.y = y.mutable_data_ptr();
+    p.ldx = rows.stride(0), p.ldw = w.stride(0), p.ldy = p.n, p.lds = layout.lds, p.group = layout.group;
+    p.stream = current_stream(x.device());
+    if (kernel.device == BT_GPU)
+        check_status(reinterpret_cast<bt_ternary_linear_packed_fn *>(kernel.run)(&p, 0, bt_tiles(p.m, p.n)), kernel);
+    else
+        run_on_cpu(kernel, p, x.element_size(), y.element_size());
+    return y;
+}
+
+} // namespace bittorch

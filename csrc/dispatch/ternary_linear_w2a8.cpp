@@ -1,0 +1,119 @@
+#include "checks.h"
+#include "ops.h"
+#include "parallel.h"
+
+#include <ATen/ops/empty.h>
+
+namespace bittorch {
+
+// Tokens that are quantised at once: bounds the scratch at 4096 rows whatever the batch.
+constexpr int64_t token_block = 4096;
+
+// The activations as the call gives them: floating, or int8 codes with one scale a token.
+struct Activations {
+    at::Tensor rows;
+    const float *scale; // nullptr for floating rows
+    int type;
+};
+
+static bt_act_quantize quantize_params(const Activations &x, int64_t first, int64_t count) {
+    bt_act_quantize a{};
+    a.x = static_cast<const char *>(x.rows.const_data_ptr()) + first * x.rows.stride(0) * x.rows.element_size();
+    a.x_type = x.type;
+    a.m = count, a.k = x.rows.size(1), a.ldx = x.rows.stride(0);
+    return a;
+}
+
+static void run_on_cpu(const bt_kernel &kernel, const bt_ternary_linear_w2a8 &all, const Activations &x) {
+    const bt_kernel &quantizer = find_kernel(BT_OP_act_quantize, BT_CPU, x.type, "auto");
+    const auto quantize = reinterpret_cast<bt_act_quantize_fn *>(quantizer.run);
+    const auto run = reinterpret_cast<bt_ternary_linear_w2a8_fn *>(kernel.run);
+    const int64_t y_bytes = all.y_type == BT_F32 ? 4 : 2;
+    const int64_t rows = std::min(all.m, token_block);
+    bt_ternary_linear_w2a8 p = all;
+    p.ldq = bt_div_up(p.k, BT_ACT_BLOCK) * BT_ACT_BLOCK;
+    const at::Tensor codes = at::empty({rows, p.ldq}, at::kChar);
+    const at::Tensor scales = at::empty({rows}, at::kFloat);
+    const at::Tensor sums = at::empty({rows}, at::kInt);
+    for (int64_t first = 0; first < all.m; first += token_block) {
+        p.m = std::min(token_block, all.m - first);
+        bt_act_quantize a = quantize_params(x, first, p.m);
+        a.order = BT_ORDER_PLANES, a.ldq = p.ldq;
+        a.q = static_cast<int8_t *>(codes.mutable_data_ptr());
+        a.scale = scales.mutable_data_ptr<float>(), a.sum = sums.mutable_data_ptr<int32_t>();
+        p.q = a.q, p.q_sum = a.sum, p.q_scale = x.scale ? x.scale + first : a.scale;
+        p.y = static_cast<char *>(all.y) + first * all.ldy * y_bytes;
+        parallel_tiles(p.m, p.m * p.k, [&](int64_t begin, int64_t end) { quantize(&a, begin, end); });
+        parallel_tiles(bt_tiles(p.m, p.n), p.m * p.n * p.k / 4,
+                       [&](int64_t begin, int64_t end) { run(&p, begin, end); });
+    }
+}
+
+static void run_on_gpu(const bt_kernel &kernel, bt_ternary_linear_w2a8 p, const Activations &x) {
+    const auto run = reinterpret_cast<bt_ternary_linear_w2a8_fn *>(kernel.run);
+    if (x.type == BT_I8) {
+        p.q = static_cast<const int8_t *>(x.rows.const_data_ptr()), p.ldq = x.rows.stride(0), p.q_scale = x.scale;
+        return check_status(run(&p, 0, bt_tiles(p.m, p.n)), kernel);
+    }
+    const bt_kernel &quantizer = find_kernel(BT_OP_act_quantize, BT_GPU, x.type, "auto");
+    const at::Tensor codes = at::empty(x.rows.sizes(), x.rows.options().dtype(at::kChar));
+    const at::Tensor scales = at::empty({p.m}, x.rows.options().dtype(at::kFloat));
+    bt_act_quantize a = quantize_params(x, 0, p.m);
+    a.order = BT_ORDER_NATURAL, a.ldq = p.ldq = p.k, a.stream = p.stream;
+    a.q = static_cast<int8_t *>(codes.mutable_data_ptr()), a.scale = scales.mutable_data_ptr<float>();
+    check_status(reinterpret_cast<bt_act_quantize_fn *>(quantizer.run)(&a, 0, p.m), quantizer);
+    p.q = a.q, p.q_scale = a.scale;
+    check_status(run(&p, 0, bt_tiles(p.m, p.n)), kernel);
+}
+
+static void check_x_scale(const at::Tensor &x, const std::optional<at::Tensor> &x_scale,
+                          std::optional<at::ScalarType> out_dtype, int64_t m) {
+    if (x.scalar_type() != at::kChar) {
+        TORCH_CHECK_VALUE(!x_scale, "x_scale goes with int8 x only, and x is ", x.scalar_type());
+        return;
+    }
+    TORCH_CHECK_VALUE(x_scale && out_dtype, "int8 x needs x_scale and out_dtype; act_quantize(x) gives the codes and "
+                                            "the scale");
+    TORCH_CHECK_TYPE(x_scale->scalar_type() == at::kFloat, "x_scale must be float32, got ", x_scale->scalar_type());
+    TORCH_CHECK_VALUE(x_scale->numel() == m, "x_scale must hold one scale a token, ", m, ", got ", x_scale->sizes());
+    check_same_device({{"x", &x}, {"x_scale", &*x_scale}});
+}
+
+at::Tensor ternary_linear_w2a8(const at::Tensor &x, const at::Tensor &w_packed, const at::Tensor &scale,
+                               const std::optional<at::Tensor> &bias, const std::optional<at::Tensor> &x_scale,
+                               std::optional<at::ScalarType> out_dtype, const std::string &kernel_name) {
+    const int x_type = element_type(x, "x");
+    const bt_kernel &kernel = find_kernel(BT_OP_ternary_linear_w2a8, device_kind(x, "x"), BT_I8, kernel_name);
+    check_same_device({{"x", &x}, {"w_packed", &w_packed}, {"scale", &scale}});
+    if (bias)
+        check_same_device({{"x", &x}, {"bias", &*bias}});
+    const c10::DeviceGuard guard(x.device());
+    const at::Tensor rows = as_rows(x, "x");
+    bt_ternary_linear_w2a8 p{};
+    p.m = rows.size(0), p.k = rows.size(1), p.n = w_packed.dim() == 2 ? w_packed.size(0) : 0;
+    check_packed(w_packed, p.k);
+    check_bias(bias, p.n);
+    check_x_scale(x, x_scale, out_dtype, p.m);
+    TORCH_CHECK_VALUE(p.k <= BT_W2A8_MAX_K, "in_features must be at most ", int64_t{BT_W2A8_MAX_K},
+                      " for int32 sums of int8 activations, got ", p.k);
+    const ScaleLayout layout = check_scale(scale, p.n, p.k);
+
+    const at::Tensor w = as_rows(w_packed, "w_packed");
+    const at::Tensor scales = scale.contiguous();
+    const at::Tensor biases = bias ? bias->contiguous() : at::Tensor();
+    const at::Tensor x_scales = x_scale ? x_scale->contiguous() : at::Tensor();
+    at::Tensor y = at::empty(with_last(x, p.n), x.options().dtype(out_dtype.value_or(x.scalar_type())));
+    p.w = w.const_data_ptr<uint8_t>();
+    p.scale = scales.const_data_ptr<float>();
+    p.bias = bias ? biases.const_data_ptr() : nullptr;
+    p.bias_type = bias ? float_type(*bias, "bias") : BT_F32;
+    p.y = y.mutable_data_ptr();
+    p.y_type = float_type(y, "out_dtype");
+    p.ldw = w.stride(0), p.ldy = p.n, p.lds = layout.lds, p.group = layout.group;
+    p.stream = current_stream(x.device());
+    const Activations activations{rows, x_scale ? x_scales.const_data_ptr<float>() : nullptr, x_type};
+    kernel.device == BT_GPU ? run_on_gpu(kernel, p, activations) : run_on_cpu(kernel, p, activations);
+    return y;
+}
+
+} // namespace bittorch

@@ -1,0 +1,41 @@
+#include "checks.h"
+#include "ops.h"
+#include "parallel.h"
+
+#include <ATen/ops/empty.h>
+
+namespace bittorch {
+
+// Raises when a row holds the code that pack writes for anything but -1, 0 and +1.
+static void refuse_illegal(const at::Tensor &codes, const at::Tensor &packed) {
+    const at::Tensor column = ternary_check(packed, codes.size(1)).cpu();
+    const int64_t *first = column.const_data_ptr<int64_t>();
+    for (int64_t r = 0; r < column.numel(); r++)
+        TORCH_CHECK_VALUE(first[r] < 0, "codes must be -1, 0 or +1, got ", codes[r][first[r]].item<int>(), " at row ",
+                          r, ", column ", first[r]);
+}
+
+at::Tensor ternary_pack(const at::Tensor &codes) {
+    TORCH_CHECK_TYPE(codes.scalar_type() == at::kChar, "codes must be int8, got ", codes.scalar_type());
+    TORCH_CHECK_VALUE(codes.dim() == 2, "codes must be (out_features, in_features), got ", codes.sizes());
+    const bt_kernel &kernel = find_kernel(BT_OP_ternary_pack, device_kind(codes, "codes"), BT_I8, "auto");
+    const c10::DeviceGuard guard(codes.device());
+    const int64_t n = codes.size(0), k = codes.size(1);
+    const at::Tensor rows = as_rows(codes, "codes");
+    at::Tensor packed = at::empty({n, bt_div_up(k, 4)}, codes.options().dtype(at::kByte));
+
+    bt_ternary_pack p{};
+    p.codes = static_cast<const int8_t *>(rows.const_data_ptr());
+    p.packed = static_cast<uint8_t *>(packed.mutable_data_ptr());
+    p.n = n, p.k = k, p.ldc = rows.stride(0), p.ldw = packed.size(1);
+    p.stream = current_stream(codes.device());
+    const auto run = reinterpret_cast<bt_ternary_pack_fn *>(kernel.run);
+    if (kernel.device == BT_GPU)
+        check_status(run(&p, 0, n), kernel);
+    else
+        parallel_tiles(n, n * k, [&](int64_t begin, int64_t end) { run(&p, begin, end); });
+    refuse_illegal(codes, packed);
+    return packed;
+}
+
+} // namespace bittorch

@@ -1,0 +1,94 @@
+#include "checks.h"
+#include "ops.h"
+#include "parallel.h"
+
+#include <ATen/ops/empty.h>
+
+#include <array>
+#include <memory>
+
+namespace bittorch {
+
+// Position of a name in a list, which is the value of the C enumeration in the same order.
+template <size_t count>
+static int parse(const std::string &name, const std::array<const char *, count> &names, const char *what) {
+    std::string listed;
+    for (size_t i = 0; i < count; i++) {
+        if (name == names[i])
+            return static_cast<int>(i);
+        listed += std::string(i ? ", " : "") + names[i];
+    }
+    TORCH_CHECK_VALUE(false, what, " must be one of ", listed, ", got '", name, "'");
+}
+
+constexpr std::array<const char *, 5> methods{"max", "twn", "absmean", "absmedian", "optimal"};
+constexpr std::array<const char *, 3> scale_rules{"ls", "mean", "max"};
+constexpr std::array<const char *, 3> granularities{"tensor", "channel", "group"};
+
+static std::vector<int64_t> scale_shape(const bt_ternary_quantize &p) {
+    if (p.lds == 0)
+        return {1};
+    return p.group == p.k ? std::vector<int64_t>{p.n} : std::vector<int64_t>{p.n, p.lds};
+}
+
+static void set_granularity(bt_ternary_quantize &p, const std::string &granularity, int64_t group_size) {
+    p.group = p.k;
+    p.lds = parse(granularity, granularities, "granularity") == 0 ? 0 : 1;
+    if (granularity != "group")
+        return;
+    TORCH_CHECK_VALUE(group_size > 0 && group_size % 4 == 0, "group_size must be a positive multiple of 4, got ",
+                      group_size);
+    TORCH_CHECK_VALUE(p.k % group_size == 0, "group_size must divide in_features, got group_size=", group_size,
+                      " and in_features=", p.k);
+    p.group = group_size;
+    p.lds = p.k / group_size;
+}
+
+static void run_on_cpu(const bt_kernel &kernel, const bt_ternary_quantize &params) {
+    const auto run = reinterpret_cast<bt_ternary_quantize_fn *>(kernel.run);
+    const size_t bytes = bt_ternary_quantize_workspace(&params);
+    parallel_tiles(bt_ternary_quantize_tiles(&params), params.n * params.k, [&](int64_t begin, int64_t end) {
+        const std::unique_ptr<char[]> workspace(new char[bytes]);
+        bt_ternary_quantize p = params;
+        p.workspace = workspace.get();
+        run(&p, begin, end);
+    });
+}
+
+std::tuple<at::Tensor, at::Tensor> ternary_quantize(const at::Tensor &w, const std::string &method,
+                                                    const std::string &scale_rule, double threshold_factor,
+                                                    const std::string &granularity, int64_t group_size) {
+    TORCH_CHECK_VALUE(w.dim() == 2, "w must be (out_features, in_features), got ", w.sizes());
+    TORCH_CHECK_VALUE(threshold_factor >= 0 && threshold_factor <= 1, "threshold_factor must be in [0, 1], got ",
+                      threshold_factor);
+    bt_ternary_quantize p{};
+    p.w_type = float_type(w, "w");
+    p.method = parse(method, methods, "method");
+    p.rule = parse(scale_rule, scale_rules, "scale");
+    p.threshold_factor = static_cast<float>(threshold_factor);
+    p.n = w.size(0), p.k = w.size(1);
+    set_granularity(p, granularity, group_size);
+    const bt_kernel &kernel = find_kernel(BT_OP_ternary_quantize, device_kind(w, "w"), p.w_type, "auto");
+
+    const c10::DeviceGuard guard(w.device());
+    const at::Tensor rows = as_rows(w, "w");
+    at::Tensor packed = at::empty({p.n, bt_div_up(p.k, 4)}, w.options().dtype(at::kByte));
+    at::Tensor scale = at::empty(scale_shape(p), w.options().dtype(at::kFloat));
+    p.w = rows.const_data_ptr();
+    p.packed = packed.mutable_data_ptr<uint8_t>();
+    p.scale = scale.mutable_data_ptr<float>();
+    p.ldx = rows.stride(0), p.ldw = packed.size(1);
+    p.stream = current_stream(w.device());
+    if (kernel.device == BT_CPU) {
+        run_on_cpu(kernel, p);
+    } else {
+        const auto bytes = static_cast<int64_t>(bt_ternary_quantize_workspace(&p));
+        const at::Tensor workspace = at::empty({bytes}, w.options().dtype(at::kByte));
+        p.workspace = workspace.mutable_data_ptr();
+        const auto run = reinterpret_cast<bt_ternary_quantize_fn *>(kernel.run);
+        check_status(run(&p, 0, bt_ternary_quantize_tiles(&p)), kernel);
+    }
+    return {packed, scale};
+}
+
+} // namespace bittorch

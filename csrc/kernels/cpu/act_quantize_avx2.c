@@ -1,0 +1,117 @@
+/* act_quantize in steps of 32 columns; see the header for the formula and the orders.
+ *
+ * The last step of a row works on a copy padded with zeros, whose codes are 0 and do not count in the sum. |x * 127 /
+ * m| is below 127.5, so the conversion to int32 rounds as rint does and cannot overflow. */
+#include "../act_quantize.h"
+#include "x86.h"
+
+#include <math.h>
+
+enum { STEP = 32, LANES = 8, VECTORS = STEP / LANES };
+
+BT_ALWAYS_INLINE __m256 load8(const void *x, int type, int64_t index) {
+    if (type == BT_F32)
+        return _mm256_loadu_ps((const float *)x + index);
+    const __m128i half = _mm_loadu_si128((const __m128i *)((const uint16_t *)x + index));
+    return type == BT_F16 ? _mm256_cvtph_ps(half)
+                          : _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+
+BT_ALWAYS_INLINE __m256i magnitude(__m256 v) {
+    return _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(0x7fffffff));
+}
+
+BT_ALWAYS_INLINE __m256i encode(__m256 v, __m256 inverse) {
+    const __m256i code = _mm256_cvtps_epi32(_mm256_mul_ps(v, inverse));
+    return _mm256_min_epi32(_mm256_max_epi32(code, _mm256_set1_epi32(-127)), _mm256_set1_epi32(127));
+}
+
+/* 32 codes as bytes in natural order: packing works inside 128-bit halves, the permutation undoes that. */
+BT_ALWAYS_INLINE __m256i to_bytes(const __m256i code[VECTORS]) {
+    const __m256i words = _mm256_packs_epi32(code[0], code[1]), more = _mm256_packs_epi32(code[2], code[3]);
+    return _mm256_permutevar8x32_epi32(_mm256_packs_epi16(words, more), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+/* Eight codes of plane 0, then of planes 1, 2 and 3. */
+BT_ALWAYS_INLINE __m256i to_planes(__m256i bytes) {
+    const __m256i gather =
+        _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    return _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(bytes, gather), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+BT_ALWAYS_INLINE void store_planes(int8_t *q, int64_t k, __m256i bytes) {
+    int64_t plane[4];
+    _mm256_storeu_si256((__m256i *)plane, to_planes(bytes));
+    for (int i = 0; i < 4; i++)
+        memcpy(q + bt_plane_index(k + i), &plane[i], sizeof plane[i]);
+}
+
+BT_ALWAYS_INLINE void store_natural(int8_t *q, int64_t left, __m256i bytes) {
+    int8_t step[STEP];
+    _mm256_storeu_si256((__m256i *)(left < STEP ? step : q), bytes);
+    if (left < STEP)
+        memcpy(q, step, (size_t)left);
+}
+
+static uint32_t absmax_bits(const bt_act_quantize *p, const char *x, size_t size) {
+    uint32_t copy[STEP], lane[LANES], most = 0;
+    __m256i found = _mm256_setzero_si256();
+    for (int64_t k = 0; k < p->k; k += STEP) {
+        const void *from = bt_padded(x + k * (int64_t)size, size, p->k - k, STEP, copy);
+        for (int i = 0; i < VECTORS; i++)
+            found = _mm256_max_epu32(found, magnitude(load8(from, p->x_type, LANES * i)));
+    }
+    _mm256_storeu_si256((__m256i *)lane, found);
+    for (int i = 0; i < LANES; i++)
+        most = lane[i] > most ? lane[i] : most;
+    return most;
+}
+
+static int32_t encode_row(const bt_act_quantize *p, const char *x, size_t size, float inverse, int8_t *q) {
+    uint32_t copy[STEP];
+    int32_t lane[LANES], total = 0;
+    __m256i sum = _mm256_setzero_si256();
+    for (int64_t k = 0; k < p->k; k += STEP) {
+        const void *from = bt_padded(x + k * (int64_t)size, size, p->k - k, STEP, copy);
+        __m256i code[VECTORS];
+        for (int i = 0; i < VECTORS; i++) {
+            code[i] = encode(load8(from, p->x_type, LANES * i), _mm256_set1_ps(inverse));
+            sum = _mm256_add_epi32(sum, code[i]);
+        }
+        if (p->order == BT_ORDER_PLANES)
+            store_planes(q, k, to_bytes(code));
+        else
+            store_natural(q + k, p->k - k, to_bytes(code));
+    }
+    _mm256_storeu_si256((__m256i *)lane, sum);
+    for (int i = 0; i < LANES; i++)
+        total += lane[i];
+    return total;
+}
+
+static int32_t quantize_row(const bt_act_quantize *p, int64_t row, int8_t *q) {
+    const size_t size = p->x_type == BT_F32 ? sizeof(float) : sizeof(uint16_t);
+    const char *x = (const char *)p->x + row * p->ldx * (int64_t)size;
+    const int64_t padded = p->order == BT_ORDER_PLANES ? bt_div_up(p->k, BT_ACT_BLOCK) * BT_ACT_BLOCK : p->k;
+    const uint32_t bits = absmax_bits(p, x, size);
+    if (bits >= 0x7f800000u) {
+        p->scale[row] = NAN;
+        memset(q, 0, (size_t)padded);
+        return 0;
+    }
+    const float absmax = fmaxf(bt_bits_float(bits), 1e-5f);
+    if (padded != p->k)
+        memset(q + padded - BT_ACT_BLOCK, 0, BT_ACT_BLOCK);
+    p->scale[row] = absmax / 127.0f;
+    return encode_row(p, x, size, 127.0f / absmax, q);
+}
+
+bt_status bt_act_quantize_avx2(const bt_act_quantize *p, int64_t row_begin, int64_t row_end) {
+    BT_ASSERT(p->x_type != BT_I8 && (p->order == BT_ORDER_NATURAL || p->ldq % BT_ACT_BLOCK == 0));
+    for (int64_t row = row_begin; row < row_end; row++) {
+        const int32_t sum = quantize_row(p, row, p->q + row * p->ldq);
+        if (p->sum)
+            p->sum[row] = sum;
+    }
+    return BT_OK;
+}

@@ -1,0 +1,139 @@
+/* act_quantize in steps of 64 columns; see the header for the formula and the orders.
+ *
+ * The last step of a row works on a copy padded with zeros, whose codes are 0 and do not count in the sum. |x * 127 /
+ * m| is below 127.5, so the conversion to int32 rounds as rint does and cannot overflow. */
+#include "../act_quantize.h"
+#include "x86.h"
+
+#include <math.h>
+
+enum { STEP = 64, LANES = 16, VECTORS = STEP / LANES };
+
+#if defined(BT_SIMDE)
+BT_ALWAYS_INLINE __m512 widen_f16(__m256i half) {
+    const __m256 low = _mm256_cvtph_ps(_mm256_castsi256_si128(half));
+    const __m256 high = _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1));
+    return _mm512_castsi512_ps(bt_join(_mm256_castps_si256(low), _mm256_castps_si256(high)));
+}
+BT_ALWAYS_INLINE __m512i widen_u16(__m256i half) {
+    return bt_join(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(half)),
+                   _mm256_cvtepu16_epi32(_mm256_extracti128_si256(half, 1)));
+}
+BT_ALWAYS_INLINE __m512i to_int(__m512 v) {
+    const __m512i bits = _mm512_castps_si512(v);
+    return bt_join(_mm256_cvtps_epi32(_mm256_castsi256_ps(bt_low(bits))),
+                   _mm256_cvtps_epi32(_mm256_castsi256_ps(bt_high(bits))));
+}
+#else
+BT_ALWAYS_INLINE __m512 widen_f16(__m256i half) {
+    return _mm512_cvtph_ps(half);
+}
+BT_ALWAYS_INLINE __m512i widen_u16(__m256i half) {
+    return _mm512_cvtepu16_epi32(half);
+}
+BT_ALWAYS_INLINE __m512i to_int(__m512 v) {
+    return _mm512_cvtps_epi32(v);
+}
+#endif
+
+BT_ALWAYS_INLINE __m512 load16(const void *x, int type, int64_t index) {
+    if (type == BT_F32)
+        return _mm512_loadu_ps((const float *)x + index);
+    const __m256i half = _mm256_loadu_si256((const __m256i *)((const uint16_t *)x + index));
+    return type == BT_F16 ? widen_f16(half) : _mm512_castsi512_ps(_mm512_slli_epi32(widen_u16(half), 16));
+}
+
+BT_ALWAYS_INLINE __m512i magnitude(__m512 v) {
+    return _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0x7fffffff));
+}
+
+BT_ALWAYS_INLINE __m512i encode(__m512 v, __m512 inverse) {
+    const __m512i code = to_int(_mm512_mul_ps(v, inverse));
+    return _mm512_min_epi32(_mm512_max_epi32(code, _mm512_set1_epi32(-127)), _mm512_set1_epi32(127));
+}
+
+BT_ALWAYS_INLINE void store_planes(int8_t *q, int64_t k, const __m128i bytes[VECTORS]) {
+    const __m128i gather = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    __m128 plane[4];
+    BT_UNROLL
+    for (int i = 0; i < VECTORS; i++)
+        plane[i] = _mm_castsi128_ps(_mm_shuffle_epi8(bytes[i], gather));
+    _MM_TRANSPOSE4_PS(plane[0], plane[1], plane[2], plane[3]);
+    BT_UNROLL
+    for (int i = 0; i < 4; i++)
+        _mm_storeu_si128((__m128i *)(q + bt_plane_index(k + i)), _mm_castps_si128(plane[i]));
+}
+
+BT_ALWAYS_INLINE void store_natural(int8_t *q, int64_t left, const __m128i bytes[VECTORS]) {
+    int8_t step[STEP];
+    int8_t *const to = left < STEP ? step : q;
+    BT_UNROLL
+    for (int i = 0; i < VECTORS; i++)
+        _mm_storeu_si128((__m128i *)(to + LANES * i), bytes[i]);
+    if (left < STEP)
+        memcpy(q, step, (size_t)left);
+}
+
+static uint32_t absmax_bits(const bt_act_quantize *p, const char *x, size_t size) {
+    uint32_t copy[STEP], lane[LANES], most = 0;
+    __m512i found = _mm512_setzero_si512();
+    for (int64_t k = 0; k < p->k; k += STEP) {
+        const void *from = bt_padded(x + k * (int64_t)size, size, p->k - k, STEP, copy);
+        for (int i = 0; i < VECTORS; i++)
+            found = _mm512_max_epu32(found, magnitude(load16(from, p->x_type, LANES * i)));
+    }
+    _mm512_storeu_si512(lane, found);
+    for (int i = 0; i < LANES; i++)
+        most = lane[i] > most ? lane[i] : most;
+    return most;
+}
+
+static int32_t encode_row(const bt_act_quantize *p, const char *x, size_t size, float inverse, int8_t *q) {
+    uint32_t copy[STEP];
+    int32_t lane[LANES], total = 0;
+    __m512i sum = _mm512_setzero_si512();
+    for (int64_t k = 0; k < p->k; k += STEP) {
+        const void *from = bt_padded(x + k * (int64_t)size, size, p->k - k, STEP, copy);
+        __m128i bytes[VECTORS];
+        for (int i = 0; i < VECTORS; i++) {
+            const __m512i code = encode(load16(from, p->x_type, LANES * i), _mm512_set1_ps(inverse));
+            bytes[i] = _mm512_cvtsepi32_epi8(code);
+            sum = _mm512_add_epi32(sum, code);
+        }
+        if (p->order == BT_ORDER_PLANES)
+            store_planes(q, k, bytes);
+        else
+            store_natural(q + k, p->k - k, bytes);
+    }
+    _mm512_storeu_si512(lane, sum);
+    for (int i = 0; i < LANES; i++)
+        total += lane[i];
+    return total;
+}
+
+static int32_t quantize_row(const bt_act_quantize *p, int64_t row, int8_t *q) {
+    const size_t size = p->x_type == BT_F32 ? sizeof(float) : sizeof(uint16_t);
+    const char *x = (const char *)p->x + row * p->ldx * (int64_t)size;
+    const int64_t padded = p->order == BT_ORDER_PLANES ? bt_div_up(p->k, BT_ACT_BLOCK) * BT_ACT_BLOCK : p->k;
+    const uint32_t bits = absmax_bits(p, x, size);
+    if (bits >= 0x7f800000u) {
+        p->scale[row] = NAN;
+        memset(q, 0, (size_t)padded);
+        return 0;
+    }
+    const float absmax = fmaxf(bt_bits_float(bits), 1e-5f);
+    if (padded != p->k)
+        memset(q + padded - BT_ACT_BLOCK, 0, BT_ACT_BLOCK);
+    p->scale[row] = absmax / 127.0f;
+    return encode_row(p, x, size, 127.0f / absmax, q);
+}
+
+bt_status bt_act_quantize_avx512(const bt_act_quantize *p, int64_t row_begin, int64_t row_end) {
+    BT_ASSERT(p->x_type != BT_I8 && (p->order == BT_ORDER_NATURAL || p->ldq % BT_ACT_BLOCK == 0));
+    for (int64_t row = row_begin; row < row_end; row++) {
+        const int32_t sum = quantize_row(p, row, p->q + row * p->ldq);
+        if (p->sum)
+            p->sum[row] = sum;
+    }
+    return BT_OK;
+}

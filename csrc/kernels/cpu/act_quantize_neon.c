@@ -1,0 +1,127 @@
+/* act_quantize by NEON, 64 columns at a time; formula and orders in the header.
+ *
+ *   columns 0..15, 16..31, 32..47, 48..63      natural: 64 bytes      planes: 16 bytes to each of the four planes
+ *
+ * fcvtns rounds half to even and the narrowing saturates at 127: only -128 is left to clamp. A row's last columns go
+ * through a zeroed buffer: zeros change neither the absmax nor the sum. */
+#include "../act_quantize.h"
+#include "neon.h"
+
+#include <math.h>
+
+enum { STEP = 64 };
+
+BT_NEON_INLINE float32x4_t load4(const void *x, int type, int64_t at) {
+    if (type == BT_F32)
+        return vld1q_f32((const float *)x + at);
+    const uint16x4_t half = vld1_u16((const uint16_t *)x + at);
+    if (type == BT_BF16)
+        return vreinterpretq_f32_u32(vshll_n_u16(half, 16));
+    return vcvt_f32_f16(vreinterpret_f16_u16(half));
+}
+
+/* The columns from c on, of which STEP can be read: in place, or through the buffer. */
+BT_NEON_INLINE const void *step_at(const void *x, int type, int64_t c, int64_t k, void *buffer) {
+    const size_t size = type == BT_F32 ? sizeof(float) : sizeof(uint16_t);
+    const char *at = (const char *)x + (size_t)c * size;
+    if (c + STEP <= k)
+        return at;
+    memset(buffer, 0, STEP * size);
+    memcpy(buffer, at, (size_t)(k - c) * size);
+    return buffer;
+}
+
+/* The largest |x| by the order of its bits. */
+BT_NEON_INLINE uint32_t absmax_bits(const void *x, int type, int64_t k) {
+    float buffer[STEP];
+    uint32x4_t most[4] = {vdupq_n_u32(0), vdupq_n_u32(0), vdupq_n_u32(0), vdupq_n_u32(0)};
+    for (int64_t c = 0; c < k; c += STEP) {
+        const void *at = step_at(x, type, c, k, buffer);
+#pragma GCC unroll 16
+        for (int j = 0; j < STEP / 4; j++) {
+            const uint32x4_t bits = vreinterpretq_u32_f32(load4(at, type, 4 * j));
+            most[j % 4] = vmaxq_u32(most[j % 4], vbicq_u32(bits, vdupq_n_u32(0x80000000u)));
+        }
+    }
+    return vmaxvq_u32(vmaxq_u32(vmaxq_u32(most[0], most[1]), vmaxq_u32(most[2], most[3])));
+}
+
+BT_NEON_INLINE int8x16_t quantize16(const void *x, int type, int64_t at, float inverse) {
+    int32x4_t code[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++)
+        code[j] = vcvtnq_s32_f32(vmulq_n_f32(load4(x, type, at + 4 * j), inverse));
+    const int16x8_t low = vcombine_s16(vqmovn_s32(code[0]), vqmovn_s32(code[1]));
+    const int16x8_t high = vcombine_s16(vqmovn_s32(code[2]), vqmovn_s32(code[3]));
+    return vmaxq_s8(vcombine_s8(vqmovn_s16(low), vqmovn_s16(high)), vdupq_n_s8(-127));
+}
+
+/* q at plane 0 of the 64 columns. */
+BT_NEON_INLINE void store_planes(int8_t *q, const int8x16_t *code) {
+    const int8x16_t even0 = vuzp1q_s8(code[0], code[1]), even1 = vuzp1q_s8(code[2], code[3]);
+    const int8x16_t odd0 = vuzp2q_s8(code[0], code[1]), odd1 = vuzp2q_s8(code[2], code[3]);
+    vst1q_s8(q, vuzp1q_s8(even0, even1));
+    vst1q_s8(q + 64, vuzp1q_s8(odd0, odd1));
+    vst1q_s8(q + 128, vuzp2q_s8(even0, even1));
+    vst1q_s8(q + 192, vuzp2q_s8(odd0, odd1));
+}
+
+BT_NEON_INLINE void store_natural(int8_t *q, const int8x16_t *code, int64_t count) {
+    int8_t buffer[STEP];
+    int8_t *to = count < STEP ? buffer : q;
+    for (int j = 0; j < 4; j++)
+        vst1q_s8(to + 16 * j, code[j]);
+    if (count < STEP)
+        memcpy(q, buffer, (size_t)count);
+}
+
+BT_NEON_INLINE int32_t quantize(const void *x, int type, int64_t k, float inverse, int8_t *q, int order) {
+    float buffer[STEP];
+    int32x4_t sum = vdupq_n_s32(0);
+    for (int64_t c = 0; c < k; c += STEP) {
+        const void *at = step_at(x, type, c, k, buffer);
+        int8x16_t code[4];
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) {
+            code[j] = quantize16(at, type, 16 * j, inverse);
+            sum = vpadalq_s16(sum, vpaddlq_s8(code[j]));
+        }
+        if (order == BT_ORDER_PLANES)
+            store_planes(q + c / BT_ACT_BLOCK * BT_ACT_BLOCK + c % BT_ACT_BLOCK / 4, code);
+        else
+            store_natural(q + c, code, k - c);
+    }
+    return vaddvq_s32(sum);
+}
+
+BT_NEON_INLINE int32_t quantize_row(const bt_act_quantize *p, int64_t row, int type) {
+    const size_t size = type == BT_F32 ? sizeof(float) : sizeof(uint16_t);
+    const void *x = (const char *)p->x + (size_t)(row * p->ldx) * size;
+    const int64_t whole = p->k / BT_ACT_BLOCK * BT_ACT_BLOCK;
+    int8_t *q = p->q + row * p->ldq;
+    const uint32_t bits = absmax_bits(x, type, p->k);
+    if (p->order == BT_ORDER_PLANES && whole < p->k)
+        memset(q + whole, 0, BT_ACT_BLOCK);
+    if (bits >= 0x7f800000u) {
+        p->scale[row] = NAN;
+        memset(q, 0, (size_t)(p->order == BT_ORDER_PLANES ? whole : p->k));
+        return 0;
+    }
+    const float absmax = fmaxf(bt_bits_float(bits), 1e-5f);
+    p->scale[row] = absmax / 127.0f;
+    if (p->order == BT_ORDER_PLANES)
+        return quantize(x, type, p->k, 127.0f / absmax, q, BT_ORDER_PLANES);
+    return quantize(x, type, p->k, 127.0f / absmax, q, BT_ORDER_NATURAL);
+}
+
+bt_status bt_act_quantize_neon(const bt_act_quantize *p, int64_t row_begin, int64_t row_end) {
+    BT_ASSERT(p->order == BT_ORDER_NATURAL || p->ldq % BT_ACT_BLOCK == 0);
+    for (int64_t row = row_begin; row < row_end; row++) {
+        const int32_t sum = p->x_type == BT_F32   ? quantize_row(p, row, BT_F32)
+                            : p->x_type == BT_F16 ? quantize_row(p, row, BT_F16)
+                                                  : quantize_row(p, row, BT_BF16);
+        if (p->sum)
+            p->sum[row] = sum;
+    }
+    return BT_OK;
+}

@@ -1,0 +1,92 @@
+/* Vocabulary that the NEON kernels share, and the walk over the tiles of a product in int8.
+ *
+ *   quarter: 16 packed bytes, 64 columns. Byte j holds columns 4j .. 4j + 3; in planes they meet 16 bytes of q each, at
+ *            256 (c / 256) + 64 plane + 16 (c / 64 % 4)      for a quarter that begins at column c */
+#ifndef BT_CPU_NEON_H
+#define BT_CPU_NEON_H
+
+#include "../ternary_linear_w2a8.h"
+#include "half.h"
+
+#include <arm_neon.h>
+#include <string.h>
+
+#define BT_NEON_INLINE static inline __attribute__((always_inline))
+/* Keeps a hot loop in a function of its own, with all registers. */
+#define BT_NOINLINE __attribute__((noinline))
+
+enum { BT_QUARTER = 64, BT_QUARTER_BYTES = 16 };
+
+/* Four planes of {-1, 0, +1}, looked up by nibble: two codes select the trit of the lower or of the upper one. */
+BT_NEON_INLINE int8x16x4_t bt_neon_trits(uint8x16_t packed) {
+    const int8x16_t lower = {0, 1, -1, 0, 0, 1, -1, 0, 0, 1, -1, 0, 0, 1, -1, 0};
+    const int8x16_t upper = {0, 0, 0, 0, 1, 1, 1, 1, -1, -1, -1, -1, 0, 0, 0, 0};
+    const uint8x16_t low = vandq_u8(packed, vdupq_n_u8(15));
+    const uint8x16_t high = vshrq_n_u8(packed, 4);
+    const int8x16x4_t trits = {
+        {vqtbl1q_s8(lower, low), vqtbl1q_s8(upper, low), vqtbl1q_s8(lower, high), vqtbl1q_s8(upper, high)}};
+    return trits;
+}
+
+/* Where q in planes holds column c, a multiple of 64; and the same for the next quarter. */
+BT_NEON_INLINE int64_t bt_neon_plane_at(int64_t c) {
+    return c / 256 * 256 + c % 256 / 4;
+}
+
+BT_NEON_INLINE int64_t bt_neon_plane_next(int64_t at) {
+    return at + ((at & 48) == 48 ? 208 : 16);
+}
+
+/* Copies the last bytes of a row, those of columns [begin, end), into a zeroed buffer. */
+BT_NEON_INLINE const uint8_t *bt_neon_pad(uint8_t *buffer, size_t size, const uint8_t *row, int64_t begin,
+                                          int64_t end) {
+    memset(buffer, 0, size);
+    memcpy(buffer, row + begin / 4, (size_t)bt_div_up(end - begin, 4));
+    return buffer;
+}
+
+/* acc[4 * row + token] = the dot product of a row of w and a token of q over columns [begin, end), begin a multiple of
+ * 64; end is one too, or k. */
+typedef void bt_neon_dots(const uint8_t *const *w, const int8_t *const *q, int64_t begin, int64_t end, int32_t *acc);
+
+BT_NEON_INLINE void bt_neon_w2a8_block(const bt_ternary_linear_w2a8 *p, bt_tile t, int64_t i, int64_t r, int rows,
+                                       int tokens, bt_neon_dots *dots) {
+    const uint8_t *w[4];
+    const int8_t *q[4];
+    float sum[16] = {0};
+    for (int a = 0; a < rows; a++) /* past the last row: the last row again, not stored */
+        w[a] = p->w + (r + a < t.n1 ? r + a : t.n1 - 1) * p->ldw;
+    for (int b = 0; b < tokens; b++)
+        q[b] = p->q + (i + b) * p->ldq;
+    for (int64_t begin = 0, g = 0; begin < p->k; begin += p->group, g++) {
+        int32_t acc[16];
+        dots(w, q, begin, begin + p->group, acc);
+        for (int a = 0; a < rows && r + a < t.n1; a++)
+            for (int b = 0; b < tokens; b++)
+                sum[4 * a + b] += (float)acc[4 * a + b] * (p->q_scale[i + b] * p->scale[(r + a) * p->lds + g]);
+    }
+    for (int a = 0; a < rows && r + a < t.n1; a++)
+        for (int b = 0; b < tokens; b++)
+            bt_finish(p->y, p->y_type, (i + b) * p->ldy + r + a, sum[4 * a + b], p->bias, p->bias_type, r + a);
+}
+
+/* Four rows x one token for the tokens that are left, two rows x four tokens for the others. */
+BT_NEON_INLINE bt_status bt_neon_w2a8(const bt_ternary_linear_w2a8 *p, int64_t tile_begin, int64_t tile_end,
+                                      bt_neon_dots *dots_4x1, bt_neon_dots *dots_2x4) {
+    BT_ASSERT(p->ldq % 256 == 0 && p->k <= BT_W2A8_MAX_K);
+    if (p->group % BT_QUARTER != 0 && p->group < p->k)
+        return bt_ternary_linear_w2a8_scalar(p, tile_begin, tile_end);
+    for (int64_t index = tile_begin; index < tile_end; index++) {
+        const bt_tile t = bt_tile_at(p->m, p->n, index);
+        int64_t i = t.m0;
+        for (; i + 4 <= t.m1; i += 4)
+            for (int64_t r = t.n0; r < t.n1; r += 2)
+                bt_neon_w2a8_block(p, t, i, r, 2, 4, dots_2x4);
+        for (; i < t.m1; i++)
+            for (int64_t r = t.n0; r < t.n1; r += 4)
+                bt_neon_w2a8_block(p, t, i, r, 4, 1, dots_4x1);
+    }
+    return BT_OK;
+}
+
+#endif

@@ -1,0 +1,188 @@
+/* ternary_linear_w2a8, 4 rows x 1..4 tokens, vpmaddubsw on codes plus one.
+ *
+ *   sum (code + 1) q - sum q = sum code q
+ *
+ * 32 packed bytes are a step of 128 columns and meet the four planes at the same half of their block. Two tables of
+ * vpshufb turn the nibbles of a byte into code + 1 in {0, 1, 2}. A step adds at most 4 planes * 2 bytes * 2 * -128 =
+ * -2048 to an int16 lane (and at most 2032), so 16 steps reach -32768 at most and are then widened to int32. */
+#include "../act_quantize.h"
+#include "../ternary_linear_w2a8.h"
+#include "x86.h"
+
+enum { STEP = 128, STEP_BYTES = 32, STEPS_IN_INT16 = 16 };
+
+typedef int32_t lanes_t[BT_TOKENS][BT_ROWS][8];
+
+typedef struct pass_t {
+    __m256i acc[4][4]; /* rows x tokens */
+} pass_t;
+
+BT_ALWAYS_INLINE __m256i load(const void *p) {
+    return _mm256_loadu_si256((const __m256i *)p);
+}
+
+/* code + 1 of the four planes; the tables take a nibble, the even ones its low code, the odd ones its high code. */
+BT_ALWAYS_INLINE void decode(__m256i bytes, __m256i u[4]) {
+    const __m256i nibble = _mm256_set1_epi8(15);
+    const __m256i even = _mm256_broadcastsi128_si256(_mm_setr_epi8(1, 2, 0, 0, 1, 2, 0, 0, 1, 2, 0, 0, 1, 2, 0, 0));
+    const __m256i odd = _mm256_broadcastsi128_si256(_mm_setr_epi8(1, 1, 1, 1, 2, 2, 2, 2, 0, 0, 0, 0, 0, 0, 0, 0));
+    const __m256i low = _mm256_and_si256(bytes, nibble), high = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble);
+    u[0] = _mm256_shuffle_epi8(even, low);
+    u[1] = _mm256_shuffle_epi8(odd, low);
+    u[2] = _mm256_shuffle_epi8(even, high);
+    u[3] = _mm256_shuffle_epi8(odd, high);
+}
+
+/* int16 sums of one step: x points at the step's first plane. */
+BT_ALWAYS_INLINE __m256i dot_step(const __m256i u[4], const int8_t *x) {
+    const __m256i a = _mm256_maddubs_epi16(u[0], load(x)), b = _mm256_maddubs_epi16(u[1], load(x + 64));
+    const __m256i c = _mm256_maddubs_epi16(u[2], load(x + 128)), d = _mm256_maddubs_epi16(u[3], load(x + 192));
+    return _mm256_add_epi16(_mm256_add_epi16(a, b), _mm256_add_epi16(c, d));
+}
+
+BT_ALWAYS_INLINE __m256i widen(__m256i sum) {
+    return _mm256_madd_epi16(sum, _mm256_set1_epi16(1));
+}
+
+/* Offset of a step in a row of q. */
+BT_ALWAYS_INLINE int64_t step_at(int64_t step) {
+    return BT_BLOCK * (step >> 1) + STEP_BYTES * (step & 1);
+}
+
+BT_ALWAYS_INLINE void add_steps(pass_t *pass, const uint8_t *const *w, const int8_t *q, int64_t ldq, int64_t first,
+                                int64_t steps, const int rows, const int tokens) {
+    for (int64_t done = 0; done < steps;) {
+        const int64_t stop = steps - done < STEPS_IN_INT16 ? steps : done + STEPS_IN_INT16;
+        __m256i sum[4][4];
+        BT_UNROLL
+        for (int r = 0; r < rows; r++)
+            BT_UNROLL
+        for (int c = 0; c < tokens; c++)
+            sum[r][c] = _mm256_setzero_si256();
+        for (; done < stop; done++) {
+            const int8_t *x = q + step_at(first + done);
+            BT_UNROLL
+            for (int r = 0; r < rows; r++) {
+                __m256i u[4];
+                if (r % 2 == 0)
+                    bt_prefetch(w[0], (rows * done + r) * STEP_BYTES);
+                decode(load(w[r] + STEP_BYTES * done), u);
+                BT_UNROLL
+                for (int c = 0; c < tokens; c++)
+                    sum[r][c] = _mm256_add_epi16(sum[r][c], dot_step(u, x + c * ldq));
+            }
+        }
+        BT_UNROLL
+        for (int r = 0; r < rows; r++)
+            BT_UNROLL
+        for (int c = 0; c < tokens; c++)
+            pass->acc[r][c] = _mm256_add_epi32(pass->acc[r][c], widen(sum[r][c]));
+    }
+}
+
+/* The lanes of `steps` steps of w and, where tail differs from w, of one more. */
+BT_ALWAYS_INLINE void run_pass(lanes_t lanes, const uint8_t *const *w, const uint8_t *const *tail, const int8_t *q,
+                               int64_t ldq, int64_t first, int64_t steps, int row, const int rows, const int tokens) {
+    pass_t pass;
+    BT_UNROLL
+    for (int r = 0; r < rows; r++)
+        BT_UNROLL
+    for (int c = 0; c < tokens; c++)
+        pass.acc[r][c] = _mm256_setzero_si256();
+    add_steps(&pass, w + row, q, ldq, first, steps, rows, tokens);
+    if (tail[0] != w[0])
+        add_steps(&pass, tail + row, q, ldq, first + steps, 1, rows, tokens);
+    BT_UNROLL
+    for (int r = 0; r < rows; r++)
+        BT_UNROLL
+    for (int c = 0; c < tokens; c++)
+        _mm256_storeu_si256((__m256i *)lanes[c][row + r], pass.acc[r][c]);
+}
+
+/* The lanes of columns [begin, end), where begin is a multiple of 128; of code + 1. */
+BT_ALWAYS_INLINE void sum_span(lanes_t lanes, const bt_rows *rows, const int8_t *q, int64_t ldq, int64_t begin,
+                               int64_t end, const int tokens) {
+    const int64_t steps = (end - begin) / STEP, rest = bt_div_up((end - begin) % STEP, 4);
+    uint8_t copy[BT_ROWS][STEP_BYTES];
+    const uint8_t *w[BT_ROWS], *tail[BT_ROWS];
+    for (int r = 0; r < BT_ROWS; r++) {
+        w[r] = rows->w[r] + begin / 4;
+        tail[r] = rest ? copy[r] : w[r];
+    }
+    if (rest)
+        bt_copy_tail(copy[0], STEP_BYTES, w, steps * STEP_BYTES, rest);
+    if (tokens == 1)
+        run_pass(lanes, w, tail, q, ldq, begin / STEP, steps, 0, 4, 1);
+    else
+        for (int row = 0; row < BT_ROWS; row += 2)
+            run_pass(lanes, w, tail, q, ldq, begin / STEP, steps, row, 2, tokens);
+}
+
+/* Takes sum q from every lane of a token; needed where the sums of single groups are not known. */
+BT_ALWAYS_INLINE void remove_bias(lanes_t lanes, const int8_t *q, int64_t begin, int64_t end, int token) {
+    const __m256i one[4] = {_mm256_set1_epi8(1), _mm256_set1_epi8(1), _mm256_set1_epi8(1), _mm256_set1_epi8(1)};
+    __m256i bias = _mm256_setzero_si256();
+    for (int64_t step = begin / STEP; step < bt_div_up(end, STEP); step++)
+        bias = _mm256_add_epi32(bias, widen(dot_step(one, q + step_at(step))));
+    for (int r = 0; r < BT_ROWS; r++) {
+        __m256i *lane = (__m256i *)lanes[token][r];
+        _mm256_storeu_si256(lane, _mm256_sub_epi32(_mm256_loadu_si256(lane), bias));
+    }
+}
+
+BT_ALWAYS_INLINE __m128 to_scaled_float(__m128i dot, float q_scale, __m128 scale) {
+    return _mm_mul_ps(_mm_cvtepi32_ps(dot), _mm_mul_ps(_mm_set1_ps(q_scale), scale));
+}
+
+BT_ALWAYS_INLINE void run_rows(const bt_ternary_linear_w2a8 *p, const bt_rows *rows, int64_t token, const int tokens) {
+    const int8_t *q = p->q + token * p->ldq;
+    const int64_t span = bt_span(p->k, p->group, STEP);
+    const int quarters = span == p->group ? 2 : 1, whole = p->group == p->k;
+    __m128 sum[BT_TOKENS] = {_mm_setzero_ps(), _mm_setzero_ps(), _mm_setzero_ps(), _mm_setzero_ps()};
+    int64_t g = 0;
+    for (int64_t begin = 0; begin < p->k; begin += span) {
+        const int64_t end = begin + span < p->k ? begin + span : p->k;
+        lanes_t lanes;
+        sum_span(lanes, rows, q, p->ldq, begin, end, tokens);
+        if (!whole)
+            for (int c = 0; c < tokens; c++)
+                remove_bias(lanes, q + c * p->ldq, begin, end, c);
+        for (int64_t at = begin, lane = 0; at < end; at += p->group, lane += 4 * quarters, g++)
+            for (int c = 0; c < tokens; c++) {
+                const __m128i bias = _mm_set1_epi32(whole ? p->q_sum[token + c] : 0);
+                const __m128i dot = _mm_sub_epi32(bt_sums(&lanes[c][0][lane], 8, quarters), bias);
+                sum[c] = _mm_add_ps(sum[c], to_scaled_float(dot, p->q_scale[token + c], bt_scales(rows, g)));
+            }
+    }
+    for (int c = 0; c < tokens; c++)
+        bt_finish4(p->y, p->y_type, (token + c) * p->ldy + rows->first, sum[c], p->bias, p->bias_type, rows);
+}
+
+static void run_tile(const bt_ternary_linear_w2a8 *p, bt_tile t) {
+    for (int64_t token = t.m0; token < t.m1; token += BT_TOKENS)
+        for (int64_t row = t.n0; row < t.n1; row += BT_ROWS) {
+            const bt_rows rows = bt_rows_at(p->w, p->ldw, p->scale, p->lds, row, t.n1);
+            switch (t.m1 - token) {
+            case 1:
+                run_rows(p, &rows, token, 1);
+                break;
+            case 2:
+                run_rows(p, &rows, token, 2);
+                break;
+            case 3:
+                run_rows(p, &rows, token, 3);
+                break;
+            default:
+                run_rows(p, &rows, token, 4);
+            }
+        }
+}
+
+bt_status bt_ternary_linear_w2a8_avx2(const bt_ternary_linear_w2a8 *p, int64_t tile_begin, int64_t tile_end) {
+    BT_ASSERT(p->ldq % BT_ACT_BLOCK == 0 && p->k <= BT_W2A8_MAX_K);
+    if (!bt_group_fits(p->k, p->group))
+        return bt_ternary_linear_w2a8_scalar(p, tile_begin, tile_end);
+    for (int64_t index = tile_begin; index < tile_end; index++)
+        run_tile(p, bt_tile_at(p->m, p->n, index));
+    return BT_OK;
+}

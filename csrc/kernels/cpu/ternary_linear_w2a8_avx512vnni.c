@@ -1,0 +1,214 @@
+/* ternary_linear_w2a8, 4 rows x 1..4 tokens, vpdpbusd on codes plus two.
+ *
+ *   sum (code + 2) q - 2 sum q = sum code q        code + 2: low bit lo | hi, high bit not hi
+ *
+ * 64 packed bytes meet the four 64-byte planes of a block: plane p holds the activations of bits 2p+1..2p of every
+ * byte. Several tokens shift the codes down to bits 1..0; one token leaves them in place and sums each plane, times
+ * 4^p, apart. A lane of one plane is at most k / 64 * 192 * 128, inside int32 for k <= BT_W2A8_MAX_K. */
+#include "../act_quantize.h"
+#include "../ternary_linear_w2a8.h"
+#include "x86.h"
+
+typedef struct tile_t {
+    __m512i acc[BT_ROWS][BT_TOKENS]; /* one token: [row][plane] */
+} tile_t;
+
+/* acc + the four products u8 * s8 of each lane. As an instruction, because gcc 12 copies the accumulators around the
+ * intrinsic. */
+#if defined(BT_SIMDE)
+BT_ALWAYS_INLINE __m256i dot_half(__m256i u, __m256i q) {
+    const __m256i even = _mm256_and_si256(u, _mm256_set1_epi16(255)), odd = _mm256_srli_epi16(u, 8);
+    const __m256i even_q = _mm256_srai_epi16(_mm256_slli_epi16(q, 8), 8), odd_q = _mm256_srai_epi16(q, 8);
+    return _mm256_add_epi32(_mm256_madd_epi16(even, even_q), _mm256_madd_epi16(odd, odd_q));
+}
+BT_ALWAYS_INLINE __m512i dot_u8_i8(__m512i acc, __m512i u, __m512i q) {
+    return _mm512_add_epi32(acc, bt_join(dot_half(bt_low(u), bt_low(q)), dot_half(bt_high(u), bt_high(q))));
+}
+BT_ALWAYS_INLINE __m512i quarter_of(__m512i v) {
+    return bt_join(_mm256_srai_epi32(bt_low(v), 2), _mm256_srai_epi32(bt_high(v), 2));
+}
+#else
+BT_ALWAYS_INLINE __m512i dot_u8_i8(__m512i acc, __m512i u, __m512i q) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(u), "v"(q));
+    return acc;
+}
+BT_ALWAYS_INLINE __m512i quarter_of(__m512i v) {
+    return _mm512_srai_epi32(v, 2);
+}
+#endif
+
+BT_ALWAYS_INLINE __m512i load_codes_plus_two(const uint8_t *w) {
+    const __m512i codes = _mm512_loadu_si512(w);
+    return _mm512_ternarylogic_epi32(codes, _mm512_srli_epi16(codes, 1), _mm512_set1_epi8(0x55), 0xad);
+}
+
+BT_ALWAYS_INLINE void prefetch(const uint8_t *const w[BT_ROWS], int64_t block, int row) {
+    bt_prefetch(w[0], (BT_ROWS * block + row) * BT_BLOCK_BYTES);
+}
+
+BT_ALWAYS_INLINE void clear(tile_t *tile, const int columns) {
+    BT_UNROLL
+    for (int r = 0; r < BT_ROWS; r++)
+        BT_UNROLL
+    for (int c = 0; c < columns; c++)
+        tile->acc[r][c] = _mm512_setzero_si512();
+}
+
+BT_ALWAYS_INLINE void add_one_token(tile_t *tile, const uint8_t *const w[BT_ROWS], const int8_t *q, int64_t blocks) {
+    const __m512i mask[4] = {_mm512_set1_epi8(0x03), _mm512_set1_epi8(0x0c), _mm512_set1_epi8(0x30),
+                             _mm512_set1_epi8((char)0xc0)};
+    for (int64_t b = 0; b < blocks; b++) {
+        __m512i x[4];
+        BT_UNROLL
+        for (int p = 0; p < 4; p++)
+            x[p] = _mm512_loadu_si512(q + BT_BLOCK * b + 64 * p);
+        BT_UNROLL
+        for (int r = 0; r < BT_ROWS; r++) {
+            prefetch(w, b, r);
+            const __m512i u = load_codes_plus_two(w[r] + BT_BLOCK_BYTES * b);
+            BT_UNROLL
+            for (int p = 0; p < 4; p++)
+                tile->acc[r][p] = dot_u8_i8(tile->acc[r][p], _mm512_and_si512(u, mask[p]), x[p]);
+        }
+    }
+}
+
+BT_ALWAYS_INLINE void add_tokens(tile_t *tile, const uint8_t *const w[BT_ROWS], const int8_t *q, int64_t ldq,
+                                 int64_t blocks, const int tokens) {
+    const __m512i mask = _mm512_set1_epi8(3);
+    for (int64_t b = 0; b < blocks; b++) {
+        __m512i u[BT_ROWS];
+        BT_UNROLL
+        for (int r = 0; r < BT_ROWS; r++) {
+            prefetch(w, b, r);
+            u[r] = load_codes_plus_two(w[r] + BT_BLOCK_BYTES * b);
+        }
+        BT_UNROLL
+        for (int p = 0; p < 4; p++) {
+            __m512i low[BT_ROWS];
+            BT_UNROLL
+            for (int r = 0; r < BT_ROWS; r++) {
+                low[r] = _mm512_and_si512(u[r], mask);
+                u[r] = _mm512_srli_epi16(u[r], 2);
+            }
+            BT_UNROLL
+            for (int c = 0; c < tokens; c++) {
+                const __m512i x = _mm512_loadu_si512(q + c * ldq + BT_BLOCK * b + 64 * p);
+                BT_UNROLL
+                for (int r = 0; r < BT_ROWS; r++)
+                    tile->acc[r][c] = dot_u8_i8(tile->acc[r][c], low[r], x);
+            }
+        }
+    }
+}
+
+BT_ALWAYS_INLINE void add_blocks(tile_t *tile, const uint8_t *const w[BT_ROWS], const int8_t *q, int64_t ldq,
+                                 int64_t blocks, const int tokens) {
+    if (tokens == 1)
+        add_one_token(tile, w, q, blocks);
+    else
+        add_tokens(tile, w, q, ldq, blocks, tokens);
+}
+
+/* Sums of planes times 1, 4, 16, 64 into one: the divisions are exact. */
+BT_ALWAYS_INLINE void fold_planes(tile_t *tile) {
+    BT_UNROLL
+    for (int r = 0; r < BT_ROWS; r++)
+        BT_UNROLL
+    for (int p = 3; p > 0; p--)
+        tile->acc[r][p - 1] = _mm512_add_epi32(tile->acc[r][p - 1], quarter_of(tile->acc[r][p]));
+}
+
+/* The lanes of columns [begin, end), where begin is a multiple of 256; of code + 2. */
+BT_ALWAYS_INLINE void add_span(tile_t *tile, const bt_rows *rows, const int8_t *q, int64_t ldq, int64_t begin,
+                               int64_t end, const int tokens) {
+    const int64_t blocks = (end - begin) / BT_BLOCK, rest = bt_div_up((end - begin) % BT_BLOCK, 4);
+    const uint8_t *w[BT_ROWS];
+    for (int r = 0; r < BT_ROWS; r++)
+        w[r] = rows->w[r] + begin / 4;
+    clear(tile, tokens == 1 ? 4 : tokens);
+    add_blocks(tile, w, q + begin, ldq, blocks, tokens);
+    if (rest) {
+        uint8_t tail[BT_ROWS][BT_BLOCK_BYTES];
+        bt_copy_tail(tail[0], BT_BLOCK_BYTES, w, blocks * BT_BLOCK_BYTES, rest);
+        for (int r = 0; r < BT_ROWS; r++)
+            w[r] = tail[r];
+        add_blocks(tile, w, q + begin + blocks * BT_BLOCK, ldq, 1, tokens);
+    }
+    if (tokens == 1)
+        fold_planes(tile);
+}
+
+/* Takes 2 sum q from every lane of a token; needed where the sums of single groups are not known. */
+BT_ALWAYS_INLINE void remove_bias(tile_t *tile, const int8_t *q, int64_t begin, int64_t end, const int token) {
+    const __m512i two = _mm512_set1_epi8(2);
+    __m512i bias = _mm512_setzero_si512();
+    for (int64_t k = begin; k < end; k += 64)
+        bias = dot_u8_i8(bias, two, _mm512_loadu_si512(q + k));
+    BT_UNROLL
+    for (int r = 0; r < BT_ROWS; r++)
+        tile->acc[r][token] = _mm512_sub_epi32(tile->acc[r][token], bias);
+}
+
+BT_ALWAYS_INLINE __m128 to_scaled_float(__m128i dot, float q_scale, __m128 scale) {
+    return _mm_mul_ps(_mm_cvtepi32_ps(dot), _mm_mul_ps(_mm_set1_ps(q_scale), scale));
+}
+
+BT_ALWAYS_INLINE void run_rows(const bt_ternary_linear_w2a8 *p, const bt_rows *rows, int64_t token, const int tokens) {
+    const int8_t *q = p->q + token * p->ldq;
+    const int64_t span = bt_span(p->k, p->group, BT_BLOCK);
+    const int quarters = span == p->group ? 4 : (int)(p->group / 64), whole = p->group == p->k;
+    __m128 sum[BT_TOKENS] = {_mm_setzero_ps(), _mm_setzero_ps(), _mm_setzero_ps(), _mm_setzero_ps()};
+    int64_t g = 0;
+    for (int64_t begin = 0; begin < p->k; begin += span) {
+        const int64_t end = begin + span < p->k ? begin + span : p->k;
+        int32_t lanes[BT_TOKENS][BT_ROWS][16];
+        tile_t tile;
+        add_span(&tile, rows, q, p->ldq, begin, end, tokens);
+        BT_UNROLL
+        for (int c = 0; c < tokens; c++) {
+            if (!whole)
+                remove_bias(&tile, q + c * p->ldq, begin, bt_div_up(end, BT_BLOCK) * BT_BLOCK, c);
+            BT_UNROLL
+            for (int r = 0; r < BT_ROWS; r++)
+                _mm512_storeu_si512(lanes[c][r], tile.acc[r][c]);
+        }
+        for (int64_t at = begin, lane = 0; at < end; at += p->group, lane += 4 * quarters, g++)
+            for (int c = 0; c < tokens; c++) {
+                const __m128i bias = _mm_set1_epi32(whole ? 2 * p->q_sum[token + c] : 0);
+                const __m128i dot = _mm_sub_epi32(bt_sums(&lanes[c][0][lane], 16, quarters), bias);
+                sum[c] = _mm_add_ps(sum[c], to_scaled_float(dot, p->q_scale[token + c], bt_scales(rows, g)));
+            }
+    }
+    for (int c = 0; c < tokens; c++)
+        bt_finish4(p->y, p->y_type, (token + c) * p->ldy + rows->first, sum[c], p->bias, p->bias_type, rows);
+}
+
+static void run_tile(const bt_ternary_linear_w2a8 *p, bt_tile t) {
+    for (int64_t token = t.m0; token < t.m1; token += BT_TOKENS)
+        for (int64_t row = t.n0; row < t.n1; row += BT_ROWS) {
+            const bt_rows rows = bt_rows_at(p->w, p->ldw, p->scale, p->lds, row, t.n1);
+            switch (t.m1 - token) {
+            case 1:
+                run_rows(p, &rows, token, 1);
+                break;
+            case 2:
+                run_rows(p, &rows, token, 2);
+                break;
+            case 3:
+                run_rows(p, &rows, token, 3);
+                break;
+            default:
+                run_rows(p, &rows, token, 4);
+            }
+        }
+}
+
+bt_status bt_ternary_linear_w2a8_avx512vnni(const bt_ternary_linear_w2a8 *p, int64_t tile_begin, int64_t tile_end) {
+    BT_ASSERT(p->ldq % BT_ACT_BLOCK == 0 && p->k <= BT_W2A8_MAX_K);
+    if (!bt_group_fits(p->k, p->group))
+        return bt_ternary_linear_w2a8_scalar(p, tile_begin, tile_end);
+    for (int64_t index = tile_begin; index < tile_end; index++)
+        run_tile(p, bt_tile_at(p->m, p->n, index));
+    return BT_OK;
+}

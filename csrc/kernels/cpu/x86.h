@@ -1,0 +1,166 @@
+/* What the AVX2 and AVX-512 files share: 128-bit helpers, four weight rows at a time, the reduction of lanes.
+ *
+ * A block of 256 columns is 64 packed bytes and 16 32-bit lanes; a quarter is four lanes, which are 64 columns both in
+ * float order and in planes. With BT_SIMDE the AVX-512 files are compiled for a CPU that only has AVX2. */
+#ifndef BT_CPU_X86_H
+#define BT_CPU_X86_H
+
+#if defined(BT_SIMDE)
+#include <simde/x86/avx512.h>
+#include <simde/x86/f16c.h>
+#else
+#include <immintrin.h>
+#endif
+
+#include "half.h"
+
+#include <string.h>
+
+#define BT_ALWAYS_INLINE static inline __attribute__((always_inline))
+#define BT_UNROLL _Pragma("GCC unroll 4")
+
+enum { BT_ROWS = 4, BT_TOKENS = 4, BT_BLOCK = 256, BT_BLOCK_BYTES = 64, BT_PREFETCH = 4096 };
+
+/* Several rows at once are more streams than the hardware follows, but together they are one: the rows lie one after
+ * the other in memory, so the next lines are fetched in the order of addresses. May point past the end of w. */
+BT_ALWAYS_INLINE void bt_prefetch(const void *w, int64_t offset) {
+    __builtin_prefetch((const void *)((uintptr_t)w + (uintptr_t)(offset + BT_PREFETCH)), 0, 3);
+}
+
+#if defined(BT_SIMDE)
+BT_ALWAYS_INLINE __m256i bt_low(__m512i v) {
+    return _mm512_castsi512_si256(v);
+}
+BT_ALWAYS_INLINE __m256i bt_high(__m512i v) {
+    return _mm512_extracti64x4_epi64(v, 1);
+}
+BT_ALWAYS_INLINE __m512i bt_join(__m256i low, __m256i high) {
+    return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+}
+#endif
+
+/* Four rows of w. Past the end of a tile the last row stands in, and `count` says how many are stored. */
+typedef struct bt_rows {
+    const uint8_t *w[BT_ROWS];
+    const float *scale[BT_ROWS];
+    int64_t first;
+    int count;
+} bt_rows;
+
+BT_ALWAYS_INLINE bt_rows bt_rows_at(const uint8_t *w, int64_t ldw, const float *scale, int64_t lds, int64_t first,
+                                    int64_t end) {
+    bt_rows rows = {.first = first, .count = end - first < BT_ROWS ? (int)(end - first) : BT_ROWS};
+    for (int r = 0; r < BT_ROWS; r++) {
+        const int64_t row = first + (r < rows.count ? r : rows.count - 1);
+        rows.w[r] = w + row * ldw;
+        rows.scale[r] = scale + row * lds;
+    }
+    return rows;
+}
+
+BT_ALWAYS_INLINE __m128 bt_scales(const bt_rows *rows, int64_t g) {
+    return _mm_setr_ps(rows->scale[0][g], rows->scale[1][g], rows->scale[2][g], rows->scale[3][g]);
+}
+
+/* Whether groups begin and end where `unit` columns or whole quarters do; other sizes are left to the scalar kernel. */
+BT_ALWAYS_INLINE int bt_group_fits(int64_t k, int64_t group) {
+    return group == k || group % BT_BLOCK == 0 || group == 128 || group == 64;
+}
+
+/* Columns to accumulate before a reduction: a group, or several small ones of one unit. */
+BT_ALWAYS_INLINE int64_t bt_span(int64_t k, int64_t group, int64_t unit) {
+    return group == k || group > unit ? group : unit;
+}
+
+/* The last bytes of four rows, followed by zero codes: nothing is read past the end of a row. */
+BT_ALWAYS_INLINE void bt_copy_tail(uint8_t *tail, int64_t stride, const uint8_t *const w[BT_ROWS], int64_t at,
+                                   int64_t bytes) {
+    memset(tail, 0, (size_t)(BT_ROWS * stride));
+    for (int r = 0; r < BT_ROWS; r++)
+        memcpy(tail + r * stride, w[r] + at, (size_t)bytes);
+}
+
+/* `count` elements from x on, or, when fewer are left, a copy of these followed by zeros. */
+BT_ALWAYS_INLINE const void *bt_padded(const void *x, size_t size, int64_t left, int64_t count, void *buffer) {
+    if (left >= count)
+        return x;
+    memset(buffer, 0, size * (size_t)count);
+    memcpy(buffer, x, size * (size_t)left);
+    return buffer;
+}
+
+/* Lanes l + (l + 8), then l + (l + 4), as far as the quarters go. */
+BT_ALWAYS_INLINE __m128 bt_quarters_f32(const float *lanes, int quarters) {
+    const __m128 first = _mm_loadu_ps(lanes);
+    if (quarters == 1)
+        return first;
+    if (quarters == 2)
+        return _mm_add_ps(first, _mm_loadu_ps(lanes + 4));
+    return _mm_add_ps(_mm_add_ps(first, _mm_loadu_ps(lanes + 8)),
+                      _mm_add_ps(_mm_loadu_ps(lanes + 4), _mm_loadu_ps(lanes + 12)));
+}
+
+/* The tree of ternary_linear_packed.h over the lanes of four rows; its last two steps are l + (l + 2), l + (l + 1). */
+BT_ALWAYS_INLINE __m128 bt_tree(const float *lanes, int64_t stride, int quarters) {
+    __m128 a = bt_quarters_f32(lanes, quarters), b = bt_quarters_f32(lanes + stride, quarters);
+    __m128 c = bt_quarters_f32(lanes + 2 * stride, quarters), d = bt_quarters_f32(lanes + 3 * stride, quarters);
+    _MM_TRANSPOSE4_PS(a, b, c, d);
+    return _mm_add_ps(_mm_add_ps(a, c), _mm_add_ps(b, d));
+}
+
+BT_ALWAYS_INLINE __m128i bt_sum_quarters(const int32_t *lanes, int quarters) {
+    __m128i sum = _mm_loadu_si128((const __m128i *)lanes);
+    for (int i = 1; i < quarters; i++)
+        sum = _mm_add_epi32(sum, _mm_loadu_si128((const __m128i *)(lanes + 4 * i)));
+    return sum;
+}
+
+/* The sums over the lanes of four rows. */
+BT_ALWAYS_INLINE __m128i bt_sums(const int32_t *lanes, int64_t stride, int quarters) {
+    const __m128i ab = _mm_hadd_epi32(bt_sum_quarters(lanes, quarters), bt_sum_quarters(lanes + stride, quarters));
+    const __m128i cd =
+        _mm_hadd_epi32(bt_sum_quarters(lanes + 2 * stride, quarters), bt_sum_quarters(lanes + 3 * stride, quarters));
+    return _mm_hadd_epi32(ab, cd);
+}
+
+BT_ALWAYS_INLINE __m128 bt_load4(const void *base, int type, int64_t index) {
+    if (type == BT_F32)
+        return _mm_loadu_ps((const float *)base + index);
+    const __m128i half = _mm_loadl_epi64((const __m128i *)((const uint16_t *)base + index));
+    return type == BT_F16 ? _mm_cvtph_ps(half) : _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(half), 16));
+}
+
+/* bt_to_bf16() of four values, in the low halves of the lanes. */
+BT_ALWAYS_INLINE __m128i bt_to_bf16x4(__m128 value) {
+    const __m128i bits = _mm_castps_si128(value), upper = _mm_srli_epi32(bits, 16);
+    const __m128i even = _mm_add_epi32(_mm_set1_epi32(0x7fff), _mm_and_si128(upper, _mm_set1_epi32(1)));
+    const __m128i rounded = _mm_srli_epi32(_mm_add_epi32(bits, even), 16);
+    const __m128i quiet = _mm_or_si128(upper, _mm_set1_epi32(0x40));
+    return _mm_blendv_epi8(rounded, quiet, _mm_castps_si128(_mm_cmpunord_ps(value, value)));
+}
+
+BT_ALWAYS_INLINE void bt_store4(void *base, int type, int64_t index, __m128 value) {
+    if (type == BT_F32) {
+        _mm_storeu_ps((float *)base + index, value);
+        return;
+    }
+    const __m128i wide = bt_to_bf16x4(value);
+    const __m128i half = type == BT_F16 ? _mm_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT) : _mm_packus_epi32(wide, wide);
+    _mm_storel_epi64((__m128i *)((uint16_t *)base + index), half);
+}
+
+/* bt_finish() for the sums of four rows of one token; y_index is where the first one goes. */
+BT_ALWAYS_INLINE void bt_finish4(void *y, int y_type, int64_t y_index, __m128 value, const void *bias, int bias_type,
+                                 const bt_rows *rows) {
+    if (rows->count == BT_ROWS) {
+        const __m128 sum = bias ? _mm_add_ps(value, bt_load4(bias, bias_type, rows->first)) : value;
+        bt_store4(y, y_type, y_index, sum);
+        return;
+    }
+    float single[BT_ROWS];
+    _mm_storeu_ps(single, value);
+    for (int r = 0; r < rows->count; r++)
+        bt_finish(y, y_type, y_index + r, single[r], bias, bias_type, rows->first + r);
+}
+
+#endif

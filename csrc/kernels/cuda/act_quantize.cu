@@ -1,0 +1,74 @@
+/* A block takes a row: the absmax through the order of the bits, then the codes, with the formula and the orders of the
+ * header. Every operation is rounded on its own, so the codes and the scale have the bits of the scalar kernel. */
+#include "../act_quantize.h"
+#include "../cpu/half.h"
+#include "reduce.cuh"
+
+#include <math.h>
+
+/* As bt_plane_index(). */
+static __device__ int64_t position(const bt_act_quantize &p, int64_t k) {
+    return p.order == BT_ORDER_PLANES ? (k & ~(int64_t)255) + 64 * (k & 3) + (k & 255) / 4 : k;
+}
+
+static __device__ uint32_t absmax_bits(const bt_act_quantize &p, int64_t row) {
+    uint32_t most = 0;
+    for (int64_t k = threadIdx.x; k < p.k; k += blockDim.x) {
+        const uint32_t bits = bt_float_bits(bt_load(p.x, p.x_type, row * p.ldx + k)) & 0x7fffffffu;
+        most = bits > most ? bits : most;
+    }
+    return most;
+}
+
+static __device__ int code_of(float x, float inverse) {
+    return (int)fminf(fmaxf(rintf(__fmul_rn(x, inverse)), -127.0f), 127.0f);
+}
+
+static __global__ void quantize(bt_act_quantize p) {
+    __shared__ uint32_t scratch[BT_MAX_THREADS];
+    const int64_t end = p.order == BT_ORDER_PLANES ? bt_div_up(p.k, BT_ACT_BLOCK) * BT_ACT_BLOCK : p.k;
+    for (int64_t row = blockIdx.x; row < p.m; row += gridDim.x) {
+        const uint32_t bits = bt_block_reduce(absmax_bits(p, row), scratch,
+                                              [](uint32_t a, uint32_t b) { return a > b ? a : b; });
+        const bool finite = bits < 0x7f800000u;
+        const float absmax = fmaxf(bt_bits_float(finite ? bits : 0u), 1e-5f), inverse = __fdiv_rn(127.0f, absmax);
+        int sum = 0;
+        for (int64_t k = threadIdx.x; k < end; k += blockDim.x) {
+            const int code = finite && k < p.k ? code_of(bt_load(p.x, p.x_type, row * p.ldx + k), inverse) : 0;
+            p.q[row * p.ldq + position(p, k)] = (int8_t)code;
+            sum += code;
+        }
+        /* Sums of codes are exact modulo 2^32, in any order. */
+        const uint32_t total = bt_block_reduce((uint32_t)sum, scratch, [](uint32_t a, uint32_t b) { return a + b; });
+        if (threadIdx.x == 0) {
+            p.scale[row] = finite ? __fdiv_rn(absmax, 127.0f) : bt_bits_float(0x7fc00000u);
+            if (p.sum)
+                p.sum[row] = (int32_t)total;
+        }
+    }
+}
+
+static __global__ void order_codes(bt_act_quantize p) {
+    __shared__ uint32_t scratch[BT_MAX_THREADS];
+    const int64_t end = p.order == BT_ORDER_PLANES ? bt_div_up(p.k, BT_ACT_BLOCK) * BT_ACT_BLOCK : p.k;
+    for (int64_t row = blockIdx.x; row < p.m; row += gridDim.x) {
+        int sum = 0;
+        for (int64_t k = threadIdx.x; k < end; k += blockDim.x) {
+            const int8_t code = k < p.k ? ((const int8_t *)p.x)[row * p.ldx + k] : (int8_t)0;
+            p.q[row * p.ldq + position(p, k)] = code;
+            sum += code;
+        }
+        const uint32_t total = bt_block_reduce((uint32_t)sum, scratch, [](uint32_t a, uint32_t b) { return a + b; });
+        if (p.sum && threadIdx.x == 0)
+            p.sum[row] = (int32_t)total;
+    }
+}
+
+extern "C" bt_status bt_act_quantize_cuda_baseline(const bt_act_quantize *p, int64_t, int64_t) {
+    if (p->m == 0)
+        return BT_OK;
+    const dim3 grid(bt_blocks(p->m)), block(bt_block_threads(p->k));
+    if (p->x_type == BT_I8)
+        return BT_LAUNCH(order_codes, grid, block, p->stream, *p);
+    return BT_LAUNCH(quantize, grid, block, p->stream, *p);
+}

@@ -1,0 +1,98 @@
+/* Floating activations times packed ternary weights, fp32 sums in rising order of k inside a scale group.
+ *
+ * baseline  a thread makes an output.
+ * tiled     a block of 32 x 8 threads makes 32 rows of w by 32 tokens; it brings 64 columns at a time to shared memory
+ *           as floats, in rows of 65 so that 32 rows lie in 32 banks. Thread (tx, ty) has row tx and tokens ty + 8 j.
+ *
+ * Steps of k start at a scale group, hence at a multiple of 4. Code times x is exact, so fmaf rounds as the sum of
+ * products does; every other operation is rounded on its own. */
+#include "../cpu/half.h"
+#include "../ternary_linear_packed.h"
+#include "trit.cuh"
+
+#include <math.h>
+
+enum { THREADS = 128, TILE = 32, STEP = 64, LANES = 8, TOKENS = TILE / LANES };
+
+static __global__ void baseline(bt_ternary_linear_packed p) {
+    const int64_t step = (int64_t)gridDim.x * THREADS;
+    for (int64_t i = blockIdx.y; i < p.m; i += gridDim.y)
+        for (int64_t r = (int64_t)blockIdx.x * THREADS + threadIdx.x; r < p.n; r += step) {
+            const uint8_t *w = p.w + r * p.ldw;
+            const float *scale = p.scale + r * p.lds;
+            float sum = 0.0f;
+            for (int64_t begin = 0; begin < p.k; begin += p.group) {
+                float dot = 0.0f;
+                for (int64_t k = begin; k < begin + p.group; k++)
+                    dot = fmaf((float)bt_cuda_trit_at(w, k), bt_load(p.x, p.x_type, i * p.ldx + k), dot);
+                sum = __fadd_rn(sum, __fmul_rn(dot, *scale++));
+            }
+            bt_finish(p.y, p.y_type, i * p.ldy + r, sum, p.bias, p.bias_type, r);
+        }
+}
+
+/* Columns [k0, k0 + length) of 32 tokens and of 32 rows; zeros where there is no token or row. */
+static __device__ void load_step(const bt_ternary_linear_packed &p, int64_t i0, int64_t r0, int64_t k0, int length,
+                                 float (*xs)[STEP + 1], float (*ws)[STEP + 1]) {
+    for (int at = (int)(threadIdx.y * TILE + threadIdx.x); at < TILE * STEP; at += TILE * LANES) {
+        const int line = at / STEP, c = at % STEP;
+        const bool inside = c < length;
+        const bool token = inside && i0 + line < p.m, row = inside && r0 + line < p.n;
+        xs[line][c] = token ? bt_load(p.x, p.x_type, (i0 + line) * p.ldx + k0 + c) : 0.0f;
+        ws[line][c] = row ? (float)bt_cuda_trit_at(p.w + (r0 + line) * p.ldw, k0 + c) : 0.0f;
+    }
+}
+
+static __device__ void multiply_step(int length, const float (*xs)[STEP + 1], const float (*ws)[STEP + 1], float *dot) {
+    for (int c = 0; c < length; c++) {
+        const float w = ws[threadIdx.x][c];
+        for (int j = 0; j < TOKENS; j++)
+            dot[j] = fmaf(w, xs[threadIdx.y + LANES * j][c], dot[j]);
+    }
+}
+
+static __device__ void tile(const bt_ternary_linear_packed &p, int64_t i0, int64_t r0, float (*xs)[STEP + 1],
+                            float (*ws)[STEP + 1]) {
+    const int64_t r = r0 + threadIdx.x;
+    float sum[TOKENS] = {0};
+    for (int64_t begin = 0, g = 0; begin < p.k; begin += p.group, g++) {
+        const int64_t end = begin + p.group;
+        float dot[TOKENS] = {0};
+        for (int64_t k0 = begin; k0 < end; k0 += STEP) {
+            const int length = end - k0 < STEP ? (int)(end - k0) : (int)STEP;
+            load_step(p, i0, r0, k0, length, xs, ws);
+            __syncthreads();
+            multiply_step(length, xs, ws, dot);
+            __syncthreads();
+        }
+        const float scale = r < p.n ? p.scale[r * p.lds + g] : 0.0f;
+        for (int j = 0; j < TOKENS; j++)
+            sum[j] = __fadd_rn(sum[j], __fmul_rn(dot[j], scale));
+    }
+    for (int j = 0; j < TOKENS; j++) {
+        const int64_t i = i0 + threadIdx.y + LANES * j;
+        if (i < p.m && r < p.n)
+            bt_finish(p.y, p.y_type, i * p.ldy + r, sum[j], p.bias, p.bias_type, r);
+    }
+}
+
+static __global__ void tiled(bt_ternary_linear_packed p) {
+    __shared__ float xs[TILE][STEP + 1], ws[TILE][STEP + 1];
+    const int64_t across = bt_div_up(p.n, TILE), tiles = across * bt_div_up(p.m, TILE);
+    for (int64_t index = blockIdx.x; index < tiles; index += gridDim.x)
+        tile(p, index / across * TILE, index % across * TILE, xs, ws);
+}
+
+extern "C" bt_status bt_ternary_linear_packed_cuda_baseline(const bt_ternary_linear_packed *p, int64_t, int64_t) {
+    if (p->m == 0 || p->n == 0)
+        return BT_OK;
+    const dim3 grid(bt_blocks(bt_div_up(p->n, THREADS)), bt_blocks(p->m));
+    return BT_LAUNCH(baseline, grid, dim3(THREADS), p->stream, *p);
+}
+
+extern "C" bt_status bt_ternary_linear_packed_cuda_tiled(const bt_ternary_linear_packed *p, int64_t, int64_t) {
+    if (p->m == 0 || p->n == 0)
+        return BT_OK;
+    const dim3 grid(bt_blocks(bt_div_up(p->n, TILE) * bt_div_up(p->m, TILE)));
+    return BT_LAUNCH(tiled, grid, dim3(TILE, LANES), p->stream, *p);
+}

@@ -1,0 +1,114 @@
+/* int8 activations in natural order times packed ternary weights; integers are exact, so order does not matter.
+ *
+ * baseline  a thread makes an output.
+ * tiled     a block of 32 x 8 threads makes 32 rows of w by 32 tokens; it brings 64 columns at a time to shared memory
+ *           as words of four int8, in rows of 17 words so that 32 rows lie in 32 banks. Thread (tx, ty) has row tx and
+ *           tokens ty + 8 j.
+ *
+ * Steps of k start at a scale group, hence at a multiple of 4 and at a byte of w; words are padded with zeros. The
+ * epilogue is the header's, groups in rising order and every operation rounded on its own: the bits of the scalar. */
+#include "../cpu/half.h"
+#include "../ternary_linear_w2a8.h"
+#include "trit.cuh"
+
+enum { THREADS = 128, TILE = 32, STEP = 64, WORDS = STEP / 4, LANES = 8, TOKENS = TILE / LANES };
+
+static __device__ float add_group(float sum, int dot, float q_scale, float scale) {
+    return __fadd_rn(sum, __fmul_rn((float)dot, __fmul_rn(q_scale, scale)));
+}
+
+static __global__ void baseline(bt_ternary_linear_w2a8 p) {
+    const int64_t step = (int64_t)gridDim.x * THREADS;
+    for (int64_t i = blockIdx.y; i < p.m; i += gridDim.y)
+        for (int64_t r = (int64_t)blockIdx.x * THREADS + threadIdx.x; r < p.n; r += step) {
+            const int8_t *q = p.q + i * p.ldq;
+            const uint8_t *w = p.w + r * p.ldw;
+            const float *scale = p.scale + r * p.lds;
+            float sum = 0.0f;
+            for (int64_t begin = 0; begin < p.k; begin += p.group) {
+                int dot = 0;
+                for (int64_t k = begin; k < begin + p.group; k++)
+                    dot += bt_cuda_trit_at(w, k) * q[k];
+                sum = add_group(sum, dot, p.q_scale[i], *scale++);
+            }
+            bt_finish(p.y, p.y_type, i * p.ldy + r, sum, p.bias, p.bias_type, r);
+        }
+}
+
+/* Up to four codes of a token as one word; rows of q have any alignment. */
+static __device__ int activation_word(const int8_t *q, int64_t count) {
+    unsigned word = 0;
+    for (int i = 0; i < 4 && i < count; i++)
+        word |= (unsigned)(uint8_t)q[i] << (8 * i);
+    return (int)word;
+}
+
+/* The four trits of a byte of w as one word, those past `count` as zeros. */
+static __device__ int weight_word(unsigned byte, int64_t count) {
+    unsigned word = 0;
+    for (int i = 0; i < 4 && i < count; i++)
+        word |= (unsigned)(uint8_t)bt_cuda_trit(byte >> (2 * i)) << (8 * i);
+    return (int)word;
+}
+
+/* Columns [k0, end), at most 64, of 32 tokens and of 32 rows; zeros where there is nothing. */
+static __device__ void load_step(const bt_ternary_linear_w2a8 &p, int64_t i0, int64_t r0, int64_t k0, int64_t end,
+                                 int (*qs)[WORDS + 1], int (*ws)[WORDS + 1]) {
+    for (int at = (int)(threadIdx.y * TILE + threadIdx.x); at < TILE * WORDS; at += TILE * LANES) {
+        const int line = at / WORDS, word = at % WORDS;
+        const int64_t k = k0 + 4 * word, count = end - k;
+        const bool token = count > 0 && i0 + line < p.m, row = count > 0 && r0 + line < p.n;
+        qs[line][word] = token ? activation_word(p.q + (i0 + line) * p.ldq + k, count) : 0;
+        ws[line][word] = row ? weight_word(p.w[(r0 + line) * p.ldw + k / 4], count) : 0;
+    }
+}
+
+static __device__ void multiply_step(const int (*qs)[WORDS + 1], const int (*ws)[WORDS + 1], int *dot) {
+    for (int word = 0; word < WORDS; word++) {
+        const int w = ws[threadIdx.x][word];
+        for (int j = 0; j < TOKENS; j++)
+            dot[j] = __dp4a(w, qs[threadIdx.y + LANES * j][word], dot[j]);
+    }
+}
+
+static __device__ void tile(const bt_ternary_linear_w2a8 &p, int64_t i0, int64_t r0, int (*qs)[WORDS + 1],
+                            int (*ws)[WORDS + 1]) {
+    const int64_t r = r0 + threadIdx.x, i = i0 + threadIdx.y;
+    float sum[TOKENS] = {0};
+    for (int64_t begin = 0, g = 0; begin < p.k; begin += p.group, g++) {
+        int dot[TOKENS] = {0};
+        for (int64_t k0 = begin; k0 < begin + p.group; k0 += STEP) {
+            load_step(p, i0, r0, k0, begin + p.group, qs, ws);
+            __syncthreads();
+            multiply_step(qs, ws, dot);
+            __syncthreads();
+        }
+        const float scale = r < p.n ? p.scale[r * p.lds + g] : 0.0f;
+        for (int j = 0; j < TOKENS; j++)
+            sum[j] = add_group(sum[j], dot[j], i + LANES * j < p.m ? p.q_scale[i + LANES * j] : 0.0f, scale);
+    }
+    for (int j = 0; j < TOKENS; j++)
+        if (i + LANES * j < p.m && r < p.n)
+            bt_finish(p.y, p.y_type, (i + LANES * j) * p.ldy + r, sum[j], p.bias, p.bias_type, r);
+}
+
+static __global__ void tiled(bt_ternary_linear_w2a8 p) {
+    __shared__ int qs[TILE][WORDS + 1], ws[TILE][WORDS + 1];
+    const int64_t across = bt_div_up(p.n, TILE), tiles = across * bt_div_up(p.m, TILE);
+    for (int64_t index = blockIdx.x; index < tiles; index += gridDim.x)
+        tile(p, index / across * TILE, index % across * TILE, qs, ws);
+}
+
+extern "C" bt_status bt_ternary_linear_w2a8_cuda_baseline(const bt_ternary_linear_w2a8 *p, int64_t, int64_t) {
+    if (p->m == 0 || p->n == 0)
+        return BT_OK;
+    const dim3 grid(bt_blocks(bt_div_up(p->n, THREADS)), bt_blocks(p->m));
+    return BT_LAUNCH(baseline, grid, dim3(THREADS), p->stream, *p);
+}
+
+extern "C" bt_status bt_ternary_linear_w2a8_cuda_tiled(const bt_ternary_linear_w2a8 *p, int64_t, int64_t) {
+    if (p->m == 0 || p->n == 0)
+        return BT_OK;
+    const dim3 grid(bt_blocks(bt_div_up(p->n, TILE) * bt_div_up(p->m, TILE)));
+    return BT_LAUNCH(tiled, grid, dim3(TILE, LANES), p->stream, *p);
+}

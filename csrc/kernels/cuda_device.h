@@ -1,0 +1,18 @@
+/* What the shim asks the CUDA side besides the kernels. Plain C; the definitions are in cuda/device.cu. */
+#ifndef BT_CUDA_DEVICE_H
+#define BT_CUDA_DEVICE_H
+#include "bt_common.h"
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* The text of a launcher's status; lives as long as the program. */
+const char *bt_cuda_error_string(bt_status status);
+
+/* Compute capabilities that the kernels were compiled for, such as "80;87;90". */
+const char *bt_cuda_arches(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,211 @@
+"""Builds bittorch._C: C kernels by the C compiler, the torch shim by the C++ compiler, .cu kernels by nvcc when there is one.
+
+Environment: BITTORCH_CUDA=auto|0|1, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS, CC, CXX.
+torch's own BuildExtension is not used: it compiles .c files as C++ and refuses nvcc beside a CPU-only torch.
+"""
+
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+MACHINE = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+
+# One instruction set per file: the last word of a kernel's file name picks its flags and the machine it is for.
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+ISA_FLAGS = {
+    "scalar": (None, []),
+    "avx2": ("x86_64", AVX2),
+    "avx512": ("x86_64", AVX512),
+    "avx512vnni": ("x86_64", [*AVX512, "-mavx512vnni"]),
+    "neon": ("aarch64", []),
+    "neondot": ("aarch64", ["-march=armv8.2-a+dotprod"]),
+}
+
+# No compiler may fuse a multiplication with an addition: the epilogues' bits are part of the contract.
+COMMON = ["-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
+# 8.7 is Jetson Orin; the PTX of 8.0 serves every later device.
+DEFAULT_CUDA_ARCHES = "8.0+PTX;8.7;8.9;9.0"
+
+
+def import_torch():
+    try:
+        import torch
+    except ImportError:
+        raise SystemExit(
+            "bittorch builds against the PyTorch that it will run with, and none is importable here.\n"
+            "Install PyTorch first, then bittorch without build isolation:\n"
+            "    pip install torch\n"
+            "    pip install --no-build-isolation ."
+        ) from None
+    return torch
+
+
+def find_cuda_home():
+    """CUDA's folder, or None when there is no nvcc or BITTORCH_CUDA=0 says not to use it."""
+    wanted = os.environ.get("BITTORCH_CUDA", "auto")
+    if wanted not in ("auto", "0", "1"):
+        raise SystemExit(f"BITTORCH_CUDA must be auto, 0 or 1, got {wanted!r}")
+    if wanted == "0":
+        return None
+    candidates = [Path(os.environ["CUDA_HOME"])] if "CUDA_HOME" in os.environ else []
+    if on_path := shutil.which("nvcc"):
+        # A wrapper script on PATH need not lie in the toolkit, so ask nvcc itself.
+        dryrun = subprocess.run([on_path, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True)
+        candidates += [Path(top).resolve() for top in re.findall(r"^#\$ TOP=(.+)$", dryrun.stderr, re.M)]
+    candidates.append(Path("/usr/local/cuda"))
+    for home in candidates:
+        if (home / "bin" / "nvcc").exists():
+            return home
+    if wanted == "1":
+        raise SystemExit(f"BITTORCH_CUDA=1, but none of {[str(c) for c in candidates]} holds bin/nvcc; set CUDA_HOME")
+    return None
+
+
+def cuda_library_dir(home):
+    for folder in ("lib64", "lib", f"targets/{MACHINE}-linux/lib"):
+        if (home / folder / "libcudart_static.a").exists():
+            return home / folder
+    raise SystemExit(f"{home} has nvcc but no libcudart_static.a; install the CUDA runtime or set BITTORCH_CUDA=0")
+
+
+def gencode_flags(arch_list):
+    flags = []
+    for arch in re.split(r"[;\s]+", arch_list.strip()):
+        match = re.fullmatch(r"(\d+)\.(\d+[af]?)(\+PTX)?", arch)
+        if not match:
+            raise SystemExit(f"TORCH_CUDA_ARCH_LIST wants numbers such as {DEFAULT_CUDA_ARCHES!r}, got {arch!r}")
+        number = match[1] + match[2]
+        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if match[3]:
+            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return flags
+
+
+class Compiler:
+    """The compile and link commands, and which sources exist for this machine."""
+
+    def __init__(self):
+        self.torch = import_torch()
+        from torch.utils import cpp_extension
+
+        self.cuda_home = find_cuda_home()
+        self.arches = os.environ.get("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHES) if self.cuda_home else ""
+        self.cc = shlex.split(os.environ.get("CC", "cc"))
+        self.cxx = shlex.split(os.environ.get("CXX", "c++"))
+        self.defines = ["-DBT_WITH_CUDA"] if self.cuda_home else []
+        self.torch_includes = [f"-I{path}" for path in cpp_extension.include_paths()]
+        self.torch_libraries = cpp_extension.library_paths()
+        minor = tuple(int(part) for part in self.torch.__version__.split(".")[:2])
+        self.cxx_standard = "c++17" if minor <= (2, 11) else "c++20"
+
+    def sources(self):
+        kernels = [
+            path
+            for path in sorted((ROOT / "csrc/kernels/cpu").glob("*.c"))
+            if ISA_FLAGS[path.stem.rsplit("_", 1)[1]][0] in (None, MACHINE)
+        ]
+        cuda = sorted((ROOT / "csrc/kernels/cuda").glob("*.cu")) if self.cuda_home else []
+        dispatch = sorted((ROOT / "csrc/dispatch").glob("*.c")) + sorted((ROOT / "csrc/dispatch").glob("*.cpp"))
+        return dispatch[::-1] + cuda + kernels  # the slow ones first
+
+    def command(self, source):
+        if source.suffix == ".cu":
+            flags = ["-O3", "-std=c++17", "-fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+            arches = f'-DBT_CUDA_ARCHES="{self.arches}"'
+            return [self.cuda_home / "bin/nvcc", *flags, *gencode_flags(self.arches), *self.defines, arches]
+        if source.suffix == ".cpp":
+            # -fopenmp makes at::parallel_for run on torch's threads; without it the loop is silently serial.
+            flags = [f"-std={self.cxx_standard}", "-fopenmp", *COMMON, "-Wno-unused-parameter"]
+            return [*self.cxx, *flags, *self.defines, *self.torch_includes]
+        isa = ISA_FLAGS[source.stem.rsplit("_", 1)[1]][1] if source.parent.name == "cpu" else []
+        python = [f"-I{self.python_include()}", "-DPy_LIMITED_API=0x030A0000"] if source.name == "module.c" else []
+        return [*self.cc, "-std=c11", *COMMON, *isa, *self.defines, *python]
+
+    @staticmethod
+    def python_include():
+        import sysconfig
+
+        return sysconfig.get_paths()["include"]
+
+    def link(self, objects, target):
+        command = [*self.cxx, "-shared", "-o", target, *objects]
+        for folder in self.torch_libraries:
+            command += [f"-L{folder}", f"-Wl,-rpath,{folder}"]
+        command += ["-Wl,-rpath,$ORIGIN/../torch/lib", "-lc10", "-ltorch_cpu", "-ltorch"]
+        if self.cuda_home:
+            command += [f"-L{cuda_library_dir(self.cuda_home)}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+        return command
+
+
+class BuildKernels(build_ext):
+    """Compiles what changed, in parallel, and links bittorch/_C.abi3.so."""
+
+    def build_extension(self, ext):
+        compiler = Compiler()
+        target = Path(self.get_ext_fullpath(ext.name))
+        objects_dir = Path(self.build_temp).resolve()
+        shared = [*ROOT.glob("csrc/kernels/*.h"), *ROOT.glob("csrc/dispatch/*.h"), Path(__file__)]
+        jobs, objects = [], []
+        for source in compiler.sources():
+            obj = objects_dir / (str(source.relative_to(ROOT / "csrc")).replace("/", "_") + ".o")
+            command = [str(part) for part in [*compiler.command(source), "-c", source, "-o", obj]]
+            objects.append(str(obj))
+            inputs = [source, *shared, *source.parent.glob("*.h"), *source.parent.glob("*.cuh")]
+            if self.is_stale(obj, command, max(path.stat().st_mtime for path in inputs)):
+                jobs.append((source, obj, command))
+        objects_dir.mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
+            list(pool.map(lambda job: self.compile_one(*job), jobs))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.shell([str(part) for part in compiler.link(objects, target)])
+        self.write_build_info(compiler, target.parent / "_build_info.py")
+
+    def copy_extensions_to_source(self):
+        super().copy_extensions_to_source()
+        built = Path(self.get_ext_fullpath("bittorch._C")).parent / "_build_info.py"
+        shutil.copyfile(ROOT / self.build_lib / "bittorch/_build_info.py", built)
+
+    def is_stale(self, obj, command, newest_input):
+        recorded = obj.with_suffix(".cmd")
+        fresh = obj.exists() and obj.stat().st_mtime > newest_input
+        return self.force or not (fresh and recorded.exists() and recorded.read_text() == shlex.join(command))
+
+    def compile_one(self, source, obj, command):
+        print("compile", source.relative_to(ROOT), flush=True)
+        self.shell(command)
+        obj.with_suffix(".cmd").write_text(shlex.join(command))
+
+    @staticmethod
+    def shell(command):
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.stdout:
+            print(done.stdout, file=sys.stderr)
+        if done.returncode != 0:
+            raise SystemExit(f"failed with exit code {done.returncode}: {shlex.join(command)}")
+
+    @staticmethod
+    def write_build_info(compiler, path):
+        """Read before _C is loaded: a _C that was built against another torch fails in the dynamic loader."""
+        path.write_text(
+            '"""Written by setup.py; not edited, not committed."""\n\n'
+            f"TORCH_VERSION = {compiler.torch.__version__!r}\n"
+            f"CUDA_ARCHES = {compiler.arches!r}\n"
+        )
+
+
+setup(
+    ext_modules=[Extension("bittorch._C", sources=[], py_limited_api=True)],
+    cmdclass={"build_ext": BuildKernels},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+)

@@ -1,0 +1,75 @@
+/* act_quantize: the bytes, scales and sums of the scalar kernel. */
+#include "../../csrc/kernels/act_quantize.h"
+#include "test.h"
+
+static const Kernel<bt_act_quantize_fn> KERNELS[] = {BT_ACT_QUANTIZE(GPU_KERNEL)};
+
+static void compare(const Buffer &x, int order_of_q, int64_t ldq, bool with_sum, const char *what) {
+    const int64_t m = x.rows, k = x.columns;
+    const int64_t width = order_of_q == BT_ORDER_PLANES ? bt_div_up(k, BT_ACT_BLOCK) * BT_ACT_BLOCK : k;
+    const Buffer q(BT_I8, m, width, ldq), scale(BT_F32, 1, m, m), sum(BT_F32, 1, m, m);
+    bt_act_quantize p = {};
+    p.x = x.data();
+    p.q = q.data<int8_t>();
+    p.scale = scale.data<float>();
+    p.sum = with_sum ? sum.data<int32_t>() : nullptr;
+    p.m = m, p.k = k, p.ldx = x.stride, p.ldq = ldq;
+    p.x_type = x.type, p.order = order_of_q;
+    bt_act_quantize_scalar(&p, 0, m);
+    for (const auto &kernel : KERNELS)
+        for_orders([&](const char *order) {
+            const Buffer q2(BT_I8, m, width, ldq), scale2(BT_F32, 1, m, m), sum2(BT_F32, 1, m, m);
+            p.q = q2.data<int8_t>();
+            p.scale = scale2.data<float>();
+            p.sum = with_sum ? sum2.data<int32_t>() : nullptr;
+            const bt_status status = kernel.run(&p, 0, 0);
+            check(status == BT_OK && q2.equals(q) && scale2.equals(scale) && sum2.equals(sum),
+                  "act_quantize %s m=%ld k=%ld %s order %d %s %s", kernel.variant, (long)m, (long)k, type_name(x.type),
+                  order_of_q, what, order);
+        });
+}
+
+static void shape(Random &random, int64_t m, int64_t k, int type) {
+    const int64_t ldx = k + random.below(4);
+    const Buffer x = type == BT_I8 ? random_int8(random, m, k, ldx) : random_floats(random, type, m, k, ldx);
+    compare(x, BT_ORDER_NATURAL, k + random.below(4), random.below(2), "random");
+    compare(x, BT_ORDER_PLANES, (bt_div_up(k, 256) + random.below(2)) * 256, random.below(2), "random");
+}
+
+/* Halves of steps, which round to even, and values that a reciprocal of 127 / m would round otherwise. */
+static void ties(Random &random, int type) {
+    const Buffer x = random_floats(random, type, 6, 300, 300);
+    for (int64_t i = 0; i < x.rows; i++)
+        for (int64_t k = 0; k < x.columns; k++)
+            x.put(i, k, (float)(random.below(509) - 254) * 0.5f * ldexpf(1.0f, (int)(4 * i - 12)));
+    for (int64_t i = 0; i < x.rows; i++)
+        x.put(i, 5, -127.0f * ldexpf(1.0f, (int)(4 * i - 12)));
+    compare(x, BT_ORDER_NATURAL, 300, true, "ties");
+}
+
+static void special(Random &random, int type) {
+    const float values[] = {INFINITY, -INFINITY, NAN, -NAN, 0.0f, 1e-5f, -1e-7f, 65504.0f};
+    const Buffer x = random_floats(random, type, 16, 270, 271);
+    for (int64_t i = 0; i < 8; i++) {
+        x.put(i, random.below(270), values[i]);
+        for (int64_t k = 0; k < 270; k++)
+            x.put(8 + i, k, values[i]);
+    }
+    compare(x, BT_ORDER_NATURAL, 271, true, "special");
+    compare(x, BT_ORDER_PLANES, 512, true, "special");
+}
+
+void test_act_quantize() {
+    Random random(2);
+    for (int type = BT_F32; type <= BT_I8; type++) {
+        for (const int64_t k : SIZES)
+            for (const int64_t m : {0, 1, 5})
+                shape(random, m, k, type);
+        shape(random, 33, 65, type);
+        shape(random, 2, 1030, type);
+        if (type != BT_I8) {
+            ties(random, type);
+            special(random, type);
+        }
+    }
+}

@@ -1,0 +1,144 @@
+/* ternary_linear_packed: a relative L2 error of 1e-5 against fp64, plus the rounding of the output type, and the NaN
+ * pattern of the scalar kernel. */
+#include "../../csrc/kernels/ternary_linear_packed.h"
+#include "test.h"
+
+static const Kernel<bt_ternary_linear_packed_fn> KERNELS[] = {BT_TERNARY_LINEAR_PACKED(GPU_KERNEL)};
+
+struct Problem {
+    Buffer x, w, scale, bias, y; /* y is the scalar's */
+    std::vector<double> exact;
+    bt_ternary_linear_packed p;
+};
+
+static int trit_at(const Buffer &w, int64_t r, int64_t c) {
+    const int code = w.data<uint8_t>()[r * w.stride + c / 4] >> (2 * (c % 4)) & 3;
+    return (code & 1) - (code >> 1);
+}
+
+static std::vector<double> exact_product(const bt_ternary_linear_packed &p, const Buffer &x, const Buffer &w,
+                                         const Buffer &bias) {
+    std::vector<double> y;
+    for (int64_t i = 0; i < p.m; i++)
+        for (int64_t r = 0; r < p.n; r++) {
+            double sum = p.bias ? (double)bias.at(0, r) : 0.0;
+            for (int64_t c = 0; c < p.k; c++)
+                sum += (double)trit_at(w, r, c) * (double)x.at(i, c) * (double)p.scale[r * p.lds + c / p.group];
+            y.push_back(sum);
+        }
+    return y;
+}
+
+static Problem make(Random &random, int64_t m, int64_t n, int64_t k, const Grouping &grouping, int x_type, int y_type,
+                    int bias_type) {
+    const int64_t bytes = bt_div_up(k, 4), ldxp = bt_div_up(k, BT_FLOAT_BLOCK) * BT_FLOAT_BLOCK;
+    const int64_t scales = grouping.scales;
+    Problem a = {random_floats(random, x_type, m, k, k + random.below(3)),
+                 random_packed(random, n, k, bytes + random.below(3)),
+                 random_floats(random, BT_F32, 1, scales, scales),
+                 random_floats(random, bias_type < 0 ? (int)BT_F32 : bias_type, 1, n, n),
+                 Buffer(y_type, m, n, n + random.below(3)),
+                 {},
+                 {}};
+    const Buffer xp(BT_F32, m, ldxp, ldxp);
+    bt_ternary_linear_packed &p = a.p;
+    p.x = a.x.data();
+    p.w = a.w.data<uint8_t>();
+    p.scale = a.scale.data<float>();
+    p.bias = bias_type < 0 ? nullptr : a.bias.data();
+    p.y = a.y.data();
+    p.xp = xp.data<float>();
+    p.m = m, p.n = n, p.k = k, p.ldx = a.x.stride, p.ldw = a.w.stride, p.ldy = a.y.stride;
+    p.lds = grouping.lds, p.group = grouping.group, p.ldxp = ldxp;
+    p.x_type = x_type, p.y_type = y_type, p.bias_type = a.bias.type;
+    bt_ternary_linear_packed_prepare(&p, 0, m);
+    bt_ternary_linear_packed_scalar(&p, 0, bt_tiles(m, n));
+    p.xp = nullptr;
+    p.ldxp = 0;
+    a.exact = exact_product(p, a.x, a.w, a.bias);
+    return a;
+}
+
+/* 1 when the NaNs, or an infinity, are not where they should be. */
+static double relative_error(const Buffer &y, const Problem &a) {
+    double error = 0.0, norm = 0.0;
+    for (int64_t i = 0; i < y.rows; i++)
+        for (int64_t r = 0; r < y.columns; r++) {
+            const double value = (double)y.at(i, r), scalar = (double)a.y.at(i, r);
+            const double exact = a.exact[(size_t)(i * y.columns + r)];
+            if (std::isfinite(scalar)) {
+                error += (value - exact) * (value - exact);
+                norm += exact * exact;
+            } else if (std::isnan(scalar) ? !std::isnan(value) : value != scalar)
+                return 1.0;
+        }
+    return norm > 0.0 ? sqrt(error / norm) : error;
+}
+
+static void compare(const Problem &a, const Grouping &grouping, const char *what) {
+    const double tolerance = a.y.type == BT_F32 ? 1e-5 : a.y.type == BT_F16 ? 6e-4 : 5e-3;
+    bt_ternary_linear_packed p = a.p;
+    for (const auto &kernel : KERNELS) {
+        const Buffer first(a.y.type, p.m, p.n, p.ldy);
+        for_orders([&](const char *order) {
+            const Buffer y(a.y.type, p.m, p.n, p.ldy);
+            p.y = y.data();
+            const bt_status status = kernel.run(&p, 0, 0);
+            const double error = relative_error(y, a);
+            if (cusim::order == cusim::FORWARD)
+                memcpy(first.data(), y.data(), y.bytes);
+            check(status == BT_OK && error <= tolerance && y.gaps_intact() && y.equals(first),
+                  "ternary_linear_packed %s m=%ld n=%ld k=%ld %s->%s bias %s %s/%ld %s %s: error %g", kernel.variant,
+                  (long)p.m, (long)p.n, (long)p.k, type_name(p.x_type), type_name(p.y_type),
+                  p.bias ? type_name(p.bias_type) : "none", grouping.name, (long)grouping.group, what, order, error);
+        });
+    }
+}
+
+static void shape(Random &random, int64_t m, int64_t n, int64_t k) {
+    for (const auto &grouping : groupings(n, k)) {
+        const int x_type = (int)random.below(3), bias_type = (int)random.below(4) - 1;
+        compare(make(random, m, n, k, grouping, x_type, BT_F32, bias_type), grouping, "random");
+    }
+}
+
+static void all_types(Random &random) {
+    const Grouping channel = {"channel", 1, 69, 6};
+    for (int x_type = BT_F32; x_type <= BT_BF16; x_type++)
+        for (int y_type = BT_F32; y_type <= BT_BF16; y_type++)
+            for (int bias_type = -1; bias_type <= BT_BF16; bias_type++)
+                compare(make(random, 3, 6, 69, channel, x_type, y_type, bias_type), channel, "types");
+}
+
+/* A zero code times Inf is NaN, so a token with Inf or NaN shows in every output. */
+static void special(Random &random) {
+    const Grouping channel = {"channel", 1, 130, 40};
+    Problem a = make(random, 5, 40, 130, channel, BT_F32, BT_F32, BT_F32);
+    a.x.put(1, 129, INFINITY);
+    a.x.put(2, 70, NAN);
+    a.x.put(4, 0, -INFINITY);
+    const Buffer xp(BT_F32, 5, 256, 256);
+    a.p.xp = xp.data<float>();
+    a.p.ldxp = 256;
+    bt_ternary_linear_packed_prepare(&a.p, 0, 5);
+    bt_ternary_linear_packed_scalar(&a.p, 0, bt_tiles(5, 40));
+    int finite = 0;
+    for (int64_t r = 0; r < 40; r++)
+        finite += std::isfinite(a.y.at(1, r)) + std::isfinite(a.y.at(2, r)) + std::isfinite(a.y.at(4, r));
+    check(finite == 0, "ternary_linear_packed: the scalar spreads Inf and NaN");
+    compare(a, channel, "special");
+}
+
+void test_linear_packed() {
+    Random random(4);
+    for (const int64_t size : SIZES) {
+        shape(random, size, 5, 33);
+        shape(random, 3, size, 65);
+        shape(random, 2, 33, size);
+    }
+    shape(random, 33, 65, 257);
+    shape(random, 5, 67, 260);
+    shape(random, 4, 6, 256);
+    all_types(random);
+    special(random);
+}

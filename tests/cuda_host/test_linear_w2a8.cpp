@@ -1,0 +1,130 @@
+/* ternary_linear_w2a8: the bytes of the scalar kernel. */
+#include "../../csrc/kernels/act_quantize.h"
+#include "../../csrc/kernels/ternary_linear_w2a8.h"
+#include "test.h"
+
+static const Kernel<bt_ternary_linear_w2a8_fn> KERNELS[] = {BT_TERNARY_LINEAR_W2A8(GPU_KERNEL)};
+
+/* The codes of q in planes and their sums, as the scalar kernel wants them. */
+static Buffer in_planes(const Buffer &q, const Buffer &sum) {
+    const int64_t ldq = bt_div_up(q.columns, BT_ACT_BLOCK) * BT_ACT_BLOCK;
+    Buffer planes(BT_I8, q.rows, ldq, ldq);
+    bt_act_quantize p = {};
+    p.x = q.data();
+    p.q = planes.data<int8_t>();
+    p.sum = sum.data<int32_t>();
+    p.m = q.rows, p.k = q.columns, p.ldx = q.stride, p.ldq = ldq;
+    p.x_type = BT_I8, p.order = BT_ORDER_PLANES;
+    bt_act_quantize_scalar(&p, 0, q.rows);
+    return planes;
+}
+
+static void compare(bt_ternary_linear_w2a8 p, const Buffer &q, const Grouping &grouping, const char *what) {
+    const Buffer expected(p.y_type, p.m, p.n, p.ldy), sum(BT_F32, 1, p.m, p.m), planes = in_planes(q, sum);
+    p.q = planes.data<int8_t>();
+    p.ldq = planes.stride;
+    p.q_sum = sum.data<int32_t>();
+    p.y = expected.data();
+    bt_ternary_linear_w2a8_scalar(&p, 0, bt_tiles(p.m, p.n));
+    p.q = q.data<int8_t>();
+    p.ldq = q.stride;
+    p.q_sum = nullptr;
+    for (const auto &kernel : KERNELS)
+        for_orders([&](const char *order) {
+            const Buffer y(p.y_type, p.m, p.n, p.ldy);
+            p.y = y.data();
+            const bt_status status = kernel.run(&p, 0, 0);
+            check(status == BT_OK && y.equals(expected),
+                  "ternary_linear_w2a8 %s m=%ld n=%ld k=%ld %s bias %s %s/%ld %s %s", kernel.variant, (long)p.m,
+                  (long)p.n, (long)p.k, type_name(p.y_type), p.bias ? type_name(p.bias_type) : "none", grouping.name,
+                  (long)grouping.group, what, order);
+        });
+}
+
+static void shape(Random &random, int64_t m, int64_t n, int64_t k, const Grouping &grouping, int y_type,
+                  int bias_type) {
+    const Buffer q = random_int8(random, m, k, k + random.below(4));
+    const Buffer w = random_packed(random, n, k, bt_div_up(k, 4) + random.below(3));
+    const Buffer q_scale = random_floats(random, BT_F32, 1, m, m);
+    const Buffer scale = random_floats(random, BT_F32, 1, grouping.scales, grouping.scales);
+    const Buffer bias = random_floats(random, bias_type < 0 ? (int)BT_F32 : bias_type, 1, n, n);
+    bt_ternary_linear_w2a8 p = {};
+    p.q_scale = q_scale.data<float>();
+    p.w = w.data<uint8_t>();
+    p.scale = scale.data<float>();
+    p.bias = bias_type < 0 ? nullptr : bias.data();
+    p.m = m, p.n = n, p.k = k, p.ldw = w.stride, p.ldy = n + random.below(3);
+    p.lds = grouping.lds, p.group = grouping.group;
+    p.y_type = y_type, p.bias_type = bias.type;
+    compare(p, q, grouping, "random");
+}
+
+static void shapes(Random &random, int64_t m, int64_t n, int64_t k) {
+    for (const auto &grouping : groupings(n, k))
+        shape(random, m, n, k, grouping, (int)random.below(3), (int)random.below(4) - 1);
+}
+
+/* One output of one code, whose fused epilogue differs from the rounded one: 37 * fl(0.1 * 0.3) + 0.7. */
+static void fused(void) {
+    const Grouping tensor = {"tensor", 0, 1, 1};
+    const Buffer q(BT_I8, 1, 1, 1);
+    *q.data<int8_t>() = 37;
+    const uint8_t plus_one = 1;
+    const float q_scale = 0.1f, scale = 0.3f, bias = 0.7f;
+    const float product = q_scale * scale, rounded = 37.0f * product + bias;
+    check(fmaf(37.0f, product, bias) != rounded, "ternary_linear_w2a8: the vector tells fused from rounded");
+    float y = 0.0f;
+    bt_ternary_linear_w2a8 p = {};
+    p.q_scale = &q_scale;
+    p.w = &plus_one;
+    p.scale = &scale;
+    p.bias = &bias;
+    p.m = p.n = p.k = p.ldw = p.ldy = p.group = 1;
+    p.y_type = p.bias_type = BT_F32;
+    compare(p, q, tensor, "fused");
+    p.q = q.data<int8_t>();
+    p.ldq = 1;
+    p.y = &y;
+    for (const auto &kernel : KERNELS) {
+        kernel.run(&p, 0, 0);
+        check(y == rounded, "ternary_linear_w2a8 %s: the epilogue is not fused", kernel.variant);
+    }
+}
+
+/* The extremes of the sums, and a scale that is NaN. */
+static void extremes(Random &random) {
+    const Grouping channel = {"channel", 1, 1030, 3};
+    const int8_t values[] = {-128, 127};
+    const Buffer w = random_packed(random, 3, 1030, 258);
+    memset(w.data(), 0x55, 257); /* +1 */
+    memset(w.data<uint8_t>() + 258, 0xaa, 257);
+    const float q_scale[] = {1.0f, 0.01f, NAN}, scale[] = {1.0f, 0.3f, 0.7f};
+    for (const int8_t value : values) {
+        const Buffer q(BT_I8, 3, 1030, 1031);
+        for (int64_t i = 0; i < 3 * 1030; i++)
+            q.data<int8_t>()[i / 1030 * 1031 + i % 1030] = value;
+        bt_ternary_linear_w2a8 p = {};
+        p.q_scale = q_scale;
+        p.w = w.data<uint8_t>();
+        p.scale = scale;
+        p.m = p.n = 3, p.k = p.group = 1030, p.ldw = 258, p.ldy = 3, p.lds = 1;
+        compare(p, q, channel, "extremes");
+    }
+}
+
+void test_linear_w2a8() {
+    Random random(5);
+    for (const int64_t size : SIZES) {
+        shapes(random, size, 5, 33);
+        shapes(random, 3, size, 65);
+        shapes(random, 2, 33, size);
+    }
+    shapes(random, 33, 65, 257);
+    shapes(random, 5, 67, 260);
+    shapes(random, 4, 6, 256);
+    for (int y_type = BT_F32; y_type <= BT_BF16; y_type++)
+        for (int bias_type = -1; bias_type <= BT_BF16; bias_type++)
+            shape(random, 3, 6, 69, {"channel", 1, 69, 6}, y_type, bias_type);
+    fused();
+    extremes(random);
+}

@@ -1,0 +1,138 @@
+/* Gop/s = 2 m n k / time of both products, with the step that prepares the activations, on one thread. A row of the
+ * table is run for about 0.1 s three times and the best counts; the scalar rows, which are slow, run once. */
+#define _POSIX_C_SOURCE 199309L
+#include "../../csrc/dispatch/kernel_table.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+typedef struct problem_t {
+    int64_t m, n, k;
+    float *x, *y, *xp, *q_scale, *scale;
+    uint8_t *w;
+    int8_t *q;
+    int32_t *q_sum;
+} problem_t;
+
+typedef void job_t(const bt_kernel *kernel, const problem_t *a, int64_t group);
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static int64_t lds_of(const problem_t *a, int64_t group) {
+    return a->k / group;
+}
+
+static void run_packed(const bt_kernel *kernel, const problem_t *a, int64_t group) {
+    const bt_ternary_linear_packed p = {.x = a->x,
+                                        .w = a->w,
+                                        .scale = a->scale,
+                                        .y = a->y,
+                                        .xp = a->xp,
+                                        .m = a->m,
+                                        .n = a->n,
+                                        .k = a->k,
+                                        .ldx = a->k,
+                                        .ldw = a->k / 4,
+                                        .ldy = a->n,
+                                        .lds = lds_of(a, group),
+                                        .group = group,
+                                        .ldxp = a->k};
+    bt_ternary_linear_packed_prepare(&p, 0, a->m);
+    ((bt_ternary_linear_packed_fn *)kernel->run)(&p, 0, bt_tiles(a->m, a->n));
+}
+
+static void run_w2a8(const bt_kernel *kernel, const problem_t *a, int64_t group) {
+    const bt_act_quantize quantize = {.x = a->x,
+                                      .q = a->q,
+                                      .scale = a->q_scale,
+                                      .sum = a->q_sum,
+                                      .m = a->m,
+                                      .k = a->k,
+                                      .ldx = a->k,
+                                      .ldq = a->k,
+                                      .order = BT_ORDER_PLANES};
+    const bt_ternary_linear_w2a8 p = {.q = a->q,
+                                      .q_scale = a->q_scale,
+                                      .q_sum = a->q_sum,
+                                      .w = a->w,
+                                      .scale = a->scale,
+                                      .y = a->y,
+                                      .m = a->m,
+                                      .n = a->n,
+                                      .k = a->k,
+                                      .ldq = a->k,
+                                      .ldw = a->k / 4,
+                                      .ldy = a->n,
+                                      .lds = lds_of(a, group),
+                                      .group = group};
+    const bt_kernel *first = bt_kernel_find(BT_OP_act_quantize, BT_CPU, BT_F32, "auto");
+    ((bt_act_quantize_fn *)first->run)(&quantize, 0, a->m);
+    ((bt_ternary_linear_w2a8_fn *)kernel->run)(&p, 0, bt_tiles(a->m, a->n));
+}
+
+static double seconds(job_t *job, const bt_kernel *kernel, const problem_t *a, int64_t group) {
+    double best = 1e9;
+    const int slow = strcmp(kernel->variant, "scalar") == 0;
+    for (int round = 0; round < (slow ? 1 : 3); round++) {
+        int count = 0;
+        const double start = now();
+        do {
+            job(kernel, a, group);
+            count++;
+        } while (now() - start < 0.1);
+        const double time = (now() - start) / count;
+        best = time < best ? time : best;
+    }
+    return best;
+}
+
+static void measure(int64_t m, int64_t n, int64_t k) {
+    problem_t a = {.m = m, .n = n, .k = k};
+    a.x = malloc((size_t)(m * k) * sizeof *a.x);
+    a.xp = malloc((size_t)(m * k) * sizeof *a.xp);
+    a.y = malloc((size_t)(m * n) * sizeof *a.y);
+    a.q_scale = malloc((size_t)m * sizeof *a.q_scale);
+    a.q_sum = malloc((size_t)m * sizeof *a.q_sum);
+    a.scale = malloc((size_t)(n * k / 64) * sizeof *a.scale);
+    a.w = malloc((size_t)(n * k / 4));
+    a.q = malloc((size_t)(m * k));
+    for (int64_t i = 0; i < m * k; i++)
+        a.x[i] = (float)(rand() % 2001 - 1000) / 500.0f;
+    for (int64_t i = 0; i < n * k / 64; i++)
+        a.scale[i] = 0.01f;
+    for (int64_t i = 0; i < n * k / 4; i++)
+        a.w[i] = (uint8_t)(rand() % 3 | rand() % 3 << 2 | rand() % 3 << 4 | rand() % 3 << 6);
+    for (const bt_kernel *kernel = bt_kernels; kernel < bt_kernels + bt_kernel_count; kernel++) {
+        job_t *const job = kernel->op == BT_OP_ternary_linear_packed ? run_packed
+                           : kernel->op == BT_OP_ternary_linear_w2a8 ? run_w2a8
+                                                                     : NULL;
+        if (!job || kernel->device != BT_CPU || !bt_kernel_usable(kernel))
+            continue;
+        const int slow = strcmp(kernel->variant, "scalar") == 0;
+        printf("%5ld x %5ld  batch %3ld  %-22s %-11s", (long)n, (long)k, (long)m, bt_op_name(kernel->op),
+               kernel->variant);
+        for (int64_t group = k; group >= 64; group = group == k ? 128 : group / 2) {
+            const double time = seconds(job, kernel, &a, group);
+            printf("  group %4ld: %8.1f us %6.1f Gop/s", (long)group, time * 1e6, 2e-9 * (double)(m * n * k) / time);
+            if (slow)
+                break;
+        }
+        printf("\n");
+        fflush(stdout);
+    }
+    free(a.x), free(a.xp), free(a.y), free(a.q_scale), free(a.q_sum), free(a.scale), free(a.w), free(a.q);
+}
+
+int main(void) {
+    measure(1, 2560, 2560);
+    measure(8, 2560, 2560);
+    measure(32, 2560, 2560);
+    measure(1, 4096, 4096);
+    return 0;
+}

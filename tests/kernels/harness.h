@@ -1,0 +1,54 @@
+/* What the kernel tests share: buffers between guard pages, random numbers, comparisons and the counter.
+ *
+ * buffer() puts its bytes right against an inaccessible page: behind them in the passes at_end = 1, before them in the
+ * others. They and the rest of their pages are filled with POISON; release() checks that the rest still is. */
+#ifndef BT_TEST_HARNESS_H
+#define BT_TEST_HARNESS_H
+
+#include "../../csrc/dispatch/kernel_table.h"
+
+enum { POISON = 0xa5 };
+enum { COUNT_K = 15, COUNT_N = 6, COUNT_M = 7 };
+extern const int64_t some_k[COUNT_K], some_n[COUNT_N], some_m[COUNT_M];
+extern int at_end;
+
+/* Bytes of `rows` rows of `columns` elements, `ld` elements apart; the last row is not padded. */
+size_t matrix_bytes(int64_t rows, int64_t columns, int64_t ld, int type);
+size_t type_size(int type);
+const char *type_name(int type);
+
+void *buffer(size_t bytes);
+void release(void); /* all buffers of the case */
+
+uint32_t random_bits(void);
+int64_t random_below(int64_t limit);
+float random_normal(void);
+
+double value_at(const void *base, int type, int64_t index);
+void store_value(void *base, int type, int64_t index, float value);
+void fill_normal(void *base, int type, int64_t count);
+
+/* Equal bits, or both NaN. */
+int same_values(const void *a, const void *b, int type, int64_t count);
+/* Columns `columns`..ld of all rows but the last still hold the poison. */
+int gaps_untouched(const void *base, int64_t rows, int64_t columns, int64_t ld, int type);
+
+/* n rows of random legal codes, ldw bytes apart, and the same as n x k values. */
+uint8_t *random_weights(int64_t n, int64_t k, int64_t ldw, int8_t *trits);
+
+/* Whether a row of the table runs in this test: on the CPU, not the scalar one, and usable here. */
+int to_be_compared(const bt_kernel *kernel, bt_op op);
+
+/* What is printed when a check fails or a guard page is touched. */
+void set_context(const char *format, ...) __attribute__((format(printf, 1, 2)));
+void check(int condition, const char *what);
+int report(void);
+
+void test_half(void);
+void test_ternary_pack(void);
+void test_ternary_quantize(void);
+void test_act_quantize(void);
+void test_ternary_linear_packed(void);
+void test_ternary_linear_w2a8(void);
+
+#endif

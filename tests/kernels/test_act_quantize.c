@@ -1,0 +1,112 @@
+/* act_quantize: the scalar kernel against the formula of its header, the others against the scalar one. */
+#include "harness.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { NORMAL, ZEROS, DENORMALS, HUGE_VALUES, WITH_NAN, WITH_INF, TIES, TINY, ROW_KINDS };
+
+static void fill_row(void *x, int type, int64_t at, int64_t k, int kind) {
+    for (int64_t c = 0; c < k; c++) {
+        float value = random_normal();
+        if (kind == ZEROS)
+            value = c % 2 ? -0.0f : 0.0f;
+        else if (kind == DENORMALS)
+            value *= 1e-40f;
+        else if (kind == HUGE_VALUES)
+            value *= 1e4f;
+        else if (kind == TIES) /* with an absmax of 127 the codes lie at halves */
+            value = c == 0 ? 127.0f : (float)(random_below(508) - 254) / 2.0f;
+        else if (kind == TINY)
+            value *= 3e-6f;
+        store_value(x, type, at + c, value);
+    }
+    if (k > 0 && (kind == WITH_NAN || kind == WITH_INF))
+        store_value(x, type, at + random_below(k), kind == WITH_NAN ? NAN : -INFINITY);
+}
+
+static int64_t planes_position(int64_t c) {
+    const int64_t block = c / 256, inside = c % 256;
+    return block * 256 + inside % 4 * 64 + inside / 4;
+}
+
+static void check_row(const bt_act_quantize *p, int64_t row) {
+    const int planes = p->order == BT_ORDER_PLANES;
+    const int8_t *q = p->q + row * p->ldq;
+    float most = 0.0f;
+    int finite = 1, codes_agree = 1;
+    int64_t sum = 0, padding = 0;
+    for (int64_t c = 0; c < p->k; c++) {
+        const float x = (float)value_at(p->x, p->x_type, row * p->ldx + c);
+        finite = finite && isfinite(x);
+        most = fmaxf(most, fabsf(x));
+    }
+    most = fmaxf(most, 1e-5f);
+    const float factor = 127.0f / most;
+    for (int64_t c = 0; c < p->k; c++) {
+        const float x = (float)value_at(p->x, p->x_type, row * p->ldx + c);
+        const float code = p->x_type == BT_I8 ? x
+                           : finite           ? fminf(fmaxf(nearbyintf(x * factor), -127.0f), 127.0f)
+                                              : 0.0f;
+        codes_agree = codes_agree && q[planes ? planes_position(c) : c] == (int)code;
+        sum += (int)code;
+    }
+    for (int64_t c = p->k; planes && c % 256 != 0; c++)
+        padding |= q[planes_position(c)];
+    check(codes_agree, "codes");
+    check(padding == 0, "padding");
+    check(p->sum == NULL || p->sum[row] == sum, "sum");
+    const float scale = finite ? most / 127.0f : NAN;
+    check(p->x_type == BT_I8 || same_values(&scale, &p->scale[row], BT_F32, 1), "scale");
+}
+
+static bt_act_quantize with_outputs(bt_act_quantize p, int64_t width, int with_sum) {
+    p.q = buffer(matrix_bytes(p.m, width, p.ldq, BT_I8));
+    p.scale = buffer((size_t)p.m * sizeof *p.scale);
+    p.sum = with_sum ? buffer((size_t)p.m * sizeof *p.sum) : NULL;
+    return p;
+}
+
+static void check_quantize(int64_t m, int64_t k, int64_t gap, int type, int order, int first_kind) {
+    const int64_t width = order == BT_ORDER_PLANES ? (k + 255) / 256 * 256 : k;
+    set_context("act_quantize m=%ld k=%ld gap=%ld %s order=%d kind=%d", (long)m, (long)k, (long)gap, type_name(type),
+                order, first_kind);
+    bt_act_quantize p = {.m = m, .k = k, .ldx = k + gap, .x_type = type, .order = order};
+    p.ldq = order == BT_ORDER_PLANES ? width + 256 * gap : width + gap;
+    void *x = buffer(matrix_bytes(m, k, p.ldx, type));
+    for (int64_t r = 0; r < m; r++)
+        if (type == BT_I8)
+            for (int64_t c = 0; c < k; c++)
+                ((int8_t *)x)[r * p.ldx + c] = (int8_t)(random_below(256) - 128);
+        else
+            fill_row(x, type, r * p.ldx, k, (int)((first_kind + r) % ROW_KINDS));
+    p.x = x;
+    const bt_act_quantize expected = with_outputs(p, width, 1);
+    bt_act_quantize_scalar(&expected, 0, m);
+    for (int64_t r = 0; r < m; r++)
+        check_row(&expected, r);
+    check(gaps_untouched(expected.q, m, width, p.ldq, BT_I8), "bytes between rows");
+    for (const bt_kernel *kernel = bt_kernels; kernel < bt_kernels + bt_kernel_count; kernel++) {
+        if (!to_be_compared(kernel, BT_OP_act_quantize) || !(kernel->dtypes & BT_SET(type)))
+            continue;
+        set_context("act_quantize_%s m=%ld k=%ld gap=%ld %s order=%d kind=%d", kernel->variant, (long)m, (long)k,
+                    (long)gap, type_name(type), order, first_kind);
+        const bt_act_quantize got = with_outputs(p, width, gap == 0);
+        bt_act_quantize_fn *run = (bt_act_quantize_fn *)kernel->run;
+        run(&got, m / 2, m);
+        run(&got, 0, m / 2);
+        check(memcmp(got.q, expected.q, matrix_bytes(m, width, p.ldq, BT_I8)) == 0, "codes as scalar");
+        check(same_values(got.scale, expected.scale, BT_F32, m), "scale as scalar");
+        check(got.sum == NULL || memcmp(got.sum, expected.sum, (size_t)m * sizeof *got.sum) == 0, "sum as scalar");
+    }
+    release();
+}
+
+void test_act_quantize(void) {
+    for (int i = 0; i < COUNT_K; i++)
+        for (int j = 0; j < COUNT_M; j++)
+            for (int gap = 0; gap < 2; gap++)
+                for (int type = BT_F32; type <= BT_I8; type++)
+                    for (int order = BT_ORDER_NATURAL; order <= BT_ORDER_PLANES; order++)
+                        check_quantize(some_m[j], some_k[i], gap, type, order, (i + j + 4 * gap) % ROW_KINDS);
+}

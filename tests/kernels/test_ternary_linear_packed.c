@@ -1,0 +1,157 @@
+/* ternary_linear_packed: the scalar kernel against sums in fp64, the others bit for bit against the scalar one. */
+#include "harness.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct case_t {
+    int64_t m, n, k, group; /* group 0: one scale for all */
+    int x_type, y_type, bias_type, with_bias, gap, with_inf;
+} case_t;
+
+static void describe(const case_t *t, const char *variant) {
+    set_context("ternary_linear_packed_%s m=%ld n=%ld k=%ld group=%ld x=%s y=%s bias=%s gap=%d inf=%d", variant,
+                (long)t->m, (long)t->n, (long)t->k, (long)t->group, type_name(t->x_type), type_name(t->y_type),
+                t->with_bias ? type_name(t->bias_type) : "none", t->gap, t->with_inf);
+}
+
+/* In the natural order of columns. */
+static double reference(const bt_ternary_linear_packed *p, const int8_t *trits, int64_t i, int64_t r) {
+    double sum = 0.0;
+    for (int64_t c = 0; c < p->k; c++)
+        sum += (double)p->scale[r * p->lds + c / p->group] * trits[r * p->k + c] *
+               value_at(p->x, p->x_type, i * p->ldx + c);
+    return p->bias ? sum + value_at(p->bias, p->bias_type, r) : sum;
+}
+
+static void check_scalar(const bt_ternary_linear_packed *p, const int8_t *trits) {
+    static const double limits[] = {1e-5, 1e-3, 8e-3};
+    double error = 0.0, norm = 1e-30;
+    int pattern_agrees = 1;
+    for (int64_t i = 0; i < p->m; i++)
+        for (int64_t r = 0; r < p->n; r++) {
+            const double expected = reference(p, trits, i, r), got = value_at(p->y, p->y_type, i * p->ldy + r);
+            if (isfinite(expected)) {
+                error += (got - expected) * (got - expected);
+                norm += expected * expected;
+            } else {
+                pattern_agrees = pattern_agrees && (isnan(expected) ? isnan(got) : got == expected);
+            }
+        }
+    check(sqrt(error / norm) <= limits[p->y_type], "scalar against fp64");
+    check(pattern_agrees, "NaN and Inf");
+    check(gaps_untouched(p->y, p->m, p->n, p->ldy, p->y_type), "bytes between rows");
+}
+
+static void compare(const case_t *t, bt_ternary_linear_packed p, const void *expected) {
+    const int64_t tiles = bt_tiles(p.m, p.n), length = p.m && p.n ? (p.m - 1) * p.ldy + p.n : 0;
+    for (const bt_kernel *kernel = bt_kernels; kernel < bt_kernels + bt_kernel_count; kernel++) {
+        if (!to_be_compared(kernel, BT_OP_ternary_linear_packed) || !(kernel->dtypes & BT_SET(t->x_type)))
+            continue;
+        describe(t, kernel->variant);
+        bt_ternary_linear_packed_fn *run = (bt_ternary_linear_packed_fn *)kernel->run;
+        p.y = buffer(matrix_bytes(p.m, p.n, p.ldy, p.y_type));
+        run(&p, tiles / 2, tiles);
+        run(&p, 0, tiles / 2);
+        check(same_values(p.y, expected, p.y_type, length), "bits as scalar");
+    }
+}
+
+static void check_case(const case_t *t) {
+    describe(t, "scalar");
+    const int64_t groups = t->group && t->k ? t->k / t->group : 1, padded = (t->k + 255) / 256 * 256;
+    bt_ternary_linear_packed p = {.m = t->m,
+                                  .n = t->n,
+                                  .k = t->k,
+                                  .ldx = t->k + t->gap,
+                                  .ldw = (t->k + 3) / 4 + t->gap,
+                                  .ldy = t->n + t->gap,
+                                  .lds = t->group ? groups : 0,
+                                  .group = t->group ? t->group : t->k,
+                                  .ldxp = padded + 256 * t->gap,
+                                  .x_type = t->x_type,
+                                  .y_type = t->y_type,
+                                  .bias_type = t->bias_type};
+    const int64_t elements = t->m && t->k ? (t->m - 1) * p.ldx + t->k : 0, scales = t->group ? t->n * groups : 1;
+    int8_t *trits = malloc((size_t)(t->n * t->k) + 1);
+    p.w = random_weights(t->n, t->k, p.ldw, trits);
+    void *x = buffer((size_t)elements * type_size(t->x_type));
+    float *scale = buffer((size_t)scales * sizeof *scale);
+    void *bias = buffer((size_t)t->n * type_size(t->bias_type));
+    fill_normal(x, t->x_type, elements);
+    fill_normal(scale, BT_F32, scales);
+    fill_normal(bias, t->bias_type, t->n);
+    for (int64_t i = 0; t->with_inf && t->k && i < t->m; i += 2)
+        store_value(x, t->x_type, i * p.ldx + random_below(t->k), i % 4 ? INFINITY : NAN);
+    p.x = x, p.scale = scale, p.bias = t->with_bias ? bias : NULL;
+    p.xp = buffer(matrix_bytes(t->m, padded, p.ldxp, BT_F32));
+    bt_ternary_linear_packed_prepare(&p, 0, t->m);
+    check(gaps_untouched(p.xp, t->m, padded, p.ldxp, BT_F32), "floats between prepared rows");
+    p.y = buffer(matrix_bytes(t->m, t->n, p.ldy, t->y_type));
+    bt_ternary_linear_packed_scalar(&p, 0, bt_tiles(t->m, t->n));
+    check_scalar(&p, trits);
+    compare(t, p, p.y);
+    free(trits);
+    release();
+}
+
+static void check_group(int64_t m, int64_t n, int64_t k, int64_t group, int with_inf) {
+    static int turn;
+    const int i = turn++;
+    const case_t t = {.m = m,
+                      .n = n,
+                      .k = k,
+                      .group = group,
+                      .x_type = i % 3,
+                      .y_type = i / 3 % 3,
+                      .bias_type = i / 5 % 3,
+                      .with_bias = i % 4 > 0,
+                      .gap = i % 2 * 3,
+                      .with_inf = with_inf};
+    check_case(&t);
+}
+
+/* Inf in the only column that a row has: 0 * Inf is NaN, +-1 * Inf is +-Inf. */
+static void check_inf_times_zero(void) {
+    const float x = INFINITY, scale = 1.0f;
+    const uint8_t w[3] = {0, 1, 2};
+    float xp[256], y[3];
+    bt_ternary_linear_packed p = {.x = &x,
+                                  .w = w,
+                                  .scale = &scale,
+                                  .y = y,
+                                  .xp = xp,
+                                  .m = 1,
+                                  .n = 3,
+                                  .k = 1,
+                                  .ldx = 1,
+                                  .ldw = 1,
+                                  .ldy = 3,
+                                  .lds = 0,
+                                  .group = 1,
+                                  .ldxp = 256};
+    set_context("ternary_linear_packed_scalar x=Inf");
+    bt_ternary_linear_packed_prepare(&p, 0, 1);
+    bt_ternary_linear_packed_scalar(&p, 0, 1);
+    check(isnan(y[0]) && y[1] == INFINITY && y[2] == -INFINITY, "Inf times 0, +1, -1");
+}
+
+void test_ternary_linear_packed(void) {
+    static const int64_t group_k[] = {64, 128, 192, 256, 320, 512, 640, 768, 1280},
+                         groups[] = {4, 20, 64, 128, 192, 256, 512};
+    check_inf_times_zero();
+    for (int j = 0; j < COUNT_N; j++)
+        for (int l = 0; l < COUNT_M; l++) {
+            const int64_t n = some_n[j], m = some_m[l];
+            for (int i = 0; i < COUNT_K; i++) {
+                check_group(m, n, some_k[i], 0, 0);
+                check_group(m, n, some_k[i], some_k[i], (j + l) % 2);
+            }
+            for (int i = 0; i < 9; i++)
+                for (int g = 0; g < 7; g++)
+                    if (group_k[i] % groups[g] == 0 && (n < 65 || m < 65))
+                        check_group(m, n, group_k[i], groups[g], (i + j) % 2);
+        }
+    check_group(130, 130, 300, 300, 1);
+}

@@ -1,0 +1,111 @@
+/* ternary_pack, ternary_unpack and ternary_check. */
+#include "harness.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static void check_golden(const int8_t codes[6], uint8_t first, uint8_t second) {
+    set_context("golden row %02x %02x", first, second);
+    uint8_t *packed = buffer(2);
+    const bt_ternary_pack p = {.codes = codes, .packed = packed, .n = 1, .k = 6, .ldc = 6, .ldw = 2};
+    bt_ternary_pack_scalar(&p, 0, 1);
+    check(packed[0] == first && packed[1] == second, "ternary_pack");
+    int8_t *back = buffer(6);
+    const bt_ternary_unpack u = {
+        .w = packed, .y = back, .n = 1, .k = 6, .ldw = 2, .ldy = 6, .group = 6, .y_type = BT_I8};
+    bt_ternary_unpack_scalar(&u, 0, 1);
+    check(memcmp(back, codes, 6) == 0, "ternary_unpack");
+    release();
+}
+
+static void check_pack(int64_t n, int64_t k, int64_t gap) {
+    set_context("ternary_pack n=%ld k=%ld gap=%ld", (long)n, (long)k, (long)gap);
+    const int64_t bytes = (k + 3) / 4, ldc = k + gap, ldw = bytes + gap;
+    int8_t *codes = buffer(matrix_bytes(n, k, ldc, BT_I8)), *trits = buffer((size_t)(n * k));
+    uint8_t *expected = random_weights(n, k, ldw, trits), *packed = buffer(matrix_bytes(n, bytes, ldw, BT_I8));
+    for (int64_t r = 0; r < n; r++)
+        memcpy(codes + r * ldc, trits + r * k, (size_t)k);
+    const bt_ternary_pack p = {.codes = codes, .packed = packed, .n = n, .k = k, .ldc = ldc, .ldw = ldw};
+    bt_ternary_pack_scalar(&p, n / 2, n);
+    bt_ternary_pack_scalar(&p, 0, n / 2);
+    check(memcmp(packed, expected, matrix_bytes(n, bytes, ldw, BT_I8)) == 0, "packed rows");
+    release();
+}
+
+static void check_unpack(int64_t n, int64_t k, int64_t gap, int type, int scaled, int64_t group) {
+    set_context("ternary_unpack n=%ld k=%ld gap=%ld %s scale=%d group=%ld", (long)n, (long)k, (long)gap,
+                type_name(type), scaled, (long)group);
+    const int64_t ldw = (k + 3) / 4 + gap, ldy = k + gap, groups = group ? k / group : 1;
+    int8_t *trits = buffer((size_t)(n * k));
+    uint8_t *w = random_weights(n, k, ldw, trits);
+    float *scale = buffer((size_t)(n * groups) * sizeof *scale);
+    fill_normal(scale, BT_F32, n * groups);
+    void *y = buffer(matrix_bytes(n, k, ldy, type)), *expected = buffer(matrix_bytes(n, k, ldy, type));
+    const bt_ternary_unpack p = {.w = w,
+                                 .scale = scaled ? scale : NULL,
+                                 .y = y,
+                                 .n = n,
+                                 .k = k,
+                                 .ldw = ldw,
+                                 .ldy = ldy,
+                                 .lds = groups,
+                                 .group = group,
+                                 .y_type = type};
+    bt_ternary_unpack_scalar(&p, 0, n / 2);
+    bt_ternary_unpack_scalar(&p, n / 2, n);
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t c = 0; c < k; c++) {
+            if (type == BT_I8)
+                ((int8_t *)expected)[r * ldy + c] = trits[r * k + c];
+            else
+                store_value(expected, type, r * ldy + c,
+                            (float)trits[r * k + c] * (scaled ? scale[r * groups + c / group] : 1.0f));
+        }
+    check(same_values(y, expected, type, n && k ? (n - 1) * ldy + k : 0), "unpacked rows");
+    release();
+}
+
+/* One fault a row: in the code or in the padding, or none. */
+static void check_check(int64_t n, int64_t k, int64_t gap) {
+    set_context("ternary_check n=%ld k=%ld gap=%ld", (long)n, (long)k, (long)gap);
+    const int64_t bytes = (k + 3) / 4, ldw = bytes + gap;
+    int8_t *trits = buffer((size_t)(n * k));
+    uint8_t *w = random_weights(n, k, ldw, trits);
+    int64_t *column = buffer((size_t)n * sizeof *column), *expected = buffer((size_t)n * sizeof *column);
+    for (int64_t r = 0; r < n; r++) {
+        expected[r] = -1;
+        if (bytes == 0 || r % 3 == 0)
+            continue;
+        const int64_t c = r % 3 == 1 ? 4 * bytes - 1 : random_below(4 * bytes);
+        w[r * ldw + c / 4] |= (uint8_t)(3u << (2 * (c % 4)));
+        expected[r] = c;
+    }
+    const bt_ternary_check p = {.w = w, .column = column, .n = n, .k = k, .ldw = ldw};
+    bt_ternary_check_scalar(&p, 0, n);
+    check(memcmp(column, expected, (size_t)n * sizeof *column) == 0, "columns");
+    release();
+}
+
+void test_ternary_pack(void) {
+    static const int8_t first[6] = {1, -1, 0, 1, -1, 0}, second[6] = {0, 1, 1, -1, 0, -1};
+    check_golden(first, 0x49, 0x02);
+    check_golden(second, 0x94, 0x08);
+    for (int i = 0; i < COUNT_K; i++)
+        for (int j = 0; j < COUNT_N; j++)
+            for (int gap = 0; gap < 8; gap += 7) {
+                const int64_t k = some_k[i], n = some_n[j];
+                check_pack(n, k, gap);
+                check_check(n, k, gap);
+                for (int type = BT_F32; type <= BT_I8; type++) {
+                    check_unpack(n, k, gap, type, 0, k);
+                    if (type != BT_I8)
+                        check_unpack(n, k, gap, type, 1, k % 64 == 0 && gap ? 64 : k);
+                }
+            }
+    set_context("values other than trits");
+    const int8_t odd[4] = {2, -2, 127, 0};
+    uint8_t byte = 0;
+    const bt_ternary_pack p = {.codes = odd, .packed = &byte, .n = 1, .k = 4, .ldc = 4, .ldw = 1};
+    bt_ternary_pack_scalar(&p, 0, 1);
+    check(byte == 0x3f, "become code 11");
+}
