@@ -22,8 +22,8 @@ def _one_of(variable: str, value: str, valid: list[str]) -> str:
     return value
 
 
-def infer_kernel() -> str:
-    """The kernel argument that inference modules pass to their op."""
+def infer_variant() -> str:
+    """The variant argument that inference modules pass to their op."""
     value = _one_of(INFER_KERNEL, os.environ.get(INFER_KERNEL, "packed"), list(INFER_KERNELS))
     return INFER_KERNELS[value]
 
@@ -37,7 +37,7 @@ def packed_kernel(extension: ModuleType) -> str:
 
 def apply(extension: ModuleType) -> None:
     """Makes BITTORCH_PACKED_KERNEL the automatic choice of the products that have such a kernel."""
-    infer_kernel()
+    infer_variant()
     name = packed_kernel(extension)
     for op in PRODUCTS:
         names = {row["variant"] for row in extension.kernels() if row["op"] == op and row["usable"]}

@@ -59,7 +59,7 @@ class TernaryLinearInference(nn.Module):
         self.register_buffer("weight_packed", torch.zeros(packed_shape, dtype=torch.uint8, device=device))
         self.register_buffer("scale", torch.zeros(scale_shape, dtype=torch.float32, device=device))
         self.register_buffer("bias", torch.zeros(out_features, dtype=dtype, device=device) if bias else None)
-        self._kernel = _env.infer_kernel()
+        self._variant = _env.infer_variant()
 
     @property
     def groups(self) -> int:
@@ -70,7 +70,7 @@ class TernaryLinearInference(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         op = ops.ternary_linear_w2a8 if self.activation_bits == 8 else ops.ternary_linear_packed
-        return op(input, self.weight_packed, self.scale, self.bias, kernel=self._kernel)
+        return op(input, self.weight_packed, self.scale, self.bias, variant=self._variant)
 
     def extra_repr(self) -> str:
         parts = [f"in_features={self.in_features}", f"out_features={self.out_features}", f"bias={self.bias is not None}"]

@@ -107,7 +107,7 @@ def _add_bias(y: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
 
 
 def ternary_linear_packed(
-    x: Tensor, w_packed: Tensor, scale: Tensor, bias: Tensor | None = None, kernel: str = "auto"
+    x: Tensor, w_packed: Tensor, scale: Tensor, bias: Tensor | None = None, variant: str = "auto"
 ) -> Tensor:
     codes = ternary_unpack(w_packed, None, x.shape[-1], torch.float64)
     y = torch.nn.functional.linear(x.double(), codes * _in_features(scale.double(), x.shape[-1]))
@@ -122,7 +122,7 @@ def ternary_linear_w2a8(
     *,
     x_scale: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
-    kernel: str = "auto",
+    variant: str = "auto",
 ) -> Tensor:
     q, x_scale = (x, x_scale.reshape(*x.shape[:-1], 1)) if x_scale is not None else act_quantize(x)
     codes = ternary_unpack(w_packed, None, x.shape[-1], torch.float64)
@@ -162,7 +162,7 @@ def ternary_linear(
     granularity: str,
     group_size: int = 0,
     activation_bits: int = 0,
-    kernel: str = "auto",
+    variant: str = "auto",
 ) -> Tensor:
     with torch.no_grad():
         w_packed, scale = ternary_quantize(weight, method, scale_rule, threshold_factor, granularity, group_size)

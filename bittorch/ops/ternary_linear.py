@@ -14,7 +14,7 @@ def ternary_linear(
     granularity: str,
     group_size: int = 0,
     activation_bits: int = 0,
-    kernel: str = "auto",
+    variant: str = "auto",
 ) -> Tensor:
     """``y = x @ (codes * scale)^T + bias`` with ``codes, scale = ternary_quantize(weight)``.
 
@@ -30,7 +30,7 @@ def ternary_linear(
         bias: None or ``(out_features,)`` floating.
         method, scale_rule, threshold_factor, granularity, group_size: as in `ternary_quantize`.
         activation_bits: 0 for floating activations, 8 for int8.
-        kernel: as in `ternary_linear_packed`.
+        variant: as in `ternary_linear_packed`.
 
     Returns:
         ``(..., out_features)`` of the dtype of ``x``. Differentiable once; a second derivative raises RuntimeError.
@@ -45,5 +45,5 @@ def ternary_linear(
             f"x and weight must have the same dtype, got {x.dtype} and {weight.dtype}; cast one, or use autocast"
         )
     return torch.ops.bittorch.ternary_linear(
-        x, weight, bias, method, scale_rule, threshold_factor, granularity, group_size, activation_bits, kernel
+        x, weight, bias, method, scale_rule, threshold_factor, granularity, group_size, activation_bits, variant
     )

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def ternary_linear_packed(
-    x: Tensor, w_packed: Tensor, scale: Tensor, bias: Tensor | None = None, kernel: str = "auto"
+    x: Tensor, w_packed: Tensor, scale: Tensor, bias: Tensor | None = None, variant: str = "auto"
 ) -> Tensor:
     """``y = x @ (codes * scale)^T + bias``, accumulated in float32 and cast once to the dtype of ``x``.
 
@@ -16,18 +16,18 @@ def ternary_linear_packed(
         w_packed: ``(out_features, ceil(in_features / 4))`` uint8, codes 00, 01, 10 only.
         scale: float32 ``(1,)``, ``(out_features,)`` or ``(out_features, in_features / group_size)``.
         bias: None or ``(out_features,)`` floating; added in float32.
-        kernel: ``auto``, ``baseline``, ``tiled`` or a variant of `bittorch._C.kernels()`.
+        variant: ``auto``, ``baseline``, ``tiled`` or one of `bittorch._C.kernels()`.
 
     Returns:
         ``(..., out_features)`` of the dtype of ``x``. Differentiable in ``x`` and ``bias``, once.
 
     Raises:
-        TypeError, ValueError, RuntimeError: dtypes, shapes or devices that do not go together, an unknown kernel.
+        TypeError, ValueError, RuntimeError: dtypes, shapes or devices that do not go together, an unknown variant.
         NotImplementedError: no kernel for the device in this build.
     """
-    return torch.ops.bittorch.ternary_linear_packed(x, w_packed, scale, bias, kernel)
+    return torch.ops.bittorch.ternary_linear_packed(x, w_packed, scale, bias, variant)
 
 
 @torch.library.register_fake("bittorch::ternary_linear_packed")
-def _(x: Tensor, w_packed: Tensor, scale: Tensor, bias: Tensor | None = None, kernel: str = "auto") -> Tensor:
+def _(x: Tensor, w_packed: Tensor, scale: Tensor, bias: Tensor | None = None, variant: str = "auto") -> Tensor:
     return x.new_empty((*x.shape[:-1], w_packed.shape[0]))

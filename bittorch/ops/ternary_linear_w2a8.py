@@ -12,7 +12,7 @@ def ternary_linear_w2a8(
     *,
     x_scale: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
-    kernel: str = "auto",
+    variant: str = "auto",
 ) -> Tensor:
     """``y = (q @ codes^T) * (x_scale * scale) + bias`` with ``q, x_scale = act_quantize(x)``.
 
@@ -26,18 +26,18 @@ def ternary_linear_w2a8(
         bias: None or ``(out_features,)`` floating; added in float32.
         x_scale: one float32 scale a token; with int8 ``x`` only.
         out_dtype: of the result; the dtype of ``x`` by default, required with int8 ``x``.
-        kernel: ``auto``, ``baseline``, ``tiled`` or a variant of `bittorch._C.kernels()`.
+        variant: ``auto``, ``baseline``, ``tiled`` or one of `bittorch._C.kernels()`.
 
     Returns:
         ``(..., out_features)`` of ``out_dtype``. Differentiable once in a floating ``x`` (straight through the
         rounding) and in ``bias``.
 
     Raises:
-        TypeError, ValueError, RuntimeError: dtypes, shapes or devices that do not go together, an unknown kernel.
+        TypeError, ValueError, RuntimeError: dtypes, shapes or devices that do not go together, an unknown variant.
         NotImplementedError: no kernel for the device in this build.
     """
     return torch.ops.bittorch.ternary_linear_w2a8(
-        x, w_packed, scale, bias, x_scale=x_scale, out_dtype=out_dtype, kernel=kernel
+        x, w_packed, scale, bias, x_scale=x_scale, out_dtype=out_dtype, variant=variant
     )
 
 
@@ -50,6 +50,6 @@ def _(
     *,
     x_scale: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
-    kernel: str = "auto",
+    variant: str = "auto",
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], w_packed.shape[0]), dtype=out_dtype or x.dtype)

@@ -5,7 +5,7 @@
 #include <torch/library.h>
 
 // m tokens, n = out_features, k = in_features. w_packed (n, ceil(k/4)) uint8; scale (1,), (n,) or (n, k/group_size)
-// float32; kernel "auto", "baseline", "tiled" or a variant's name.
+// float32; kernel "auto", "baseline", "tiled" or a kernel's variant.
 TORCH_LIBRARY(bittorch, m) {
     m.def("ternary_pack(Tensor codes) -> Tensor");
     m.def("ternary_unpack(Tensor w_packed, Tensor? scale, SymInt in_features, ScalarType dtype) -> Tensor");
@@ -13,12 +13,12 @@ TORCH_LIBRARY(bittorch, m) {
     m.def("ternary_quantize(Tensor w, str method, str scale_rule, float threshold_factor, str granularity, "
           "int group_size) -> (Tensor, Tensor)");
     m.def("act_quantize(Tensor x) -> (Tensor, Tensor)");
-    m.def("ternary_linear_packed(Tensor x, Tensor w_packed, Tensor scale, Tensor? bias=None, str kernel='auto') -> "
+    m.def("ternary_linear_packed(Tensor x, Tensor w_packed, Tensor scale, Tensor? bias=None, str variant='auto') -> "
           "Tensor");
     m.def("ternary_linear_w2a8(Tensor x, Tensor w_packed, Tensor scale, Tensor? bias=None, *, Tensor? x_scale=None, "
-          "ScalarType? out_dtype=None, str kernel='auto') -> Tensor");
+          "ScalarType? out_dtype=None, str variant='auto') -> Tensor");
     m.def("ternary_linear(Tensor x, Tensor weight, Tensor? bias, str method, str scale_rule, float threshold_factor, "
-          "str granularity, int group_size, int activation_bits=0, str kernel='auto') -> Tensor");
+          "str granularity, int group_size, int activation_bits=0, str variant='auto') -> Tensor");
 }
 
 namespace bittorch {

@@ -23,10 +23,10 @@ std::tuple<at::Tensor, at::Tensor> ternary_quantize(const at::Tensor &w, const s
 std::tuple<at::Tensor, at::Tensor> act_quantize(const at::Tensor &x);
 
 at::Tensor ternary_linear_packed(const at::Tensor &x, const at::Tensor &w_packed, const at::Tensor &scale,
-                                 const std::optional<at::Tensor> &bias, const std::string &kernel);
+                                 const std::optional<at::Tensor> &bias, const std::string &variant);
 
 at::Tensor ternary_linear_w2a8(const at::Tensor &x, const at::Tensor &w_packed, const at::Tensor &scale,
                                const std::optional<at::Tensor> &bias, const std::optional<at::Tensor> &x_scale,
-                               std::optional<at::ScalarType> out_dtype, const std::string &kernel);
+                               std::optional<at::ScalarType> out_dtype, const std::string &variant);
 
 } // namespace bittorch

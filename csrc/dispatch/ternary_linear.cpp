@@ -28,19 +28,19 @@ template <typename Signature> auto find_op(const char *name) {
 }
 
 Tensor call_packed(const Tensor &x, const Tensor &w_packed, const Tensor &scale, const OptionalTensor &bias,
-                   const std::string &kernel) {
+                   const std::string &variant) {
     static const auto op =
         find_op<Tensor(const Tensor &, const Tensor &, const Tensor &, const OptionalTensor &, const std::string &)>(
             "bittorch::ternary_linear_packed");
-    return op.call(x, w_packed, scale, bias, kernel);
+    return op.call(x, w_packed, scale, bias, variant);
 }
 
 Tensor call_w2a8(const Tensor &x, const Tensor &w_packed, const Tensor &scale, const OptionalTensor &bias,
-                 const OptionalTensor &x_scale, OptionalDtype out_dtype, const std::string &kernel) {
+                 const OptionalTensor &x_scale, OptionalDtype out_dtype, const std::string &variant) {
     static const auto op =
         find_op<Tensor(const Tensor &, const Tensor &, const Tensor &, const OptionalTensor &, const OptionalTensor &,
                        OptionalDtype, const std::string &)>("bittorch::ternary_linear_w2a8");
-    return op.call(x, w_packed, scale, bias, x_scale, out_dtype, kernel);
+    return op.call(x, w_packed, scale, bias, x_scale, out_dtype, variant);
 }
 
 Tensor call_unpack(const Tensor &w_packed, const Tensor &scale, const c10::SymInt &in_features, at::ScalarType dtype) {
@@ -80,6 +80,9 @@ Tensor token_rows(const Tensor &t) {
 variable_list once(variable_list grads) {
     if (!at::GradMode::is_enabled())
         return grads;
+    for (Tensor &grad : grads)
+        if (grad.defined())
+            grad = grad.detach().requires_grad_(); // else the error would wait for an output gradient that has a graph
     const auto error = std::make_shared<torch::autograd::DelayedError>(
         "bittorch: the straight-through estimator has no second derivative; double backward is not supported",
         static_cast<int64_t>(grads.size()));
@@ -114,13 +117,13 @@ OptionalDtype dtype_of(const OptionalTensor &t) {
 struct FrozenLinear : torch::autograd::Function<FrozenLinear> {
     static Tensor forward(AutogradContext *ctx, const Tensor &x, const Tensor &w_packed, const Tensor &scale,
                           const OptionalTensor &bias, bool int8, const OptionalTensor &x_scale, OptionalDtype out_dtype,
-                          const std::string &kernel) {
+                          const std::string &variant) {
         const at::AutoDispatchBelowADInplaceOrView below;
         ctx->save_for_backward({w_packed, scale});
         ctx->saved_data["in_features"] = x.sym_size(-1);
         ctx->saved_data["bias_dtype"] = dtype_of(bias);
-        return int8 ? call_w2a8(x, w_packed, scale, bias, x_scale, out_dtype, kernel)
-                    : call_packed(x, w_packed, scale, bias, kernel);
+        return int8 ? call_w2a8(x, w_packed, scale, bias, x_scale, out_dtype, variant)
+                    : call_packed(x, w_packed, scale, bias, variant);
     }
 
     static variable_list backward(AutogradContext *ctx, const variable_list &g) {
@@ -133,24 +136,24 @@ struct FrozenLinear : torch::autograd::Function<FrozenLinear> {
 };
 
 Tensor packed_autograd(const Tensor &x, const Tensor &w_packed, const Tensor &scale, const OptionalTensor &bias,
-                       const std::string &kernel) {
+                       const std::string &variant) {
     if (at::GradMode::is_enabled() && (wants_grad(x) || (bias && wants_grad(*bias))))
-        return FrozenLinear::apply(x, w_packed, scale, bias, false, std::nullopt, std::nullopt, kernel);
+        return FrozenLinear::apply(x, w_packed, scale, bias, false, std::nullopt, std::nullopt, variant);
     const at::AutoDispatchBelowADInplaceOrView below;
-    return call_packed(x, w_packed, scale, bias, kernel);
+    return call_packed(x, w_packed, scale, bias, variant);
 }
 
 Tensor w2a8_autograd(const Tensor &x, const Tensor &w_packed, const Tensor &scale, const OptionalTensor &bias,
-                     const OptionalTensor &x_scale, OptionalDtype out_dtype, const std::string &kernel) {
+                     const OptionalTensor &x_scale, OptionalDtype out_dtype, const std::string &variant) {
     if (at::GradMode::is_enabled() && (wants_grad(x) || (bias && wants_grad(*bias))))
-        return FrozenLinear::apply(x, w_packed, scale, bias, true, x_scale, out_dtype, kernel);
+        return FrozenLinear::apply(x, w_packed, scale, bias, true, x_scale, out_dtype, variant);
     const at::AutoDispatchBelowADInplaceOrView below;
-    return call_w2a8(x, w_packed, scale, bias, x_scale, out_dtype, kernel);
+    return call_w2a8(x, w_packed, scale, bias, x_scale, out_dtype, variant);
 }
 
 struct TrainedLinear : torch::autograd::Function<TrainedLinear> {
     static Tensor forward(AutogradContext *ctx, const Tensor &x, const Tensor &weight, const OptionalTensor &bias,
-                          const QuantizeArgs &args, bool int8, const std::string &kernel) {
+                          const QuantizeArgs &args, bool int8, const std::string &variant) {
         const at::AutoDispatchBelowADInplaceOrView below;
         const auto [w_packed, scale] = call_quantize(weight, args);
         const bool keep_x = weight.requires_grad();
@@ -159,11 +162,11 @@ struct TrainedLinear : torch::autograd::Function<TrainedLinear> {
         ctx->saved_data["in_features"] = weight.sym_size(1);
         if (!int8) {
             ctx->save_for_backward({w_packed, scale, keep_x ? x : Tensor()});
-            return call_packed(x, w_packed, scale, bias, kernel);
+            return call_packed(x, w_packed, scale, bias, variant);
         }
         const auto [q, x_scale] = call_act_quantize(x);
         ctx->save_for_backward({w_packed, scale, keep_x ? q : Tensor(), keep_x ? x_scale : Tensor()});
-        return call_w2a8(q, w_packed, scale, bias, x_scale, x.scalar_type(), kernel);
+        return call_w2a8(q, w_packed, scale, bias, x_scale, x.scalar_type(), variant);
     }
 
     static variable_list backward(AutogradContext *ctx, const variable_list &grad_outputs) {
@@ -182,10 +185,10 @@ struct TrainedLinear : torch::autograd::Function<TrainedLinear> {
 };
 
 Tensor linear_forward(const Tensor &x, const Tensor &weight, const OptionalTensor &bias, const QuantizeArgs &args,
-                      bool int8, const std::string &kernel) {
+                      bool int8, const std::string &variant) {
     const auto [w_packed, scale] = call_quantize(weight, args);
-    return int8 ? call_w2a8(x, w_packed, scale, bias, std::nullopt, std::nullopt, kernel)
-                : call_packed(x, w_packed, scale, bias, kernel);
+    return int8 ? call_w2a8(x, w_packed, scale, bias, std::nullopt, std::nullopt, variant)
+                : call_packed(x, w_packed, scale, bias, variant);
 }
 
 bool parse_activation_bits(int64_t activation_bits) {
@@ -196,20 +199,20 @@ bool parse_activation_bits(int64_t activation_bits) {
 
 Tensor linear_autograd(const Tensor &x, const Tensor &weight, const OptionalTensor &bias, const std::string &method,
                        const std::string &scale_rule, double threshold_factor, const std::string &granularity,
-                       int64_t group_size, int64_t activation_bits, const std::string &kernel) {
+                       int64_t group_size, int64_t activation_bits, const std::string &variant) {
     const QuantizeArgs args{method, scale_rule, threshold_factor, granularity, group_size};
     const bool int8 = parse_activation_bits(activation_bits);
     if (at::GradMode::is_enabled() && (wants_grad(x) || wants_grad(weight) || (bias && wants_grad(*bias))))
-        return TrainedLinear::apply(x, weight, bias, args, int8, kernel);
+        return TrainedLinear::apply(x, weight, bias, args, int8, variant);
     const at::AutoDispatchBelowADInplaceOrView below;
-    return linear_forward(x, weight, bias, args, int8, kernel);
+    return linear_forward(x, weight, bias, args, int8, variant);
 }
 
 Tensor linear_composite(const Tensor &x, const Tensor &weight, const OptionalTensor &bias, const std::string &method,
                         const std::string &scale_rule, double threshold_factor, const std::string &granularity,
-                        int64_t group_size, int64_t activation_bits, const std::string &kernel) {
+                        int64_t group_size, int64_t activation_bits, const std::string &variant) {
     return linear_forward(x, weight, bias, {method, scale_rule, threshold_factor, granularity, group_size},
-                          parse_activation_bits(activation_bits), kernel);
+                          parse_activation_bits(activation_bits), variant);
 }
 
 // Autocast casts x alone: the master weight keeps its precision, codes and scales have no other, a bias is added in
@@ -224,27 +227,27 @@ template <c10::DeviceType device> struct Autocast {
     }
 
     static Tensor packed(const Tensor &x, const Tensor &w_packed, const Tensor &scale, const OptionalTensor &bias,
-                         const std::string &kernel) {
+                         const std::string &variant) {
         const auto guard = off();
-        return call_packed(cast(x), w_packed, scale, bias, kernel);
+        return call_packed(cast(x), w_packed, scale, bias, variant);
     }
 
     static Tensor w2a8(const Tensor &x, const Tensor &w_packed, const Tensor &scale, const OptionalTensor &bias,
-                       const OptionalTensor &x_scale, OptionalDtype out_dtype, const std::string &kernel) {
+                       const OptionalTensor &x_scale, OptionalDtype out_dtype, const std::string &variant) {
         const auto guard = off();
-        return call_w2a8(cast(x), w_packed, scale, bias, x_scale, out_dtype, kernel);
+        return call_w2a8(cast(x), w_packed, scale, bias, x_scale, out_dtype, variant);
     }
 
     static Tensor linear(const Tensor &x, const Tensor &weight, const OptionalTensor &bias, const std::string &method,
                          const std::string &scale_rule, double threshold_factor, const std::string &granularity,
-                         int64_t group_size, int64_t activation_bits, const std::string &kernel) {
+                         int64_t group_size, int64_t activation_bits, const std::string &variant) {
         static const auto op =
             find_op<Tensor(const Tensor &, const Tensor &, const OptionalTensor &, const std::string &,
                            const std::string &, double, const std::string &, int64_t, int64_t, const std::string &)>(
                 "bittorch::ternary_linear");
         const auto guard = off();
         return op.call(cast(x), weight, bias, method, scale_rule, threshold_factor, granularity, group_size,
-                       activation_bits, kernel);
+                       activation_bits, variant);
     }
 
     static void implement(torch::Library &m) {

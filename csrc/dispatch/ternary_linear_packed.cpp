@@ -26,10 +26,10 @@ static void run_on_cpu(const bt_kernel &kernel, const bt_ternary_linear_packed &
 }
 
 at::Tensor ternary_linear_packed(const at::Tensor &x, const at::Tensor &w_packed, const at::Tensor &scale,
-                                 const std::optional<at::Tensor> &bias, const std::string &kernel_name) {
+                                 const std::optional<at::Tensor> &bias, const std::string &variant) {
     bt_ternary_linear_packed p{};
     p.x_type = p.y_type = float_type(x, "x");
-    const bt_kernel &kernel = find_kernel(BT_OP_ternary_linear_packed, device_kind(x, "x"), p.x_type, kernel_name);
+    const bt_kernel &kernel = find_kernel(BT_OP_ternary_linear_packed, device_kind(x, "x"), p.x_type, variant);
     check_same_device({{"x", &x}, {"w_packed", &w_packed}, {"scale", &scale}});
     if (bias)
         check_same_device({{"x", &x}, {"bias", &*bias}});

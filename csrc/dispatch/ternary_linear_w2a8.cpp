@@ -81,9 +81,9 @@ static void check_x_scale(const at::Tensor &x, const std::optional<at::Tensor> &
 
 at::Tensor ternary_linear_w2a8(const at::Tensor &x, const at::Tensor &w_packed, const at::Tensor &scale,
                                const std::optional<at::Tensor> &bias, const std::optional<at::Tensor> &x_scale,
-                               std::optional<at::ScalarType> out_dtype, const std::string &kernel_name) {
+                               std::optional<at::ScalarType> out_dtype, const std::string &variant) {
     const int x_type = element_type(x, "x");
-    const bt_kernel &kernel = find_kernel(BT_OP_ternary_linear_w2a8, device_kind(x, "x"), BT_I8, kernel_name);
+    const bt_kernel &kernel = find_kernel(BT_OP_ternary_linear_w2a8, device_kind(x, "x"), BT_I8, variant);
     check_same_device({{"x", &x}, {"w_packed", &w_packed}, {"scale", &scale}});
     if (bias)
         check_same_device({{"x", &x}, {"bias", &*bias}});

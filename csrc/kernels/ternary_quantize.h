@@ -83,7 +83,7 @@ static inline int64_t bt_ternary_quantize_batch(const bt_ternary_quantize *p) {
     return batch < groups ? batch : groups;
 }
 
-/* Bytes of device scratch on CUDA, aligned to 16: 24 a slice for partial sums, 16 a group for its rule, and the keys. */
+/* Bytes of device scratch on CUDA, aligned to 8: 24 a slice for partial sums, 16 a group for its rule, 4 a key. */
 static inline size_t bt_ternary_quantize_cuda_workspace(const bt_ternary_quantize *p) {
     const int64_t groups = bt_ternary_quantize_groups(p), slices = bt_ternary_quantize_slices(p);
     const int64_t keys = bt_ternary_quantize_batch(p) * bt_ternary_quantize_padded(p);

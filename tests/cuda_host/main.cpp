@@ -5,6 +5,7 @@
 const int64_t SIZES[13] = {0, 1, 3, 4, 5, 31, 32, 33, 63, 64, 65, 127, 257};
 
 static long passed, failed;
+static bool stop; /* at the first failure */
 
 void check(bool ok, const char *format, ...) {
     (ok ? passed : failed)++;
@@ -16,6 +17,8 @@ void check(bool ok, const char *format, ...) {
     vprintf(format, arguments);
     printf("\n");
     va_end(arguments);
+    if (stop)
+        exit(1);
 }
 
 const char *type_name(int type) {
@@ -72,7 +75,8 @@ std::vector<Grouping> groupings(int64_t n, int64_t k) {
     return list;
 }
 
-int main() {
+int main(int argc, char **argv) {
+    stop = argc > 1 && strcmp(argv[1], "--stop") == 0;
     struct {
         const char *name;
         void (*run)();

@@ -52,17 +52,15 @@ BT_ALWAYS_INLINE void run_pass(lanes_t lanes, const uint8_t *const *w, const flo
     BT_UNROLL
     for (int r = 0; r < rows; r++)
         BT_UNROLL
-        for (int c = 0; c < tokens; c++)
-            acc[r][c] = _mm256_loadu_ps(&lanes[c][row + r][lane]);
-    for (int64_t b = 0; b < blocks; b++) {
-        bt_prefetch(w[0], (2 * b + half) * BT_ROWS / 2 * BT_BLOCK_BYTES);
+    for (int c = 0; c < tokens; c++)
+        acc[r][c] = _mm256_loadu_ps(&lanes[c][row + r][lane]);
+    for (int64_t b = 0; b < blocks; b++)
         add_block(acc, w + row, b * BT_BLOCK_BYTES + HALF_BYTES * half, xp + b * BT_BLOCK + lane, ldxp, rows, tokens);
-    }
     BT_UNROLL
     for (int r = 0; r < rows; r++)
         BT_UNROLL
-        for (int c = 0; c < tokens; c++)
-            _mm256_storeu_ps(&lanes[c][row + r][lane], acc[r][c]);
+    for (int c = 0; c < tokens; c++)
+        _mm256_storeu_ps(&lanes[c][row + r][lane], acc[r][c]);
 }
 
 /* One token: 4 rows at a time; more tokens: 2 rows, so that accumulators, codes and weights fit into 16 registers. */
@@ -82,6 +80,8 @@ BT_ALWAYS_INLINE void sum_span(lanes_t lanes, const bt_rows *rows, const float *
     memset(lanes, 0, sizeof(lanes_t));
     for (int64_t k = begin; k < stop; k += CHUNK * BT_BLOCK) {
         const int64_t left = (stop - k) / BT_BLOCK;
+        for (int i = 0; i < BT_ROWS * CHUNK; i++)
+            bt_prefetch(rows->w[0], BT_ROWS * k / 4 + i * BT_BLOCK_BYTES);
         for (int r = 0; r < BT_ROWS; r++)
             w[r] = rows->w[r] + k / 4;
         add_blocks(lanes, w, xp + k, ldxp, left < CHUNK ? left : CHUNK, tokens);

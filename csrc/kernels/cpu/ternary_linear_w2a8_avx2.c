@@ -21,23 +21,20 @@ BT_ALWAYS_INLINE __m256i load(const void *p) {
     return _mm256_loadu_si256((const __m256i *)p);
 }
 
-/* code + 1 of the four planes; the tables take a nibble, the even ones its low code, the odd ones its high code. */
-BT_ALWAYS_INLINE void decode(__m256i bytes, __m256i u[4]) {
-    const __m256i nibble = _mm256_set1_epi8(15);
+/* code + 1 of plane `plane`; a table takes a nibble, for even planes its low code, for odd ones its high code. */
+BT_ALWAYS_INLINE __m256i decode(__m256i bytes, const int plane) {
     const __m256i even = _mm256_broadcastsi128_si256(_mm_setr_epi8(1, 2, 0, 0, 1, 2, 0, 0, 1, 2, 0, 0, 1, 2, 0, 0));
     const __m256i odd = _mm256_broadcastsi128_si256(_mm_setr_epi8(1, 1, 1, 1, 2, 2, 2, 2, 0, 0, 0, 0, 0, 0, 0, 0));
-    const __m256i low = _mm256_and_si256(bytes, nibble), high = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble);
-    u[0] = _mm256_shuffle_epi8(even, low);
-    u[1] = _mm256_shuffle_epi8(odd, low);
-    u[2] = _mm256_shuffle_epi8(even, high);
-    u[3] = _mm256_shuffle_epi8(odd, high);
+    const __m256i shifted = plane < 2 ? bytes : _mm256_srli_epi16(bytes, 4);
+    return _mm256_shuffle_epi8(plane % 2 ? odd : even, _mm256_and_si256(shifted, _mm256_set1_epi8(15)));
 }
 
-/* int16 sums of one step: x points at the step's first plane. */
-BT_ALWAYS_INLINE __m256i dot_step(const __m256i u[4], const int8_t *x) {
-    const __m256i a = _mm256_maddubs_epi16(u[0], load(x)), b = _mm256_maddubs_epi16(u[1], load(x + 64));
-    const __m256i c = _mm256_maddubs_epi16(u[2], load(x + 128)), d = _mm256_maddubs_epi16(u[3], load(x + 192));
-    return _mm256_add_epi16(_mm256_add_epi16(a, b), _mm256_add_epi16(c, d));
+/* sum + the products of one plane, in int16. The empty statement keeps gcc 12 from gathering the products of a whole
+ * step, for which there are not enough registers. */
+BT_ALWAYS_INLINE __m256i add_plane(__m256i sum, __m256i u, __m256i x) {
+    sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(u, x));
+    __asm__("" : "+x"(sum));
+    return sum;
 }
 
 BT_ALWAYS_INLINE __m256i widen(__m256i sum) {
@@ -60,16 +57,23 @@ BT_ALWAYS_INLINE void add_steps(pass_t *pass, const uint8_t *const *w, const int
         for (int c = 0; c < tokens; c++)
             sum[r][c] = _mm256_setzero_si256();
         for (; done < stop; done++) {
-            const int8_t *x = q + step_at(first + done);
+            const int8_t *step = q + step_at(first + done);
+            bt_prefetch(w[0], rows * done * STEP_BYTES);
+            if (rows == 4)
+                bt_prefetch(w[0], (rows * done + 2) * STEP_BYTES);
             BT_UNROLL
-            for (int r = 0; r < rows; r++) {
+            for (int plane = 0; plane < 4; plane++) {
                 __m256i u[4];
-                if (r % 2 == 0)
-                    bt_prefetch(w[0], (rows * done + r) * STEP_BYTES);
-                decode(load(w[r] + STEP_BYTES * done), u);
                 BT_UNROLL
-                for (int c = 0; c < tokens; c++)
-                    sum[r][c] = _mm256_add_epi16(sum[r][c], dot_step(u, x + c * ldq));
+                for (int r = 0; r < rows; r++)
+                    u[r] = decode(load(w[r] + STEP_BYTES * done), plane);
+                BT_UNROLL
+                for (int c = 0; c < tokens; c++) {
+                    const __m256i x = load(step + c * ldq + 64 * plane);
+                    BT_UNROLL
+                    for (int r = 0; r < rows; r++)
+                        sum[r][c] = add_plane(sum[r][c], u[r], x);
+                }
             }
         }
         BT_UNROLL
@@ -120,10 +124,13 @@ BT_ALWAYS_INLINE void sum_span(lanes_t lanes, const bt_rows *rows, const int8_t 
 
 /* Takes sum q from every lane of a token; needed where the sums of single groups are not known. */
 BT_ALWAYS_INLINE void remove_bias(lanes_t lanes, const int8_t *q, int64_t begin, int64_t end, int token) {
-    const __m256i one[4] = {_mm256_set1_epi8(1), _mm256_set1_epi8(1), _mm256_set1_epi8(1), _mm256_set1_epi8(1)};
     __m256i bias = _mm256_setzero_si256();
-    for (int64_t step = begin / STEP; step < bt_div_up(end, STEP); step++)
-        bias = _mm256_add_epi32(bias, widen(dot_step(one, q + step_at(step))));
+    for (int64_t step = begin / STEP; step < bt_div_up(end, STEP); step++) {
+        __m256i sum = _mm256_setzero_si256();
+        for (int plane = 0; plane < 4; plane++)
+            sum = add_plane(sum, _mm256_set1_epi8(1), load(q + step_at(step) + 64 * plane));
+        bias = _mm256_add_epi32(bias, widen(sum));
+    }
     for (int r = 0; r < BT_ROWS; r++) {
         __m256i *lane = (__m256i *)lanes[token][r];
         _mm256_storeu_si256(lane, _mm256_sub_epi32(_mm256_loadu_si256(lane), bias));
@@ -147,12 +154,14 @@ BT_ALWAYS_INLINE void run_rows(const bt_ternary_linear_w2a8 *p, const bt_rows *r
         if (!whole)
             for (int c = 0; c < tokens; c++)
                 remove_bias(lanes, q + c * p->ldq, begin, end, c);
-        for (int64_t at = begin, lane = 0; at < end; at += p->group, lane += 4 * quarters, g++)
+        for (int64_t at = begin, lane = 0; at < end; at += p->group, lane += 4 * quarters, g++) {
+            const __m128 scales = bt_scales(rows, g);
             for (int c = 0; c < tokens; c++) {
                 const __m128i bias = _mm_set1_epi32(whole ? p->q_sum[token + c] : 0);
                 const __m128i dot = _mm_sub_epi32(bt_sums(&lanes[c][0][lane], 8, quarters), bias);
-                sum[c] = _mm_add_ps(sum[c], to_scaled_float(dot, p->q_scale[token + c], bt_scales(rows, g)));
+                sum[c] = _mm_add_ps(sum[c], to_scaled_float(dot, p->q_scale[token + c], scales));
             }
+        }
     }
     for (int c = 0; c < tokens; c++)
         bt_finish4(p->y, p->y_type, (token + c) * p->ldy + rows->first, sum[c], p->bias, p->bias_type, rows);

@@ -173,12 +173,14 @@ BT_ALWAYS_INLINE void run_rows(const bt_ternary_linear_w2a8 *p, const bt_rows *r
             for (int r = 0; r < BT_ROWS; r++)
                 _mm512_storeu_si512(lanes[c][r], tile.acc[r][c]);
         }
-        for (int64_t at = begin, lane = 0; at < end; at += p->group, lane += 4 * quarters, g++)
+        for (int64_t at = begin, lane = 0; at < end; at += p->group, lane += 4 * quarters, g++) {
+            const __m128 scales = bt_scales(rows, g);
             for (int c = 0; c < tokens; c++) {
                 const __m128i bias = _mm_set1_epi32(whole ? 2 * p->q_sum[token + c] : 0);
                 const __m128i dot = _mm_sub_epi32(bt_sums(&lanes[c][0][lane], 16, quarters), bias);
-                sum[c] = _mm_add_ps(sum[c], to_scaled_float(dot, p->q_scale[token + c], bt_scales(rows, g)));
+                sum[c] = _mm_add_ps(sum[c], to_scaled_float(dot, p->q_scale[token + c], scales));
             }
+        }
     }
     for (int c = 0; c < tokens; c++)
         bt_finish4(p->y, p->y_type, (token + c) * p->ldy + rows->first, sum[c], p->bias, p->bias_type, rows);

@@ -28,8 +28,8 @@ static __global__ void quantize(bt_act_quantize p) {
     __shared__ uint32_t scratch[BT_MAX_THREADS];
     const int64_t end = p.order == BT_ORDER_PLANES ? bt_div_up(p.k, BT_ACT_BLOCK) * BT_ACT_BLOCK : p.k;
     for (int64_t row = blockIdx.x; row < p.m; row += gridDim.x) {
-        const uint32_t bits = bt_block_reduce(absmax_bits(p, row), scratch,
-                                              [](uint32_t a, uint32_t b) { return a > b ? a : b; });
+        const uint32_t bits =
+            bt_block_reduce(absmax_bits(p, row), scratch, [](uint32_t a, uint32_t b) { return a > b ? a : b; });
         const bool finite = bits < 0x7f800000u;
         const float absmax = fmaxf(bt_bits_float(finite ? bits : 0u), 1e-5f), inverse = __fdiv_rn(127.0f, absmax);
         int sum = 0;

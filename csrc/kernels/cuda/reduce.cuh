@@ -17,8 +17,7 @@ static inline unsigned bt_block_threads(int64_t pieces) {
     return threads;
 }
 
-template <class T, class Combine>
-static __device__ inline T bt_block_reduce(T value, T *scratch, Combine combine) {
+template <class T, class Combine> static __device__ inline T bt_block_reduce(T value, T *scratch, Combine combine) {
     const unsigned t = threadIdx.x;
     scratch[t] = value;
     __syncthreads();

@@ -228,9 +228,9 @@ static __global__ void encode(bt_ternary_quantize p, plan_t plan) {
         for (int64_t at = begin + threadIdx.x; at < end; at += blockDim.x) {
             const four_t four = load_four(p, g, at);
             unsigned byte = 0;
-            for (int i = 0; i < four.count; i++) {
+            for (int i = 0; i < 4; i++) {
                 const float w = four.w[i], a = fabsf(w);
-                const unsigned keep = __fmul_rn(a, rule.multiplier) > rule.threshold;
+                const unsigned keep = i < four.count && __fmul_rn(a, rule.multiplier) > rule.threshold;
                 byte |= keep << (w < 0.0f) << (2 * i);
                 sum += keep ? (double)a : 0.0;
                 number += keep;
@@ -292,8 +292,8 @@ static bt_status sort_keys(const bt_ternary_quantize *p, const plan_t &plan, int
     const int64_t pairs = number * plan.padded / 2;
     for (int64_t size = 2; size <= plan.padded; size *= 2)
         for (int64_t stride = size / 2; stride > 0; stride /= 2) {
-            const bt_status status = BT_LAUNCH(sort_pass, grid_for(pairs), block_for(pairs), p->stream,
-                                               plan.keys, pairs, plan.padded, size, stride);
+            const bt_status status = BT_LAUNCH(sort_pass, grid_for(pairs), block_for(pairs), p->stream, plan.keys,
+                                               pairs, plan.padded, size, stride);
             if (status != BT_OK)
                 return status;
         }
@@ -309,8 +309,8 @@ static bt_status sorted_rules(const bt_ternary_quantize *p, const plan_t &plan) 
         if (status == BT_OK)
             status = sort_keys(p, plan, number);
         if (status == BT_OK && p->method == BT_METHOD_ABSMEDIAN)
-            status = BT_LAUNCH(median, grid_for(number), block_for(number), p->stream, plan,
-                               p->threshold_factor, first, number);
+            status = BT_LAUNCH(median, grid_for(number), block_for(number), p->stream, plan, p->threshold_factor, first,
+                               number);
         else if (status == BT_OK)
             status = BT_LAUNCH(optimum, dim3(bt_blocks(number)), block_for(plan.count), p->stream, plan, first, number);
         if (status != BT_OK)

@@ -1,0 +1,65 @@
+"""Every barrier of the CUDA kernels is needed: removes each __syncthreads() in turn and expects a test to fail.
+
+Works on a copy under build/cuda_host/mutants. Run: make -C tests/cuda_host mutations
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+WORK = ROOT / "build" / "cuda_host" / "mutants"
+KERNELS = WORK / "kernels"
+PROGRAM = WORK / "objects" / "cuda_host_tests"
+BARRIER = "__syncthreads();"
+
+
+def build() -> None:
+    command = ["make", "--silent", "--no-print-directory", f"-j{os.cpu_count()}", "-C", str(HERE)]
+    command += [f"KERNELS={KERNELS}", f"BUILD={PROGRAM.parent}", "SANITIZE=", str(PROGRAM)]
+    subprocess.run(command, check=True)
+
+
+def passes() -> bool:
+    run = subprocess.run([str(PROGRAM), "--stop"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=600)
+    return run.returncode == 0
+
+
+def barriers(source: str) -> list[int]:
+    """Offsets of the barriers in a file."""
+    found, at = [], source.find(BARRIER)
+    while at >= 0:
+        found.append(at)
+        at = source.find(BARRIER, at + 1)
+    return found
+
+
+def main() -> int:
+    shutil.rmtree(WORK, ignore_errors=True)
+    shutil.copytree(ROOT / "csrc" / "kernels", KERNELS)
+    build()
+    if not passes():
+        print("the tests fail without any change")
+        return 1
+    killed, survivors = 0, []
+    for path in sorted(KERNELS.glob("cuda/*.cu*")):
+        source = path.read_text()
+        for at in barriers(source):
+            where = f"{path.name}:{source.count(chr(10), 0, at) + 1}"
+            path.write_text(source[:at] + ";" + source[at + len(BARRIER) :])
+            build()
+            if passes():
+                survivors.append(where)
+            else:
+                killed += 1
+            print(f"{where}: {'SURVIVES' if where in survivors else 'killed'}", flush=True)
+        path.write_text(source)
+    print(f"{killed} killed, {len(survivors)} survive")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
