@@ -1,4 +1,4 @@
-"""Builds bittorch._C: C kernels by the C compiler, the torch shim by the C++ compiler, .cu kernels by nvcc when there is one.
+"""Builds bittorch._C: C kernels by cc, the torch shim by c++, .cu kernels by nvcc when there is one.
 
 Environment: BITTORCH_CUDA=auto|0|1, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS, CC, CXX.
 torch's own BuildExtension is not used: it compiles .c files as C++ and refuses nvcc beside a CPU-only torch.
@@ -154,7 +154,8 @@ class BuildKernels(build_ext):
     def build_extension(self, ext):
         compiler = Compiler()
         target = Path(self.get_ext_fullpath(ext.name))
-        objects_dir = Path(self.build_temp).resolve()
+        # Not build_temp, which pip makes anew each time: what did not change is not compiled again.
+        objects_dir = ROOT / "build/objects"
         shared = [*ROOT.glob("csrc/kernels/*.h"), *ROOT.glob("csrc/dispatch/*.h"), Path(__file__)]
         jobs, objects = [], []
         for source in compiler.sources():

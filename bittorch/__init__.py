@@ -1,6 +1,6 @@
 """Ternary (1.58-bit) neural networks for PyTorch: train, export to packed 2-bit weights, run them bit for bit.
 
->>> model = torch.nn.Sequential(bittorch.nn.TernaryLinear(784, 256), torch.nn.ReLU(), bittorch.nn.TernaryLinear(256, 10))
+>>> model = nn.Sequential(bittorch.TernaryLinear(784, 256), nn.ReLU(), bittorch.TernaryLinear(256, 10))
 >>> ...  # any training loop
 >>> packed = bittorch.export_for_inference(model)
 >>> assert torch.equal(model.eval()(x), packed(x))

@@ -69,12 +69,14 @@ class TernaryLinearInference(nn.Module):
         return 0 if self.scale.shape[0] == 1 and self.out_features != 1 else 1
 
     def forward(self, input: Tensor) -> Tensor:
+        if input.dim() == 0 or input.shape[-1] != self.in_features:  # packed rows know it only to a whole byte
+            raise ValueError(f"input must be (..., {self.in_features}), got {tuple(input.shape)}")
         op = ops.ternary_linear_w2a8 if self.activation_bits == 8 else ops.ternary_linear_packed
         return op(input, self.weight_packed, self.scale, self.bias, variant=self._variant)
 
     def extra_repr(self) -> str:
-        parts = [f"in_features={self.in_features}", f"out_features={self.out_features}", f"bias={self.bias is not None}"]
-        parts.append(f"groups={self.groups}")
+        parts = [f"in_features={self.in_features}", f"out_features={self.out_features}"]
+        parts += [f"bias={self.bias is not None}", f"groups={self.groups}"]
         if self.activation_bits:
             parts.append(f"activation_bits={self.activation_bits}")
         return ", ".join(parts)

@@ -7,8 +7,8 @@ from torch import Tensor
 def act_quantize(x: Tensor) -> tuple[Tensor, Tensor]:
     """Quantises each row of ``x`` by its largest magnitude, as BitNet W1.58A8 does.
 
-    ``m = max(absmax(row), 1e-5)``, ``q = clamp(round_half_even(x * (127 / m)), -127, 127)``, ``scale = m / 127``, all in
-    float32. A row with a NaN or an infinity has codes 0 and scale NaN.
+    ``m = max(absmax(row), 1e-5)``, ``q = clamp(round_half_even(x * (127 / m)), -127, 127)``, ``scale = m / 127``, all
+    in float32. A row with a NaN or an infinity has codes 0 and scale NaN.
 
     Args:
         x: ``(..., in_features)`` float32, float16 or bfloat16.

@@ -1,4 +1,4 @@
-"""Each op in plain torch: short, slow, differentiable where the op is; what `backend="python"` runs and tests compare with.
+"""Each op in plain torch: short and slow; what `backend="python"` runs and what tests compare with.
 
 Products are summed in float64, so they are the exact answer to about 1e-15 before the last rounding.
 """
@@ -20,7 +20,7 @@ def ternary_pack(codes: Tensor) -> Tensor:
     n, k = codes.shape
     bits = torch.zeros(n, (k + 3) // 4 * 4, dtype=torch.uint8, device=codes.device)
     bits[:, :k] = (codes == 1).to(torch.uint8) + 2 * (codes == -1).to(torch.uint8)
-    quads = bits.view(n, -1, 4)
+    quads = bits.view(n, (k + 3) // 4, 4)
     return quads[..., 0] | quads[..., 1] << 2 | quads[..., 2] << 4 | quads[..., 3] << 6
 
 
@@ -96,7 +96,7 @@ def act_quantize(x: Tensor) -> tuple[Tensor, Tensor]:
     absmax = wide.abs().amax(-1, keepdim=True) if x.shape[-1] else wide.new_zeros((*x.shape[:-1], 1))
     finite = absmax.isfinite()
     absmax = absmax.clamp(min=EPS)
-    # A tensor, because torch turns 127.0 / t and, on CUDA, t / 127.0 into a product with a reciprocal, which rounds twice.
+    # A tensor, because torch turns 127.0 / t and, on CUDA, t / 127.0 into products with a reciprocal: two roundings.
     most = torch.full_like(absmax, 127.0)
     q = (wide * (most / absmax)).round().clamp(-127, 127)
     return q.where(finite, 0.0).to(torch.int8), (absmax / most).where(finite, torch.nan)
@@ -143,7 +143,7 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None
 
 

@@ -44,6 +44,8 @@ def ternary_linear(
         raise RuntimeError(
             f"x and weight must have the same dtype, got {x.dtype} and {weight.dtype}; cast one, or use autocast"
         )
+    if x.dim() == 0 or x.shape[-1] != weight.shape[-1]:  # packed rows alone know in_features only to a whole byte
+        raise ValueError(f"x must be (..., {weight.shape[-1]}) for weight {tuple(weight.shape)}, got {tuple(x.shape)}")
     return torch.ops.bittorch.ternary_linear(
         x, weight, bias, method, scale_rule, threshold_factor, granularity, group_size, activation_bits, variant
     )

@@ -31,8 +31,8 @@ def ternary_quantize(
         group_size: a multiple of 4 that divides in_features; read with granularity ``group`` only.
 
     Returns:
-        ``w_packed`` ``(out_features, ceil(in_features / 4))`` uint8, and ``scale`` float32 ``(1,)``, ``(out_features,)``
-        or ``(out_features, in_features / group_size)``. Neither carries a gradient.
+        ``w_packed`` ``(out_features, ceil(in_features / 4))`` uint8, and ``scale`` float32 ``(1,)``,
+        ``(out_features,)`` or ``(out_features, in_features / group_size)``. Neither carries a gradient.
 
     Raises:
         TypeError, ValueError: another dtype, shape, name or value; the message names both.

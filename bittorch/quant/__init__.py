@@ -1,4 +1,4 @@
-"""Quantisers: what a weight becomes. `ternary_quantize` is the function, `TernaryQuantizer` the object with a config."""
+"""Quantisers: what a weight becomes. `ternary_quantize` is the function, `TernaryQuantizer` the object."""
 
 from bittorch.quant.base import QuantConfig, Quantizer, QuantType
 from bittorch.quant.int4 import Int4QuantConfig

@@ -44,12 +44,12 @@ class TernaryQuantConfig(QuantConfig):
 
     Args:
         threshold_factor: in [0, 1], of the method's measure; None is the method's own: max 0.05 (of the largest),
-            twn 0.75 (of the mean), absmean and absmedian 0.5 (round to nearest). ``optimal`` finds its threshold itself.
+            twn 0.75 (of the mean), absmean and absmedian 0.5 (round to nearest). ``optimal`` finds its own.
         per_channel: False is ``granularity="tensor"``.
         method: ``max``, ``twn``, ``absmean`` (the codes of BitNet b1.58), ``absmedian`` or ``optimal``.
-        scale: ``ls`` (least squares: the mean of the kept magnitudes), ``mean`` or ``max``; None is the method's own, ``ls``
-            but for absmean, whose is ``mean``. ``max`` reproduces libraries that scale by the largest weight, and ruins
-            the weights: see docs/ternary_format.md.
+        scale: ``ls`` (least squares: the mean of the kept magnitudes), ``mean`` or ``max``; None is the method's own,
+            ``ls`` but for absmean, whose is ``mean``. ``max`` reproduces libraries that scale by the largest weight,
+            and ruins the weights: see docs/ternary_format.md.
         granularity: what shares a scale: ``tensor``, ``channel`` (the default) or ``group``.
         group_size: columns of a group, a multiple of 4 that divides in_features; used with granularity ``group``.
         activation_bits: None for floating activations, 8 for int8 with one scale a token (W1.58A8).
@@ -57,7 +57,7 @@ class TernaryQuantConfig(QuantConfig):
     None is resolved at once: ``TernaryQuantConfig().threshold_factor == 0.05``.
 
     Raises:
-        ValueError: an unknown name, a value out of range, or ``per_channel=False`` with another granularity than tensor.
+        ValueError: an unknown name, a value out of range, or ``per_channel=False`` with a granularity but tensor.
     """
 
     quant_type: ClassVar[QuantType] = QuantType.TERNARY
@@ -84,7 +84,7 @@ class TernaryQuantConfig(QuantConfig):
         granularity = self.granularity or ("channel" if self.per_channel else "tensor")
         _one_of("granularity", granularity, _GRANULARITIES)
         if not self.per_channel and granularity != "tensor":
-            raise ValueError(f"per_channel=False means granularity='tensor', but granularity={granularity!r} is asked for")
+            raise ValueError(f"per_channel=False means granularity='tensor', got granularity={granularity!r}")
         if self.group_size <= 0 or self.group_size % 4:
             raise ValueError(f"group_size must be a positive multiple of 4, got {self.group_size}")
         _one_of("activation_bits", self.activation_bits, (None, 8))
@@ -98,7 +98,9 @@ class TernaryQuantConfig(QuantConfig):
 
     def op_args(self) -> tuple[str, str, float, str, int]:
         """The arguments that `bittorch.ops.ternary_quantize` and `ternary_linear` take after their tensors."""
-        assert self.scale is not None and self.threshold_factor is not None and self.granularity is not None
+        assert self.scale is not None
+        assert self.threshold_factor is not None
+        assert self.granularity is not None
         return self.method, self.scale, self.threshold_factor, self.granularity, self.group_size
 
     def check_in_features(self, in_features: int) -> None:

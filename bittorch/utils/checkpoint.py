@@ -1,8 +1,8 @@
 """Packed models on disk: one safetensors file, never pickle.
 
-Keys are those of ``state_dict()``: ``<module>.weight_packed``, ``.scale``, ``.bias``, and every other tensor of the model. The
-metadata is ``{"format": "pt", "bittorch": json}`` with the version, the layout, the configuration of each packed layer, and
-the aliases of tensors that stand in several places and are stored once.
+Keys are those of ``state_dict()``: ``<module>.weight_packed``, ``.scale``, ``.bias``, and every other tensor of the
+model. The metadata is ``{"format": "pt", "bittorch": json}`` with the version, the layout, the configuration of each
+packed layer, and the aliases of tensors that stand in several places and are stored once.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def _build_layer(name: str, config: Any, state: dict[str, Tensor], path: Path) -
         layer = TernaryLinearInference(**config, device="meta")
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} has a bad configuration for layer {name!r}: {error}") from None
-    expected = {key: value for key, value in layer.named_buffers()}
+    expected = dict(layer.named_buffers())
     for key, buffer in expected.items():
         full = f"{name}.{key}" if name else key
         if full not in state:

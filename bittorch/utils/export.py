@@ -94,5 +94,5 @@ def export_for_inference(model: nn.Module, skip: SkipPredicate | None = None) ->
             "the model has no TernaryLinear to export (or skip left out all of them); the result is a plain copy",
             stacklevel=2,
         )
-    # deepcopy's memo maps what it has met to its copy: seeded with the twins, it puts them wherever their originals stand.
+    # deepcopy's memo maps what it has met to its copy: seeded with the twins, it puts them where their originals stand.
     return copy.deepcopy(model, dict(twins)).eval()

@@ -128,9 +128,10 @@ struct FrozenLinear : torch::autograd::Function<FrozenLinear> {
 
     static variable_list backward(AutogradContext *ctx, const variable_list &g) {
         const variable_list saved = ctx->get_saved_variables();
-        const LinearGrads grads =
-            linear_grads(g[0], saved[0], saved[1], ctx->saved_data["in_features"].toSymInt(), ctx->needs_input_grad(0),
-                         ctx->needs_input_grad(3), ctx->saved_data["bias_dtype"].toOptional<at::ScalarType>());
+        const OptionalDtype bias_dtype = ctx->saved_data["bias_dtype"].toOptional<at::ScalarType>();
+        const bool want_bias = bias_dtype && ctx->needs_input_grad(3); // an absent bias has no index
+        const LinearGrads grads = linear_grads(g[0], saved[0], saved[1], ctx->saved_data["in_features"].toSymInt(),
+                                               ctx->needs_input_grad(0), want_bias, bias_dtype);
         return once({grads.x, {}, {}, grads.bias, {}, {}, {}, {}});
     }
 };
@@ -172,9 +173,10 @@ struct TrainedLinear : torch::autograd::Function<TrainedLinear> {
     static variable_list backward(AutogradContext *ctx, const variable_list &grad_outputs) {
         const variable_list saved = ctx->get_saved_variables();
         const Tensor &g = grad_outputs[0];
-        const LinearGrads grads =
-            linear_grads(g, saved[0], saved[1], ctx->saved_data["in_features"].toSymInt(), ctx->needs_input_grad(0),
-                         ctx->needs_input_grad(2), ctx->saved_data["bias_dtype"].toOptional<at::ScalarType>());
+        const OptionalDtype bias_dtype = ctx->saved_data["bias_dtype"].toOptional<at::ScalarType>();
+        const bool want_bias = bias_dtype && ctx->needs_input_grad(2); // an absent bias has no index
+        const LinearGrads grads = linear_grads(g, saved[0], saved[1], ctx->saved_data["in_features"].toSymInt(),
+                                               ctx->needs_input_grad(0), want_bias, bias_dtype);
         Tensor grad_weight;
         if (ctx->needs_input_grad(1)) {
             const Tensor x = saved.size() == 3 ? saved[2] : (saved[2] * saved[3]).to(g.scalar_type());

@@ -92,8 +92,8 @@ static void special(Random &random, int type) {
 void test_quantize() {
     Random random(3);
     for (const int64_t k : SIZES)
-        for (const int64_t n : {0, 1, 3, 5})
-            if (n * k < 700) {
+        for (const int64_t n : {0, 1, 4})
+            if (n * k < 400) {
                 const int type = (int)((n + k) % 3);
                 all_methods(random_floats(random, type, n, k, k + random.below(3)), (int)(k % 3), "random");
             }
@@ -104,9 +104,9 @@ void test_quantize() {
     }
     /* Several slices of a tensor, and factors that keep all and nothing. */
     for (int method = BT_METHOD_MAX; method <= BT_METHOD_ABSMEAN; method++)
-        for (const auto &grouping : {Grouping{"tensor", 0, 257, 1}, Grouping{"channel", 1, 257, 65}})
+        for (const auto &grouping : {Grouping{"tensor", 0, 257, 1}, Grouping{"channel", 1, 257, 17}})
             for (const float factor : {0.0f, usual_factor(method), 50.0f})
-                compare(random_floats(random, method, 65, 257, 258), grouping, method, method, factor, "large");
+                compare(random_floats(random, method, 17, 257, 258), grouping, method, method, factor, "large");
     for (const float factor : {0.0f, 50.0f})
         compare(random_floats(random, BT_F32, 3, 33, 33), {"channel", 1, 33, 3}, BT_METHOD_ABSMEDIAN, BT_SCALE_LS,
                 factor, "factor");

@@ -1,18 +1,22 @@
-/* Every usable kernel against the scalar one of its op, and the scalar ones against the plain formulas. */
+/* Every usable kernel against the scalar one of its op, and the scalar ones against the plain formulas.
+ * `test_kernels quick` is for emulators: one pass, without ternary_quantize, of which there is only the scalar one. */
 #include "harness.h"
 
 #include <stdio.h>
+#include <string.h>
 
-int main(void) {
+int main(int argc, char **argv) {
+    const int quick = argc > 1 && strcmp(argv[1], "quick") == 0;
     printf("compared with scalar:");
     for (const bt_kernel *kernel = bt_kernels; kernel < bt_kernels + bt_kernel_count; kernel++)
         if (to_be_compared(kernel, kernel->op))
             printf(" %s_%s", bt_op_name(kernel->op), kernel->variant);
     printf("\n");
     test_half();
-    for (at_end = 0; at_end < 2; at_end++) {
+    for (at_end = quick; at_end < 2; at_end++) {
         test_ternary_pack();
-        test_ternary_quantize();
+        if (!quick)
+            test_ternary_quantize();
         test_act_quantize();
         test_ternary_linear_packed();
         test_ternary_linear_w2a8();

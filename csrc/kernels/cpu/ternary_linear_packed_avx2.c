@@ -50,17 +50,19 @@ BT_ALWAYS_INLINE void run_pass(lanes_t lanes, const uint8_t *const *w, const flo
     const int lane = HALF_LANES * half;
     __m256 acc[4][4];
     BT_UNROLL
-    for (int r = 0; r < rows; r++)
+    for (int r = 0; r < rows; r++) {
         BT_UNROLL
-    for (int c = 0; c < tokens; c++)
-        acc[r][c] = _mm256_loadu_ps(&lanes[c][row + r][lane]);
+        for (int c = 0; c < tokens; c++)
+            acc[r][c] = _mm256_loadu_ps(&lanes[c][row + r][lane]);
+    }
     for (int64_t b = 0; b < blocks; b++)
         add_block(acc, w + row, b * BT_BLOCK_BYTES + HALF_BYTES * half, xp + b * BT_BLOCK + lane, ldxp, rows, tokens);
     BT_UNROLL
-    for (int r = 0; r < rows; r++)
+    for (int r = 0; r < rows; r++) {
         BT_UNROLL
-    for (int c = 0; c < tokens; c++)
-        _mm256_storeu_ps(&lanes[c][row + r][lane], acc[r][c]);
+        for (int c = 0; c < tokens; c++)
+            _mm256_storeu_ps(&lanes[c][row + r][lane], acc[r][c]);
+    }
 }
 
 /* One token: 4 rows at a time; more tokens: 2 rows, so that accumulators, codes and weights fit into 16 registers. */

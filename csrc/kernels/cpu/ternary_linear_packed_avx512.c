@@ -28,10 +28,11 @@ BT_ALWAYS_INLINE __m512 decode(__m512i codes) {
 
 BT_ALWAYS_INLINE void clear(tile_t *tile, const int tokens) {
     BT_UNROLL
-    for (int r = 0; r < BT_ROWS; r++)
+    for (int r = 0; r < BT_ROWS; r++) {
         BT_UNROLL
-    for (int c = 0; c < tokens; c++)
-        tile->acc[r][c] = _mm512_setzero_ps();
+        for (int c = 0; c < tokens; c++)
+            tile->acc[r][c] = _mm512_setzero_ps();
+    }
 }
 
 BT_ALWAYS_INLINE void add_blocks(tile_t *tile, const uint8_t *const w[BT_ROWS], const float *xp, int64_t ldxp,
@@ -93,10 +94,11 @@ BT_ALWAYS_INLINE void run_rows(const bt_ternary_linear_packed *p, const bt_rows 
         clear(&tile, tokens);
         add_span(&tile, rows, xp, p->ldxp, begin, end, tokens);
         BT_UNROLL
-        for (int r = 0; r < BT_ROWS; r++)
+        for (int r = 0; r < BT_ROWS; r++) {
             BT_UNROLL
-        for (int c = 0; c < tokens; c++)
-            _mm512_storeu_ps(lanes[c][r], tile.acc[r][c]);
+            for (int c = 0; c < tokens; c++)
+                _mm512_storeu_ps(lanes[c][r], tile.acc[r][c]);
+        }
         for (int64_t at = begin, lane = 0; at < end; at += p->group, lane += 4 * quarters, g++) {
             const __m128 scales = bt_scales(rows, g);
             for (int c = 0; c < tokens; c++)

@@ -13,10 +13,6 @@ enum { STEP = 128, STEP_BYTES = 32, STEPS_IN_INT16 = 16 };
 
 typedef int32_t lanes_t[BT_TOKENS][BT_ROWS][8];
 
-typedef struct pass_t {
-    __m256i acc[4][4]; /* rows x tokens */
-} pass_t;
-
 BT_ALWAYS_INLINE __m256i load(const void *p) {
     return _mm256_loadu_si256((const __m256i *)p);
 }
@@ -29,16 +25,56 @@ BT_ALWAYS_INLINE __m256i decode(__m256i bytes, const int plane) {
     return _mm256_shuffle_epi8(plane % 2 ? odd : even, _mm256_and_si256(shifted, _mm256_set1_epi8(15)));
 }
 
-/* sum + the products of one plane, in int16. The empty statement keeps gcc 12 from gathering the products of a whole
- * step, for which there are not enough registers. */
-BT_ALWAYS_INLINE __m256i add_plane(__m256i sum, __m256i u, __m256i x) {
-    sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(u, x));
+/* The same sum, at once: gcc 12 otherwise gathers the products of a whole step, for which there are not enough
+ * registers. */
+BT_ALWAYS_INLINE __m256i fixed(__m256i sum) {
     __asm__("" : "+x"(sum));
     return sum;
 }
 
+/* sum + the products of one plane, in int16. As an instruction with its load, so that the rows do not share loads: they
+ * would need registers too. */
+BT_ALWAYS_INLINE __m256i add_plane(__m256i sum, __m256i u, const int8_t *x) {
+    __m256i product;
+    __asm__("vpmaddubsw %2, %1, %0" : "=x"(product) : "x"(u), "m"(*(const __m256i_u *)x));
+    return fixed(_mm256_add_epi16(sum, product));
+}
+
+/* The same pointer, of which the compiler knows nothing: it then addresses the planes by their distance from it. */
+BT_ALWAYS_INLINE const int8_t *base_pointer(const int8_t *x) {
+    __asm__("" : "+r"(x));
+    return x;
+}
+
 BT_ALWAYS_INLINE __m256i widen(__m256i sum) {
     return _mm256_madd_epi16(sum, _mm256_set1_epi16(1));
+}
+
+/* Adds a step of one row to the sums of its tokens; x[c] points at the first plane. */
+BT_ALWAYS_INLINE void add_row(__m256i sum[4], __m256i bytes, const int8_t *const x[4], const int tokens) {
+    BT_UNROLL
+    for (int plane = 0; plane < 4; plane++) {
+        const __m256i u = decode(bytes, plane);
+        BT_UNROLL
+        for (int c = 0; c < tokens; c++)
+            sum[c] = add_plane(sum[c], u, x[c] + 64 * plane);
+    }
+}
+
+/* Adds a step of four rows to their sums for one token, whose planes are loaded once. */
+BT_ALWAYS_INLINE void add_token(__m256i sum[4][4], const __m256i bytes[4], const int8_t *x) {
+    BT_UNROLL
+    for (int plane = 0; plane < 4; plane++) {
+        const __m256i q = load(x + 64 * plane);
+        BT_UNROLL
+        for (int r = 0; r < BT_ROWS; r++)
+            sum[r][0] = fixed(_mm256_add_epi16(sum[r][0], _mm256_maddubs_epi16(decode(bytes[r], plane), q)));
+    }
+}
+
+BT_ALWAYS_INLINE void add_lanes(int32_t *lanes, __m256i sum) {
+    const __m256i total = _mm256_add_epi32(load(lanes), widen(sum));
+    _mm256_storeu_si256((__m256i *)lanes, total);
 }
 
 /* Offset of a step in a row of q. */
@@ -46,89 +82,89 @@ BT_ALWAYS_INLINE int64_t step_at(int64_t step) {
     return BT_BLOCK * (step >> 1) + STEP_BYTES * (step & 1);
 }
 
-BT_ALWAYS_INLINE void add_steps(pass_t *pass, const uint8_t *const *w, const int8_t *q, int64_t ldq, int64_t first,
-                                int64_t steps, const int rows, const int tokens) {
+/* Adds `steps` steps, the first of them number `first` of q, to the lanes of rows row.. and of all tokens. */
+BT_ALWAYS_INLINE void run_pass(lanes_t lanes, const uint8_t *const *w, const int8_t *q, int64_t ldq, int64_t first,
+                               int64_t steps, int row, const int rows, const int tokens) {
     for (int64_t done = 0; done < steps;) {
         const int64_t stop = steps - done < STEPS_IN_INT16 ? steps : done + STEPS_IN_INT16;
         __m256i sum[4][4];
         BT_UNROLL
-        for (int r = 0; r < rows; r++)
+        for (int r = 0; r < rows; r++) {
             BT_UNROLL
-        for (int c = 0; c < tokens; c++)
-            sum[r][c] = _mm256_setzero_si256();
+            for (int c = 0; c < tokens; c++)
+                sum[r][c] = _mm256_setzero_si256();
+        }
         for (; done < stop; done++) {
-            const int8_t *step = q + step_at(first + done);
-            bt_prefetch(w[0], rows * done * STEP_BYTES);
-            if (rows == 4)
-                bt_prefetch(w[0], (rows * done + 2) * STEP_BYTES);
+            const int8_t *x[4];
             BT_UNROLL
-            for (int plane = 0; plane < 4; plane++) {
-                __m256i u[4];
-                BT_UNROLL
-                for (int r = 0; r < rows; r++)
-                    u[r] = decode(load(w[r] + STEP_BYTES * done), plane);
-                BT_UNROLL
-                for (int c = 0; c < tokens; c++) {
-                    const __m256i x = load(step + c * ldq + 64 * plane);
-                    BT_UNROLL
-                    for (int r = 0; r < rows; r++)
-                        sum[r][c] = add_plane(sum[r][c], u[r], x);
-                }
+            for (int c = 0; c < tokens; c++)
+                x[c] = base_pointer(q + c * ldq + step_at(first + done));
+            __m256i bytes[4];
+            BT_UNROLL
+            for (int r = 0; r < rows; r++) {
+                if (r % 2 == 0)
+                    bt_prefetch(w[0], (BT_ROWS * done + row + r) * STEP_BYTES);
+                bytes[r] = load(w[row + r] + STEP_BYTES * done);
             }
+            if (tokens == 1) {
+                add_token(sum, bytes, x[0]);
+                continue;
+            }
+            BT_UNROLL
+            for (int r = 0; r < rows; r++)
+                add_row(sum[r], bytes[r], x, tokens);
         }
         BT_UNROLL
-        for (int r = 0; r < rows; r++)
+        for (int r = 0; r < rows; r++) {
             BT_UNROLL
-        for (int c = 0; c < tokens; c++)
-            pass->acc[r][c] = _mm256_add_epi32(pass->acc[r][c], widen(sum[r][c]));
+            for (int c = 0; c < tokens; c++)
+                add_lanes(lanes[c][row + r], sum[r][c]);
+        }
     }
 }
 
-/* The lanes of `steps` steps of w and, where tail differs from w, of one more. */
-BT_ALWAYS_INLINE void run_pass(lanes_t lanes, const uint8_t *const *w, const uint8_t *const *tail, const int8_t *q,
-                               int64_t ldq, int64_t first, int64_t steps, int row, const int rows, const int tokens) {
-    pass_t pass;
-    BT_UNROLL
-    for (int r = 0; r < rows; r++)
-        BT_UNROLL
-    for (int c = 0; c < tokens; c++)
-        pass.acc[r][c] = _mm256_setzero_si256();
-    add_steps(&pass, w + row, q, ldq, first, steps, rows, tokens);
-    if (tail[0] != w[0])
-        add_steps(&pass, tail + row, q, ldq, first + steps, 1, rows, tokens);
-    BT_UNROLL
-    for (int r = 0; r < rows; r++)
-        BT_UNROLL
-    for (int c = 0; c < tokens; c++)
-        _mm256_storeu_si256((__m256i *)lanes[c][row + r], pass.acc[r][c]);
-}
+/* One token: 4 rows at a time; more tokens: 2 rows, so that the sums fit into 16 registers. Not inlined: among other
+ * loops gcc 12 spills them. */
+#define DEFINE_ADD_STEPS(tokens)                                                                                       \
+    static __attribute__((noinline)) void add_steps_##tokens(lanes_t lanes, const uint8_t *const *w, const int8_t *q,  \
+                                                             int64_t ldq, int64_t first, int64_t steps) {              \
+        const int rows = tokens == 1 ? 4 : 2;                                                                          \
+        for (int row = 0; row < BT_ROWS; row += rows)                                                                  \
+            run_pass(lanes, w, q, ldq, first, steps, row, rows, tokens);                                               \
+    }
+DEFINE_ADD_STEPS(1)
+DEFINE_ADD_STEPS(2)
+DEFINE_ADD_STEPS(3)
+DEFINE_ADD_STEPS(4)
+
+typedef void add_steps_fn(lanes_t, const uint8_t *const *, const int8_t *, int64_t, int64_t, int64_t);
+static add_steps_fn *const add_steps[] = {NULL, add_steps_1, add_steps_2, add_steps_3, add_steps_4};
 
 /* The lanes of columns [begin, end), where begin is a multiple of 128; of code + 1. */
-BT_ALWAYS_INLINE void sum_span(lanes_t lanes, const bt_rows *rows, const int8_t *q, int64_t ldq, int64_t begin,
-                               int64_t end, const int tokens) {
+static void sum_span(lanes_t lanes, const bt_rows *rows, const int8_t *q, int64_t ldq, int64_t begin, int64_t end,
+                     int tokens) {
     const int64_t steps = (end - begin) / STEP, rest = bt_div_up((end - begin) % STEP, 4);
-    uint8_t copy[BT_ROWS][STEP_BYTES];
-    const uint8_t *w[BT_ROWS], *tail[BT_ROWS];
-    for (int r = 0; r < BT_ROWS; r++) {
+    const uint8_t *w[BT_ROWS];
+    for (int r = 0; r < BT_ROWS; r++)
         w[r] = rows->w[r] + begin / 4;
-        tail[r] = rest ? copy[r] : w[r];
+    memset(lanes, 0, (size_t)tokens * sizeof lanes[0]);
+    add_steps[tokens](lanes, w, q, ldq, begin / STEP, steps);
+    if (rest) {
+        uint8_t tail[BT_ROWS][STEP_BYTES];
+        bt_copy_tail(tail[0], STEP_BYTES, w, steps * STEP_BYTES, rest);
+        for (int r = 0; r < BT_ROWS; r++)
+            w[r] = tail[r];
+        add_steps[tokens](lanes, w, q, ldq, begin / STEP + steps, 1);
     }
-    if (rest)
-        bt_copy_tail(copy[0], STEP_BYTES, w, steps * STEP_BYTES, rest);
-    if (tokens == 1)
-        run_pass(lanes, w, tail, q, ldq, begin / STEP, steps, 0, 4, 1);
-    else
-        for (int row = 0; row < BT_ROWS; row += 2)
-            run_pass(lanes, w, tail, q, ldq, begin / STEP, steps, row, 2, tokens);
 }
 
 /* Takes sum q from every lane of a token; needed where the sums of single groups are not known. */
-BT_ALWAYS_INLINE void remove_bias(lanes_t lanes, const int8_t *q, int64_t begin, int64_t end, int token) {
+static void remove_bias(lanes_t lanes, const int8_t *q, int64_t begin, int64_t end, int token) {
     __m256i bias = _mm256_setzero_si256();
     for (int64_t step = begin / STEP; step < bt_div_up(end, STEP); step++) {
         __m256i sum = _mm256_setzero_si256();
         for (int plane = 0; plane < 4; plane++)
-            sum = add_plane(sum, _mm256_set1_epi8(1), load(q + step_at(step) + 64 * plane));
+            sum = add_plane(sum, _mm256_set1_epi8(1), q + step_at(step) + 64 * plane);
         bias = _mm256_add_epi32(bias, widen(sum));
     }
     for (int r = 0; r < BT_ROWS; r++) {
@@ -141,7 +177,7 @@ BT_ALWAYS_INLINE __m128 to_scaled_float(__m128i dot, float q_scale, __m128 scale
     return _mm_mul_ps(_mm_cvtepi32_ps(dot), _mm_mul_ps(_mm_set1_ps(q_scale), scale));
 }
 
-BT_ALWAYS_INLINE void run_rows(const bt_ternary_linear_w2a8 *p, const bt_rows *rows, int64_t token, const int tokens) {
+static void run_rows(const bt_ternary_linear_w2a8 *p, const bt_rows *rows, int64_t token, int tokens) {
     const int8_t *q = p->q + token * p->ldq;
     const int64_t span = bt_span(p->k, p->group, STEP);
     const int quarters = span == p->group ? 2 : 1, whole = p->group == p->k;
@@ -171,19 +207,7 @@ static void run_tile(const bt_ternary_linear_w2a8 *p, bt_tile t) {
     for (int64_t token = t.m0; token < t.m1; token += BT_TOKENS)
         for (int64_t row = t.n0; row < t.n1; row += BT_ROWS) {
             const bt_rows rows = bt_rows_at(p->w, p->ldw, p->scale, p->lds, row, t.n1);
-            switch (t.m1 - token) {
-            case 1:
-                run_rows(p, &rows, token, 1);
-                break;
-            case 2:
-                run_rows(p, &rows, token, 2);
-                break;
-            case 3:
-                run_rows(p, &rows, token, 3);
-                break;
-            default:
-                run_rows(p, &rows, token, 4);
-            }
+            run_rows(p, &rows, token, t.m1 - token < BT_TOKENS ? (int)(t.m1 - token) : BT_TOKENS);
         }
 }
 

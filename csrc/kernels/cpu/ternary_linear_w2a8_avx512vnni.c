@@ -48,10 +48,11 @@ BT_ALWAYS_INLINE void prefetch(const uint8_t *const w[BT_ROWS], int64_t block, i
 
 BT_ALWAYS_INLINE void clear(tile_t *tile, const int columns) {
     BT_UNROLL
-    for (int r = 0; r < BT_ROWS; r++)
+    for (int r = 0; r < BT_ROWS; r++) {
         BT_UNROLL
-    for (int c = 0; c < columns; c++)
-        tile->acc[r][c] = _mm512_setzero_si512();
+        for (int c = 0; c < columns; c++)
+            tile->acc[r][c] = _mm512_setzero_si512();
+    }
 }
 
 BT_ALWAYS_INLINE void add_one_token(tile_t *tile, const uint8_t *const w[BT_ROWS], const int8_t *q, int64_t blocks) {
@@ -113,10 +114,11 @@ BT_ALWAYS_INLINE void add_blocks(tile_t *tile, const uint8_t *const w[BT_ROWS], 
 /* Sums of planes times 1, 4, 16, 64 into one: the divisions are exact. */
 BT_ALWAYS_INLINE void fold_planes(tile_t *tile) {
     BT_UNROLL
-    for (int r = 0; r < BT_ROWS; r++)
+    for (int r = 0; r < BT_ROWS; r++) {
         BT_UNROLL
-    for (int p = 3; p > 0; p--)
-        tile->acc[r][p - 1] = _mm512_add_epi32(tile->acc[r][p - 1], quarter_of(tile->acc[r][p]));
+        for (int p = 3; p > 0; p--)
+            tile->acc[r][p - 1] = _mm512_add_epi32(tile->acc[r][p - 1], quarter_of(tile->acc[r][p]));
+    }
 }
 
 /* The lanes of columns [begin, end), where begin is a multiple of 256; of code + 2. */

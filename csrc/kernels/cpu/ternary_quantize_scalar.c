@@ -144,15 +144,16 @@ static rule_t find_rule(const bt_ternary_quantize *p, group_t g, float absmax, f
     }
 }
 
-/* Codes of one segment; kept[i] becomes |w| where it is kept, else 0. Returns how many are kept. */
+/* Codes of one segment; kept[i] becomes |w| where it is kept, else 0. Returns how many are kept. All in 32-bit lanes,
+ * so that a compiler can do several at once. */
 static int64_t encode_segment(const float *w, int64_t count, rule_t rule, float *kept, uint8_t *packed) {
-    uint8_t code[SEGMENT + 3];
-    int64_t number = 0;
+    int32_t code[SEGMENT + 3];
+    int32_t number = 0;
     for (int64_t i = 0; i < count; i++) {
         const float a = fabsf(w[i]);
-        const int keep = a * rule.multiplier > rule.threshold;
+        const int32_t keep = a * rule.multiplier > rule.threshold;
         kept[i] = keep ? a : 0.0f;
-        code[i] = (uint8_t)(keep << (w[i] < 0.0f));
+        code[i] = keep ? (w[i] < 0.0f ? 2 : 1) : 0;
         number += keep;
     }
     for (int64_t i = count; i % 4 != 0; i++)

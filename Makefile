@@ -1,0 +1,61 @@
+# The commands of the project; CI runs these same lines. `make` alone prints them.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# A plain `torch` brings gigabytes of CUDA where a CPU will do: pin it, and build against the one that is installed.
+TORCH ?= torch==2.13.0
+C_FILES := $(shell find csrc tests/kernels tests/cuda_host -name '*.c' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test test-fast test-kernels test-cuda-host test-gpu bench lint fmt clean
+
+help: ## print this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | column -t -s "$$(printf '\t')"
+
+$(BIN)/.dependencies: pyproject.toml requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+build: $(BIN)/.dependencies ## make .venv and the extension
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+
+demo: build ## train a ternary MLP and its FP32 twin on MNIST digits, export, compare bit for bit
+	$(BIN)/python examples/mnist_mlp_ternary.py --compare --epochs 30 --out demo_output
+
+test: build test-kernels test-cuda-host ## all tests: C kernels, emulated CUDA, Python
+	$(BIN)/python -m pytest
+
+test-fast: build ## the Python tests that take under three minutes
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-kernels: ## the C kernels alone, without torch: native, sanitizers, SIMDe, NEON under qemu
+	$(MAKE) -C tests/kernels check asan simde neon
+
+test-cuda-host: ## the .cu sources emulated on the CPU, then compiled by nvcc for every architecture
+	$(MAKE) -C tests/cuda_host check nvcc
+
+test-gpu: build ## the same cases on a real device
+	$(BIN)/python -m pytest tests/gpu
+
+bench: build ## measure this machine; JSON to benchmark/results, table to README.md
+	for name in ternary_vs_linear ternary_kernel_only packed_inference; do \
+		$(BIN)/python benchmark/bench_$$name.py || exit 1; done
+	$(BIN)/python benchmark/readme_table.py
+
+lint: $(BIN)/.dependencies ## ruff, clang-format and mypy, changing nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(C_FILES)
+	$(BIN)/mypy
+
+fmt: $(BIN)/.dependencies ## format C, CUDA and Python
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(C_FILES)
+
+clean: ## remove what was built, not .venv
+	rm -rf build bittorch/_C*.so bittorch/_build_info.py demo_output

@@ -1,0 +1,127 @@
+"""What this installation is, what it runs, and whether it computes what it should."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from bittorch import _C, _build_info, ops
+from bittorch._version import __version__
+from bittorch.ops import reference
+
+DTYPES = ("float32", "float16", "bfloat16", "int8")
+
+
+def _describe() -> Iterator[str]:
+    yield f"bittorch   {__version__}, built against torch {_build_info.TORCH_VERSION}"
+    yield f"torch      {torch.__version__} running, {torch.get_num_threads()} threads"
+    yield f"cpu        {platform.machine()}: {' '.join(_C.cpu_features()) or 'no vector unit that bittorch uses'}"
+    yield f"cuda       {_describe_cuda()}"
+    yield "kernels"
+    for op in dict.fromkeys(row["op"] for row in _C.kernels()):
+        for device in ("cpu", "cuda"):
+            if chosen := _chosen(op, device):
+                yield f"  {op:22} {device:5} {chosen}"
+
+
+def _describe_cuda() -> str:
+    built = f"kernels for {_build_info.CUDA_ARCHES}" if _build_info.CUDA_ARCHES else "no kernels in this build"
+    if not torch.cuda.is_available():
+        return f"{built}; no device"
+    names = [
+        f"{torch.cuda.get_device_name(i)} (sm_{''.join(map(str, torch.cuda.get_device_capability(i)))})"
+        for i in range(torch.cuda.device_count())
+    ]
+    return f"{built}; {', '.join(names)}"
+
+
+def _chosen(op: str, device: str) -> str:
+    """The automatic choice by dtype, dtypes with the same choice together."""
+    by_variant: dict[str, list[str]] = {}
+    for dtype in DTYPES:
+        if variant := _C.chosen_kernel(op, device, dtype):
+            by_variant.setdefault(variant, []).append(dtype)
+    return "   ".join(f"{variant} ({', '.join(dtypes)})" for variant, dtypes in by_variant.items())
+
+
+def _variants(op: str, device: str) -> list[str]:
+    return [row["variant"] for row in _C.kernels() if row["op"] == op and row["device"] == device and row["usable"]]
+
+
+def _weights(device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Master weights of an odd shape, their codes and scales by the reference."""
+    generator = torch.Generator().manual_seed(0)
+    w = torch.randn(37, 300, generator=generator).to(device)
+    return w, *reference.ternary_quantize(w, "max", "ls", 0.05, "channel")
+
+
+def _check_storage(device: str) -> bool:
+    w, w_packed, scale = _weights(device)
+    codes = reference.ternary_unpack(w_packed, None, 300, torch.int8)
+    packed, scales = ops.ternary_quantize(w, "max", "ls", 0.05, "channel")
+    return (
+        torch.equal(ops.ternary_pack(codes), w_packed)
+        and torch.equal(ops.ternary_unpack(w_packed, None, 300, torch.int8), codes)
+        and bool((ops.ternary_check(w_packed, 300) == -1).all())
+        and torch.equal(packed, w_packed)
+        and torch.allclose(scales, scale, rtol=1e-6)
+    )
+
+
+def _activations(device: str) -> Tensor:
+    return torch.randn(5, 300, generator=torch.Generator().manual_seed(1)).to(device)
+
+
+def _check_act_quantize(device: str) -> bool:
+    x = _activations(device)
+    return all(torch.equal(a, b) for a, b in zip(ops.act_quantize(x), reference.act_quantize(x), strict=True))
+
+
+def _check_packed(device: str, variant: str) -> bool:
+    _, w_packed, scale = _weights(device)
+    x = _activations(device)
+    y = ops.ternary_linear_packed(x, w_packed, scale, variant=variant)
+    return torch.allclose(y, reference.ternary_linear_packed(x, w_packed, scale), rtol=1e-4, atol=1e-4)
+
+
+def _check_w2a8(device: str, variant: str) -> bool:
+    _, w_packed, scale = _weights(device)
+    x = _activations(device)
+    y = ops.ternary_linear_w2a8(x, w_packed, scale, variant=variant)
+    return torch.equal(y, reference.ternary_linear_w2a8(x, w_packed, scale))
+
+
+def _checks(device: str) -> Iterator[tuple[str, Callable[[], bool]]]:
+    yield "storage and quantiser", lambda: _check_storage(device)
+    yield "activation quantiser", lambda: _check_act_quantize(device)
+    for variant in _variants("ternary_linear_packed", device):
+        yield f"ternary_linear_packed {variant}", lambda v=variant: _check_packed(device, v)  # type: ignore[misc]
+    for variant in _variants("ternary_linear_w2a8", device):
+        yield f"ternary_linear_w2a8 {variant}", lambda v=variant: _check_w2a8(device, v)  # type: ignore[misc]
+
+
+def _outcome(check: Callable[[], bool]) -> str:
+    """An empty string, or what is wrong: a doctor reports every failure, whatever its kind."""
+    try:
+        return "" if check() else "differs from the reference"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def run() -> int:
+    """Prints the report; returns 1 when a kernel computes something else than the reference, else 0."""
+    for line in _describe():
+        print(line)
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() and _build_info.CUDA_ARCHES else ["cpu"]
+    failed = 0
+    print("self-test")
+    for device in devices:
+        for name, check in _checks(device):
+            problem = _outcome(check)
+            failed += bool(problem)
+            print(f"  {device:5} {name:36} {problem or 'ok'}")
+    print(f"{failed} of the checks failed; please report this output" if failed else "all well")
+    return 1 if failed else 0

@@ -1,0 +1,25 @@
+"""Fixtures: `variant` runs a test once for every kernel of the module's OP that this machine can run."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tests import helpers
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "variant" in metafunc.fixturenames:
+        metafunc.parametrize("variant", helpers.variants(metafunc.module.OP))
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def forced(request: pytest.FixtureRequest, variant: str) -> Iterator[str]:
+    """Makes ``variant`` the automatic choice of the module's OP: for ops without a variant argument."""
+    with helpers.forced(request.module.OP, variant):
+        yield variant

@@ -1,0 +1,105 @@
+"""Modules on a CUDA device: training and exported layers agree bit for bit; streams, graphs and autocast work.
+
+Under compute-sanitizer:
+    compute-sanitizer --tool memcheck python -m pytest -q -x tests/gpu/test_gpu_modules.py
+"""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bittorch
+from bittorch import TernaryQuantConfig
+
+DEVICE = "cuda"
+CONFIGS = (
+    TernaryQuantConfig(),
+    TernaryQuantConfig(per_channel=False, method="absmean"),
+    TernaryQuantConfig(granularity="group", group_size=16, method="optimal"),
+    TernaryQuantConfig(activation_bits=8),
+    TernaryQuantConfig(granularity="group", group_size=16, activation_bits=8, method="twn"),
+)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def layer(config: TernaryQuantConfig, dtype: torch.dtype = torch.float32) -> bittorch.TernaryLinear:
+    return bittorch.TernaryLinear(96, 70, config=config, device=DEVICE, dtype=dtype)
+
+
+def exported(config: TernaryQuantConfig) -> tuple[nn.Module, Tensor]:
+    return bittorch.export_for_inference(layer(config)), torch.randn(5, 96, device=DEVICE)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=repr)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_export_gives_the_same_bits(config: TernaryQuantConfig, dtype: torch.dtype) -> None:
+    model = nn.Sequential(layer(config, dtype), nn.ReLU())
+    packed = bittorch.export_for_inference(model)
+    for shape in ((96,), (1, 96), (33, 96), (2, 3, 96), (0, 96)):
+        x = torch.randn(shape, device=DEVICE, dtype=dtype)
+        with torch.no_grad():
+            assert torch.equal(model.eval()(x), packed(x))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=repr)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_casts_the_activations_alone(config: TernaryQuantConfig, dtype: torch.dtype) -> None:
+    model = layer(config).eval()
+    packed = bittorch.export_for_inference(model)
+    x = torch.randn(7, 96, device=DEVICE)
+    with torch.no_grad(), torch.autocast(DEVICE, dtype=dtype):
+        y = packed(x)
+        assert torch.equal(model(x), y)
+    assert y.dtype == dtype
+    assert packed.scale.dtype == torch.float32
+    assert torch.equal(packed(x.to(dtype)), y)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=repr)
+def test_gradients_reach_weight_and_input(config: TernaryQuantConfig) -> None:
+    model = layer(config)
+    x = torch.randn(5, 96, device=DEVICE, requires_grad=True)
+    model(x).square().mean().backward()
+    for gradient in (x.grad, model.weight.grad, model.bias.grad):
+        assert gradient is not None
+        assert gradient.isfinite().all()
+        assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=repr)
+def test_kernels_run_on_the_current_stream(config: TernaryQuantConfig) -> None:
+    packed, x = exported(config)
+    expected = packed(x)
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        late = torch.zeros_like(x)
+        torch.cuda._sleep(50_000_000)  # on another stream the kernels would read the zeros
+        late.copy_(x)
+        y = packed(late)
+    stream.synchronize()
+    assert torch.equal(y, expected)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=repr)
+def test_forward_can_be_captured_in_a_graph(config: TernaryQuantConfig) -> None:
+    training = layer(config).eval()
+    for model in (bittorch.export_for_inference(training), training):
+        static = torch.randn(5, 96, device=DEVICE)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.no_grad(), torch.cuda.stream(side):
+            model(static)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.no_grad(), torch.cuda.graph(graph):
+            y = model(static)
+        for _ in range(3):
+            static.copy_(torch.randn_like(static))
+            graph.replay()
+            with torch.no_grad():
+                assert torch.equal(y, model(static))

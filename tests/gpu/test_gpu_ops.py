@@ -1,0 +1,166 @@
+"""Every CUDA kernel against the CPU kernels, which tests/kernels and tests/ops hold to their definitions.
+
+On a device, memory errors and races first, then results:
+    compute-sanitizer --tool memcheck python -m pytest -q -x tests/gpu/test_gpu_ops.py
+    compute-sanitizer --tool racecheck python -m pytest -q -x tests/gpu/test_gpu_ops.py
+"""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+import bittorch
+from bittorch import ops
+
+DEVICE = "cuda"
+SIZES = (1, 3, 4, 5, 31, 32, 33, 63, 64, 65, 127, 257)
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 6e-4, torch.bfloat16: 5e-3}
+METHODS = {"max": 0.05, "twn": 0.7, "absmean": 0.5, "absmedian": 0.5, "optimal": 0.0}
+
+
+def variants(op: str) -> list[str]:
+    return [row["variant"] for row in bittorch._C.kernels() if row["op"] == op and row["device"] == "cuda"]
+
+
+def random_codes(*shape: int) -> Tensor:
+    return torch.randint(-1, 2, shape, dtype=torch.int8)
+
+
+def scales(granularity: str, n: int, k: int, group_size: int = 4) -> Tensor:
+    shape = {"tensor": (1,), "channel": (n,), "group": (n, k // group_size)}[granularity]
+    return torch.rand(shape) + 0.1
+
+
+def problems() -> list[tuple[int, int, int, str]]:
+    """(m, n, k, granularity): every size in every place, and a few larger ones."""
+    shapes = [shape for s in SIZES for shape in ((s, 5, 33), (3, s, 65), (2, 33, s))]
+    shapes += [(0, 5, 8), (3, 0, 8), (3, 5, 0), (17, 130, 1000), (70, 65, 4096), (1, 1024, 2048)]
+    return [
+        (m, n, k, granularity)
+        for m, n, k in shapes
+        for granularity in ("tensor", "channel", "group")
+        if granularity != "group" or (k and k % 4 == 0)
+    ]
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("k", [0, *SIZES, 4100])
+def test_pack_unpack_and_check_equal_the_cpu(k: int) -> None:
+    for n in (0, 1, 5, 67):
+        codes = random_codes(n, k)
+        packed = ops.ternary_pack(codes)
+        assert torch.equal(ops.ternary_pack(codes.to(DEVICE)).cpu(), packed)
+        strided = codes.repeat_interleave(2, dim=1).to(DEVICE)[:, ::2]
+        assert torch.equal(ops.ternary_pack(strided).cpu(), packed)
+        assert torch.equal(ops.ternary_unpack(packed.to(DEVICE), None, k, torch.int8).cpu(), codes)
+        for granularity, dtype in itertools.product(("tensor", "channel", "group"), FLOATS):
+            if granularity != "group" or (k and k % 4 == 0):
+                scale = scales(granularity, n, k)
+                y = ops.ternary_unpack(packed.to(DEVICE), scale.to(DEVICE), k, dtype)
+                assert torch.equal(y.cpu(), ops.ternary_unpack(packed, scale, k, dtype))
+        faulty = packed.clone()
+        if packed.numel():
+            faulty.view(-1)[torch.randint(packed.numel(), (3,))] |= 0xC0
+        for rows in (packed, faulty):
+            assert torch.equal(ops.ternary_check(rows.to(DEVICE), k).cpu(), ops.ternary_check(rows, k))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("rule", ["ls", "mean", "max"])
+def test_quantize_gives_the_codes_of_the_cpu(method: str, rule: str, dtype: torch.dtype) -> None:
+    for (n, k), granularity in itertools.product(
+        ((1, 1), (3, 5), (33, 64), (65, 257), (7, 4096)), ("tensor", "channel", "group")
+    ):
+        if granularity == "group" and k % 4:
+            continue
+        w = torch.randn(n, k).to(dtype)
+        w[0, 0] = 0.0
+        arguments = (method, rule, METHODS[method], granularity, 4 if k == 64 else k)
+        packed, scale = ops.ternary_quantize(w, *arguments)
+        packed_gpu, scale_gpu = ops.ternary_quantize(w.to(DEVICE), *arguments)
+        assert torch.equal(packed_gpu.cpu(), packed)
+        assert ((scale_gpu.cpu().view(torch.int32) - scale.view(torch.int32)).abs() <= 1).all()
+        again = ops.ternary_quantize(w.to(DEVICE), *arguments)
+        assert torch.equal(again[0], packed_gpu)
+        assert torch.equal(again[1], scale_gpu)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_quantize_zero_and_non_finite_groups(method: str) -> None:
+    w = torch.randn(6, 37)
+    w[0] = 0.0
+    w[1, 36], w[2, 0], w[3, 5] = torch.nan, torch.inf, -torch.inf
+    w[4] = 1e-7
+    arguments = (method, "ls", METHODS[method], "channel", 0)
+    packed, scale = ops.ternary_quantize(w, *arguments)
+    packed_gpu, scale_gpu = ops.ternary_quantize(w.to(DEVICE), *arguments)
+    assert torch.equal(packed_gpu.cpu(), packed)
+    assert torch.equal(scale_gpu.isnan().cpu(), scale.isnan())
+    assert scale_gpu[0] == scale[0]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_act_quantize_equals_the_cpu(dtype: torch.dtype) -> None:
+    for k in (0, *SIZES, 4099):
+        x = (torch.randn(9, k) * torch.logspace(-3, 2, 9)[:, None]).to(dtype)
+        if k:
+            x[0], x[1, -1], x[2, 0] = 0.0, torch.inf, torch.nan
+        q, scale = ops.act_quantize(x)
+        q_gpu, scale_gpu = ops.act_quantize(x.to(DEVICE))
+        assert torch.equal(q_gpu.cpu(), q)
+        torch.testing.assert_close(scale_gpu.cpu(), scale, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("variant", variants("ternary_linear_packed"))
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_linear_packed_is_close_to_float64(variant: str, dtype: torch.dtype) -> None:
+    for index, (m, n, k, granularity) in enumerate(problems()):
+        codes, scale, x = random_codes(n, k), scales(granularity, n, k), torch.randn(m, k).to(dtype)
+        bias = (None, torch.randn(n), torch.randn(n).to(dtype))[index % 3]
+        wide = scale.double().repeat_interleave(4, dim=1) if granularity == "group" else scale.double()[:, None]
+        expected = x.double() @ (codes.double() * wide).T + (0.0 if bias is None else bias.double())
+        packed = ops.ternary_pack(codes).to(DEVICE)
+        arguments = (x.to(DEVICE), packed, scale.to(DEVICE), None if bias is None else bias.to(DEVICE), variant)
+        y = ops.ternary_linear_packed(*arguments)
+        assert y.dtype == dtype
+        assert y.shape == (m, n)
+        error = (y.cpu().double() - expected).norm() / expected.norm().clamp(min=1e-30)
+        assert error <= TOLERANCE[dtype], (m, n, k, granularity)
+        assert torch.equal(ops.ternary_linear_packed(*arguments), y)
+
+
+@pytest.mark.parametrize("variant", variants("ternary_linear_packed"))
+def test_linear_packed_spreads_inf_and_nan(variant: str) -> None:
+    x = torch.randn(4, 70)
+    x[1, 69], x[2, 3] = torch.inf, torch.nan
+    w_packed, scale = ops.ternary_pack(random_codes(40, 70)), scales("channel", 40, 70)
+    y = ops.ternary_linear_packed(x, w_packed, scale)
+    y_gpu = ops.ternary_linear_packed(x.to(DEVICE), w_packed.to(DEVICE), scale.to(DEVICE), None, variant).cpu()
+    assert torch.equal(y_gpu.isnan(), y.isnan())
+    assert torch.equal(y_gpu.isinf(), y.isinf())
+
+
+@pytest.mark.parametrize("variant", variants("ternary_linear_w2a8"))
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_linear_w2a8_equals_the_cpu(variant: str, dtype: torch.dtype) -> None:
+    for index, (m, n, k, granularity) in enumerate(problems()):
+        w_packed, scale = ops.ternary_pack(random_codes(n, k)), scales(granularity, n, k)
+        x = torch.randn(m, k).to(dtype)
+        bias = (None, torch.randn(n), torch.randn(n).to(dtype))[index % 3]
+        y = ops.ternary_linear_w2a8(x, w_packed, scale, bias)
+        bias_gpu = None if bias is None else bias.to(DEVICE)
+        y_gpu = ops.ternary_linear_w2a8(x.to(DEVICE), w_packed.to(DEVICE), scale.to(DEVICE), bias_gpu, variant=variant)
+        assert torch.equal(y_gpu.cpu(), y), (m, n, k, granularity)
+        q, x_scale = ops.act_quantize(x.to(DEVICE))
+        y_codes = ops.ternary_linear_w2a8(
+            q, w_packed.to(DEVICE), scale.to(DEVICE), bias_gpu, x_scale=x_scale, out_dtype=dtype, variant=variant
+        )
+        assert torch.equal(y_codes, y_gpu)

@@ -1,0 +1,152 @@
+"""What several tests share: tolerances, data, and the storage format once more, in NumPy."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bittorch import _C
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+# Relative L2 against float64: fp32 sums, and for the halves half an ulp of the last cast.
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 6e-3}
+EDGE_SIZES = (0, 1, 3, 4, 5, 63, 64, 65, 255, 256, 257)
+
+
+def dtype_id(dtype: object) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=seeded(seed)).to(dtype)
+
+
+def variants(op: str) -> list[str]:
+    """Kernels of the op that this machine can run on a CPU."""
+    return [row["variant"] for row in _C.kernels() if row["op"] == op and row["device"] == "cpu" and row["usable"]]
+
+
+@dataclass(frozen=True)
+class Granularity:
+    """What shares a scale; group is the columns of a group, 0 for the others."""
+
+    name: str
+    group: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.name}{self.group or ''}"
+
+    def scale_shape(self, n: int, k: int) -> tuple[int, ...]:
+        return {"tensor": (1,), "channel": (n,)}.get(self.name) or (n, k // self.group)
+
+
+TENSOR, CHANNEL = Granularity("tensor"), Granularity("channel")
+GRANULARITIES = (TENSOR, CHANNEL, Granularity("group", 4), Granularity("group", 64))
+
+
+def random_codes(n: int, k: int, seed: int = 0) -> Tensor:
+    return torch.randint(-1, 2, (n, k), generator=seeded(seed), dtype=torch.int8)
+
+
+def pack(codes: Tensor) -> Tensor:
+    """The format by its definition: byte j of a row is c0 | c1 << 2 | c2 << 4 | c3 << 6, 01 = +1, 10 = -1."""
+    values = codes.numpy()
+    n, k = values.shape
+    packed = np.zeros((n, -(-k // 4)), dtype=np.uint8)
+    for column in range(k):
+        bits = np.select([values[:, column] == 1, values[:, column] == -1], [1, 2], 0).astype(np.uint8)
+        packed[:, column // 4] |= bits << (2 * (column % 4))
+    return torch.from_numpy(packed)
+
+
+def random_scale(granularity: Granularity, n: int, k: int, seed: int = 1) -> Tensor:
+    return torch.rand(granularity.scale_shape(n, k), generator=seeded(seed)) + 0.25
+
+
+def expand_scale(scale: Tensor, n: int, k: int) -> Tensor:
+    """The float64 scale of every element, (n, k)."""
+    if scale.dim() == 1:
+        return scale.double()[:, None].expand(n, k)
+    return scale.double()[:, torch.arange(k) // (k // scale.shape[1])]
+
+
+def dense(codes: Tensor, scale: Tensor) -> Tensor:
+    """``codes * scale`` in float64."""
+    return codes.double() * expand_scale(scale, *codes.shape)
+
+
+def relative_l2(actual: Tensor, expected: Tensor) -> float:
+    error = (actual.double() - expected.double()).norm()
+    return float(error / expected.double().norm().clamp(min=1e-30))
+
+
+def assert_near(actual: Tensor, expected: Tensor, tolerance: float | None = None) -> None:
+    """Same shape, and the relative L2 distance within the tolerance of the dtype of ``actual``."""
+    assert actual.shape == expected.shape
+    limit = TOLERANCE[actual.dtype] if tolerance is None else tolerance
+    assert relative_l2(actual, expected) <= limit
+
+
+def assert_same_bits(actual: Tensor, expected: Tensor) -> None:
+    """Equal in every bit but the payload of NaN; -0.0 and 0.0 count as equal."""
+    assert actual.dtype == expected.dtype
+    assert actual.shape == expected.shape
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def forced(op: str, variant: str | None) -> Iterator[None]:
+    _C.force_kernel(op, variant)
+    try:
+        yield
+    finally:
+        _C.force_kernel(op, None)
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs code in a fresh interpreter, without the variables of bittorch but those given."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("BITTORCH_")}
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**clean, **environment}, capture_output=True, text=True, timeout=300
+    )
+
+
+# One matrix in many layouts. Each function returns a tensor equal to its argument, laid out otherwise.
+def _transposed(t: Tensor) -> Tensor:
+    return t.t().contiguous().t() if t.dim() == 2 else t
+
+
+def _sliced(t: Tensor) -> Tensor:
+    wide = torch.zeros([size + 3 for size in t.shape], dtype=t.dtype)
+    view = wide[tuple(slice(1, 1 + size) for size in t.shape)]
+    return view.copy_(t)
+
+
+def _strided(t: Tensor) -> Tensor:
+    wide = torch.zeros((*t.shape[:-1], 2 * t.shape[-1]), dtype=t.dtype)
+    return wide[..., ::2].copy_(t)
+
+
+LAYOUTS = {"transposed": _transposed, "sliced": _sliced, "strided": _strided}
