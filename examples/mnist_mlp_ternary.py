@@ -33,9 +33,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("demo_output"), help="folder for checkpoint and demo.png")
     parser.add_argument("--lr", type=float, default=3e-3, help="highest learning rate (default: 0.003)")
     parser.add_argument("--batch-size", type=int, default=64, help="digits of a training step (default: 64)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; these layers are small (default: 1)")
     args = parser.parse_args()
-    if args.epochs < 1 or args.batch_size < 1:
-        parser.error("--epochs and --batch-size must be at least 1")
+    if min(args.epochs, args.batch_size, args.threads) < 1:
+        parser.error("--epochs, --batch-size and --threads must be at least 1")
+    torch.set_num_threads(args.threads)
     return args
 
 

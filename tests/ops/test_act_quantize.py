@@ -13,11 +13,9 @@ OP = "act_quantize"
 def _expected(x: Tensor) -> tuple[Tensor, Tensor]:
     """The contract in NumPy float32; rows are finite."""
     wide = x.float().numpy()
-    rows = wide.reshape(-1, wide.shape[-1])
-    m = np.maximum(np.abs(rows).max(axis=1, keepdims=True, initial=0), np.float32(1e-5))
-    q = np.clip(np.rint(rows * (np.float32(127) / m)), -127, 127)
-    scale = (m / np.float32(127)).reshape(*wide.shape[:-1], 1)
-    return torch.from_numpy(q.reshape(wide.shape).astype(np.int8)), torch.from_numpy(scale)
+    m = np.maximum(np.abs(wide).max(axis=-1, keepdims=True, initial=0), np.float32(1e-5))
+    q = np.clip(np.rint(wide * (np.float32(127) / m)), -127, 127)
+    return torch.from_numpy(q.astype(np.int8)), torch.from_numpy(m / np.float32(127))
 
 
 def _assert_quantized(x: Tensor) -> None:
