@@ -77,18 +77,24 @@ def _quantize_rows(w: Tensor, method: str, scale_rule: str, threshold_factor: fl
     return (w.sign() * kept).where(finite, 0.0).to(torch.int8), scale[:, 0]
 
 
+def scale_shape(n: int, k: int, granularity: str, group_size: int) -> tuple[int, ...]:
+    """The shape of the scale of an (n, k) matrix; a row of one group has a channel's scale."""
+    if granularity == "tensor":
+        return (1,)
+    return (n,) if granularity == "channel" or k in (0, group_size) else (n, k // group_size)
+
+
 def ternary_quantize(
     w: Tensor, method: str, scale_rule: str, threshold_factor: float, granularity: str, group_size: int = 0
 ) -> tuple[Tensor, Tensor]:
     n, k = w.shape
-    width = {"tensor": n * k, "channel": k, "group": group_size}[granularity]
-    shape = {"tensor": (1,), "channel": (n,), "group": (n, k // group_size if group_size else 0)}[granularity]
+    shape = scale_shape(n, k, granularity, group_size)
     if w.numel() == 0:
         return ternary_pack(w.to(torch.int8)), w.new_full(shape, EPS, dtype=torch.float32)
+    width = {"tensor": n * k, "channel": k, "group": group_size}[granularity]
     with torch.no_grad():
         codes, scale = _quantize_rows(w.float().reshape(-1, width), method, scale_rule, threshold_factor)
-    scale = scale.view(shape)
-    return ternary_pack(codes.view(n, k)), scale[:, 0] if scale.dim() == 2 and scale.shape[1] == 1 else scale
+    return ternary_pack(codes.view(n, k)), scale.view(shape)
 
 
 def act_quantize(x: Tensor) -> tuple[Tensor, Tensor]:

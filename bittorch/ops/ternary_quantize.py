@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from bittorch.ops import reference
+
 
 def ternary_quantize(
     w: Tensor, method: str, scale_rule: str, threshold_factor: float, granularity: str, group_size: int = 0
@@ -47,6 +49,5 @@ def _(
     w: Tensor, method: str, scale_rule: str, threshold_factor: float, granularity: str, group_size: int
 ) -> tuple[Tensor, Tensor]:
     n, k = w.shape
-    shapes = {"tensor": (1,), "channel": (n,), "group": (n, k // group_size if group_size else 0)}
-    shape = shapes["channel" if granularity == "group" and group_size == k else granularity]
-    return w.new_empty((n, (k + 3) // 4), dtype=torch.uint8), w.new_empty(shape, dtype=torch.float32)
+    scale = w.new_empty(reference.scale_shape(n, k, granularity, group_size), dtype=torch.float32)
+    return w.new_empty((n, (k + 3) // 4), dtype=torch.uint8), scale

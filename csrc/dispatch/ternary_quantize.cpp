@@ -40,6 +40,8 @@ static void set_granularity(bt_ternary_quantize &p, const std::string &granulari
                       group_size);
     TORCH_CHECK_VALUE(p.k % group_size == 0, "group_size must divide in_features, got group_size=", group_size,
                       " and in_features=", p.k);
+    if (p.k == 0)
+        return; // an empty row has no groups; it keeps one scale
     p.group = group_size;
     p.lds = p.k / group_size;
 }
@@ -82,7 +84,7 @@ std::tuple<at::Tensor, at::Tensor> ternary_quantize(const at::Tensor &w, const s
     if (kernel.device == BT_CPU) {
         run_on_cpu(kernel, p);
     } else {
-        const auto bytes = static_cast<int64_t>(bt_ternary_quantize_workspace(&p));
+        const auto bytes = static_cast<int64_t>(bt_ternary_quantize_cuda_workspace(&p));
         const at::Tensor workspace = at::empty({bytes}, w.options().dtype(at::kByte));
         p.workspace = workspace.mutable_data_ptr();
         const auto run = reinterpret_cast<bt_ternary_quantize_fn *>(kernel.run);

@@ -31,7 +31,7 @@ typedef struct bt_act_quantize {
 
 typedef bt_status bt_act_quantize_fn(const bt_act_quantize *p, int64_t row_begin, int64_t row_end);
 
-static inline int64_t bt_plane_index(int64_t k) {
+BT_INLINE int64_t bt_plane_index(int64_t k) {
     return (k & ~(int64_t)255) + 64 * (k & 3) + (k & 255) / 4;
 }
 

@@ -1,5 +1,6 @@
-/* Gop/s = 2 m n k / time of both products, with the step that prepares the activations, in CPU time of one thread. A row of the
- * table is run for about 0.1 s three times and the best counts; the scalar rows, which are slow, run once. */
+/* Gop/s = 2 m n k / time of both products, with the step that prepares the activations, in CPU time of one thread. A
+ * row of the table is run for about 0.1 s three times and the best counts; the scalar rows, which are slow, run once.
+ */
 #define _POSIX_C_SOURCE 199309L
 #include "../../csrc/dispatch/kernel_table.h"
 

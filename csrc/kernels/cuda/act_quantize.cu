@@ -6,9 +6,8 @@
 
 #include <math.h>
 
-/* As bt_plane_index(). */
 static __device__ int64_t position(const bt_act_quantize &p, int64_t k) {
-    return p.order == BT_ORDER_PLANES ? (k & ~(int64_t)255) + 64 * (k & 3) + (k & 255) / 4 : k;
+    return p.order == BT_ORDER_PLANES ? bt_plane_index(k) : k;
 }
 
 static __device__ uint32_t absmax_bits(const bt_act_quantize &p, int64_t row) {

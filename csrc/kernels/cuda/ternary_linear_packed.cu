@@ -7,8 +7,9 @@
  * Steps of k start at a scale group, hence at a multiple of 4. Code times x is exact, so fmaf rounds as the sum of
  * products does; every other operation is rounded on its own. */
 #include "../cpu/half.h"
+#include "../cpu/trit.h"
 #include "../ternary_linear_packed.h"
-#include "trit.cuh"
+#include "launch.cuh"
 
 #include <math.h>
 
@@ -24,7 +25,7 @@ static __global__ void baseline(bt_ternary_linear_packed p) {
             for (int64_t begin = 0; begin < p.k; begin += p.group) {
                 float dot = 0.0f;
                 for (int64_t k = begin; k < begin + p.group; k++)
-                    dot = fmaf((float)bt_cuda_trit_at(w, k), bt_load(p.x, p.x_type, i * p.ldx + k), dot);
+                    dot = fmaf((float)bt_trit_at(w, k), bt_load(p.x, p.x_type, i * p.ldx + k), dot);
                 sum = __fadd_rn(sum, __fmul_rn(dot, *scale++));
             }
             bt_finish(p.y, p.y_type, i * p.ldy + r, sum, p.bias, p.bias_type, r);
@@ -39,7 +40,7 @@ static __device__ void load_step(const bt_ternary_linear_packed &p, int64_t i0, 
         const bool inside = c < length;
         const bool token = inside && i0 + line < p.m, row = inside && r0 + line < p.n;
         xs[line][c] = token ? bt_load(p.x, p.x_type, (i0 + line) * p.ldx + k0 + c) : 0.0f;
-        ws[line][c] = row ? (float)bt_cuda_trit_at(p.w + (r0 + line) * p.ldw, k0 + c) : 0.0f;
+        ws[line][c] = row ? (float)bt_trit_at(p.w + (r0 + line) * p.ldw, k0 + c) : 0.0f;
     }
 }
 

@@ -8,8 +8,9 @@
  * Steps of k start at a scale group, hence at a multiple of 4 and at a byte of w; words are padded with zeros. The
  * epilogue is the header's, groups in rising order and every operation rounded on its own: the bits of the scalar. */
 #include "../cpu/half.h"
+#include "../cpu/trit.h"
 #include "../ternary_linear_w2a8.h"
-#include "trit.cuh"
+#include "launch.cuh"
 
 enum { THREADS = 128, TILE = 32, STEP = 64, WORDS = STEP / 4, LANES = 8, TOKENS = TILE / LANES };
 
@@ -28,7 +29,7 @@ static __global__ void baseline(bt_ternary_linear_w2a8 p) {
             for (int64_t begin = 0; begin < p.k; begin += p.group) {
                 int dot = 0;
                 for (int64_t k = begin; k < begin + p.group; k++)
-                    dot += bt_cuda_trit_at(w, k) * q[k];
+                    dot += bt_trit_at(w, k) * q[k];
                 sum = add_group(sum, dot, p.q_scale[i], *scale++);
             }
             bt_finish(p.y, p.y_type, i * p.ldy + r, sum, p.bias, p.bias_type, r);
@@ -47,7 +48,7 @@ static __device__ int activation_word(const int8_t *q, int64_t count) {
 static __device__ int weight_word(unsigned byte, int64_t count) {
     unsigned word = 0;
     for (int i = 0; i < 4 && i < count; i++)
-        word |= (unsigned)(uint8_t)bt_cuda_trit(byte >> (2 * i)) << (8 * i);
+        word |= (unsigned)(uint8_t)bt_trit(byte >> (2 * i) & 3u) << (8 * i);
     return (int)word;
 }
 

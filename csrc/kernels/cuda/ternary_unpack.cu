@@ -1,7 +1,8 @@
 /* A thread writes a value of y; rows go over gridDim.y, columns over gridDim.x. */
 #include "../cpu/half.h"
+#include "../cpu/trit.h"
 #include "../ternary_unpack.h"
-#include "trit.cuh"
+#include "launch.cuh"
 
 enum { THREADS = 256 };
 
@@ -9,7 +10,7 @@ static __global__ void unpack(bt_ternary_unpack p) {
     const int64_t step = (int64_t)gridDim.x * THREADS;
     for (int64_t row = blockIdx.y; row < p.n; row += gridDim.y)
         for (int64_t c = (int64_t)blockIdx.x * THREADS + threadIdx.x; c < p.k; c += step) {
-            const int trit = bt_cuda_trit_at(p.w + row * p.ldw, c);
+            const int trit = bt_trit_at(p.w + row * p.ldw, c);
             if (p.y_type == BT_I8) {
                 ((int8_t *)p.y)[row * p.ldy + c] = (int8_t)trit;
                 continue;
