@@ -26,8 +26,8 @@ class _Problem:
 
     def expected(self, q: Tensor, x_scale: Tensor, dtype: torch.dtype) -> Tensor:
         """The contract step by step in NumPy: exact integers, float32 products, groups in order, bias, one cast."""
-        m, n = q[..., :1].numel(), len(self.codes)
-        a, w = q.reshape(m, -1).numpy().astype(np.int64), self.codes.numpy().astype(np.int64)
+        m, n = x_scale.numel(), len(self.codes)
+        a, w = q.reshape(m, q.shape[-1]).numpy().astype(np.int64), self.codes.numpy().astype(np.int64)
         groups = self.scale.shape[1] if self.scale.dim() == 2 else 1
         scales = self.scale.reshape(-1, groups).expand(n, groups).numpy()
         y = np.zeros((m, n), np.float32)

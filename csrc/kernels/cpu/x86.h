@@ -62,7 +62,8 @@ BT_ALWAYS_INLINE __m128 bt_scales(const bt_rows *rows, int64_t g) {
     return _mm_setr_ps(rows->scale[0][g], rows->scale[1][g], rows->scale[2][g], rows->scale[3][g]);
 }
 
-/* Whether groups begin and end where `unit` columns or whole quarters do; other sizes are left to the scalar kernel. */
+/* Whether a group is whole blocks, or one or two quarters of a block, or all columns; other sizes are left to the
+ * scalar kernel. */
 BT_ALWAYS_INLINE int bt_group_fits(int64_t k, int64_t group) {
     return group == k || group % BT_BLOCK == 0 || group == 128 || group == 64;
 }
