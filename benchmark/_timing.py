@@ -1,7 +1,7 @@
 """What the benchmarks share: interleaved medians in one process, the record of the machine, JSON files, the shapes.
 
-Every candidate of a comparison is called in turn (A B C A B C ...), so that noise meets all of them alike; the figure is
-the median over the rounds. Weights are hot: each call multiplies by the same ones, as a layer in a loop does. Ratios
+Every candidate of a comparison is called in turn (A B C A B C ...), so that noise meets all of them alike; the figure
+is the median over the rounds. Weights are hot: each call multiplies by the same ones, as a layer in a loop does. Ratios
 compare candidates of one run only.
 """
 
@@ -129,9 +129,26 @@ def _cpu_model() -> str:
     return f"{found['model name']} (family {found['cpu family']} model {found['model']})"
 
 
+def _busy_cpus(seconds: float = 2.0) -> float | None:
+    """CPUs that others keep busy just before the run: the load average lags, this does not. None outside Linux."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return None
+
+    def ticks() -> tuple[int, int]:
+        values = [int(word) for word in stat.read_text().split("\n")[0].split()[1:]]
+        return sum(values), values[3] + values[4]  # all, idle and waiting
+
+    all_before, idle_before = ticks()
+    time.sleep(seconds)
+    all_after, idle_after = ticks()
+    share = 1 - (idle_after - idle_before) / max(1, all_after - all_before)
+    return round(share * (os.cpu_count() or 1), 2)
+
+
 def machine(args: argparse.Namespace) -> dict[str, Any]:
     """Everything that a figure depends on."""
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
     rows = _C.kernels()
     chosen = {
         f"{row['op']} {dtype}": _C.chosen_kernel(row["op"], args.device, dtype)
@@ -146,6 +163,7 @@ def machine(args: argparse.Namespace) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load_before": load,
+        "busy_cpus_before": _busy_cpus(),
         "torch": torch.__version__,
         "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "bittorch": bittorch.__version__,
@@ -182,7 +200,8 @@ def save(args: argparse.Namespace, benchmark: str, record: dict[str, Any]) -> No
 def header(record: dict[str, Any]) -> str:
     load = record["load_before"]
     return (
-        f"{record['name']}, {record['threads']} of {record['cores']} threads, load {load}, torch {record['torch']}"
+        f"{record['name']}, {record['threads']} of {record['cores']} threads, load {load},"
+        f" {record['busy_cpus_before']} CPUs busy before, torch {record['torch']}"
         f" ({record['torch_cpu_capability']}), bittorch {record['bittorch']}\n{record['command']}"
     )
 

@@ -78,7 +78,10 @@ def measure(m: int, k: int, n: int, args: Any) -> list[dict[str, Any]]:
     times = timing.interleaved(layers, args)
     fp32 = times[FP32]["median_s"]
     rows = []
-    print(f"\n({m}, {k} -> {n}){'median':>36}{'x fp32':>8}{'param. bytes':>14}  " + "peak device bytes" * (args.device == "cuda"))
+    print(
+        f"\n({m}, {k} -> {n}){'median':>36}{'x fp32':>8}{'param. bytes':>14}  "
+        + "peak device bytes" * (args.device == "cuda")
+    )
     for name, layer in layers.items():
         ratio = fp32 / times[name]["median_s"]
         peak = f"{peaks[name]:,}" if peaks[name] else ""

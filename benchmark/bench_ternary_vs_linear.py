@@ -49,7 +49,10 @@ def make(kind: str, shape: tuple[int, int, int], device: str, backward: bool) ->
 
 def measure(shape: tuple[int, int, int], backward: bool, args: Any) -> list[dict[str, Any]]:
     phase = "forward+backward" if backward else "forward"
-    peaks = {kind: timing.cuda_peak_bytes(lambda k=kind: make(k, shape, args.device, backward), args.device) for kind in KINDS}
+    peaks = {
+        kind: timing.cuda_peak_bytes(lambda k=kind: make(k, shape, args.device, backward), args.device)
+        for kind in KINDS
+    }
     steps = {kind: make(kind, shape, args.device, backward) for kind in KINDS}
     times = timing.interleaved(steps, args)
     m, k, n = shape
@@ -71,7 +74,9 @@ def main() -> None:
     machine = timing.machine(args)
     print(timing.header(machine))
     torch.manual_seed(0)
-    rows = [row for shape in timing.shapes(args) for backward in (False, True) for row in measure(shape, backward, args)]
+    rows = [
+        row for shape in timing.shapes(args) for backward in (False, True) for row in measure(shape, backward, args)
+    ]
     timing.save(args, "ternary_vs_linear", {"machine": machine, "rows": rows})
 
 

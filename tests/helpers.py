@@ -88,6 +88,7 @@ def dense(codes: Tensor, scale: Tensor) -> Tensor:
 
 
 def relative_l2(actual: Tensor, expected: Tensor) -> float:
+    actual, expected = actual.detach(), expected.detach()
     error = (actual.double() - expected.double()).norm()
     return float(error / expected.double().norm().clamp(min=1e-30))
 

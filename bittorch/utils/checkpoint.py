@@ -123,7 +123,7 @@ def _read(path: Path, device: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from None
     for name, target in header["aliases"].items():
-        if target not in state:
+        if not isinstance(target, str) or target not in state:
             raise ValueError(f"{path} says that {name} is {target}, but holds no {target}")
         state[name] = state[target]
     return header, state
@@ -133,7 +133,7 @@ def _build_layer(name: str, config: Any, state: dict[str, Tensor], path: Path) -
     """An empty layer of the recorded configuration, after checking that the stored tensors fit it."""
     try:
         layer = TernaryLinearInference(**config, device="meta")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: sizes that no tensor can have
         raise ValueError(f"{path} has a bad configuration for layer {name!r}: {error}") from None
     expected = dict(layer.named_buffers())
     for key, buffer in expected.items():
@@ -145,7 +145,14 @@ def _build_layer(name: str, config: Any, state: dict[str, Tensor], path: Path) -
                 f"{path}: {full} must be {tuple(buffer.shape)} for in_features={layer.in_features}, "
                 f"out_features={layer.out_features}, got {tuple(state[full].shape)}"
             )
+        _check_floating(full, buffer, state[full], path)
     return layer
+
+
+def _check_floating(name: str, wanted: Tensor, given: Tensor, path: Path) -> None:
+    """Raises where integers stand for floats or the other way round; the floating dtypes may differ."""
+    if wanted.is_floating_point() != given.is_floating_point():
+        raise ValueError(f"{path}: {name} must be of a dtype like {wanted.dtype}, got {given.dtype}")
 
 
 def _put(model: nn.Module, name: str, value: nn.Module | nn.Parameter) -> nn.Module:
@@ -230,10 +237,9 @@ def _check_rest(
 ) -> None:
     """Raises where the tensors outside the packed layers are not those of the model."""
 
-    def outside(names: dict[str, Any]) -> set[str]:
-        return {n for n in names if not any(n.startswith(f"{layer}." if layer else "") for layer in layers)}
-
-    wanted, given = outside(model.state_dict()), outside(state)
+    packed = {f"{name}.{key}" if name else key for name, layer in layers.items() for key, _ in layer.named_buffers()}
+    prefixes = tuple(f"{name}." if name else "" for name in layers)
+    wanted, given = {n for n in model.state_dict() if not n.startswith(prefixes)}, set(state) - packed
     if wanted != given:
         raise ValueError(
             f"{path} does not fit the model: missing {sorted(wanted - given) or 'nothing'}, "
@@ -242,3 +248,5 @@ def _check_rest(
     for name, tensor in model.state_dict().items():
         if name in wanted and tensor.shape != state[name].shape:
             raise ValueError(f"{path}: {name} must be {tuple(tensor.shape)}, got {tuple(state[name].shape)}")
+        if name in wanted:
+            _check_floating(name, tensor, state[name], path)

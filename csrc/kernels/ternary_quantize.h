@@ -26,7 +26,7 @@ typedef struct bt_ternary_quantize {
     float *scale;    /* [1], [n] or [n][k / group] */
     int64_t n, k, ldx, ldw, lds, group;
     int w_type, method, rule;
-    float threshold_factor;
+    float threshold_factor; /* not negative */
     void *workspace; /* bt_ternary_quantize_workspace() bytes, another piece for each concurrent call */
     void *stream;
 } bt_ternary_quantize;
@@ -92,6 +92,8 @@ static inline size_t bt_ternary_quantize_cuda_workspace(const bt_ternary_quantiz
 
 #define BT_TERNARY_QUANTIZE(X)                                                                                         \
     BT_ON_CUDA(X(ternary_quantize, BT_GPU, BT_FLOATS, cuda_baseline, 0))                                               \
+    BT_ON_X86(X(ternary_quantize, BT_CPU, BT_FLOATS, avx512, BT_CPU_AVX512))                                           \
+    BT_ON_X86(X(ternary_quantize, BT_CPU, BT_FLOATS, avx2, BT_CPU_AVX2))                                               \
     X(ternary_quantize, BT_CPU, BT_FLOATS, scalar, 0)
 
 BT_TERNARY_QUANTIZE(BT_DECLARE_KERNEL)

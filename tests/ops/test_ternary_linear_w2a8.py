@@ -40,9 +40,7 @@ class _Problem:
 
 def _assert_all_variants(problem: _Problem, x: Tensor) -> None:
     expected = problem.expected(*ops.act_quantize(x), x.dtype)
-    helpers.assert_same_bits(
-        reference.ternary_linear_w2a8(x, problem.packed, problem.scale, problem.bias), expected
-    )
+    helpers.assert_same_bits(reference.ternary_linear_w2a8(x, problem.packed, problem.scale, problem.bias), expected)
     for variant in VARIANTS:
         helpers.assert_same_bits(problem.run(x, variant), expected)
 
@@ -128,9 +126,7 @@ def test_w2a8_epilogue_is_not_fused(variant: str) -> None:
 
 @pytest.mark.parametrize("out_dtype", helpers.FLOATS, ids=helpers.dtype_id)
 @pytest.mark.parametrize("shape", [(70,), (5, 70), (2, 3, 70)], ids=str)
-def test_w2a8_of_codes_equals_that_of_activations(
-    variant: str, out_dtype: torch.dtype, shape: tuple[int, ...]
-) -> None:
+def test_w2a8_of_codes_equals_that_of_activations(variant: str, out_dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     problem, x = _Problem(9, 70, bias=torch.float16), helpers.randn(*shape)
     q, x_scale = ops.act_quantize(x)
     y = problem.run(q, variant, x_scale=x_scale, out_dtype=out_dtype)
@@ -161,9 +157,7 @@ def test_w2a8_of_layouts_equals_contiguous(variant: str, layout: str, dtype: tor
     operands = rearranged(problem.packed), rearranged(problem.scale), rearranged(problem.bias)
     assert torch.equal(ops.ternary_linear_w2a8(rearranged(x), *operands, variant=variant), expected)
     q, x_scale = ops.act_quantize(x)
-    y = ops.ternary_linear_w2a8(
-        rearranged(q), *operands, x_scale=rearranged(x_scale), out_dtype=dtype, variant=variant
-    )
+    y = ops.ternary_linear_w2a8(rearranged(q), *operands, x_scale=rearranged(x_scale), out_dtype=dtype, variant=variant)
     assert torch.equal(y, expected)
 
 

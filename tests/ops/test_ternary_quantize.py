@@ -1,4 +1,5 @@
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -9,8 +10,16 @@ from bittorch import ops
 from bittorch.ops import reference
 from tests import helpers
 
+OP = "ternary_quantize"
 FACTORS = {"max": 0.05, "twn": 0.75, "absmean": 0.5, "absmedian": 0.5, "optimal": 0.0}
 EPS = np.float32(1e-5)
+
+
+@pytest.fixture(autouse=True, params=helpers.variants(OP))
+def _kernel(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test runs once with each kernel of the op."""
+    with helpers.forced(OP, request.param):
+        yield
 
 
 def _best_count(a: np.ndarray) -> int:
@@ -47,7 +56,9 @@ def _group(w: np.ndarray, method: str, rule: str, factor: float) -> tuple[np.nda
     return (np.sign(w) * kept).astype(np.int8), scale
 
 
-def _expected(w: Tensor, method: str, rule: str, factor: float, granularity: helpers.Granularity) -> tuple[Tensor, Tensor]:
+def _expected(
+    w: Tensor, method: str, rule: str, factor: float, granularity: helpers.Granularity
+) -> tuple[Tensor, Tensor]:
     n, k = w.shape
     width = {"tensor": n * k, "channel": k}.get(granularity.name, granularity.group)
     parts = [_group(part, method, rule, factor) for part in w.float().numpy().reshape(-1, width)]
@@ -169,7 +180,7 @@ def test_quantize_of_subnormals(method: str) -> None:
 
 
 def test_quantize_compares_with_the_threshold_strictly() -> None:
-    codes, scale = _quantize(torch.tensor([[1.0, 0.5, -0.5, 0.50001, -0.50001]]), "max", factor=0.5)
+    codes, _ = _quantize(torch.tensor([[1.0, 0.5, -0.5, 0.50001, -0.50001]]), "max", factor=0.5)
     assert codes.tolist() == [[1, 0, 0, 1, -1]]
     codes, _ = _quantize(torch.tensor([[1.0, -1.0, 1.0, -1.0]]), "twn", factor=1.0)
     assert not codes.any()

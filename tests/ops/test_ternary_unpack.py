@@ -38,7 +38,9 @@ def test_unpack_is_one_product_and_one_cast(granularity: helpers.Granularity, dt
 
 
 def test_unpack_uses_the_scale_of_each_group() -> None:
-    y = ops.ternary_unpack(torch.tensor([[0x55, 0xAA]], dtype=torch.uint8), torch.tensor([[2.0, 3.0]]), 8, torch.float32)
+    y = ops.ternary_unpack(
+        torch.tensor([[0x55, 0xAA]], dtype=torch.uint8), torch.tensor([[2.0, 3.0]]), 8, torch.float32
+    )
     assert y.tolist() == [[2.0] * 4 + [-3.0] * 4]
 
 

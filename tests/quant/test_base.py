@@ -46,7 +46,7 @@ def test_from_dict_refuses_another_kind() -> None:
 
 
 def test_from_dict_refuses_unknown_fields_and_lists_the_known() -> None:
-    with pytest.raises(ValueError, match="has no field colour, size; it has activation_bits, .*threshold_factor"):
+    with pytest.raises(ValueError, match=r"has no field colour, size; it has activation_bits, .*threshold_factor"):
         TernaryQuantConfig.from_dict({"quant_type": "ternary", "size": 1, "colour": 2})
 
 

@@ -42,9 +42,7 @@ def test_config_default_is_max() -> None:
 
 
 def test_config_keeps_what_is_given() -> None:
-    config = TernaryQuantConfig(
-        0.2, method="twn", scale="max", granularity="group", group_size=64, activation_bits=8
-    )
+    config = TernaryQuantConfig(0.2, method="twn", scale="max", granularity="group", group_size=64, activation_bits=8)
     assert config.op_args() == ("twn", "max", 0.2, "group", 64)
     assert config.activation_bits == 8
     assert TernaryQuantConfig(0).threshold_factor == 0.0

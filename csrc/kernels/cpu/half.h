@@ -32,14 +32,15 @@ BT_INLINE uint16_t bt_to_bf16(float value) {
     return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
 
+/* Without fp32 subnormals and without branches: the same under flush-to-zero, and several at once in a loop. */
 BT_INLINE float bt_from_f16(uint16_t h) {
     const uint32_t sign = (uint32_t)(h & 0x8000u) << 16;
-    const uint32_t magnitude = h & 0x7fffu;
-    if (magnitude >= 0x7c00u)
-        return bt_bits_float(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
-    /* Normal and subnormal alike: place the fields in an fp32 and undo the difference of the biases, 2^(127 - 15). */
-    const float scaled = bt_bits_float(magnitude << 13) * 0x1p112f;
-    return bt_bits_float(sign | bt_float_bits(scaled));
+    const uint32_t magnitude = h & 0x7fffu, moved = magnitude << 13;
+    /* 0x38000000 is the difference of the biases; Inf and NaN have the largest exponent, so they move twice as far. */
+    const uint32_t normal = moved + (magnitude >= 0x7c00u ? 0x70000000u : 0x38000000u);
+    /* The fraction of a subnormal on top of 2^-14, which is then taken away. */
+    const uint32_t subnormal = bt_float_bits(bt_bits_float(moved + 0x38800000u) - 0x1p-14f);
+    return bt_bits_float(sign | (magnitude < 0x0400u ? subnormal : normal));
 }
 
 BT_INLINE uint16_t bt_to_f16(float value) {

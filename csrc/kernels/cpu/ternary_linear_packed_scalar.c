@@ -6,12 +6,42 @@
 
 #include <string.h>
 
+/* One block as fp32. The type is decided outside the loops, so that a compiler can widen several at once. */
+static void widen_block(const void *x, int type, int64_t from, float *restrict out) {
+    if (type == BT_F32)
+        memcpy(out, (const float *)x + from, BT_FLOAT_BLOCK * sizeof *out);
+    else if (type == BT_F16)
+        for (int k = 0; k < BT_FLOAT_BLOCK; k++)
+            out[k] = bt_from_f16(((const uint16_t *)x)[from + k]);
+    else
+        for (int k = 0; k < BT_FLOAT_BLOCK; k++)
+            out[k] = bt_from_bf16(((const uint16_t *)x)[from + k]);
+}
+
+/* The four quarters of a block, one element of each by turns: the index of an element turns left by 2 of its 8 bits. */
+static void interleave(const float *restrict from, float *restrict to) {
+    for (int k = 0; k < BT_FLOAT_BLOCK / 4; k++)
+        for (int quarter = 0; quarter < 4; quarter++)
+            to[4 * k + quarter] = from[BT_FLOAT_BLOCK / 4 * quarter + k];
+}
+
+/* Interleaved twice, a block is transposed as 16 x 16. */
+static void prepare_block(const void *x, int type, int64_t from, float *xp) {
+    float natural[BT_FLOAT_BLOCK], half_way[BT_FLOAT_BLOCK];
+    widen_block(x, type, from, natural);
+    interleave(natural, half_way);
+    interleave(half_way, xp);
+}
+
 bt_status bt_ternary_linear_packed_prepare(const bt_ternary_linear_packed *p, int64_t row_begin, int64_t row_end) {
+    const int64_t whole = p->k / BT_FLOAT_BLOCK * BT_FLOAT_BLOCK;
     for (int64_t i = row_begin; i < row_end; i++) {
         float *xp = p->xp + i * p->ldxp;
-        if (p->k % BT_FLOAT_BLOCK != 0)
-            memset(xp + p->k / BT_FLOAT_BLOCK * BT_FLOAT_BLOCK, 0, BT_FLOAT_BLOCK * sizeof *xp);
-        for (int64_t k = 0; k < p->k; k++)
+        for (int64_t k = 0; k < whole; k += BT_FLOAT_BLOCK)
+            prepare_block(p->x, p->x_type, i * p->ldx + k, xp + k);
+        if (whole != p->k)
+            memset(xp + whole, 0, BT_FLOAT_BLOCK * sizeof *xp);
+        for (int64_t k = whole; k < p->k; k++)
             xp[bt_float_index(k)] = bt_load(p->x, p->x_type, i * p->ldx + k);
     }
     return BT_OK;

@@ -1,27 +1,8 @@
 /* The definition of ternary_quantize; see the header for the rules. Each group is read twice: for its statistics, then
  * for its codes. */
-#include "../ternary_quantize.h"
-#include "half.h"
-
-#include <math.h>
-#include <string.h>
+#include "quantize_group.h"
 
 enum { SEGMENT = 1024, LANES = 8, DIGIT_BITS = 11, DIGITS = 1 << DIGIT_BITS };
-
-/* Columns [c0, c1) of rows [r0, r1): what shares one scale. */
-typedef struct group_t {
-    int64_t r0, r1, c0, c1;
-} group_t;
-
-typedef struct stats_t {
-    uint32_t absmax; /* as bits: a NaN is above Inf, Inf above every number */
-    double sum;
-} stats_t;
-
-/* keep fl(|w| * multiplier) > threshold */
-typedef struct rule_t {
-    float multiplier, threshold;
-} rule_t;
 
 /* Eight partial sums, because one is a chain of additions that no compiler may reorder. */
 typedef struct sum_t {
@@ -35,11 +16,6 @@ static void sum_add(sum_t *sum, const float *a, int64_t count) {
             sum->lane[l] += (double)a[i + l];
     for (; i < count; i++)
         sum->lane[i % LANES] += (double)a[i];
-}
-
-static double sum_total(const sum_t *sum) {
-    const double *s = sum->lane;
-    return ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]));
 }
 
 static void load_segment(const bt_ternary_quantize *p, int64_t row, int64_t column, int64_t count, float *out) {
@@ -59,20 +35,20 @@ static int64_t load_magnitudes(const bt_ternary_quantize *p, int64_t row, int64_
     return count;
 }
 
-static stats_t measure(const bt_ternary_quantize *p, group_t g) {
+static bt_group_stats measure(const bt_ternary_quantize *p, const bt_group *g) {
     float a[SEGMENT];
     sum_t sum = {{0}};
     uint32_t absmax = 0;
-    for (int64_t r = g.r0; r < g.r1; r++)
-        for (int64_t c = g.c0; c < g.c1; c += SEGMENT) {
-            const int64_t count = load_magnitudes(p, r, c, g.c1, a);
+    for (int64_t r = g->r0; r < g->r1; r++)
+        for (int64_t c = g->c0; c < g->c1; c += SEGMENT) {
+            const int64_t count = load_magnitudes(p, r, c, g->c1, a);
             for (int64_t i = 0; i < count; i++) {
                 const uint32_t bits = bt_float_bits(a[i]);
                 absmax = bits > absmax ? bits : absmax;
             }
             sum_add(&sum, a, count);
         }
-    return (stats_t){absmax, sum_total(&sum)};
+    return (bt_group_stats){absmax, bt_sum_total(sum.lane)};
 }
 
 /* Ascending, by the bits: non-negative floats and their bits have the same order. Three passes of 11 bits cover the 31.
@@ -93,14 +69,14 @@ static const uint32_t *sort_bits(uint32_t *keys, uint32_t *other, int64_t count)
     return keys;
 }
 
-static const uint32_t *sort_group(const bt_ternary_quantize *p, group_t g) {
-    const int64_t count = (g.r1 - g.r0) * (g.c1 - g.c0);
+static const uint32_t *sort_group(const bt_ternary_quantize *p, const bt_group *g) {
+    const int64_t count = bt_group_count(g);
     uint32_t *const keys = (uint32_t *)p->workspace;
     float a[SEGMENT];
     int64_t filled = 0;
-    for (int64_t r = g.r0; r < g.r1; r++)
-        for (int64_t c = g.c0; c < g.c1; c += SEGMENT) {
-            const int64_t length = load_magnitudes(p, r, c, g.c1, a);
+    for (int64_t r = g->r0; r < g->r1; r++)
+        for (int64_t c = g->c0; c < g->c1; c += SEGMENT) {
+            const int64_t length = load_magnitudes(p, r, c, g->c1, a);
             memcpy(keys + filled, a, (size_t)length * sizeof *a);
             filled += length;
         }
@@ -125,28 +101,23 @@ static float optimal_threshold(const uint32_t *ascending, int64_t count) {
     return bt_bits_float(cut - 1);
 }
 
-static rule_t find_rule(const bt_ternary_quantize *p, group_t g, float absmax, float mean) {
-    const float f = p->threshold_factor;
-    const int64_t count = (g.r1 - g.r0) * (g.c1 - g.c0);
+static bt_keep_rule find_rule(const bt_ternary_quantize *p, const bt_group *g, float absmax, float mean) {
+    const int64_t count = bt_group_count(g);
     switch (p->method) {
-    case BT_METHOD_TWN:
-        return (rule_t){1.0f, f * mean};
-    case BT_METHOD_ABSMEAN:
-        return (rule_t){1.0f / fmaxf(mean, BT_SCALE_EPS), f};
     case BT_METHOD_ABSMEDIAN: {
         const float median = bt_bits_float(sort_group(p, g)[(count - 1) / 2]);
-        return (rule_t){1.0f / fmaxf(median, BT_SCALE_EPS), f};
+        return (bt_keep_rule){1.0f / bt_at_least_eps(median), p->threshold_factor};
     }
     case BT_METHOD_OPTIMAL:
-        return (rule_t){1.0f, optimal_threshold(sort_group(p, g), count)};
+        return (bt_keep_rule){1.0f, optimal_threshold(sort_group(p, g), count)};
     default:
-        return (rule_t){1.0f, f * absmax};
+        return bt_plain_rule(p, g, absmax, mean);
     }
 }
 
 /* Codes of one segment; kept[i] becomes |w| where it is kept, else 0. Returns how many are kept. All in 32-bit lanes,
  * so that a compiler can do several at once. */
-static int64_t encode_segment(const float *w, int64_t count, rule_t rule, float *kept, uint8_t *packed) {
+static int64_t encode_segment(const float *w, int64_t count, bt_keep_rule rule, float *kept, uint8_t *packed) {
     int32_t code[SEGMENT + 3];
     int32_t number = 0;
     for (int64_t i = 0; i < count; i++) {
@@ -164,47 +135,22 @@ static int64_t encode_segment(const float *w, int64_t count, rule_t rule, float 
 }
 
 /* Writes the codes of a group and returns the least-squares scale, the mean of what is kept. */
-static float encode(const bt_ternary_quantize *p, group_t g, rule_t rule) {
+static float encode(const bt_ternary_quantize *p, const bt_group *g, bt_keep_rule rule) {
     float w[SEGMENT], kept[SEGMENT];
     sum_t sum = {{0}};
     int64_t number = 0;
-    for (int64_t r = g.r0; r < g.r1; r++)
-        for (int64_t c = g.c0; c < g.c1; c += SEGMENT) {
-            const int64_t count = g.c1 - c < SEGMENT ? g.c1 - c : SEGMENT;
+    for (int64_t r = g->r0; r < g->r1; r++)
+        for (int64_t c = g->c0; c < g->c1; c += SEGMENT) {
+            const int64_t count = g->c1 - c < SEGMENT ? g->c1 - c : SEGMENT;
             load_segment(p, r, c, count, w);
             number += encode_segment(w, count, rule, kept, p->packed + r * p->ldw + c / 4);
             sum_add(&sum, kept, count);
         }
-    return number ? (float)(sum_total(&sum) / (double)number) : BT_SCALE_EPS;
-}
-
-static void clear(const bt_ternary_quantize *p, group_t g) {
-    for (int64_t r = g.r0; r < g.r1; r++)
-        memset(p->packed + r * p->ldw + g.c0 / 4, 0, (size_t)bt_div_up(g.c1 - g.c0, 4));
-}
-
-static float quantize_group(const bt_ternary_quantize *p, group_t g) {
-    const stats_t stats = measure(p, g);
-    if (stats.absmax == 0 || stats.absmax >= 0x7f800000u) {
-        clear(p, g);
-        return stats.absmax == 0 ? BT_SCALE_EPS : NAN;
-    }
-    const float absmax = bt_bits_float(stats.absmax);
-    const float mean = (float)(stats.sum / (double)((g.r1 - g.r0) * (g.c1 - g.c0)));
-    const float ls = encode(p, g, find_rule(p, g, absmax, mean));
-    return p->rule == BT_SCALE_MAX ? absmax : p->rule == BT_SCALE_MEAN ? fmaxf(mean, BT_SCALE_EPS) : ls;
+    return bt_ls_scale(sum.lane, number);
 }
 
 bt_status bt_ternary_quantize_scalar(const bt_ternary_quantize *p, int64_t tile_begin, int64_t tile_end) {
-    if (p->lds == 0) {
-        p->scale[0] = quantize_group(p, (group_t){0, p->n, 0, p->k});
-        return BT_OK;
-    }
-    for (int64_t r = tile_begin; r < tile_end; r++) {
-        if (p->k == 0)
-            p->scale[r] = BT_SCALE_EPS;
-        for (int64_t c = 0, g = 0; c < p->k; c += p->group, g++)
-            p->scale[r * p->lds + g] = quantize_group(p, (group_t){r, r + 1, c, c + p->group});
-    }
+    static const bt_group_passes passes = {measure, find_rule, encode};
+    bt_quantize_tiles(p, tile_begin, tile_end, &passes);
     return BT_OK;
 }

@@ -1,0 +1,104 @@
+/* The frame of ternary_quantize on a CPU: which elements share a scale, the rule that keeps them, what the scale is.
+ *
+ * A variant brings the passes over a group: `measure` for its statistics, `find_rule`, and `encode`, which writes the
+ * codes and returns the scale that the rule ls wants, which is not read with another rule. Sums have eight fp64 lanes:
+ * lane i % 8 takes element i of a row of the group, row after row, in rising order. */
+#ifndef BT_CPU_QUANTIZE_GROUP_H
+#define BT_CPU_QUANTIZE_GROUP_H
+
+#include "../ternary_quantize.h"
+#include "half.h"
+
+#include <math.h>
+#include <string.h>
+
+/* Columns [c0, c1) of rows [r0, r1). */
+typedef struct bt_group {
+    int64_t r0, r1, c0, c1;
+} bt_group;
+
+typedef struct bt_group_stats {
+    uint32_t absmax; /* as bits: a NaN is above Inf, Inf above every number */
+    double sum;      /* finite unless the group is not */
+} bt_group_stats;
+
+/* keep fl(|w| * multiplier) > threshold */
+typedef struct bt_keep_rule {
+    float multiplier, threshold;
+} bt_keep_rule;
+
+typedef struct bt_group_passes {
+    bt_group_stats (*measure)(const bt_ternary_quantize *p, const bt_group *g);
+    bt_keep_rule (*find_rule)(const bt_ternary_quantize *p, const bt_group *g, float absmax, float mean);
+    float (*encode)(const bt_ternary_quantize *p, const bt_group *g, bt_keep_rule rule);
+} bt_group_passes;
+
+/* What a mean is divided by, and what the rule `mean` stores. */
+static inline float bt_at_least_eps(float mean) {
+    return mean > BT_SCALE_EPS ? mean : BT_SCALE_EPS;
+}
+
+static inline int64_t bt_group_count(const bt_group *g) {
+    return (g->r1 - g->r0) * (g->c1 - g->c0);
+}
+
+static inline double bt_sum_total(const double lane[8]) {
+    return ((lane[0] + lane[1]) + (lane[2] + lane[3])) + ((lane[4] + lane[5]) + (lane[6] + lane[7]));
+}
+
+static inline float bt_ls_scale(const double lane[8], int64_t kept) {
+    return kept ? (float)(bt_sum_total(lane) / (double)kept) : BT_SCALE_EPS;
+}
+
+/* For the methods that do not sort. */
+static inline bt_keep_rule bt_plain_rule(const bt_ternary_quantize *p, const bt_group *g, float absmax, float mean) {
+    const float f = p->threshold_factor;
+    (void)g;
+    switch (p->method) {
+    case BT_METHOD_TWN:
+        return (bt_keep_rule){1.0f, f * mean};
+    case BT_METHOD_ABSMEAN:
+        return (bt_keep_rule){1.0f / bt_at_least_eps(mean), f};
+    default:
+        return (bt_keep_rule){1.0f, f * absmax};
+    }
+}
+
+static inline void bt_clear_group(const bt_ternary_quantize *p, const bt_group *g) {
+    for (int64_t r = g->r0; r < g->r1; r++)
+        memset(p->packed + r * p->ldw + g->c0 / 4, 0, (size_t)bt_div_up(g->c1 - g->c0, 4));
+}
+
+/* The codes of a measured group, and its scale. */
+static inline float bt_encode_group(const bt_ternary_quantize *p, const bt_group *g, bt_group_stats stats,
+                                    const bt_group_passes *passes) {
+    if (stats.absmax == 0 || stats.absmax >= 0x7f800000u) {
+        bt_clear_group(p, g);
+        return stats.absmax == 0 ? BT_SCALE_EPS : NAN;
+    }
+    const float absmax = bt_bits_float(stats.absmax), mean = (float)(stats.sum / (double)bt_group_count(g));
+    const float ls = passes->encode(p, g, passes->find_rule(p, g, absmax, mean));
+    return p->rule == BT_SCALE_MAX ? absmax : p->rule == BT_SCALE_MEAN ? bt_at_least_eps(mean) : ls;
+}
+
+static inline float bt_quantize_group(const bt_ternary_quantize *p, const bt_group *g, const bt_group_passes *passes) {
+    return bt_encode_group(p, g, passes->measure(p, g), passes);
+}
+
+static inline void bt_quantize_tiles(const bt_ternary_quantize *p, int64_t tile_begin, int64_t tile_end,
+                                     const bt_group_passes *passes) {
+    if (p->lds == 0) {
+        const bt_group all = {0, p->n, 0, p->k};
+        p->scale[0] = bt_quantize_group(p, &all, passes);
+        return;
+    }
+    for (int64_t r = tile_begin; r < tile_end; r++) {
+        if (p->k == 0)
+            p->scale[r] = BT_SCALE_EPS;
+        float *scale = p->scale + r * p->lds;
+        for (bt_group g = {r, r + 1, 0, p->group}; g.c0 < p->k; g.c0 += p->group, g.c1 += p->group)
+            *scale++ = bt_quantize_group(p, &g, passes);
+    }
+}
+
+#endif

@@ -1,0 +1,183 @@
+/* ternary_quantize in steps of 64 columns; see the header for the rules, quantize_group.h for the frame.
+ *
+ * The eight lanes of a sum are one vector. The last step of a row works on a copy padded with zeros: they add nothing
+ * to a sum of magnitudes, and as no threshold is negative, none is kept. The methods that sort and
+ * groups below MIN_GROUP are left to the scalar kernel. */
+#include "quantize_group.h"
+#include "x86.h"
+
+enum { STEP = 64, LANES = 16, VECTORS = STEP / LANES, MIN_GROUP = 32 };
+
+#if defined(BT_SIMDE)
+BT_ALWAYS_INLINE __m512 join_ps(__m256 low, __m256 high) {
+    return _mm512_castsi512_ps(bt_join(_mm256_castps_si256(low), _mm256_castps_si256(high)));
+}
+BT_ALWAYS_INLINE __m512 widen_f16(__m256i half) {
+    return join_ps(_mm256_cvtph_ps(_mm256_castsi256_si128(half)), _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1)));
+}
+BT_ALWAYS_INLINE __m512i widen_u16(__m256i half) {
+    return bt_join(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(half)),
+                   _mm256_cvtepu16_epi32(_mm256_extracti128_si256(half, 1)));
+}
+BT_ALWAYS_INLINE __m256 low_ps(__m512 v) {
+    return _mm256_castsi256_ps(bt_low(_mm512_castps_si512(v)));
+}
+BT_ALWAYS_INLINE __m256 high_ps(__m512 v) {
+    return _mm256_castsi256_ps(bt_high(_mm512_castps_si512(v)));
+}
+BT_ALWAYS_INLINE __m512d to_double(__m256 v) {
+    const __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128(v)), high = _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1));
+    return _mm512_castsi512_pd(bt_join(_mm256_castpd_si256(low), _mm256_castpd_si256(high)));
+}
+BT_ALWAYS_INLINE __m512i madd_words(__m512i a, __m512i b) {
+    return bt_join(_mm256_madd_epi16(bt_low(a), bt_low(b)), _mm256_madd_epi16(bt_high(a), bt_high(b)));
+}
+BT_ALWAYS_INLINE __m128i to_bytes(__m512i v) {
+    const __m256i words = _mm256_packus_epi32(bt_low(v), bt_high(v));
+    const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    return _mm_shuffle_epi32(bytes, _MM_SHUFFLE(3, 1, 2, 0));
+}
+#else
+BT_ALWAYS_INLINE __m512 widen_f16(__m256i half) {
+    return _mm512_cvtph_ps(half);
+}
+BT_ALWAYS_INLINE __m512i widen_u16(__m256i half) {
+    return _mm512_cvtepu16_epi32(half);
+}
+BT_ALWAYS_INLINE __m256 low_ps(__m512 v) {
+    return _mm512_castps512_ps256(v);
+}
+BT_ALWAYS_INLINE __m256 high_ps(__m512 v) {
+    return _mm512_extractf32x8_ps(v, 1);
+}
+BT_ALWAYS_INLINE __m512d to_double(__m256 v) {
+    return _mm512_cvtps_pd(v);
+}
+BT_ALWAYS_INLINE __m512i madd_words(__m512i a, __m512i b) {
+    return _mm512_madd_epi16(a, b);
+}
+BT_ALWAYS_INLINE __m128i to_bytes(__m512i v) {
+    return _mm512_cvtepi32_epi8(v);
+}
+#endif
+
+BT_ALWAYS_INLINE __m512 load16(const void *w, int type, int64_t index) {
+    if (type == BT_F32)
+        return _mm512_loadu_ps((const float *)w + index);
+    const __m256i half = _mm256_loadu_si256((const __m256i *)((const uint16_t *)w + index));
+    return type == BT_F16 ? widen_f16(half) : _mm512_castsi512_ps(_mm512_slli_epi32(widen_u16(half), 16));
+}
+
+BT_ALWAYS_INLINE __m512 magnitude(__m512 v) {
+    const __m512i bits = _mm512_castps_si512(v);
+    return _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff)));
+}
+
+BT_ALWAYS_INLINE __m512d add16(__m512d sum, __m512 a) {
+    return _mm512_add_pd(_mm512_add_pd(sum, to_double(low_ps(a))), to_double(high_ps(a)));
+}
+
+BT_ALWAYS_INLINE uint32_t largest(__m512 v) {
+    const __m256i half = _mm256_max_epu32(_mm256_castps_si256(low_ps(v)), _mm256_castps_si256(high_ps(v)));
+    __m128i most = _mm_max_epu32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    most = _mm_max_epu32(most, _mm_shuffle_epi32(most, _MM_SHUFFLE(1, 0, 3, 2)));
+    most = _mm_max_epu32(most, _mm_shuffle_epi32(most, _MM_SHUFFLE(2, 3, 0, 1)));
+    return (uint32_t)_mm_cvtsi128_si32(most);
+}
+
+/* 64 codes to 16 bytes. The packs leave four codes of one byte in each 32-bit lane, where multiplications by 1, 4, 16
+ * and 64 join them; the shuffle transposes the 4 x 4 bytes of four vectors with four 128-bit quarters. */
+BT_ALWAYS_INLINE __m128i join_codes(const __m512i code[VECTORS]) {
+    const __m512i words = _mm512_packs_epi32(code[0], code[1]), more = _mm512_packs_epi32(code[2], code[3]);
+    const __m512i pairs = _mm512_maddubs_epi16(_mm512_packs_epi16(words, more), _mm512_set1_epi16(0x0401));
+    const __m512i bytes = madd_words(pairs, _mm512_set1_epi32(0x00100001));
+    return _mm_shuffle_epi8(to_bytes(bytes), _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+}
+
+BT_ALWAYS_INLINE void store_codes(uint8_t *packed, int64_t left, const __m512i code[VECTORS]) {
+    uint8_t step[STEP / 4];
+    _mm_storeu_si128((__m128i *)(left < STEP ? step : packed), join_codes(code));
+    if (left < STEP)
+        memcpy(packed, step, (size_t)bt_div_up(left, 4));
+}
+
+BT_ALWAYS_INLINE bt_group_stats measure_as(const bt_ternary_quantize *p, const bt_group *g, int type, size_t size) {
+    uint32_t copy[STEP];
+    double lane[8];
+    __m512d sum = _mm512_setzero_pd();
+    __m512i most = _mm512_setzero_si512();
+    for (int64_t r = g->r0; r < g->r1; r++) {
+        const char *w = (const char *)p->w + (r * p->ldx + g->c0) * (int64_t)size;
+        for (int64_t left = g->c1 - g->c0; left > 0; left -= STEP, w += STEP * size) {
+            const void *from = bt_padded(w, size, left, STEP, copy);
+            BT_UNROLL
+            for (int i = 0; i < VECTORS; i++) {
+                const __m512 a = magnitude(load16(from, type, LANES * i));
+                most = _mm512_max_epu32(most, _mm512_castps_si512(a));
+                sum = add16(sum, a);
+            }
+        }
+    }
+    _mm512_storeu_pd(lane, sum);
+    return (bt_group_stats){largest(_mm512_castsi512_ps(most)), bt_sum_total(lane)};
+}
+
+/* One row of a group; returns how many it keeps. */
+BT_ALWAYS_INLINE int64_t encode_row(const char *w, int64_t left, int type, size_t size, bt_keep_rule rule, int ls,
+                                    uint8_t *packed, __m512d *sum) {
+    const __m512 multiplier = _mm512_set1_ps(rule.multiplier), threshold = _mm512_set1_ps(rule.threshold);
+    const __m512i one = _mm512_set1_epi32(1);
+    uint32_t copy[STEP];
+    int64_t kept = 0;
+    for (; left > 0; left -= STEP, w += STEP * size, packed += STEP / 4) {
+        const void *from = bt_padded(w, size, left, STEP, copy);
+        __m512i code[VECTORS];
+        BT_UNROLL
+        for (int i = 0; i < VECTORS; i++) {
+            const __m512 v = load16(from, type, LANES * i), a = magnitude(v);
+            const __mmask16 keep = _mm512_cmp_ps_mask(_mm512_mul_ps(a, multiplier), threshold, _CMP_GT_OQ);
+            const __m512i negative = _mm512_srli_epi32(_mm512_castps_si512(v), 31);
+            code[i] = _mm512_maskz_mov_epi32(keep, _mm512_add_epi32(one, negative));
+            kept += __builtin_popcount(keep);
+            if (ls)
+                *sum = add16(*sum, _mm512_maskz_mov_ps(keep, a));
+        }
+        store_codes(packed, left, code);
+    }
+    return kept;
+}
+
+BT_ALWAYS_INLINE float encode_as(const bt_ternary_quantize *p, const bt_group *g, bt_keep_rule rule, int type,
+                                 size_t size) {
+    double lane[8];
+    __m512d sum = _mm512_setzero_pd();
+    int64_t kept = 0;
+    for (int64_t r = g->r0; r < g->r1; r++) {
+        const char *w = (const char *)p->w + (r * p->ldx + g->c0) * (int64_t)size;
+        kept += encode_row(w, g->c1 - g->c0, type, size, rule, p->rule == BT_SCALE_LS,
+                           p->packed + r * p->ldw + g->c0 / 4, &sum);
+    }
+    _mm512_storeu_pd(lane, sum);
+    return bt_ls_scale(lane, kept);
+}
+
+static bt_group_stats measure(const bt_ternary_quantize *p, const bt_group *g) {
+    return p->w_type == BT_F32   ? measure_as(p, g, BT_F32, sizeof(float))
+           : p->w_type == BT_F16 ? measure_as(p, g, BT_F16, sizeof(uint16_t))
+                                 : measure_as(p, g, BT_BF16, sizeof(uint16_t));
+}
+
+static float encode(const bt_ternary_quantize *p, const bt_group *g, bt_keep_rule rule) {
+    return p->w_type == BT_F32   ? encode_as(p, g, rule, BT_F32, sizeof(float))
+           : p->w_type == BT_F16 ? encode_as(p, g, rule, BT_F16, sizeof(uint16_t))
+                                 : encode_as(p, g, rule, BT_BF16, sizeof(uint16_t));
+}
+
+bt_status bt_ternary_quantize_avx512(const bt_ternary_quantize *p, int64_t tile_begin, int64_t tile_end) {
+    static const bt_group_passes passes = {measure, bt_plain_rule, encode};
+    BT_ASSERT(p->w_type != BT_I8 && p->threshold_factor >= 0.0f);
+    if (p->group < MIN_GROUP || p->method == BT_METHOD_ABSMEDIAN || p->method == BT_METHOD_OPTIMAL)
+        return bt_ternary_quantize_scalar(p, tile_begin, tile_end);
+    bt_quantize_tiles(p, tile_begin, tile_end, &passes);
+    return BT_OK;
+}

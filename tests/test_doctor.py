@@ -1,0 +1,63 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from bittorch import _C, _build_info, doctor, ops
+from bittorch._version import __version__
+
+
+def test_doctor_reports_and_succeeds() -> None:
+    result = subprocess.run([sys.executable, "-m", "bittorch", "doctor"], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
+    text = result.stdout
+    assert f"{__version__}, built against torch {_build_info.TORCH_VERSION}" in text
+    assert f"{torch.__version__} running" in text
+    assert all(feature in text for feature in _C.cpu_features())
+    for row in _C.kernels():
+        assert row["op"] in text
+    assert text.rstrip().endswith("all well")
+
+
+def test_doctor_without_a_command_says_what_there_is() -> None:
+    result = subprocess.run([sys.executable, "-m", "bittorch"], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 2
+    assert "doctor" in result.stderr
+
+
+def test_doctor_tests_every_usable_product(capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.run() == 0
+    text = capsys.readouterr().out
+    for row in _C.kernels():
+        if row["op"].startswith("ternary_linear") and row["usable"] and row["device"] == "cpu":
+            line = next(line for line in text.splitlines() if f"{row['op']} {row['variant']} " in line)
+            assert line.endswith("ok")
+
+
+@pytest.mark.parametrize("op", ["ternary_linear_packed", "ternary_linear_w2a8", "ternary_unpack", "act_quantize"])
+def test_doctor_finds_a_wrong_kernel(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], op: str
+) -> None:
+    right = getattr(ops, op)
+
+    def wrong(*args: object, **kwargs: object) -> object:
+        result = right(*args, **kwargs)
+        return (result[0] + 1, result[1]) if isinstance(result, tuple) else result + 1
+
+    monkeypatch.setattr(ops, op, wrong)
+    assert doctor.run() == 1
+    assert "differs from the reference" in capsys.readouterr().out
+
+
+def test_doctor_reports_an_exception_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("no luck")
+
+    monkeypatch.setattr(ops, "ternary_linear_packed", broken)
+    assert doctor.run() == 1
+    text = capsys.readouterr().out
+    assert "RuntimeError: no luck" in text
+    assert any("ternary_linear_w2a8" in line and line.endswith("ok") for line in text.splitlines())

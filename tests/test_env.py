@@ -1,0 +1,136 @@
+import json
+
+import pytest
+
+from bittorch import _C, _env
+from tests import helpers
+
+PRODUCTS = {"ternary_linear_packed": "float32", "ternary_linear_w2a8": "int8"}
+VARIANTS = sorted({variant for op in PRODUCTS for variant in helpers.variants(op)})
+
+REPORT = f"""
+import json, bittorch
+chosen = {{op: bittorch._C.chosen_kernel(op, "cpu", dtype) for op, dtype in {PRODUCTS}.items()}}
+print(json.dumps(chosen))
+"""
+
+
+def _chosen(code: str = REPORT, **environment: str) -> dict[str, str]:
+    result = helpers.run_python(code, **environment)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def _automatic() -> dict[str, str]:
+    return {op: helpers.variants(op)[0] for op in PRODUCTS}
+
+
+def test_without_variables_the_first_usable_kernel_is_chosen() -> None:
+    assert _chosen() == _automatic()
+
+
+@pytest.mark.parametrize("value", ["auto", "baseline", "tiled", *VARIANTS])
+def test_packed_kernel_changes_the_choice(value: str) -> None:
+    expected = {}
+    for op, automatic in _automatic().items():
+        names = helpers.variants(op)
+        roles = {"auto": automatic, "baseline": "scalar", "tiled": automatic}
+        expected[op] = roles.get(value) or (value if value in names else automatic)
+    if value == "tiled" and "scalar" in expected.values():
+        pytest.skip("this machine has no tiled kernel")
+    assert _chosen(BITTORCH_PACKED_KERNEL=value) == expected
+
+
+@pytest.mark.parametrize(
+    ("variable", "valid"),
+    [
+        ("BITTORCH_PACKED_KERNEL", ["auto", "baseline", "tiled", "scalar"]),
+        ("BITTORCH_INFER_KERNEL", ["packed", "baseline"]),
+    ],
+)
+@pytest.mark.parametrize("value", ["nosuch", "", "AVX2"])
+def test_unknown_value_is_an_error_that_lists_the_valid(variable: str, valid: list[str], value: str) -> None:
+    result = helpers.run_python("import bittorch", **{variable: value})
+    assert result.returncode != 0
+    last = result.stderr.strip().splitlines()[-1]
+    assert f"{variable} must be one of" in last
+    assert f"got {value!r}" in last
+    assert all(name in last for name in valid)
+
+
+LAYER = """
+import json, torch, bittorch
+layer = bittorch.TernaryLinearInference(8, 4)
+chosen = bittorch._C.chosen_kernel("ternary_linear_packed", "cpu", "float32")
+print(json.dumps({"variant": layer._variant, "chosen": chosen}))
+"""
+
+
+@pytest.mark.parametrize(("value", "variant"), [("packed", "auto"), ("baseline", "baseline")])
+def test_infer_kernel_is_the_choice_of_inference_layers_alone(value: str, variant: str) -> None:
+    report = _chosen(LAYER, BITTORCH_INFER_KERNEL=value)
+    assert report == {"variant": variant, "chosen": _automatic()["ternary_linear_packed"]}
+
+
+PRECEDENCE = """
+import json, bittorch
+op = "ternary_linear_packed"
+first = bittorch._C.chosen_kernel(op, "cpu", "float32")
+bittorch._C.force_kernel(op, %r)
+print(json.dumps([first, bittorch._C.chosen_kernel(op, "cpu", "float32")]))
+"""
+
+
+def test_force_kernel_goes_before_the_variable() -> None:
+    best = helpers.variants("ternary_linear_packed")[0]
+    assert _chosen(PRECEDENCE % best, BITTORCH_PACKED_KERNEL="baseline") == ["scalar", best]
+
+
+def test_an_argument_goes_before_force_kernel() -> None:
+    """A kernel that was forced takes no part in a call that names another: an unknown name still raises."""
+    import torch
+
+    from bittorch import ops
+
+    x, packed, scale = torch.ones(2, 8), torch.zeros(4, 2, dtype=torch.uint8), torch.ones(4)
+    with helpers.forced("ternary_linear_packed", "scalar"):
+        for variant in helpers.variants("ternary_linear_packed"):
+            ops.ternary_linear_packed(x, packed, scale, variant=variant)
+        with pytest.raises(ValueError, match="no kernel 'nosuch'"):
+            ops.ternary_linear_packed(x, packed, scale, variant="nosuch")
+
+
+def test_apply_forces_only_ops_that_have_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    forced: list[tuple[str, str]] = []
+
+    class Extension:
+        @staticmethod
+        def kernels() -> list[dict[str, object]]:
+            return [
+                {"op": "ternary_linear_packed", "variant": "avx512", "usable": True},
+                {"op": "ternary_linear_packed", "variant": "neon", "usable": False},
+                {"op": "ternary_linear_w2a8", "variant": "avx512vnni", "usable": True},
+            ]
+
+        @staticmethod
+        def force_kernel(op: str, name: str) -> None:
+            forced.append((op, name))
+
+    monkeypatch.setenv("BITTORCH_PACKED_KERNEL", "avx512vnni")
+    _env.apply(Extension)
+    assert forced == [("ternary_linear_w2a8", "avx512vnni")]
+    monkeypatch.setenv("BITTORCH_PACKED_KERNEL", "neon")
+    with pytest.raises(ValueError, match="must be one of auto, baseline, tiled, avx512, avx512vnni, got 'neon'"):
+        _env.apply(Extension)
+
+
+def test_kernel_rows_have_the_promised_fields() -> None:
+    rows = _C.kernels()
+    assert {"ternary_linear_packed", "ternary_linear_w2a8"} <= {row["op"] for row in rows}
+    for row in rows:
+        assert set(row) == {"op", "device", "dtypes", "variant", "usable"}
+        assert row["device"] in ("cpu", "cuda")
+        assert set(row["dtypes"]) <= {"float32", "float16", "bfloat16", "int8"}
+    # Every op ends in a kernel that any CPU can run.
+    for op in {row["op"] for row in rows}:
+        assert helpers.variants(op)[-1] == "scalar"

@@ -1,0 +1,45 @@
+import bittorch
+from tests import helpers
+
+HEAVY = (
+    "hypothesis", "matplotlib", "mlxtend", "onnx", "onnxruntime", "pandas", "pytest", "scipy", "sklearn", "torchvision",
+    "transformers", "triton", "tqdm",
+)  # fmt: skip
+
+
+def test_import_pulls_in_no_extras() -> None:
+    code = f"""
+import sys, torch
+before = set(sys.modules)
+import bittorch
+new = {{name.split(".")[0] for name in set(sys.modules) - before}}
+print(sorted(new & set({HEAVY!r})))
+"""
+    result = helpers.run_python(code)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "[]"
+
+
+def test_import_prints_nothing() -> None:
+    result = helpers.run_python("import warnings; warnings.simplefilter('error'); import torch, bittorch")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_import_does_not_start_cuda_or_change_torch() -> None:
+    code = """
+import torch
+before = (torch.get_num_threads(), torch.get_default_dtype(), torch.random.get_rng_state())
+import bittorch
+assert not torch.cuda.is_initialized()
+assert before[:2] == (torch.get_num_threads(), torch.get_default_dtype())
+assert torch.equal(before[2], torch.random.get_rng_state())
+"""
+    result = helpers.run_python(code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_public_names_exist() -> None:
+    for module in (bittorch, bittorch.nn, bittorch.ops, bittorch.quant, bittorch.utils):
+        assert len(set(module.__all__)) == len(module.__all__) > 0
+        for name in module.__all__:
+            assert hasattr(module, name), f"{module.__name__}.{name}"

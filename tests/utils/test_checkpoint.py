@@ -1,0 +1,511 @@
+import copy
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from bittorch import (
+    TernaryLinear,
+    TernaryLinearInference,
+    TernaryQuantConfig,
+    export_for_inference,
+)
+from bittorch import load_ternary_inference_checkpoint as load
+from bittorch import save_ternary_inference_checkpoint as save
+from bittorch.utils import checkpoint
+from tests import helpers
+
+
+class _Model(nn.Module):
+    """Every granularity, int8 activations, plain layers, a buffer, a shared layer and a tied parameter."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
+        super().__init__()
+        kind = {"dtype": dtype, "device": device}
+        self.embed = nn.Embedding(11, 8, **kind)
+        self.first = TernaryLinear(8, 8, **kind)
+        self.group = TernaryLinear(8, 8, config=TernaryQuantConfig(granularity="group", group_size=4), **kind)
+        self.blocks = nn.Sequential(TernaryLinear(8, 6, bias=False, per_channel=False, **kind), nn.LayerNorm(6, **kind))
+        self.int8 = TernaryLinear(6, 8, activation_bits=8, **kind)
+        self.again = self.first
+        self.head = nn.Linear(8, 11, **kind)
+        self.head.weight = self.embed.weight
+        self.register_buffer("offset", torch.ones(8, **kind))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.again(self.group(self.first(self.embed(tokens) + self.offset)))
+        return self.head(self.int8(self.blocks(x)))
+
+
+TOKENS = torch.arange(11)
+
+
+def _trained(dtype: torch.dtype = torch.float32, seed: int = 1) -> _Model:
+    torch.manual_seed(seed)
+    return _Model(dtype).eval()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "model.safetensors"
+
+
+@pytest.fixture
+def saved(path: Path) -> Path:
+    save(export_for_inference(_trained()), path)
+    return path
+
+
+def _snapshot(model: nn.Module) -> dict[str, tuple[str, Tensor]]:
+    types = {name: type(module).__name__ for name, module in model.named_modules(remove_duplicate=False)}
+    return {name: (types[name.rpartition(".")[0]], t.clone()) for name, t in model.state_dict().items()}
+
+
+def _assert_unchanged(model: nn.Module, before: dict[str, tuple[str, Tensor]]) -> None:
+    after = _snapshot(model)
+    assert after.keys() == before.keys()
+    for name, (kind, tensor) in before.items():
+        assert after[name][0] == kind
+        assert torch.equal(after[name][1], tensor), name
+
+
+TARGETS = {
+    "trained": lambda: _trained(seed=2),
+    "fresh": _Model,
+    "meta": lambda: _Model(device="meta"),
+    "packed": lambda: export_for_inference(_trained(seed=2)),
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("as_string", [False, True], ids=["path", "str"])
+def test_round_trip_gives_the_same_bits(saved: Path, target: str, as_string: bool) -> None:
+    model = TARGETS[target]()
+    loaded = load(model, str(saved) if as_string else saved)
+    assert loaded is model
+    assert not any(module.training for module in loaded.modules())
+    expected = export_for_inference(_trained())
+    assert torch.equal(loaded(TOKENS), expected(TOKENS))
+    for name, tensor in expected.state_dict().items():
+        helpers.assert_same_bits(loaded.state_dict()[name], tensor)
+    assert isinstance(loaded.first, TernaryLinearInference)
+    assert loaded.int8.activation_bits == 8
+    assert (loaded.group.groups, loaded.blocks[0].groups, loaded.blocks[0].bias) == (2, 0, None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=helpers.dtype_id)
+def test_round_trip_keeps_half_dtypes(path: Path, dtype: torch.dtype) -> None:
+    packed = export_for_inference(_trained(dtype))
+    save(packed, path)
+    loaded = load(_Model(dtype), path)
+    assert (loaded.first.bias.dtype, loaded.first.scale.dtype) == (dtype, torch.float32)
+    assert torch.equal(loaded(TOKENS), packed(TOKENS))
+
+
+def test_round_trip_of_a_root_layer(path: Path) -> None:
+    layer = TernaryLinear(9, 4)
+    save(export_for_inference(layer), path)
+    loaded = load(TernaryLinear(9, 4), path)
+    assert isinstance(loaded, TernaryLinearInference)
+    assert torch.equal(loaded(torch.ones(9)), layer.eval()(torch.ones(9)))
+
+
+def test_load_into_plain_linear_layers(path: Path) -> None:
+    model = nn.Sequential(TernaryLinear(9, 4), nn.ReLU())
+    save(export_for_inference(model), path)
+    loaded = load(nn.Sequential(nn.Linear(9, 4), nn.ReLU()), path)
+    assert torch.equal(loaded(torch.ones(9)), model.eval()(torch.ones(9)))
+
+
+def test_shared_modules_and_tied_parameters_are_stored_once_and_tied_after_load(saved: Path) -> None:
+    keys = set(load_file(saved))
+    assert ("first.weight_packed" in keys) != ("again.weight_packed" in keys)
+    assert ("embed.weight" in keys) != ("head.weight" in keys)
+    for target in TARGETS.values():
+        loaded = load(target(), saved)
+        assert loaded.again is loaded.first
+        assert loaded.head.weight is loaded.embed.weight
+
+
+def test_file_holds_the_documented_keys_and_metadata(saved: Path) -> None:
+    with safe_open(saved, framework="pt") as file:
+        metadata = file.metadata()
+    assert metadata["format"] == "pt"
+    header = json.loads(metadata["bittorch"])
+    assert header["version"] == 1
+    assert header["layout"] == "2bit-lsb-first-rows"
+    assert header["layers"]["int8"] == {
+        "in_features": 6,
+        "out_features": 8,
+        "bias": True,
+        "groups": 1,
+        "activation_bits": 8,
+    }
+    assert set(header["layers"]) == {"first", "group", "blocks.0", "int8", "again"}
+    assert header["aliases"]["head.weight"] == "embed.weight"
+    tensors = load_file(saved)
+    assert tensors["int8.weight_packed"].dtype == torch.uint8
+    assert tensors["int8.weight_packed"].shape == (8, 2)
+    assert tensors["int8.scale"].dtype == torch.float32
+    assert "blocks.0.bias" not in tensors
+
+
+def test_file_is_not_pickle(saved: Path) -> None:
+    data = saved.read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    assert header["__metadata__"]["format"] == "pt"
+    assert b"torch" not in data.replace(b"bittorch", b"")
+
+
+def test_loaded_model_outlives_its_file(saved: Path) -> None:
+    """Replaced by another, then deleted: the tensors that were loaded stay what they were."""
+    loaded = load(_Model(), saved)
+    expected = loaded(TOKENS)
+    save(export_for_inference(_trained(seed=2)), saved)
+    assert torch.equal(loaded(TOKENS), expected)
+    saved.unlink()
+    assert torch.equal(loaded(TOKENS), expected)
+
+
+def test_saving_twice_replaces_the_file(path: Path) -> None:
+    save(export_for_inference(_trained(seed=1)), path)
+    packed = export_for_inference(_trained(seed=2))
+    save(packed, path)
+    assert torch.equal(load(_Model(), path)(TOKENS), packed(TOKENS))
+    assert os.listdir(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize("step", ["save_file", "replace"])
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()], ids=["OSError", "KeyboardInterrupt"])
+def test_failed_save_leaves_the_old_file_and_nothing_else(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException
+) -> None:
+    before = saved.read_bytes()
+
+    def fail(*args: object, **kwargs: object) -> None:
+        if step == "save_file":
+            Path(args[1]).write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(checkpoint if step == "save_file" else os, step, fail)
+    with pytest.raises(type(error)):
+        save(export_for_inference(_trained(seed=2)), saved)
+    monkeypatch.undo()
+    assert saved.read_bytes() == before
+    assert os.listdir(saved.parent) == [saved.name]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_file_has_the_permissions_of_an_ordinary_file(path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        save(export_for_inference(_trained()), path)
+        assert os.umask(mask) == mask
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask
+
+
+def test_save_into_a_missing_folder_raises(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        save(export_for_inference(_trained()), tmp_path / "missing" / "model.safetensors")
+
+
+def test_save_onto_a_folder_raises_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="folder"):
+        save(export_for_inference(_trained()), tmp_path / "folder")
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_save_refuses_models_that_are_not_packed(path: Path) -> None:
+    with pytest.raises(ValueError, match=r"call export_for_inference\(model\) first"):
+        save(_trained(), path)
+    with pytest.raises(ValueError, match="it has no ternary layers"):
+        save(nn.Linear(3, 3), path)
+    with pytest.raises(ValueError, match="weight_packed is on the meta device"):
+        save(nn.Sequential(TernaryLinearInference(4, 3, device="meta")), path)
+    assert not path.exists()
+
+
+# Damaged and foreign files
+
+
+def _edit(path: Path, tensors: dict[str, Tensor | None] | None = None, **header: object) -> None:
+    """Rewrites the file with other tensors (None removes one) and header fields."""
+    with safe_open(path, framework="pt") as file:
+        metadata = json.loads(file.metadata()["bittorch"])
+    state = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    for name, tensor in (tensors or {}).items():
+        if tensor is None:
+            del state[name]
+        else:
+            state[name] = tensor
+    save_file(state, path, metadata={"format": "pt", "bittorch": json.dumps({**metadata, **header})})
+
+
+def _layers(path: Path, name: str, **fields: object) -> dict[str, object]:
+    with safe_open(path, framework="pt") as file:
+        layers = json.loads(file.metadata()["bittorch"])["layers"]
+    layers[name] = {**layers[name], **fields}
+    return layers
+
+
+def _assert_refused(path: Path, message: str) -> None:
+    for target in ("trained", "packed"):
+        model = TARGETS[target]()
+        before = _snapshot(model)
+        with pytest.raises(ValueError, match=message):
+            load(model, path)
+        _assert_unchanged(model, before)
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    for place in (tmp_path / "missing.safetensors", tmp_path):
+        with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+            load(_Model(), place)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 7, 8, 9, 100, 1000, -100, -1])
+def test_truncated_file_is_refused(saved: Path, keep: int) -> None:
+    saved.write_bytes(saved.read_bytes()[:keep])
+    _assert_refused(saved, "not a whole safetensors file")
+
+
+def test_file_of_another_kind_is_refused(saved: Path) -> None:
+    for data in (b"not a checkpoint", b"PK\x03\x04" * 50, b"\xff" * 100):
+        saved.write_bytes(data)
+        _assert_refused(saved, "not a whole safetensors file")
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}], ids=str)
+def test_foreign_safetensors_file_is_refused(path: Path, metadata: dict[str, str] | None) -> None:
+    save_file({"weight": torch.zeros(3)}, path, metadata=metadata)
+    _assert_refused(path, "not a bittorch checkpoint: it has no 'bittorch' metadata")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '"x"', "{}", '{"version": 1}'], ids=repr)
+def test_damaged_metadata_is_refused(saved: Path, text: str) -> None:
+    save_file(load_file(saved), saved, metadata={"format": "pt", "bittorch": text})
+    _assert_refused(saved, "damaged 'bittorch' metadata")
+
+
+def test_newer_version_is_refused_with_both(saved: Path) -> None:
+    _edit(saved, version=2)
+    _assert_refused(saved, "format version 2, this bittorch reads version 1")
+
+
+def test_other_layout_is_refused(saved: Path) -> None:
+    _edit(saved, layout="msb-first")
+    _assert_refused(saved, "weight layout 'msb-first', this bittorch reads '2bit-lsb-first-rows'")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"in_features": 9},
+        {"in_features": 7},
+        {"in_features": 0},
+        {"in_features": -4},
+        {"in_features": "8"},
+        {"in_features": 8.5},
+        {"in_features": None},
+        {"in_features": 2**70},
+        {"in_features": 2**40},
+        {"out_features": 7},
+        {"out_features": -1},
+        {"out_features": [8]},
+        {"groups": 1},
+        {"groups": 3},
+        {"groups": -2},
+        {"groups": 0},
+        {"groups": 1.5},
+        {"groups": "2"},
+        {"activation_bits": 4},
+        {"activation_bits": "8"},
+        {"device": "cpu"},
+        {"surprise": 1},
+        {"dtype": "float32"},
+    ],
+    ids=str,
+)
+def test_header_that_contradicts_its_tensors_is_refused(saved: Path, fields: dict[str, object]) -> None:
+    _edit(saved, layers=_layers(saved, "group", **fields))
+    _assert_refused(saved, "group")
+
+
+def test_header_that_forgets_the_bias_is_refused(saved: Path) -> None:
+    _edit(saved, layers=_layers(saved, "group", bias=False))
+    _assert_refused(saved, "bias")
+
+
+def test_header_that_invents_a_bias_is_refused(saved: Path) -> None:
+    _edit(saved, layers=_layers(saved, "blocks.0", bias=True))
+    _assert_refused(saved, "describes layer 'blocks.0' but holds no tensor 'blocks.0.bias'")
+
+
+@pytest.mark.parametrize("config", [None, [], "x", 3, {}], ids=repr)
+def test_layer_without_a_configuration_is_refused(saved: Path, config: object) -> None:
+    layers = _layers(saved, "group")
+    _edit(saved, layers={**layers, "group": config})
+    _assert_refused(saved, "group")
+
+
+@pytest.mark.parametrize("name", ["group.weight_packed", "group.scale", "group.bias", "embed.weight", "offset"])
+def test_missing_tensor_is_refused(saved: Path, name: str) -> None:
+    _edit(saved, {name: None})
+    _assert_refused(saved, name)
+
+
+@pytest.mark.parametrize("name", ["extra", "group.extra", "blocks.0.bias", "blocks.1.extra", "nowhere.weight"])
+def test_surplus_tensor_is_refused(saved: Path, name: str) -> None:
+    _edit(saved, {name: torch.zeros(8)})
+    _assert_refused(saved, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("group.weight_packed", torch.zeros(8, 2, dtype=torch.int8)),
+        ("group.weight_packed", torch.zeros(8, 3, dtype=torch.uint8)),
+        ("group.scale", torch.ones(8, 2).half()),
+        ("group.scale", torch.ones(8)),
+        ("group.bias", torch.zeros(7)),
+        ("group.bias", torch.zeros(8, dtype=torch.int64)),
+        ("head.bias", torch.zeros(3)),
+        ("head.bias", torch.zeros(11, dtype=torch.int64)),
+        ("offset", torch.zeros(9)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else f"{helpers.dtype_id(value.dtype)} {tuple(value.shape)}",
+)
+def test_tensor_of_another_shape_or_dtype_is_refused(saved: Path, name: str, tensor: Tensor) -> None:
+    _edit(saved, {name: tensor})
+    _assert_refused(saved, ".*".join(name.split(".")))
+
+
+def test_reserved_code_is_refused_with_row_and_column(saved: Path) -> None:
+    packed = load_file(saved)["group.weight_packed"]
+    packed[5, 1] |= 0b00001100
+    _edit(saved, {"group.weight_packed": packed})
+    _assert_refused(saved, "group.*reserved code 11 at row 5, column 5")
+
+
+def test_wrong_padding_is_refused(saved: Path) -> None:
+    packed = load_file(saved)["int8.weight_packed"]
+    packed[2, 1] |= 0b01000000
+    _edit(saved, {"int8.weight_packed": packed})
+    _assert_refused(saved, "int8.*in_features=6, got 01 at row 2, column 7")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_non_finite_scale_is_refused(saved: Path, value: float) -> None:
+    _edit(saved, {"group.scale": torch.full((8, 2), value)})
+    _assert_refused(saved, "group.*scale must be finite")
+
+
+@pytest.mark.parametrize(
+    "aliases",
+    [{"head.weight": "nothing"}, {"head.weight": 3}, {"head.weight": ["embed.weight"]}, [1], "x", None, 3],
+    ids=repr,
+)
+def test_bad_aliases_are_refused(saved: Path, aliases: object) -> None:
+    _edit(saved, aliases=aliases)
+    _assert_refused(saved, "head.weight|aliases|damaged|does not fit")
+
+
+def test_layer_that_the_model_lacks_is_refused(saved: Path) -> None:
+    layers = _layers(saved, "group")
+    _edit(saved, {f"more.{key}": load_file(saved)[f"group.{key}"] for key in ("weight_packed", "scale", "bias")},
+          layers={**layers, "more": layers["group"]})  # fmt: skip
+    _assert_refused(saved, "packed layer 'more', which the model lacks")
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (lambda: nn.Linear(8, 8), "the model lacks"),
+        (lambda: nn.Sequential(nn.Linear(8, 8)), "the model lacks"),
+    ],
+    ids=["linear", "sequential"],
+)
+def test_model_of_another_architecture_is_refused(saved: Path, other: object, message: str) -> None:
+    model = other()
+    before = _snapshot(model)
+    with pytest.raises(ValueError, match=message):
+        load(model, saved)
+    _assert_unchanged(model, before)
+
+
+def test_model_with_another_size_or_kind_of_layer_is_refused(saved: Path) -> None:
+    for attribute, layer, message in (
+        ("group", TernaryLinear(8, 9), "'group' is a linear layer 8 -> 8, but the model has TernaryLinear 8 -> 9"),
+        ("group", TernaryLinear(12, 8), "but the model has TernaryLinear 12 -> 8"),
+        ("group", nn.LayerNorm(8), "but the model has LayerNorm"),
+        ("head", nn.Linear(8, 12), "head"),
+        ("extra", nn.Linear(8, 12), "missing .*extra"),
+    ):
+        model = _trained(seed=2)
+        setattr(model, attribute, layer)
+        before = _snapshot(model)
+        with pytest.raises(ValueError, match=message):
+            load(model, saved)
+        _assert_unchanged(model, before)
+
+
+def _assert_loads_or_leaves_alone(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+    model = _trained(seed=2)
+    before = _snapshot(model)
+    try:
+        load(model, path)
+    except ValueError:
+        _assert_unchanged(model, before)
+
+
+_fuzz = settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+@_fuzz
+@given(where=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255))
+def test_any_damaged_header_byte_is_refused_or_harmless(saved: Path, where: float, byte: int) -> None:
+    data = bytearray(_bytes_of_a_good_file(saved))
+    size = 8 + int.from_bytes(data[:8], "little")
+    data[int(where * size)] = byte
+    _assert_loads_or_leaves_alone(saved, bytes(data))
+
+
+@_fuzz
+@given(st.binary(max_size=300))
+def test_random_bytes_are_refused(saved: Path, data: bytes) -> None:
+    _assert_loads_or_leaves_alone(saved, data)
+
+
+_GOOD: dict[str, bytes] = {}
+
+
+def _bytes_of_a_good_file(path: Path) -> bytes:
+    """The file as it was first: examples of one test write to the same path."""
+    return _GOOD.setdefault(str(path), path.read_bytes())
+
+
+def test_load_with_a_tied_target_of_another_structure_does_not_alias_packed_layers(path: Path) -> None:
+    """Two equal but separate layers stay separate."""
+    layer = TernaryLinear(8, 8)
+    model = nn.Sequential(layer, copy.deepcopy(layer))
+    save(export_for_inference(model), path)
+    loaded = load(nn.Sequential(TernaryLinear(8, 8), TernaryLinear(8, 8)), path)
+    assert loaded[0] is not loaded[1]
+    assert torch.equal(loaded(torch.ones(8)), model.eval()(torch.ones(8)))

@@ -1,0 +1,264 @@
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bittorch
+from bittorch import TernaryLinear, TernaryLinearInference, TernaryQuantConfig, export_for_inference
+from tests import helpers
+
+GRANULARITIES = {"tensor": {"per_channel": False}, "channel": {}, "group": {"granularity": "group", "group_size": 16}}
+
+
+def _model(dtype: torch.dtype = torch.float32, bias: bool = True, **config: object) -> nn.Sequential:
+    torch.manual_seed(1)
+    layer = {"bias": bias, "config": TernaryQuantConfig(**config), "dtype": dtype}
+    return nn.Sequential(TernaryLinear(48, 32, **layer), nn.ReLU(), TernaryLinear(32, 7, **layer))
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("activation_bits", [None, 8])
+def test_export_gives_the_same_bits(
+    granularity: str, dtype: torch.dtype, bias: bool, activation_bits: int | None
+) -> None:
+    model = _model(dtype, bias, activation_bits=activation_bits, **GRANULARITIES[granularity])
+    packed = export_for_inference(model)
+    model.eval()
+    for batch in (1, 2, 7, 65):
+        x = helpers.randn(batch, 48, seed=batch, dtype=dtype)
+        expected = model(x)
+        assert expected.requires_grad
+        assert torch.equal(packed(x), expected)
+        with torch.no_grad():
+            assert torch.equal(packed(x), model(x))
+        with torch.inference_mode():
+            assert torch.equal(packed(x), expected)
+    x = helpers.randn(2, 3, 48, dtype=dtype)
+    assert torch.equal(packed(x), model(x))
+    assert torch.equal(packed(x[0, 0]), model(x[0, 0]))
+
+
+@pytest.mark.parametrize("method", ["max", "twn", "absmean", "absmedian", "optimal"])
+@pytest.mark.parametrize("scale", ["ls", "mean", "max"])
+def test_export_of_every_method_gives_the_same_bits(method: str, scale: str) -> None:
+    model, x = _model(method=method, scale=scale), helpers.randn(5, 48)
+    assert torch.equal(export_for_inference(model)(x), model.eval()(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=helpers.dtype_id)
+@pytest.mark.parametrize("activation_bits", [None, 8])
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_export_gives_the_same_bits_under_autocast(
+    dtype: torch.dtype, activation_bits: int | None, granularity: str
+) -> None:
+    model = _model(activation_bits=activation_bits, **GRANULARITIES[granularity])
+    packed, x = export_for_inference(model), helpers.randn(5, 48)
+    with torch.autocast("cpu", dtype=dtype):
+        y = packed(x)
+        assert torch.equal(y, model.eval()(x))
+    assert y.dtype == dtype
+
+
+def _assert_same_compiled(backend: str, activation_bits: int | None) -> None:
+    torch._dynamo.reset()
+    model, x = _model(activation_bits=activation_bits), helpers.randn(5, 48)
+    packed = export_for_inference(model)
+    with torch.no_grad():
+        compiled = torch.compile(packed, fullgraph=True, backend=backend)(x)
+        assert torch.equal(compiled, torch.compile(model.eval(), fullgraph=True, backend=backend)(x))
+        assert torch.equal(compiled, model(x))
+
+
+@pytest.mark.parametrize("activation_bits", [None, 8])
+def test_export_gives_the_same_bits_when_traced(activation_bits: int | None) -> None:
+    _assert_same_compiled("aot_eager", activation_bits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("activation_bits", [None, 8])
+def test_export_gives_the_same_bits_when_compiled(activation_bits: int | None) -> None:
+    _assert_same_compiled("inductor", activation_bits)
+
+
+@pytest.mark.parametrize(("in_features", "out_features"), [(1, 1), (3, 1), (5, 64), (257, 3), (0, 4), (4, 0)], ids=str)
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_export_of_edge_sizes_gives_the_same_bits(in_features: int, out_features: int, per_channel: bool) -> None:
+    layer = TernaryLinear(in_features, out_features, per_channel=per_channel)
+    x = helpers.randn(3, in_features)
+    assert torch.equal(export_for_inference(layer)(x), layer.eval()(x))
+
+
+def test_export_with_two_threads_gives_the_same_bits() -> None:
+    model, x = _model(), helpers.randn(200, 48)
+    packed = export_for_inference(model)
+    with helpers.threads(2):
+        two = packed(x)
+    with helpers.threads(1):
+        assert torch.equal(two, model.eval()(x))
+
+
+def test_export_leaves_the_trained_model_alone() -> None:
+    model = _model().train()
+    model(helpers.randn(3, 48)).sum().backward()
+    before = {name: (p, p.detach().clone(), p.grad.clone()) for name, p in model.named_parameters()}
+    packed = export_for_inference(model)
+    assert model.training
+    assert all(module.training for module in model.modules())
+    for name, p in model.named_parameters():
+        same, value, grad = before[name]
+        assert p is same
+        assert torch.equal(p, value)
+        assert torch.equal(p.grad, grad)
+        assert p.requires_grad
+    expected = packed(torch.ones(48))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+    assert torch.equal(packed(torch.ones(48)), expected)
+    assert all(module.bias.any() for module in (packed[0], packed[2]))
+
+
+def test_export_is_in_eval_mode_without_parameters() -> None:
+    packed = export_for_inference(_model().train())
+    assert not any(module.training for module in packed.modules())
+    assert not list(packed.parameters())
+    assert [type(module) for module in packed] == [TernaryLinearInference, nn.ReLU, TernaryLinearInference]
+
+
+def test_export_of_a_root_layer() -> None:
+    layer, x = TernaryLinear(9, 4), helpers.randn(2, 9)
+    packed = export_for_inference(layer)
+    assert isinstance(packed, TernaryLinearInference)
+    assert torch.equal(packed(x), layer.eval()(x))
+
+
+def test_exported_model_can_be_exported_again_with_a_warning() -> None:
+    packed, x = export_for_inference(_model()), helpers.randn(2, 48)
+    with pytest.warns(UserWarning, match="no TernaryLinear to export"):
+        again = export_for_inference(packed)
+    assert torch.equal(again(x), packed(x))
+
+
+class _Nested(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Sequential(TernaryLinear(8, 8), nn.LayerNorm(8)) for _ in range(2)])
+        self.heads = nn.ModuleDict({"a": TernaryLinear(8, 3), "b": nn.Linear(8, 3)})
+        self.again = self.blocks[0]
+        self.register_buffer("offset", torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in (*self.blocks, self.again):
+            x = block(x + self.offset)
+        return self.heads["a"](x) + self.heads["b"](x)
+
+
+def test_export_of_nested_modules_gives_the_same_bits() -> None:
+    model, x = _Nested(), helpers.randn(4, 8)
+    packed = export_for_inference(model)
+    assert torch.equal(packed(x), model.eval()(x))
+    assert isinstance(packed.heads["a"], TernaryLinearInference)
+    assert type(packed.heads["b"]) is nn.Linear
+    assert not any(isinstance(module, TernaryLinear) for module in packed.modules())
+
+
+def test_export_keeps_shared_modules_shared() -> None:
+    packed = export_for_inference(_Nested())
+    assert packed.again is packed.blocks[0]
+    layer = TernaryLinear(8, 8)
+    twice = export_for_inference(nn.Sequential(layer, nn.ReLU(), layer))
+    assert twice[0] is twice[2]
+
+
+def test_export_copies_everything_else() -> None:
+    model = _Nested()
+    packed = export_for_inference(model)
+    assert packed.offset.data_ptr() != model.offset.data_ptr()
+    assert packed.heads["b"].weight is not model.heads["b"].weight
+    assert torch.equal(packed.heads["b"].weight, model.heads["b"].weight)
+
+
+def test_export_skips_what_the_predicate_says() -> None:
+    model, seen = _Nested(), []
+
+    def skip(name: str, module: nn.Module) -> bool:
+        seen.append((name, module))
+        return name == "heads.a"
+
+    packed = export_for_inference(model, skip)
+    assert isinstance(packed.heads["a"], TernaryLinear)
+    assert isinstance(packed.blocks[1][0], TernaryLinearInference)
+    assert [name for name, _ in seen] == ["blocks.0.0", "blocks.1.0", "heads.a"]
+    assert all(isinstance(module, TernaryLinear) for _, module in seen)
+    x = helpers.randn(4, 8)
+    assert torch.equal(packed(x), model.eval()(x))
+
+
+def test_export_that_skips_everything_warns() -> None:
+    with pytest.warns(UserWarning, match="no TernaryLinear to export"):
+        packed = export_for_inference(_model(), lambda name, module: True)
+    assert isinstance(packed[0], TernaryLinear)
+
+
+def test_export_does_not_warn_otherwise() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        export_for_inference(_model())
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+def test_export_of_an_unquantised_layer_is_linear(bias: bool) -> None:
+    layer, x = TernaryLinear(9, 4, bias, quantize=False), helpers.randn(2, 9)
+    layer.weight.requires_grad_(False)
+    plain = export_for_inference(layer)
+    assert type(plain) is nn.Linear
+    assert torch.equal(plain(x), layer.eval()(x))
+    assert not plain.weight.requires_grad
+    assert plain.weight.data_ptr() != layer.weight.data_ptr()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_export_refuses_non_finite_weights_and_names_the_layer(value: float) -> None:
+    model = _Nested()
+    with torch.no_grad():
+        model.blocks[1][0].weight[3, 1] = value
+    with pytest.raises(ValueError, match=r"cannot export blocks\.1\.0: w must be finite, got 1 NaN or Inf .* row 3"):
+        export_for_inference(model)
+
+
+def test_export_refuses_meta_weights_and_names_the_layer() -> None:
+    with pytest.raises(ValueError, match=r"^heads\.a is on the meta device"):
+        export_for_inference(nn.ModuleDict({"heads": nn.ModuleDict({"a": TernaryLinear(4, 3, device="meta")})}))
+
+
+def test_export_linear_refuses_other_modules() -> None:
+    with pytest.raises(TypeError, match="the layer must be a TernaryLinear, got Linear"):
+        bittorch.export_linear_to_inference(nn.Linear(4, 3))
+
+
+def test_export_linear_keeps_mode_and_configuration() -> None:
+    layer = TernaryLinear(32, 5, config=TernaryQuantConfig(granularity="group", group_size=8, activation_bits=8))
+    packed = bittorch.export_linear_to_inference(layer)
+    assert packed.training
+    assert (packed.in_features, packed.out_features, packed.groups, packed.activation_bits) == (32, 5, 4, 8)
+    codes, scale = bittorch.TernaryQuantizer(layer.config).quantize(layer.weight)
+    assert torch.equal(packed.weight_packed, helpers.pack(codes))
+    assert torch.equal(packed.scale, scale)
+    assert torch.equal(packed.bias, layer.bias)
+    assert not packed.bias.requires_grad
+
+
+def test_export_of_a_half_model_keeps_the_dtype_of_the_bias() -> None:
+    packed = export_for_inference(_model(torch.bfloat16))
+    assert packed[0].bias.dtype == torch.bfloat16
+    assert packed[0].scale.dtype == torch.float32
+
+
+def test_exported_model_survives_deepcopy() -> None:
+    packed, x = export_for_inference(_Nested()), helpers.randn(4, 8)
+    assert torch.equal(copy.deepcopy(packed)(x), packed(x))
