@@ -4,7 +4,8 @@ BITTORCH_PACKED_KERNEL   auto (default), baseline, tiled or a variant such as av
                          for every call that does not name one itself. An op that lacks the variant stays automatic.
 BITTORCH_INFER_KERNEL    packed (default) or baseline: the same switch for TernaryLinearInference alone.
 
-Both are read once, at import. Precedence: an argument of the call, then _C.force_kernel(), then these.
+BITTORCH_PACKED_KERNEL is applied once, at import; BITTORCH_INFER_KERNEL is checked then and read when a module is made.
+Precedence: an argument of the call, then _C.force_kernel(op, name), whose None means automatic, then these.
 """
 
 import os

@@ -37,6 +37,8 @@ def ternary_unpack(w_packed: Tensor, scale: Tensor | None, in_features: int, dty
 
 def ternary_check(w_packed: Tensor, in_features: int) -> Tensor:
     raw = _raw_codes(w_packed)
+    if raw.shape[1] == 0:
+        return torch.full((len(raw),), -1, device=raw.device)
     columns = torch.arange(raw.shape[1], device=raw.device)
     bad = (raw == 3) | ((columns >= in_features) & (raw != 0))
     return torch.where(bad, columns, raw.shape[1]).amin(1).where(bad.any(1), -1)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from bittorch.ops._devices import check_same_device
+
 
 def ternary_linear_packed(
     x: Tensor, w_packed: Tensor, scale: Tensor, bias: Tensor | None = None, variant: str = "auto"
@@ -30,4 +32,5 @@ def ternary_linear_packed(
 
 @torch.library.register_fake("bittorch::ternary_linear_packed")
 def _(x: Tensor, w_packed: Tensor, scale: Tensor, bias: Tensor | None = None, variant: str = "auto") -> Tensor:
+    check_same_device(x, w_packed=w_packed, scale=scale, bias=bias)
     return x.new_empty((*x.shape[:-1], w_packed.shape[0]))

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from bittorch.ops._devices import check_same_device
+
 
 def ternary_unpack(w_packed: Tensor, scale: Tensor | None, in_features: int, dtype: torch.dtype) -> Tensor:
     """Decodes packed rows: ``y = cast(code * scale)``, or the bare codes when ``scale`` is None.
@@ -27,4 +29,5 @@ def ternary_unpack(w_packed: Tensor, scale: Tensor | None, in_features: int, dty
 
 @torch.library.register_fake("bittorch::ternary_unpack")
 def _(w_packed: Tensor, scale: Tensor | None, in_features: int, dtype: torch.dtype) -> Tensor:
+    check_same_device(w_packed, scale=scale)
     return w_packed.new_empty((w_packed.shape[0], in_features), dtype=dtype)

@@ -58,7 +58,7 @@ def save_ternary_inference_checkpoint(model: nn.Module, path: str | os.PathLike[
         path: the file, conventionally ``*.safetensors``.
 
     Raises:
-        ValueError: the model has no packed layer, still holds a `TernaryLinear`, or is on the meta device.
+        ValueError: the model has no packed layer, or is on the meta device.
         OSError: the file cannot be written.
     """
     layers = {n: m for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, TernaryLinearInference)}
@@ -119,7 +119,8 @@ def _read(path: Path, device: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt", device=device) as file:
             header = _read_header(file.metadata(), path)
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+            # Copies, because the tensors are views of the file: who overwrites it would change a running model.
+            state = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118, not a dict
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from None
     for name, target in header["aliases"].items():

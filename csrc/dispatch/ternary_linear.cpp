@@ -68,8 +68,17 @@ std::tuple<Tensor, Tensor> call_quantize(const Tensor &w, const QuantizeArgs &a)
     return op.call(w, a.method, a.scale_rule, a.threshold_factor, a.granularity, a.group_size);
 }
 
-bool wants_grad(const Tensor &t) {
-    return t.defined() && t.requires_grad();
+// Whether the product has to be an autograd node. Forward mode is refused: its tangents would silently be zero.
+bool wants_grad(std::initializer_list<OptionalTensor> inputs) {
+    bool wanted = false;
+    for (const OptionalTensor &t : inputs) {
+        if (!t || !t->defined())
+            continue;
+        TORCH_CHECK_NOT_IMPLEMENTED(!t->_fw_grad(/*level=*/0).defined(),
+                                    "bittorch: the ternary products have no forward-mode derivative; use backward()");
+        wanted = wanted || t->requires_grad();
+    }
+    return wanted && at::GradMode::is_enabled();
 }
 
 Tensor token_rows(const Tensor &t) {
@@ -138,7 +147,7 @@ struct FrozenLinear : torch::autograd::Function<FrozenLinear> {
 
 Tensor packed_autograd(const Tensor &x, const Tensor &w_packed, const Tensor &scale, const OptionalTensor &bias,
                        const std::string &variant) {
-    if (at::GradMode::is_enabled() && (wants_grad(x) || (bias && wants_grad(*bias))))
+    if (wants_grad({x, bias}))
         return FrozenLinear::apply(x, w_packed, scale, bias, false, std::nullopt, std::nullopt, variant);
     const at::AutoDispatchBelowADInplaceOrView below;
     return call_packed(x, w_packed, scale, bias, variant);
@@ -146,7 +155,7 @@ Tensor packed_autograd(const Tensor &x, const Tensor &w_packed, const Tensor &sc
 
 Tensor w2a8_autograd(const Tensor &x, const Tensor &w_packed, const Tensor &scale, const OptionalTensor &bias,
                      const OptionalTensor &x_scale, OptionalDtype out_dtype, const std::string &variant) {
-    if (at::GradMode::is_enabled() && (wants_grad(x) || (bias && wants_grad(*bias))))
+    if (wants_grad({x, bias}))
         return FrozenLinear::apply(x, w_packed, scale, bias, true, x_scale, out_dtype, variant);
     const at::AutoDispatchBelowADInplaceOrView below;
     return call_w2a8(x, w_packed, scale, bias, x_scale, out_dtype, variant);
@@ -204,7 +213,7 @@ Tensor linear_autograd(const Tensor &x, const Tensor &weight, const OptionalTens
                        int64_t group_size, int64_t activation_bits, const std::string &variant) {
     const QuantizeArgs args{method, scale_rule, threshold_factor, granularity, group_size};
     const bool int8 = parse_activation_bits(activation_bits);
-    if (at::GradMode::is_enabled() && (wants_grad(x) || wants_grad(weight) || (bias && wants_grad(*bias))))
+    if (wants_grad({x, weight, bias}))
         return TrainedLinear::apply(x, weight, bias, args, int8, variant);
     const at::AutoDispatchBelowADInplaceOrView below;
     return linear_forward(x, weight, bias, args, int8, variant);

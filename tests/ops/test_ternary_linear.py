@@ -301,3 +301,29 @@ def test_linear_with_functorch_grad_raises_clearly() -> None:
 
     with pytest.raises(RuntimeError, match="functorch"):
         torch.func.grad(loss)(problem.weight.detach())
+
+
+@pytest.mark.parametrize("op", ["linear", "packed", "w2a8"])
+def test_forward_mode_raises_clearly(op: str) -> None:
+    w = torch.randn(8, 16)
+    packed = ops.ternary_quantize(w, "max", "ls", 0.05, "channel")
+    run = {
+        "linear": lambda x: ops.ternary_linear(x, w, None, "max", "ls", 0.05, "channel"),
+        "packed": lambda x: ops.ternary_linear_packed(x, *packed),
+        "w2a8": lambda x: ops.ternary_linear_w2a8(x, *packed),
+    }[op]
+    x = torch.randn(3, 16)
+    with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+        torch.func.jvp(run, (x,), (x,))
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+        run(torch.autograd.forward_ad.make_dual(x, x))
+
+
+@pytest.mark.parametrize("name", ["w_packed", "scale", "bias"])
+@pytest.mark.parametrize("op", [ops.ternary_linear_packed, ops.ternary_linear_w2a8])
+def test_a_meta_tensor_among_real_ones_raises(op, name: str) -> None:
+    w_packed, scale = ops.ternary_quantize(torch.randn(8, 16), "max", "ls", 0.05, "channel")
+    tensors = {"w_packed": w_packed, "scale": scale, "bias": torch.zeros(8)}
+    tensors[name] = tensors[name].to("meta")
+    with pytest.raises(RuntimeError, match=f"x is on cpu but {name} is on meta"):
+        op(torch.randn(3, 16), **tensors)

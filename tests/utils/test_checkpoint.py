@@ -509,3 +509,13 @@ def test_load_with_a_tied_target_of_another_structure_does_not_alias_packed_laye
     loaded = load(nn.Sequential(TernaryLinear(8, 8), TernaryLinear(8, 8)), path)
     assert loaded[0] is not loaded[1]
     assert torch.equal(loaded(torch.ones(8)), model.eval()(torch.ones(8)))
+
+
+def test_a_loaded_model_does_not_change_with_its_file(saved: Path) -> None:
+    model = load(_Model(), saved)
+    before = model(TOKENS).clone()
+    with open(saved, "r+b") as file:
+        size = os.fstat(file.fileno()).st_size
+        file.seek(size // 2)
+        file.write(bytes(size - size // 2))
+    assert torch.equal(model(TOKENS), before)

@@ -32,15 +32,15 @@ BT_INLINE uint16_t bt_to_bf16(float value) {
     return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
 
-/* Without fp32 subnormals and without branches: the same under flush-to-zero, and several at once in a loop. */
+/* Without fp32 subnormals and without branches: the same under flush-to-zero, and several at once in a loop. The biases
+ * differ by 112 << 23; Inf and NaN, which have the largest exponent, move twice as far. A subnormal is read as 2^-14
+ * plus its fraction, and 2^-14 is taken away. */
 BT_INLINE float bt_from_f16(uint16_t h) {
-    const uint32_t sign = (uint32_t)(h & 0x8000u) << 16;
-    const uint32_t magnitude = h & 0x7fffu, moved = magnitude << 13;
-    /* 0x38000000 is the difference of the biases; Inf and NaN have the largest exponent, so they move twice as far. */
-    const uint32_t normal = moved + (magnitude >= 0x7c00u ? 0x70000000u : 0x38000000u);
-    /* The fraction of a subnormal on top of 2^-14, which is then taken away. */
-    const uint32_t subnormal = bt_float_bits(bt_bits_float(moved + 0x38800000u) - 0x1p-14f);
-    return bt_bits_float(sign | (magnitude < 0x0400u ? subnormal : normal));
+    const uint32_t sign = (uint32_t)(h & 0x8000u) << 16, magnitude = h & 0x7fffu;
+    const uint32_t subnormal = magnitude < 0x0400u, infinite = magnitude >= 0x7c00u;
+    const uint32_t bits = (magnitude << 13) + ((112u + 112u * infinite + subnormal) << 23);
+    const float value = bt_bits_float(bits) - bt_bits_float(subnormal * 0x38800000u);
+    return bt_bits_float(sign | bt_float_bits(value));
 }
 
 BT_INLINE uint16_t bt_to_f16(float value) {
@@ -81,6 +81,18 @@ BT_INLINE void bt_store(void *base, int type, int64_t index, float value) {
     default:
         ((float *)base)[index] = value;
     }
+}
+
+/* `count` elements as fp32. The type is decided outside the loops, so that a compiler can widen several at once. */
+static inline void bt_load_many(const void *base, int type, int64_t index, int64_t count, float *out) {
+    if (type == BT_F16)
+        for (int64_t i = 0; i < count; i++)
+            out[i] = bt_from_f16(((const uint16_t *)base)[index + i]);
+    else if (type == BT_BF16)
+        for (int64_t i = 0; i < count; i++)
+            out[i] = bt_from_bf16(((const uint16_t *)base)[index + i]);
+    else
+        memcpy(out, (const float *)base + index, (size_t)count * sizeof *out);
 }
 
 /* The sum of a product with its bias, when there is one, as the output wants it. */

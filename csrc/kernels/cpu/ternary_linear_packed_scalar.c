@@ -6,18 +6,6 @@
 
 #include <string.h>
 
-/* One block as fp32. The type is decided outside the loops, so that a compiler can widen several at once. */
-static void widen_block(const void *x, int type, int64_t from, float *restrict out) {
-    if (type == BT_F32)
-        memcpy(out, (const float *)x + from, BT_FLOAT_BLOCK * sizeof *out);
-    else if (type == BT_F16)
-        for (int k = 0; k < BT_FLOAT_BLOCK; k++)
-            out[k] = bt_from_f16(((const uint16_t *)x)[from + k]);
-    else
-        for (int k = 0; k < BT_FLOAT_BLOCK; k++)
-            out[k] = bt_from_bf16(((const uint16_t *)x)[from + k]);
-}
-
 /* The four quarters of a block, one element of each by turns: the index of an element turns left by 2 of its 8 bits. */
 static void interleave(const float *restrict from, float *restrict to) {
     for (int k = 0; k < BT_FLOAT_BLOCK / 4; k++)
@@ -28,7 +16,7 @@ static void interleave(const float *restrict from, float *restrict to) {
 /* Interleaved twice, a block is transposed as 16 x 16. */
 static void prepare_block(const void *x, int type, int64_t from, float *xp) {
     float natural[BT_FLOAT_BLOCK], half_way[BT_FLOAT_BLOCK];
-    widen_block(x, type, from, natural);
+    bt_load_many(x, type, from, BT_FLOAT_BLOCK, natural);
     interleave(natural, half_way);
     interleave(half_way, xp);
 }

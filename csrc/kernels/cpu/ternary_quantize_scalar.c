@@ -18,18 +18,9 @@ static void sum_add(sum_t *sum, const float *a, int64_t count) {
         sum->lane[i % LANES] += (double)a[i];
 }
 
-static void load_segment(const bt_ternary_quantize *p, int64_t row, int64_t column, int64_t count, float *out) {
-    const int64_t at = row * p->ldx + column;
-    if (p->w_type == BT_F32)
-        memcpy(out, (const float *)p->w + at, (size_t)count * sizeof *out);
-    else
-        for (int64_t i = 0; i < count; i++)
-            out[i] = bt_load(p->w, p->w_type, at + i);
-}
-
 static int64_t load_magnitudes(const bt_ternary_quantize *p, int64_t row, int64_t column, int64_t end, float *out) {
     const int64_t count = end - column < SEGMENT ? end - column : SEGMENT;
-    load_segment(p, row, column, count, out);
+    bt_load_many(p->w, p->w_type, row * p->ldx + column, count, out);
     for (int64_t i = 0; i < count; i++)
         out[i] = fabsf(out[i]);
     return count;
@@ -142,7 +133,7 @@ static float encode(const bt_ternary_quantize *p, const bt_group *g, bt_keep_rul
     for (int64_t r = g->r0; r < g->r1; r++)
         for (int64_t c = g->c0; c < g->c1; c += SEGMENT) {
             const int64_t count = g->c1 - c < SEGMENT ? g->c1 - c : SEGMENT;
-            load_segment(p, r, c, count, w);
+            bt_load_many(p->w, p->w_type, r * p->ldx + c, count, w);
             number += encode_segment(w, count, rule, kept, p->packed + r * p->ldw + c / 4);
             sum_add(&sum, kept, count);
         }
