@@ -24,7 +24,7 @@ build: $(BIN)/.dependencies ## make .venv and the extension
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 
 demo: build ## train a ternary MLP and its FP32 twin on MNIST digits, export, compare bit for bit
-	$(BIN)/python examples/mnist_mlp_ternary.py --compare --epochs 30 --out demo_output
+	$(BIN)/python examples/mnist_mlp_ternary.py --compare --out demo_output
 
 test: build test-kernels test-cuda-host ## all tests: C kernels, emulated CUDA, Python
 	$(BIN)/python -m pytest

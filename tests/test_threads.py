@@ -1,4 +1,4 @@
-"""The products run on torch's threads: at::parallel_for is silently serial in a shim that is compiled without -fopenmp."""
+"""The products run on torch's threads; at::parallel_for is silently serial in a shim compiled without -fopenmp."""
 
 import sys
 
