@@ -1,13 +1,17 @@
-/* Gop/s = 2 m n k / time of both products, with the step that prepares the activations, in CPU time of one thread. A
- * row of the table is run for about 0.1 s three times and the best counts; the scalar rows, which are slow, run once.
- */
+/* CPU time of one thread. Both products with the step that prepares the activations, in Gop/s = 2 m n k / time; that
+ * step of the float product alone; and ternary_quantize, in GB/s of the weights, which it reads twice and which are
+ * counted once. A row of the table is run for about 0.1 s three times and the best counts; the scalar rows, which
+ * are slow, run once. */
 #define _POSIX_C_SOURCE 199309L
 #include "../../csrc/dispatch/kernel_table.h"
+#include "../../csrc/kernels/cpu/half.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+
+static const char *const type_names[] = {"f32", "f16", "bf16"};
 
 typedef struct problem_t {
     int64_t m, n, k;
@@ -17,7 +21,7 @@ typedef struct problem_t {
     int32_t *q_sum;
 } problem_t;
 
-typedef void job_t(const bt_kernel *kernel, const problem_t *a, int64_t group);
+typedef void job_t(const bt_kernel *kernel, const void *problem, int64_t group);
 
 static double now(void) {
     struct timespec t;
@@ -29,7 +33,8 @@ static int64_t lds_of(const problem_t *a, int64_t group) {
     return a->k / group;
 }
 
-static void run_packed(const bt_kernel *kernel, const problem_t *a, int64_t group) {
+static void run_packed(const bt_kernel *kernel, const void *problem, int64_t group) {
+    const problem_t *a = problem;
     const bt_ternary_linear_packed p = {.x = a->x,
                                         .w = a->w,
                                         .scale = a->scale,
@@ -48,7 +53,8 @@ static void run_packed(const bt_kernel *kernel, const problem_t *a, int64_t grou
     ((bt_ternary_linear_packed_fn *)kernel->run)(&p, 0, bt_tiles(a->m, a->n));
 }
 
-static void run_w2a8(const bt_kernel *kernel, const problem_t *a, int64_t group) {
+static void run_w2a8(const bt_kernel *kernel, const void *problem, int64_t group) {
+    const problem_t *a = problem;
     const bt_act_quantize quantize = {.x = a->x,
                                       .q = a->q,
                                       .scale = a->q_scale,
@@ -77,14 +83,14 @@ static void run_w2a8(const bt_kernel *kernel, const problem_t *a, int64_t group)
     ((bt_ternary_linear_w2a8_fn *)kernel->run)(&p, 0, bt_tiles(a->m, a->n));
 }
 
-static double seconds(job_t *job, const bt_kernel *kernel, const problem_t *a, int64_t group) {
+static double seconds(job_t *job, const bt_kernel *kernel, const void *problem, int64_t group) {
     double best = 1e9;
-    const int slow = strcmp(kernel->variant, "scalar") == 0;
+    const int slow = kernel && strcmp(kernel->variant, "scalar") == 0;
     for (int round = 0; round < (slow ? 1 : 3); round++) {
         int count = 0;
         const double start = now();
         do {
-            job(kernel, a, group);
+            job(kernel, problem, group);
             count++;
         } while (now() - start < 0.1);
         const double time = (now() - start) / count;
@@ -130,10 +136,78 @@ static void measure(int64_t m, int64_t n, int64_t k) {
     free(a.x), free(a.xp), free(a.y), free(a.q_scale), free(a.q_sum), free(a.scale), free(a.w), free(a.q);
 }
 
+static void print_elements(const char *what, const char *variant, double time, int64_t elements, size_t size) {
+    printf("  %-22s %-11s %8.3f ns/element %6.1f GB/s\n", what, variant, 1e9 * time / (double)elements,
+           1e-9 * (double)elements * (double)size / time);
+    fflush(stdout);
+}
+
+enum { PREPARE_AT_ONCE = 20 }; /* one is too short for the clock */
+
+static void run_prepare(const bt_kernel *kernel, const void *problem, int64_t group) {
+    const bt_ternary_linear_packed *p = problem;
+    (void)kernel, (void)group;
+    for (int i = 0; i < PREPARE_AT_ONCE; i++)
+        bt_ternary_linear_packed_prepare(p, 0, p->m);
+}
+
+static void measure_prepare(int64_t m, int64_t k) {
+    for (int type = BT_F32; type <= BT_BF16; type++) {
+        const size_t size = type == BT_F32 ? sizeof(float) : sizeof(uint16_t);
+        void *x = calloc((size_t)(m * k), size);
+        float *xp = malloc((size_t)(m * k) * sizeof *xp);
+        const bt_ternary_linear_packed p = {.x = x, .xp = xp, .m = m, .k = k, .ldx = k, .ldxp = k, .x_type = type};
+        printf("batch %3ld x %5ld  ", (long)m, (long)k);
+        print_elements("prepare", type_names[type], seconds(run_prepare, NULL, &p, 0) / PREPARE_AT_ONCE, m * k, size);
+        free(x), free(xp);
+    }
+}
+
+static void run_quantize(const bt_kernel *kernel, const void *problem, int64_t group) {
+    (void)group;
+    ((bt_ternary_quantize_fn *)kernel->run)(problem, 0, bt_ternary_quantize_tiles(problem));
+}
+
+/* group: 0 for the whole matrix. */
+static void measure_quantize(int64_t n, int64_t k, int64_t group, int type) {
+    const size_t size = type == BT_F32 ? sizeof(float) : sizeof(uint16_t);
+    void *w = malloc((size_t)(n * k) * size);
+    for (int64_t i = 0; i < n * k; i++)
+        bt_store(w, type, i, (float)(rand() % 2001 - 1000) / 500.0f);
+    bt_ternary_quantize p = {.w = w,
+                             .packed = malloc((size_t)(n * k / 4)),
+                             .scale = malloc((size_t)(group ? n * k / group : 1) * sizeof(float)),
+                             .n = n,
+                             .k = k,
+                             .ldx = k,
+                             .ldw = k / 4,
+                             .lds = group ? k / group : 0,
+                             .group = group ? group : k,
+                             .w_type = type,
+                             .method = BT_METHOD_ABSMEAN,
+                             .rule = BT_SCALE_LS,
+                             .threshold_factor = 0.5f};
+    for (const bt_kernel *kernel = bt_kernels; kernel < bt_kernels + bt_kernel_count; kernel++) {
+        if (kernel->op != BT_OP_ternary_quantize || kernel->device != BT_CPU || !bt_kernel_usable(kernel))
+            continue;
+        printf("%5ld x %5ld  group %4ld  %-4s  ", (long)n, (long)k, (long)group, type_names[type]);
+        print_elements("ternary_quantize", kernel->variant, seconds(run_quantize, kernel, &p, group), n * k, size);
+    }
+    free(w), free(p.packed), free(p.scale);
+}
+
 int main(void) {
     measure(1, 2560, 2560);
     measure(8, 2560, 2560);
     measure(32, 2560, 2560);
     measure(1, 4096, 4096);
+    measure_prepare(1, 2560);
+    measure_prepare(1, 4096);
+    measure_prepare(512, 2560);
+    for (int type = BT_F32; type <= BT_BF16; type++)
+        for (int64_t group = 0; group <= 2560; group = group == 0 ? 64 : group == 64 ? 128 : group * 20)
+            measure_quantize(256, 2560, group, type);
+    measure_quantize(4096, 4096, 0, BT_F32);
+    measure_quantize(4096, 4096, 4096, BT_F32);
     return 0;
 }

@@ -3,6 +3,9 @@
 #include "harness.h"
 
 #include <math.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 /* fp16 by its definition, in double. */
 static double f16_value(unsigned h) {
@@ -50,7 +53,30 @@ static void check_against_compiler(float value) {
 #endif
 }
 
+/* Where an fp32 subnormal is read and written as zero, as torch.set_flush_denormal(True) asks for. */
+static void check_flush_to_zero(void) {
+#if defined(__x86_64__)
+    static uint32_t expected[65536];
+    const unsigned mode = _mm_getcsr();
+    set_context("flush to zero");
+    for (unsigned h = 0; h < 65536; h++)
+        expected[h] = bt_float_bits((float)f16_value(h));
+    _MM_SET_FLUSH_ZERO_MODE(_MM_FLUSH_ZERO_ON);
+    _MM_SET_DENORMALS_ZERO_MODE(_MM_DENORMALS_ZERO_ON);
+    int agree = 1;
+    for (unsigned h = 0; h < 65536; h++) {
+        volatile uint16_t bits = (uint16_t)h; /* keeps the arithmetic behind the change of mode */
+        const float value = bt_from_f16(bits);
+        agree = agree && ((h & 0x7fffu) > 0x7c00u ? isnan(value) : bt_float_bits(value) == expected[h]);
+        agree = agree && ((h & 0x7fffu) > 0x7c00u || bt_to_f16(value) == h);
+    }
+    _mm_setcsr(mode);
+    check(agree, "fp16 there and back");
+#endif
+}
+
 void test_half(void) {
+    check_flush_to_zero();
     for (unsigned h = 0; h < 65536; h++) {
         set_context("pattern %04x", h);
         const uint16_t bits = (uint16_t)h;

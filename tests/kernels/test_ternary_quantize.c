@@ -1,11 +1,15 @@
-/* ternary_quantize against the rules of its header, in fp64. The weights are multiples of 1/256, so that sums are exact
- * in any order and scales must agree to the last bit; many of them are equal and lie on thresholds. */
+/* ternary_quantize against the rules of its header, in fp64, and every variant bit for bit against the scalar kernel.
+ *
+ * For the rules the weights are multiples of 1/256, so that sums are exact in any order and scales must agree to the
+ * last bit; many of them are equal and lie on thresholds. For the variants they are also normal numbers, and such that
+ * the rounding of a scale shows the order of the sum. */
 #include "harness.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+enum { ORDINARY, SPECIAL, NORMAL, TIES }; /* weights */
 enum { ZERO_GROUP = 1, NAN_GROUP = 2, INF_GROUP = 3, GROUP_KINDS = 5 };
 
 static int descending(const void *a, const void *b) {
@@ -84,20 +88,49 @@ static float quantize_reference(const bt_ternary_quantize *p, const float *w, in
     return number ? (float)(kept / (double)number) : 1e-5f;
 }
 
-/* Groups by turns: ordinary, zero, with a NaN, with an Inf, ordinary. */
-static void fill(const bt_ternary_quantize *p, void *w, int64_t groups, int special) {
+/* SPECIAL: groups by turns ordinary, zero, with a NaN, with an Inf, ordinary. */
+static float special_weight(int64_t group, int64_t column, int64_t width, float ordinary) {
+    const int there = column % width == group * 37 % width;
+    switch (group % GROUP_KINDS) {
+    case ZERO_GROUP:
+        return column % 2 ? -0.0f : 0.0f;
+    case NAN_GROUP:
+        return there ? NAN : ordinary;
+    case INF_GROUP:
+        return there ? -INFINITY : ordinary;
+    default:
+        return ordinary;
+    }
+}
+
+static void fill(const bt_ternary_quantize *p, void *w, int64_t groups, int weights) {
     for (int64_t r = 0; r < p->n; r++)
         for (int64_t c = 0; c < p->k; c++) {
-            const int64_t g = p->lds == 0 ? 0 : r * groups + c / p->group, first = c % p->group == 0;
-            const int kind = special ? (int)(g % GROUP_KINDS) : 0;
+            const int64_t g = p->lds == 0 ? p->k + p->method : r * groups + c / p->group;
             float value = (float)(random_below(257) - 128) / 256.0f;
-            if (kind == ZERO_GROUP)
-                value = c % 2 ? -0.0f : 0.0f;
-            else if (kind == NAN_GROUP && first)
-                value = NAN;
-            else if (kind == INF_GROUP && first)
-                value = -INFINITY;
+            if (weights == NORMAL)
+                value = random_normal();
+            if (weights == SPECIAL)
+                value = special_weight(g, c, p->group, value);
             store_value(w, p->w_type, r * p->ldx + c, value);
+        }
+}
+
+/* The mean of a group is 1 + 2^-24, the middle between two fp32, and a little more. The lane that begins with the large
+ * number does not see the little ones, each below half a unit of its fp64; another lane does. */
+static void fill_ties(const bt_ternary_quantize *p, float *w) {
+    const int64_t rows = p->lds == 0 ? p->n : 1, count = rows * p->group;
+    for (int64_t first = 0; first < p->n; first += rows)
+        for (int64_t begin = 0; begin < p->k; begin += p->group) {
+            const int64_t large = random_below(8), small = (large + 1 + random_below(count - 1)) % count;
+            const int64_t lane = random_below(2) ? large : random_below(8);
+            for (int64_t i = 0; i < count; i++) {
+                const int64_t c = i % p->group;
+                w[(first + i / p->group) * p->ldx + begin + c] = i == large      ? (float)count
+                                                                 : i == small    ? (float)count * 0x1p-24f
+                                                                 : c % 8 == lane ? (float)count * 0x1p-55f
+                                                                                 : 0x1p-100f;
+            }
         }
 }
 
@@ -128,12 +161,31 @@ static void compare(const bt_ternary_quantize *p, int64_t groups, int64_t bytes)
     free(codes);
 }
 
-/* group: 0 for the whole matrix, k for rows. */
-static void check_quantize(int64_t n, int64_t k, int64_t group, int type, int method, int rule, int special) {
-    set_context("ternary_quantize n=%ld k=%ld group=%ld %s method=%d rule=%d special=%d", (long)n, (long)k, (long)group,
-                type_name(type), method, rule, special);
+static void compare_variants(bt_ternary_quantize p, int64_t scales, int64_t bytes) {
+    const int64_t tiles = bt_ternary_quantize_tiles(&p);
+    const uint8_t *packed = p.packed;
+    const float *scale = p.scale;
+    for (const bt_kernel *kernel = bt_kernels; kernel < bt_kernels + bt_kernel_count; kernel++) {
+        if (!to_be_compared(kernel, BT_OP_ternary_quantize) || !(kernel->dtypes & BT_SET(p.w_type)))
+            continue;
+        bt_ternary_quantize_fn *run = (bt_ternary_quantize_fn *)kernel->run;
+        p.packed = buffer(matrix_bytes(p.n, bytes, p.ldw, BT_I8));
+        p.scale = buffer((size_t)scales * sizeof *scale);
+        run(&p, tiles / 2, tiles);
+        if (tiles / 2)
+            run(&p, 0, tiles / 2);
+        check(same_values(p.packed, packed, BT_I8, p.n && bytes ? (p.n - 1) * p.ldw + bytes : 0), kernel->variant);
+        check(same_values(p.scale, scale, BT_F32, scales), kernel->variant);
+    }
+}
+
+/* group: 0 for the whole matrix, k for rows. Returns the first scale. */
+static float check_quantize(int64_t n, int64_t k, int64_t group, int type, int method, int rule, int weights) {
+    set_context("ternary_quantize n=%ld k=%ld group=%ld %s method=%d rule=%d weights=%d", (long)n, (long)k, (long)group,
+                type_name(type), method, rule, weights);
     static const float factors[] = {0.25f, 0.75f, 0.5f, 0.5f, 0.0f};
-    const int64_t bytes = (k + 3) / 4, groups = group && k ? k / group : 1, gap = special ? 5 : 0;
+    const int64_t bytes = (k + 3) / 4, groups = group && k ? k / group : 1, gap = weights == ORDINARY ? 0 : 5;
+    const int64_t scales = group ? n * groups : 1;
     bt_ternary_quantize p = {.n = n,
                              .k = k,
                              .ldx = k + gap,
@@ -144,39 +196,65 @@ static void check_quantize(int64_t n, int64_t k, int64_t group, int type, int me
                              .method = method,
                              .rule = rule};
     void *w = buffer(matrix_bytes(n, k, p.ldx, type));
-    fill(&p, w, groups, special);
+    if (weights == TIES)
+        fill_ties(&p, w);
+    else
+        fill(&p, w, groups, weights);
     p.w = w;
     p.packed = buffer(matrix_bytes(n, bytes, p.ldw, BT_I8));
-    p.scale = buffer((size_t)(group ? n * groups : 1) * sizeof *p.scale);
-    p.threshold_factor = special && method == BT_METHOD_MAX ? 1.5f : factors[method];
+    p.scale = buffer((size_t)scales * sizeof *p.scale);
+    p.threshold_factor = weights == TIES                                 ? 0.0f
+                         : weights == SPECIAL && method == BT_METHOD_MAX ? 1.5f
+                                                                         : factors[method];
     p.workspace = buffer(bt_ternary_quantize_workspace(&p));
     const int64_t tiles = bt_ternary_quantize_tiles(&p);
     bt_ternary_quantize_scalar(&p, tiles / 2, tiles);
     if (tiles / 2)
         bt_ternary_quantize_scalar(&p, 0, tiles / 2);
-    if (k > 0)
-        compare(&p, groups, bytes);
-    else
+    if (k == 0)
         check(n == 0 || p.scale[0] == 1e-5f, "scale of empty rows");
+    else if (weights == ORDINARY || weights == SPECIAL)
+        compare(&p, groups, bytes);
+    compare_variants(p, scales, bytes);
+    const float first = scales ? p.scale[0] : 0.0f;
     release();
+    return first;
+}
+
+/* Both ways of rounding must occur, or the order of the sums does not show. */
+static void check_order_of_sums(void) {
+    static const int64_t columns[] = {36, 64, 100, 1024, 2052}, groups[] = {36, 64, 100, 128, 2052};
+    for (int rule = BT_SCALE_LS; rule <= BT_SCALE_MEAN; rule++)
+        for (int whole = 0; whole < 2; whole++) {
+            int down = 0, up = 0;
+            for (int i = 0; i < 100; i++) {
+                const int64_t k = columns[i % 5], group = whole ? 0 : groups[i % 5];
+                const float scale = check_quantize(3, k, group, BT_F32, BT_METHOD_TWN, rule, TIES);
+                down += scale == 1.0f;
+                up += scale == 1.0f + 0x1p-23f;
+            }
+            check(down > 9 && up > 9 && down + up == 100, "ties fall both ways");
+        }
+}
+
+static void check_groups(int64_t n, int64_t k, int type, int method, int rule, int weights) {
+    static const int64_t groups[] = {4, 20, 36, 64, 100, 128, 256};
+    check_quantize(n, k, k, type, method, rule, weights);
+    if (n * k > 0)
+        check_quantize(n, k, 0, type, method, rule, weights);
+    for (int i = 0; i < 7; i++)
+        if (k > 0 && k % groups[i] == 0 && (groups[i] > 4 || k % 20))
+            check_quantize(n, k, groups[i], type, method, rule, weights);
 }
 
 void test_ternary_quantize(void) {
-    static const int64_t rows[] = {0, 1, 5}, columns[] = {0, 1, 3, 4, 5, 63, 64, 256, 1000, 2560};
+    static const int64_t rows[] = {0, 1, 5}, columns[] = {0, 1, 3, 4, 5, 33, 63, 64, 65, 108, 256, 257, 1000, 2560};
     int turn = 0;
+    check_order_of_sums();
     for (int method = BT_METHOD_MAX; method <= BT_METHOD_OPTIMAL; method++)
         for (int rule = BT_SCALE_LS; rule <= BT_SCALE_MAX; rule++)
-            for (int i = 0; i < 10; i++)
+            for (int i = 0; i < 14; i++)
                 for (int j = 0; j < 3; j++)
-                    for (int special = 0; special < 2; special++) {
-                        const int64_t k = columns[i], n = rows[j];
-                        const int type = turn++ % 3;
-                        check_quantize(n, k, k, type, method, rule, special);
-                        if (n * k > 0)
-                            check_quantize(n, k, 0, type, method, rule, special);
-                        if (k % 64 == 0 && k)
-                            check_quantize(n, k, 64, type, method, rule, special);
-                        if (k % 4 == 0 && k)
-                            check_quantize(n, k, k % 20 == 0 ? 20 : 4, type, method, rule, special);
-                    }
+                    for (int weights = ORDINARY; weights <= NORMAL; weights++)
+                        check_groups(rows[j], columns[i], turn++ % 3, method, rule, weights);
 }
