@@ -27,7 +27,7 @@ typedef struct bt_ternary_quantize {
     int64_t n, k, ldx, ldw, lds, group;
     int w_type, method, rule;
     float threshold_factor; /* not negative */
-    void *workspace; /* bt_ternary_quantize_workspace() bytes, another piece for each concurrent call */
+    void *workspace;        /* bt_ternary_quantize_workspace() bytes, another piece for each concurrent call */
     void *stream;
 } bt_ternary_quantize;
 

@@ -117,13 +117,14 @@ static void fill(const bt_ternary_quantize *p, void *w, int64_t groups, int weig
 }
 
 /* The mean of a group is 1 + 2^-24, the middle between two fp32, and a little more. The lane that begins with the large
- * number does not see the little ones, each below half a unit of its fp64; another lane does. */
+ * number does not see the little ones, each below half a unit of its fp64; another lane does, or three that come before
+ * it. */
 static void fill_ties(const bt_ternary_quantize *p, float *w) {
     const int64_t rows = p->lds == 0 ? p->n : 1, count = rows * p->group;
     for (int64_t first = 0; first < p->n; first += rows)
         for (int64_t begin = 0; begin < p->k; begin += p->group) {
-            const int64_t large = random_below(8), small = (large + 1 + random_below(count - 1)) % count;
-            const int64_t lane = random_below(2) ? large : random_below(8);
+            const int64_t large = random_below(32), small = (large + 1 + random_below(count - 1)) % count;
+            const int64_t lane = random_below(2) ? large % 8 : random_below(8);
             for (int64_t i = 0; i < count; i++) {
                 const int64_t c = i % p->group;
                 w[(first + i / p->group) * p->ldx + begin + c] = i == large      ? (float)count
