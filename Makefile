@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# A plain `torch` brings gigabytes of CUDA where a CPU will do: pin it, and build against the one that is installed.
+# The torch to build against and run; see README.md for a build without CUDA.
 TORCH ?= torch==2.13.0
 C_FILES := $(shell find csrc tests/kernels tests/cuda_host -name '*.c' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 

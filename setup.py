@@ -33,9 +33,9 @@ ISA_FLAGS = {
 }
 
 # No compiler may fuse a multiplication with an addition: the epilogues' bits are part of the contract.
-COMMON = ["-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
-# 8.7 is Jetson Orin; the PTX of 8.0 serves every later device.
-DEFAULT_CUDA_ARCHES = "8.0+PTX;8.7;8.9;9.0"
+COMMON = ["-O3", "-DNDEBUG", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
+# 8.7 is Jetson Orin; the PTX of 8.0 serves every later device. An older nvcc builds those that it knows.
+DEFAULT_CUDA_ARCHES = ("8.0+PTX", "8.7", "8.9", "9.0")
 
 
 def import_torch():
@@ -79,17 +79,27 @@ def cuda_library_dir(home):
     raise SystemExit(f"{home} has nvcc but no libcudart_static.a; install the CUDA runtime or set BITTORCH_CUDA=0")
 
 
+def default_arches(home):
+    known = subprocess.run([home / "bin/nvcc", "--list-gpu-arch"], capture_output=True, text=True).stdout.split()
+    wanted = {arch: "compute_" + arch.removesuffix("+PTX").replace(".", "") for arch in DEFAULT_CUDA_ARCHES}
+    return ";".join(arch for arch, name in wanted.items() if not known or name in known)
+
+
 def gencode_flags(arch_list):
     flags = []
     for arch in re.split(r"[;\s]+", arch_list.strip()):
         match = re.fullmatch(r"(\d+)\.(\d+[af]?)(\+PTX)?", arch)
         if not match:
-            raise SystemExit(f"TORCH_CUDA_ARCH_LIST wants numbers such as {DEFAULT_CUDA_ARCHES!r}, got {arch!r}")
+            raise SystemExit(f"TORCH_CUDA_ARCH_LIST wants numbers such as '8.0+PTX;8.7;9.0', got {arch!r}")
         number = match[1] + match[2]
         flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
         if match[3]:
             flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
     return flags
+
+
+def minor_of(torch):
+    return tuple(int(part) for part in torch.__version__.split(".")[:2])
 
 
 class Compiler:
@@ -100,14 +110,17 @@ class Compiler:
         from torch.utils import cpp_extension
 
         self.cuda_home = find_cuda_home()
-        self.arches = os.environ.get("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHES) if self.cuda_home else ""
+        self.arches = ""
+        if self.cuda_home:
+            self.arches = os.environ.get("TORCH_CUDA_ARCH_LIST") or default_arches(self.cuda_home)
+        # Before torch 2.11 the stream comes through torch's CUDA library and headers, see dispatch/checks.cpp.
+        self.torch_cuda = self.cuda_home and self.torch.version.cuda and minor_of(self.torch) < (2, 11)
         self.cc = shlex.split(os.environ.get("CC", "cc"))
         self.cxx = shlex.split(os.environ.get("CXX", "c++"))
         self.defines = ["-DBT_WITH_CUDA"] if self.cuda_home else []
         self.torch_includes = [f"-I{path}" for path in cpp_extension.include_paths()]
         self.torch_libraries = cpp_extension.library_paths()
-        minor = tuple(int(part) for part in self.torch.__version__.split(".")[:2])
-        self.cxx_standard = "c++17" if minor <= (2, 11) else "c++20"
+        self.cxx_standard = "c++17" if minor_of(self.torch) <= (2, 11) else "c++20"
 
     def sources(self):
         kernels = [
@@ -121,13 +134,15 @@ class Compiler:
 
     def command(self, source):
         if source.suffix == ".cu":
-            flags = ["-O3", "-std=c++17", "-fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
-            arches = f'-DBT_CUDA_ARCHES="{self.arches}"'
-            return [self.cuda_home / "bin/nvcc", *flags, *gencode_flags(self.arches), *self.defines, arches]
+            flags = ["-O3", "-DNDEBUG", "-std=c++17", "-fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+            return [self.cuda_home / "bin/nvcc", *flags, *gencode_flags(self.arches), *self.defines]
         if source.suffix == ".cpp":
             # -fopenmp makes at::parallel_for run on torch's threads; without it the loop is silently serial.
             flags = [f"-std={self.cxx_standard}", "-fopenmp", *COMMON, "-Wno-unused-parameter"]
-            return [*self.cxx, *flags, *self.defines, *self.torch_includes]
+            # The version is there to compile anew when the torch of this environment has become another.
+            version = f'-DBT_TORCH_VERSION="{self.torch.__version__}"'
+            cuda = ["-DBT_CUDA_TORCH", f"-I{self.cuda_home / 'include'}"] if self.torch_cuda else []
+            return [*self.cxx, *flags, *self.defines, version, *cuda, *self.torch_includes]
         isa = ISA_FLAGS[source.stem.rsplit("_", 1)[1]][1] if source.parent.name == "cpu" else []
         python = [f"-I{self.python_include()}", "-DPy_LIMITED_API=0x030A0000"] if source.name == "module.c" else []
         return [*self.cc, "-std=c11", *COMMON, *isa, *self.defines, *python]
@@ -143,6 +158,7 @@ class Compiler:
         for folder in self.torch_libraries:
             command += [f"-L{folder}", f"-Wl,-rpath,{folder}"]
         command += ["-Wl,-rpath,$ORIGIN/../torch/lib", "-lc10", "-ltorch_cpu", "-ltorch"]
+        command += ["-lc10_cuda"] if self.torch_cuda else []
         if self.cuda_home:
             command += [f"-L{cuda_library_dir(self.cuda_home)}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
         return command
@@ -157,16 +173,17 @@ class BuildKernels(build_ext):
         # Not build_temp, which pip makes anew each time: what did not change is not compiled again.
         objects_dir = ROOT / "build/objects"
         shared = [*ROOT.glob("csrc/kernels/*.h"), *ROOT.glob("csrc/dispatch/*.h"), Path(__file__)]
+        kernel_headers = [*ROOT.glob("csrc/kernels/cpu/*.h"), *ROOT.glob("csrc/kernels/cuda/*.cuh")]
         jobs, objects = [], []
         for source in compiler.sources():
             obj = objects_dir / (str(source.relative_to(ROOT / "csrc")).replace("/", "_") + ".o")
             command = [str(part) for part in [*compiler.command(source), "-c", source, "-o", obj]]
             objects.append(str(obj))
-            inputs = [source, *shared, *source.parent.glob("*.h"), *source.parent.glob("*.cuh")]
+            inputs = [source, *shared, *(kernel_headers if source.suffix != ".cpp" else [])]
             if self.is_stale(obj, command, max(path.stat().st_mtime for path in inputs)):
                 jobs.append((source, obj, command))
         objects_dir.mkdir(parents=True, exist_ok=True)
-        with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
+        with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
             list(pool.map(lambda job: self.compile_one(*job), jobs))
         target.parent.mkdir(parents=True, exist_ok=True)
         self.shell([str(part) for part in compiler.link(objects, target)])

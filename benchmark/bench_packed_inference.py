@@ -43,10 +43,23 @@ def _dynamic_int8(m: int, k: int, n: int) -> Layer:
     return Layer(model, torch.randn(m, k), k * n + scale_and_zero_point + 4 * n)
 
 
+class _Variant(nn.Module):
+    """A packed int8 layer on one kernel."""
+
+    def __init__(self, layer: bittorch.TernaryLinearInference, variant: str) -> None:
+        super().__init__()
+        self.layer, self.variant = layer, variant
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        layer = self.layer
+        return bittorch.ops.ternary_linear_w2a8(x, layer.weight_packed, layer.scale, layer.bias, variant=self.variant)
+
+
 def _packed(m: int, k: int, n: int, device: str, dtype: torch.dtype, bits: int | None, variant: str = "auto") -> Layer:
     layer = timing.ternary_layer(k, n, device, dtype, bits)
     module = bittorch.export_linear_to_inference(layer).eval()
-    module._variant = variant
+    if variant != "auto":
+        module = _Variant(module, variant)
     return Layer(module, torch.randn(m, k, device=device, dtype=dtype), timing.tensor_bytes(module))
 
 

@@ -4,8 +4,8 @@ BITTORCH_PACKED_KERNEL   auto (default), baseline, tiled or a variant such as av
                          for every call that does not name one itself. An op that lacks the variant stays automatic.
 BITTORCH_INFER_KERNEL    packed (default) or baseline: the same switch for TernaryLinearInference alone.
 
-BITTORCH_PACKED_KERNEL is applied once, at import; BITTORCH_INFER_KERNEL is checked then and read when a module is made.
-Precedence: an argument of the call, then _C.force_kernel(op, name), whose None means automatic, then these.
+Both are read once, at import. Precedence: the variant argument of a call, then _C.force_kernel(), then
+BITTORCH_INFER_KERNEL, then BITTORCH_PACKED_KERNEL, then automatic.
 """
 
 import os
@@ -14,7 +14,7 @@ from types import ModuleType
 PACKED_KERNEL = "BITTORCH_PACKED_KERNEL"
 INFER_KERNEL = "BITTORCH_INFER_KERNEL"
 PRODUCTS = ("ternary_linear_packed", "ternary_linear_w2a8")
-INFER_KERNELS = {"packed": "auto", "baseline": "baseline"}
+INFER_KERNELS = {"packed": "auto", "baseline": "?baseline"}  # a wish: what force_kernel says goes first
 
 
 def _one_of(variable: str, value: str, valid: list[str]) -> str:
@@ -23,10 +23,13 @@ def _one_of(variable: str, value: str, valid: list[str]) -> str:
     return value
 
 
-def infer_variant() -> str:
-    """The variant argument that inference modules pass to their op."""
+def _infer_variant() -> str:
     value = _one_of(INFER_KERNEL, os.environ.get(INFER_KERNEL, "packed"), list(INFER_KERNELS))
     return INFER_KERNELS[value]
+
+
+# The variant argument that inference modules pass to their op.
+INFER_VARIANT = _infer_variant()
 
 
 def packed_kernel(extension: ModuleType) -> str:
@@ -37,10 +40,9 @@ def packed_kernel(extension: ModuleType) -> str:
 
 
 def apply(extension: ModuleType) -> None:
-    """Makes BITTORCH_PACKED_KERNEL the automatic choice of the products that have such a kernel."""
-    infer_variant()
+    """Makes BITTORCH_PACKED_KERNEL the default of the products that have such a kernel."""
     name = packed_kernel(extension)
     for op in PRODUCTS:
         names = {row["variant"] for row in extension.kernels() if row["op"] == op and row["usable"]}
         if name in names or name in ("auto", "baseline", "tiled"):
-            extension.force_kernel(op, name)
+            extension.set_default_kernel(op, name)

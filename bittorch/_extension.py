@@ -13,7 +13,7 @@ def check_torch(built: str, running: str) -> None:
     if minor_version(built) != minor_version(running):
         raise ImportError(
             f"bittorch was built against torch {built} but torch {running} is running; "
-            "rebuild it: pip install --no-build-isolation --force-reinstall --no-deps bittorch"
+            "rebuild it in its checkout: pip install --no-build-isolation --no-deps --force-reinstall ."
         )
 
 

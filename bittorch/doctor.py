@@ -123,5 +123,7 @@ def run() -> int:
             problem = _outcome(check)
             failed += bool(problem)
             print(f"  {device:5} {name:36} {problem or 'ok'}")
+    if torch.cuda.is_available() and not _build_info.CUDA_ARCHES:
+        print("a CUDA device is here, but no kernels for it: rebuild beside nvcc with BITTORCH_CUDA=1 to use it")
     print(f"{failed} of the checks failed; please report this output" if failed else "all well")
     return 1 if failed else 0

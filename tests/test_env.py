@@ -60,16 +60,36 @@ def test_unknown_value_is_an_error_that_lists_the_valid(variable: str, valid: li
 
 LAYER = """
 import json, torch, bittorch
-layer = bittorch.TernaryLinearInference(8, 4)
-chosen = bittorch._C.chosen_kernel("ternary_linear_packed", "cpu", "float32")
-print(json.dumps({"variant": layer._variant, "chosen": chosen}))
+op, name = ("ternary_linear_packed", "cpu", "float32"), bittorch._env.INFER_VARIANT
+report = {"layers": bittorch._C.chosen_kernel(*op, name), "others": bittorch._C.chosen_kernel(*op)}
+bittorch._C.force_kernel(op[0], "tiled")
+report["forced"] = bittorch._C.chosen_kernel(*op, name)
+print(json.dumps(report))
 """
 
 
-@pytest.mark.parametrize(("value", "variant"), [("packed", "auto"), ("baseline", "baseline")])
-def test_infer_kernel_is_the_choice_of_inference_layers_alone(value: str, variant: str) -> None:
+@pytest.mark.parametrize("value", ["packed", "baseline"])
+def test_infer_kernel_is_the_choice_of_inference_layers_alone(value: str) -> None:
+    best = _automatic()["ternary_linear_packed"]
     report = _chosen(LAYER, BITTORCH_INFER_KERNEL=value)
-    assert report == {"variant": variant, "chosen": _automatic()["ternary_linear_packed"]}
+    assert report == {"layers": "scalar" if value == "baseline" else best, "others": best, "forced": best}
+
+
+def test_infer_kernel_goes_before_packed_kernel() -> None:
+    best = _automatic()["ternary_linear_packed"]
+    report = _chosen(LAYER, BITTORCH_INFER_KERNEL="baseline", BITTORCH_PACKED_KERNEL="tiled")
+    assert report == {"layers": "scalar", "others": best, "forced": best}
+
+
+def test_taking_back_a_forced_kernel_returns_to_the_variable() -> None:
+    code = "op = 'ternary_linear_packed'; bittorch._C.force_kernel(op, 'tiled'); bittorch._C.force_kernel(op, None)"
+    chosen = _chosen(f"import bittorch; {code}\n{REPORT}", BITTORCH_PACKED_KERNEL="baseline")
+    assert chosen["ternary_linear_packed"] == "scalar"
+
+
+def test_a_forced_kernel_leaves_types_that_it_lacks_automatic() -> None:
+    with helpers.forced("act_quantize", helpers.variants("act_quantize")[0]):
+        assert _C.chosen_kernel("act_quantize", "cpu", "int8") == "scalar"
 
 
 PRECEDENCE = """
@@ -100,8 +120,8 @@ def test_an_argument_goes_before_force_kernel() -> None:
             ops.ternary_linear_packed(x, packed, scale, variant="nosuch")
 
 
-def test_apply_forces_only_ops_that_have_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    forced: list[tuple[str, str]] = []
+def test_apply_sets_only_ops_that_have_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[tuple[str, str]] = []
 
     class Extension:
         @staticmethod
@@ -113,12 +133,12 @@ def test_apply_forces_only_ops_that_have_the_kernel(monkeypatch: pytest.MonkeyPa
             ]
 
         @staticmethod
-        def force_kernel(op: str, name: str) -> None:
-            forced.append((op, name))
+        def set_default_kernel(op: str, name: str) -> None:
+            chosen.append((op, name))
 
     monkeypatch.setenv("BITTORCH_PACKED_KERNEL", "avx512vnni")
     _env.apply(Extension)
-    assert forced == [("ternary_linear_w2a8", "avx512vnni")]
+    assert chosen == [("ternary_linear_w2a8", "avx512vnni")]
     monkeypatch.setenv("BITTORCH_PACKED_KERNEL", "neon")
     with pytest.raises(ValueError, match="must be one of auto, baseline, tiled, avx512, avx512vnni, got 'neon'"):
         _env.apply(Extension)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bittorch import _env, ops
+from bittorch.quant.ternary import check_int8_in_features
 
 
 class TernaryLinearInference(nn.Module):
@@ -49,6 +50,8 @@ class TernaryLinearInference(nn.Module):
         super().__init__()
         if activation_bits not in (None, 8):
             raise ValueError(f"activation_bits must be None or 8, got {activation_bits}")
+        if activation_bits == 8:
+            check_int8_in_features(in_features)
         if groups < 0 or (groups > 1 and (in_features % groups or in_features // groups % 4)):
             raise ValueError(f"groups={groups} do not cut in_features={in_features} into equal multiples of 4")
         self.in_features = in_features
@@ -59,7 +62,6 @@ class TernaryLinearInference(nn.Module):
         self.register_buffer("weight_packed", torch.zeros(packed_shape, dtype=torch.uint8, device=device))
         self.register_buffer("scale", torch.zeros(scale_shape, dtype=torch.float32, device=device))
         self.register_buffer("bias", torch.zeros(out_features, dtype=dtype, device=device) if bias else None)
-        self._variant = _env.infer_variant()
 
     @property
     def groups(self) -> int:
@@ -72,7 +74,7 @@ class TernaryLinearInference(nn.Module):
         if input.dim() == 0 or input.shape[-1] != self.in_features:  # packed rows know it only to a whole byte
             raise ValueError(f"input must be (..., {self.in_features}), got {tuple(input.shape)}")
         op = ops.ternary_linear_w2a8 if self.activation_bits == 8 else ops.ternary_linear_packed
-        return op(input, self.weight_packed, self.scale, self.bias, variant=self._variant)
+        return op(input, self.weight_packed, self.scale, self.bias, variant=_env.INFER_VARIANT)
 
     def extra_repr(self) -> str:
         parts = [f"in_features={self.in_features}", f"out_features={self.out_features}"]
@@ -82,13 +84,15 @@ class TernaryLinearInference(nn.Module):
         return ", ".join(parts)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TernaryLinearInference:
-        """Moves all buffers, but a cast leaves the scale in float32: rounding it would change every output."""
-        before = self.scale
+        """Moves all buffers, but no cast changes codes and scale: a rounded scale would change every output."""
+        before = {"weight_packed": self.weight_packed, "scale": self.scale}
         super()._apply(fn, recurse)
-        if self.scale.dtype != torch.float32:
-            self.scale = torch.empty_like(before, device=self.scale.device)
-            if before.device.type != "meta":
-                self.scale.copy_(before)
+        for name, tensor in before.items():
+            moved = getattr(self, name)
+            if moved.dtype != tensor.dtype:
+                setattr(self, name, torch.empty_like(tensor, device=moved.device))
+                if tensor.device.type != "meta":
+                    getattr(self, name).copy_(tensor)
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:

@@ -2,7 +2,7 @@
 
 from bittorch.ops.act_quantize import act_quantize
 from bittorch.ops.ternary_check import check_packed, ternary_check
-from bittorch.ops.ternary_linear import ternary_linear
+from bittorch.ops.ternary_linear import check_input, ternary_linear
 from bittorch.ops.ternary_linear_packed import ternary_linear_packed
 from bittorch.ops.ternary_linear_w2a8 import ternary_linear_w2a8
 from bittorch.ops.ternary_pack import ternary_pack
@@ -11,6 +11,7 @@ from bittorch.ops.ternary_unpack import ternary_unpack
 
 __all__ = [
     "act_quantize",
+    "check_input",
     "check_packed",
     "ternary_check",
     "ternary_linear",

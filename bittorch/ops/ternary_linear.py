@@ -4,6 +4,16 @@ import torch
 from torch import Tensor
 
 
+def check_input(x: Tensor, weight: Tensor) -> None:
+    """Raises where ``nn.Linear`` would: the op takes two dtypes, for autocast, and any width of the same bytes."""
+    if x.dtype != weight.dtype and not (x.is_meta or torch.is_autocast_enabled(x.device.type)):
+        raise RuntimeError(
+            f"x and weight must have the same dtype, got {x.dtype} and {weight.dtype}; cast one, or use autocast"
+        )
+    if x.dim() == 0 or x.shape[-1] != weight.shape[-1]:
+        raise ValueError(f"x must be (..., {weight.shape[-1]}) for weight {tuple(weight.shape)}, got {tuple(x.shape)}")
+
+
 def ternary_linear(
     x: Tensor,
     weight: Tensor,
@@ -40,12 +50,7 @@ def ternary_linear(
 
     Source: Bengio et al. 2013 (straight-through estimator).
     """
-    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
-        raise RuntimeError(
-            f"x and weight must have the same dtype, got {x.dtype} and {weight.dtype}; cast one, or use autocast"
-        )
-    if x.dim() == 0 or x.shape[-1] != weight.shape[-1]:  # packed rows alone know in_features only to a whole byte
-        raise ValueError(f"x must be (..., {weight.shape[-1]}) for weight {tuple(weight.shape)}, got {tuple(x.shape)}")
+    check_input(x, weight)
     return torch.ops.bittorch.ternary_linear(
         x, weight, bias, method, scale_rule, threshold_factor, granularity, group_size, activation_bits, variant
     )

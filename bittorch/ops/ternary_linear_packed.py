@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from bittorch.ops._devices import check_same_device
+from bittorch.ops._fake import check_packed_width, check_same_device
 
 
 def ternary_linear_packed(
@@ -32,5 +32,6 @@ def ternary_linear_packed(
 
 @torch.library.register_fake("bittorch::ternary_linear_packed")
 def _(x: Tensor, w_packed: Tensor, scale: Tensor, bias: Tensor | None = None, variant: str = "auto") -> Tensor:
+    check_packed_width(w_packed, x.shape[-1])
     check_same_device(x, w_packed=w_packed, scale=scale, bias=bias)
     return x.new_empty((*x.shape[:-1], w_packed.shape[0]))

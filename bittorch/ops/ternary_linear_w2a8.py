@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from bittorch.ops._devices import check_same_device
+from bittorch.ops._fake import check_packed_width, check_same_device
 
 
 def ternary_linear_w2a8(
@@ -54,5 +54,6 @@ def _(
     out_dtype: torch.dtype | None = None,
     variant: str = "auto",
 ) -> Tensor:
+    check_packed_width(w_packed, x.shape[-1])
     check_same_device(x, w_packed=w_packed, scale=scale, bias=bias, x_scale=x_scale)
     return x.new_empty((*x.shape[:-1], w_packed.shape[0]), dtype=out_dtype or x.dtype)

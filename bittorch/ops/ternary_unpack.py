@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from bittorch.ops._devices import check_same_device
+from bittorch.ops._fake import check_packed_width, check_same_device
 
 
 def ternary_unpack(w_packed: Tensor, scale: Tensor | None, in_features: int, dtype: torch.dtype) -> Tensor:
@@ -29,5 +29,6 @@ def ternary_unpack(w_packed: Tensor, scale: Tensor | None, in_features: int, dty
 
 @torch.library.register_fake("bittorch::ternary_unpack")
 def _(w_packed: Tensor, scale: Tensor | None, in_features: int, dtype: torch.dtype) -> Tensor:
+    check_packed_width(w_packed, in_features)
     check_same_device(w_packed, scale=scale)
     return w_packed.new_empty((w_packed.shape[0], in_features), dtype=dtype)

@@ -29,6 +29,7 @@ _METHODS: dict[str, _Defaults] = {
     "absmedian": _Defaults(0.5, "ls"),
     "optimal": _Defaults(0.0, "ls"),
 }
+_MAX_INT8_IN_FEATURES = 1 << 22
 _SCALES = ("ls", "mean", "max")
 _GRANULARITIES = ("tensor", "channel", "group")
 
@@ -36,6 +37,12 @@ _GRANULARITIES = ("tensor", "channel", "group")
 def _one_of(name: str, value: object, valid: tuple[object, ...]) -> None:
     if value not in valid:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, valid))}, got {value!r}")
+
+
+def check_int8_in_features(in_features: int) -> None:
+    """Raises ValueError where int32 could not hold the sum of a row of int8 activations."""
+    if in_features > _MAX_INT8_IN_FEATURES:
+        raise ValueError(f"activation_bits=8 takes in_features up to {_MAX_INT8_IN_FEATURES}, got {in_features}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +111,9 @@ class TernaryQuantConfig(QuantConfig):
         return self.method, self.scale, self.threshold_factor, self.granularity, self.group_size
 
     def check_in_features(self, in_features: int) -> None:
-        """Raises ValueError when groups do not divide a row."""
+        """Raises ValueError when groups do not divide a row, or a row is too long for int8 activations."""
+        if self.activation_bits == 8:
+            check_int8_in_features(in_features)
         if self.granularity == "group" and in_features % self.group_size:
             raise ValueError(
                 f"group_size must divide in_features, got group_size={self.group_size} and in_features={in_features}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +51,14 @@ def _split_aliases(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[st
 
 
 def save_ternary_inference_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Writes a packed model; a crash leaves either the old file or the new one.
+    """Writes a packed model; a failure or a crash leaves either the old file or the whole new one.
 
     Args:
         model: what `bittorch.export_for_inference` returned.
         path: the file, conventionally ``*.safetensors``.
 
     Raises:
-        ValueError: the model has no packed layer, or is on the meta device.
+        ValueError: the model has no packed layer, is on the meta device, or has state that is not tensors.
         OSError: the file cannot be written.
     """
     layers = {n: m for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, TernaryLinearInference)}
@@ -67,6 +67,8 @@ def save_ternary_inference_checkpoint(model: nn.Module, path: str | os.PathLike[
         hint = "call export_for_inference(model) first" if training else "it has no ternary layers"
         raise ValueError(f"the model holds no TernaryLinearInference; {hint}")
     state = model.state_dict()
+    if others := [name for name, value in state.items() if not isinstance(value, Tensor)]:
+        raise ValueError(f"{others[0]} is a {type(state[others[0]]).__name__}; a checkpoint holds tensors only")
     if on_meta := [name for name, tensor in state.items() if tensor.device.type == "meta"]:
         raise ValueError(f"{on_meta[0]} is on the meta device and has no values to save")
     stored, aliases = _split_aliases(state)
@@ -77,22 +79,18 @@ def save_ternary_inference_checkpoint(model: nn.Module, path: str | os.PathLike[
         "aliases": aliases,
     }
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    os.close(handle)
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
     try:
+        temporary.touch(exist_ok=False)
+        ordinary = temporary.stat().st_mode  # safetensors makes the file anew, readable by its owner alone
         save_file(stored, temporary, metadata={"format": "pt", "bittorch": json.dumps(header)})
-        os.chmod(temporary, 0o666 & ~_umask())
+        temporary.chmod(ordinary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
-
-
-def _umask() -> int:
-    """The process's mask, which mkstemp ignores and an ordinary file would have."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _read_header(metadata: dict[str, str] | None, path: Path) -> dict[str, Any]:
@@ -102,9 +100,9 @@ def _read_header(metadata: dict[str, str] | None, path: Path) -> dict[str, Any]:
         header = json.loads(metadata["bittorch"])
         version, layout = header["version"], header["layout"]
         layers, aliases = dict(header["layers"]), dict(header["aliases"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} has damaged 'bittorch' metadata: {error!r}") from None
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version != FORMAT_VERSION:
         raise ValueError(
             f"{path} has format version {version!r}, this bittorch reads version {FORMAT_VERSION}; update bittorch"
         )
@@ -126,7 +124,7 @@ def _read(path: Path, device: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for name, target in header["aliases"].items():
         if not isinstance(target, str) or target not in state:
             raise ValueError(f"{path} says that {name} is {target}, but holds no {target}")
-        state[name] = state[target]
+        state[name] = state[target].clone()  # the model decides what shares memory, not the file
     return header, state
 
 
@@ -147,6 +145,8 @@ def _build_layer(name: str, config: Any, state: dict[str, Tensor], path: Path) -
                 f"out_features={layer.out_features}, got {tuple(state[full].shape)}"
             )
         _check_floating(full, buffer, state[full], path)
+        if state[full].dtype == torch.float64:
+            raise ValueError(f"{path}: {full} must be float32, float16 or bfloat16, got {state[full].dtype}")
     return layer
 
 
@@ -201,11 +201,13 @@ def load_ternary_inference_checkpoint(
     path = Path(path)
     header, state = _read(path, str(device))
     layers: dict[str, TernaryLinearInference] = {}
-    shared: dict[str, TernaryLinearInference] = {}
+    shared: dict[tuple[str, ...], TernaryLinearInference] = {}
     for name, config in header["layers"].items():
-        key = f"{name}.weight_packed" if name else "weight_packed"
-        stored_as = header["aliases"].get(key, key)
-        layers[name] = shared.setdefault(stored_as, _build_layer(name, config, state, path))
+        layer = _build_layer(name, config, state, path)
+        keys = [f"{name}.{key}" if name else key for key, _ in layer.named_buffers()]
+        # One layer in several places has all its tensors in common; layers may also share some and differ in others.
+        stored_as = tuple(header["aliases"].get(key, key) for key in keys)
+        layers[name] = shared.setdefault(stored_as, layer)
         _check_fits(model, name, layers[name], path)
     for name, layer in layers.items():
         prefix = f"{name}." if name else ""
@@ -251,3 +253,10 @@ def _check_rest(
             raise ValueError(f"{path}: {name} must be {tuple(tensor.shape)}, got {tuple(state[name].shape)}")
         if name in wanted:
             _check_floating(name, tensor, state[name], path)
+    for first, *others in _tied_parameters(model):
+        for name in others:
+            if first in wanted and name in wanted and not torch.equal(state[first], state[name]):
+                raise ValueError(f"{path}: {first} and {name} differ, but the model has one parameter for both")
+    for name, buffer in model.named_buffers():
+        if buffer.device.type == "meta" and name not in state and not name.startswith(prefixes):
+            raise ValueError(f"{path} does not hold {name}, which is on the meta device; build the model on a real one")

@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from bittorch.nn import TernaryLinear, TernaryLinearInference
@@ -38,11 +39,15 @@ def export_linear_to_inference(linear: TernaryLinear, name: str = "the layer") -
         A `TernaryLinearInference` on the layer's device; for ``quantize=False`` a `torch.nn.Linear`.
 
     Raises:
-        TypeError: ``linear`` is not a `TernaryLinear`.
-        ValueError: its weight holds NaN or Inf, or is on the meta device.
+        TypeError: ``linear`` is not a `TernaryLinear`, or a subclass with a forward of its own.
+        ValueError: its weight holds NaN or Inf, or is on the meta device; it has forward hooks.
     """
     if not isinstance(linear, TernaryLinear):
         raise TypeError(f"{name} must be a TernaryLinear, got {type(linear).__name__}")
+    if type(linear).forward is not TernaryLinear.forward:
+        raise TypeError(f"cannot export {name}: {type(linear).__name__} overrides forward, which packing would lose")
+    if linear._forward_hooks or linear._forward_pre_hooks:
+        raise ValueError(f"cannot export {name}: it has forward hooks, which packing would lose; remove them first")
     if not linear.quantize:
         return _plain_linear(linear)
     w_packed, scale = _packed(linear, name)
@@ -67,10 +72,40 @@ def _plain_linear(linear: TernaryLinear) -> nn.Linear:
     return plain.train(linear.training)
 
 
+def _check_not_wrapped(model: nn.Module) -> None:
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise TypeError("the model is wrapped in DistributedDataParallel; export model.module")
+    if any(base.__name__ == "FSDPModule" for module in model.modules() for base in type(module).__mro__):
+        raise TypeError(
+            "the model is sharded by fully_shard; export before that, or load its full state dict into a plain model"
+        )
+
+
+def _check_called(model: nn.Module, packed: dict[int, nn.Module]) -> None:
+    """Raises where torch takes the weight of a layer without calling it: in attention, in the encoder's fast path."""
+    for name, parent in model.named_modules():
+        slots: tuple[str, ...] = ()
+        if isinstance(parent, nn.MultiheadAttention):
+            slots = ("out_proj",)
+        elif isinstance(parent, nn.TransformerEncoderLayer) and torch.backends.mha.get_fastpath_enabled():
+            slots = ("linear1", "linear2")
+        for slot in slots:
+            if id(getattr(parent, slot)) in packed:
+                remedy = (
+                    "leave it an nn.Linear" if slot == "out_proj" else "torch.backends.mha.set_fastpath_enabled(False)"
+                )
+                raise ValueError(
+                    f"{name}.{slot} is ternary, but {type(parent).__name__} reads its weight without calling it, "
+                    f"so it would not run as trained; {remedy}"
+                )
+
+
 def export_for_inference(model: nn.Module, skip: SkipPredicate | None = None) -> nn.Module:
     """A copy of the model in eval mode with every `TernaryLinear` packed; the model itself is not touched.
 
-    A module that appears in several places stays one module. Everything else is copied as it is.
+    A module that appears in several places stays one module. Everything else is copied as it is. A wrapped model is
+    exported from inside: ``model.module`` of DistributedDataParallel; with ``fully_shard`` (FSDP2), before sharding, or
+    after loading the full state dict into a plain model.
 
     Args:
         model: the trained model, in any mode and on any device.
@@ -80,15 +115,19 @@ def export_for_inference(model: nn.Module, skip: SkipPredicate | None = None) ->
         The packed model: ``torch.equal(model.eval()(x), export_for_inference(model)(x))``.
 
     Raises:
-        ValueError: a weight holds NaN or Inf, or is on the meta device; the message names the layer.
+        TypeError: the model is wrapped, or a layer overrides forward.
+        ValueError: a weight holds NaN or Inf, or is on the meta device; a layer has forward hooks, or stands where
+            torch reads its weight without calling it. The message names the layer.
 
     Warns:
         UserWarning: the model has no ternary layer to pack.
     """
+    _check_not_wrapped(model)
     twins: dict[int, nn.Module] = {}
     for name, module in model.named_modules():
         if isinstance(module, TernaryLinear) and not (skip and skip(name, module)):
             twins[id(module)] = export_linear_to_inference(module, name or "the model")
+    _check_called(model, twins)
     if not twins:
         warnings.warn(
             "the model has no TernaryLinear to export (or skip left out all of them); the result is a plain copy",

@@ -5,9 +5,12 @@
 
 #if defined(BT_WITH_CUDA)
 #include "../kernels/cuda_device.h"
-#if TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR < 11
-#include <c10/cuda/CUDAStream.h> // c10::Stream::native_handle() came with torch 2.11
 #endif
+// c10::Stream::native_handle() came with torch 2.11. Before, a stream takes CUDA's headers, which only a CUDA torch
+// goes with.
+#define BT_STREAM_HANDLE (TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 11)
+#if !BT_STREAM_HANDLE && defined(BT_CUDA_TORCH)
+#include <c10/cuda/CUDAStream.h>
 #endif
 
 #include <sstream>
@@ -30,7 +33,9 @@ int element_type(const at::Tensor &t, const char *name) {
 }
 
 int float_type(const at::Tensor &t, const char *name) {
-    TORCH_CHECK_TYPE(t.scalar_type() != at::kChar, name, " must be float32, float16 or bfloat16, got int8");
+    const at::ScalarType type = t.scalar_type();
+    TORCH_CHECK_TYPE(type == at::kFloat || type == at::kHalf || type == at::kBFloat16, name,
+                     " must be float32, float16 or bfloat16, got ", type);
     return element_type(t, name);
 }
 
@@ -132,10 +137,12 @@ void check_status(bt_status status, const bt_kernel &kernel) {
 void *current_stream(c10::Device device) {
     if (device.is_cpu())
         return nullptr;
-#if defined(BT_WITH_CUDA) && TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR < 11
+#if BT_STREAM_HANDLE
+    return c10::impl::VirtualGuardImpl(device.type()).getStream(device).native_handle();
+#elif defined(BT_CUDA_TORCH)
     return c10::cuda::getCurrentCUDAStream(device.index()).stream();
 #else
-    return c10::impl::VirtualGuardImpl(device.type()).getStream(device).native_handle();
+    TORCH_CHECK(false, "this build of bittorch has no CUDA streams: it was built against a CPU-only torch before 2.11");
 #endif
 }
 

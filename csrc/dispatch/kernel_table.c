@@ -12,8 +12,8 @@ const int bt_kernel_count = (int)(sizeof bt_kernels / sizeof *bt_kernels);
 #define NAME(op) #op,
 static const char *const op_names[] = {BT_OPS(NAME)};
 
-/* Points into the table or at a role name: strings that live as long as the program. */
-static _Atomic(const char *) forced[BT_OP_COUNT];
+/* Point into the table or at a role name: strings that live as long as the program. */
+static _Atomic(const char *) forced[BT_OP_COUNT], defaults[BT_OP_COUNT];
 
 const char *bt_op_name(bt_op op) {
     return op_names[op];
@@ -55,15 +55,23 @@ static const bt_kernel *first_row(bt_op op, int device, int dtype, const char *n
 }
 
 const bt_kernel *bt_kernel_find(bt_op op, int device, int dtype, const char *name) {
-    if (!is_auto(name))
+    const int is_wish = name != NULL && name[0] == '?';
+    if (!is_wish && !is_auto(name))
         return first_row(op, device, dtype, name);
-    const char *const choice = atomic_load_explicit(&forced[op], memory_order_relaxed);
-    if (choice && first_row(op, device, -1, choice))
-        return first_row(op, device, dtype, choice);
+    const char *const choices[] = {
+        atomic_load_explicit(&forced[op], memory_order_relaxed),
+        is_wish ? name + 1 : NULL,
+        atomic_load_explicit(&defaults[op], memory_order_relaxed),
+    };
+    for (size_t i = 0; i < sizeof choices / sizeof *choices; i++) {
+        const bt_kernel *const row = is_auto(choices[i]) ? NULL : first_row(op, device, dtype, choices[i]);
+        if (row)
+            return row;
+    }
     return first_row(op, device, dtype, NULL);
 }
 
-int bt_kernel_force(bt_op op, const char *name) {
+static int set_choice(_Atomic(const char *) *choice, bt_op op, const char *name) {
     static const char *const roles[] = {"baseline", "tiled"};
     const char *lasting = NULL;
     if (!is_auto(name)) {
@@ -75,10 +83,14 @@ int bt_kernel_force(bt_op op, const char *name) {
             if (strcmp(name, roles[i]) == 0)
                 lasting = roles[i];
     }
-    atomic_store_explicit(&forced[op], lasting, memory_order_relaxed);
+    atomic_store_explicit(choice, lasting, memory_order_relaxed);
     return 1;
 }
 
-const char *bt_kernel_forced(bt_op op) {
-    return atomic_load_explicit(&forced[op], memory_order_relaxed);
+int bt_kernel_force(bt_op op, const char *name) {
+    return set_choice(&forced[op], op, name);
+}
+
+int bt_kernel_set_default(bt_op op, const char *name) {
+    return set_choice(&defaults[op], op, name);
 }

@@ -1,8 +1,10 @@
 /* All kernels in one flat table, made from the lists in csrc/kernels/<op>.h, and the one place that chooses among them.
  *
- * Precedence: the name in the call > bt_kernel_force() > automatic, which is the first row that this machine can run.
  * A name is a variant ("avx2"), "auto", or one of two roles: "baseline", the plain definition (scalar, cuda_baseline),
- * and "tiled", the best blocked kernel (cuda_tiled, or the first usable row on a CPU). */
+ * and "tiled", the best blocked kernel (cuda_tiled, or the first usable row but scalar on a CPU). A name that begins
+ * with '?' is a wish. Precedence: the name in the call, bt_kernel_force(), a wish in the call, bt_kernel_set_default(),
+ * then the first row that this machine can run. Only the name in the call must exist; the others count where the device
+ * and the type have such a kernel. */
 #ifndef BT_KERNEL_TABLE_H
 #define BT_KERNEL_TABLE_H
 
@@ -42,12 +44,10 @@ int bt_kernel_usable(const bt_kernel *kernel);
 /* The kernel to run, or NULL when no row fits; name may be NULL for "auto". */
 const bt_kernel *bt_kernel_find(bt_op op, int device, int dtype, const char *name);
 
-/* Makes `name` the choice of later calls that say "auto"; NULL or "auto" takes it back. Returns 0 when no usable row of
- * the op has that name. A forced CPU variant leaves GPU calls automatic, and the other way round. */
+/* Sets the choice, or the default, of calls that say "auto"; NULL or "auto" takes it back. Returns 0 when no usable row
+ * of the op answers to the name. */
 int bt_kernel_force(bt_op op, const char *name);
-
-/* The forced name, or NULL. */
-const char *bt_kernel_forced(bt_op op);
+int bt_kernel_set_default(bt_op op, const char *name);
 
 #ifdef __cplusplus
 }

@@ -63,30 +63,39 @@ static int parse_name(const char *name, const char *const *names, int count, con
     return -1;
 }
 
-static PyObject *force_kernel(PyObject *self, PyObject *args) {
-    (void)self;
+static PyObject *set_kernel(PyObject *args, int (*set)(bt_op, const char *)) {
     const char *op_name = NULL, *name = NULL;
     if (!PyArg_ParseTuple(args, "sz", &op_name, &name))
         return NULL;
     const bt_op op = parse_op(op_name);
     if (op == BT_OP_COUNT)
         return NULL;
-    if (!bt_kernel_force(op, name))
+    if (!set(op, name))
         return PyErr_Format(PyExc_ValueError, "%s has no kernel '%s' that this machine can run", op_name, name);
     Py_RETURN_NONE;
 }
 
+static PyObject *force_kernel(PyObject *self, PyObject *args) {
+    (void)self;
+    return set_kernel(args, bt_kernel_force);
+}
+
+static PyObject *set_default_kernel(PyObject *self, PyObject *args) {
+    (void)self;
+    return set_kernel(args, bt_kernel_set_default);
+}
+
 static PyObject *chosen_kernel(PyObject *self, PyObject *args) {
     (void)self;
-    const char *op_name = NULL, *device_name = NULL, *type_name = NULL;
-    if (!PyArg_ParseTuple(args, "sss", &op_name, &device_name, &type_name))
+    const char *op_name = NULL, *device_name = NULL, *type_name = NULL, *name = NULL;
+    if (!PyArg_ParseTuple(args, "sss|z", &op_name, &device_name, &type_name, &name))
         return NULL;
     const bt_op op = parse_op(op_name);
     const int device = op == BT_OP_COUNT ? -1 : parse_name(device_name, device_names, 2, "device");
     const int type = device < 0 ? -1 : parse_name(type_name, type_names, 4, "dtype");
     if (type < 0)
         return NULL;
-    const bt_kernel *kernel = bt_kernel_find(op, device, type, NULL);
+    const bt_kernel *kernel = bt_kernel_find(op, device, type, name);
     return Py_BuildValue("z", kernel ? kernel->variant : NULL);
 }
 
@@ -94,8 +103,9 @@ static PyMethodDef methods[] = {
     {"cpu_features", cpu_features, METH_NOARGS, "Names of the instruction sets that this CPU and its OS offer."},
     {"kernels", kernels, METH_NOARGS, "All kernels of this build, op by op, fastest first."},
     {"force_kernel", force_kernel, METH_VARARGS, "force_kernel(op, name): make a variant the choice; None undoes it."},
+    {"set_default_kernel", set_default_kernel, METH_VARARGS, "The same, below what force_kernel says."},
     {"chosen_kernel", chosen_kernel, METH_VARARGS,
-     "chosen_kernel(op, device, dtype): the variant 'auto' takes, or None."},
+     "chosen_kernel(op, device, dtype, name=None): the variant that runs, or None."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -2,7 +2,8 @@
  *
  * A kernel is a pure function of one params struct: no allocation, no threads, no globals, no getenv, no printing.
  * CPU kernels work on tiles [begin, end) on the calling thread; CUDA launchers ignore the range, work on the whole
- * problem and enqueue on `stream`. Preconditions are checked by csrc/dispatch and only asserted here. */
+ * problem and enqueue on `stream`. CPU kernels cannot fail and return BT_OK. Preconditions are checked by csrc/dispatch
+ * and only asserted here. */
 #ifndef BT_COMMON_H
 #define BT_COMMON_H
 

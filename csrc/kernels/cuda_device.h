@@ -9,9 +9,6 @@ extern "C" {
 /* The text of a launcher's status; lives as long as the program. */
 const char *bt_cuda_error_string(bt_status status);
 
-/* Compute capabilities that the kernels were compiled for, such as "80;87;90". */
-const char *bt_cuda_arches(void);
-
 #ifdef __cplusplus
 }
 #endif

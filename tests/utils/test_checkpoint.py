@@ -519,3 +519,47 @@ def test_a_loaded_model_does_not_change_with_its_file(saved: Path) -> None:
         file.seek(size // 2)
         file.write(bytes(size - size // 2))
     assert torch.equal(model(TOKENS), before)
+
+
+def test_layers_that_share_codes_but_not_the_bias_stay_two(path: Path) -> None:
+    packed = export_for_inference(nn.Sequential(TernaryLinear(8, 8), TernaryLinear(8, 8)))
+    packed[1].weight_packed = packed[0].weight_packed
+    save(packed, path)
+    loaded = load(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), path)
+    x = torch.randn(3, 8)
+    assert loaded[0] is not loaded[1]
+    assert torch.equal(loaded(x), packed(x))
+
+
+def test_different_tensors_do_not_load_into_a_tied_parameter(path: Path) -> None:
+    model = _trained()
+    model.head.weight = nn.Parameter(model.head.weight + 1)
+    save(export_for_inference(model), path)
+    with pytest.raises(ValueError, match=r"embed.weight and head.weight differ, but the model has one parameter"):
+        load(_Model(), path)
+
+
+def test_a_tied_file_leaves_an_untied_model_untied(saved: Path) -> None:
+    model = _Model()
+    model.head.weight = nn.Parameter(model.head.weight.detach().clone())
+    loaded = load(model, saved)
+    assert loaded.head.weight.data_ptr() != loaded.embed.weight.data_ptr()
+    assert torch.equal(loaded.head.weight, loaded.embed.weight)
+
+
+def test_a_meta_buffer_that_the_file_lacks_is_an_error(saved: Path) -> None:
+    model = _Model(device="meta")
+    model.register_buffer("table", torch.ones(3, device="meta"), persistent=False)
+    with pytest.raises(ValueError, match="does not hold table, which is on the meta device"):
+        load(model, saved)
+
+
+def test_state_that_is_not_a_tensor_is_an_error(path: Path) -> None:
+    class Extra(nn.Module):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"a": 1}
+
+    model = export_for_inference(nn.Sequential(TernaryLinear(8, 8), Extra()))
+    with pytest.raises(ValueError, match=r"1\._extra_state is a dict; a checkpoint holds tensors only"):
+        save(model, path)
+    assert not list(path.parent.iterdir())

@@ -262,3 +262,52 @@ def test_export_of_a_half_model_keeps_the_dtype_of_the_bias() -> None:
 def test_exported_model_survives_deepcopy() -> None:
     packed, x = export_for_inference(_Nested()), helpers.randn(4, 8)
     assert torch.equal(copy.deepcopy(packed)(x), packed(x))
+
+
+class _OwnForward(TernaryLinear):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) + 1
+
+
+def test_export_refuses_what_packing_would_lose() -> None:
+    with pytest.raises(TypeError, match="cannot export 0: _OwnForward overrides forward"):
+        export_for_inference(nn.Sequential(_OwnForward(4, 4)))
+    model = nn.Sequential(TernaryLinear(4, 4))
+    model[0].register_forward_hook(lambda module, args, output: output + 1)
+    with pytest.raises(ValueError, match="cannot export 0: it has forward hooks"):
+        export_for_inference(model)
+
+
+def test_export_refuses_layers_that_torch_does_not_call() -> None:
+    encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    encoder.linear1 = TernaryLinear(8, 16)
+    with pytest.raises(ValueError, match=r"encoder\.linear1 is ternary, but TransformerEncoderLayer reads"):
+        export_for_inference(nn.ModuleDict({"encoder": encoder}))
+    attention = nn.MultiheadAttention(8, 2)
+    attention.out_proj = TernaryLinear(8, 8)
+    with pytest.raises(ValueError, match=r"attention\.out_proj is ternary, but MultiheadAttention reads"):
+        export_for_inference(nn.ModuleDict({"attention": attention}))
+
+
+def test_export_of_an_encoder_layer_without_the_fast_path_gives_the_same_bits() -> None:
+    encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    encoder.linear1, encoder.linear2 = TernaryLinear(8, 16), TernaryLinear(16, 8)
+    x = torch.randn(3, 5, 8)
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        packed = export_for_inference(encoder)
+        with torch.inference_mode():
+            assert torch.equal(encoder.eval()(x), packed(x))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+
+
+def test_export_of_a_wrapped_model_says_what_to_export() -> None:
+    class FSDPModule(nn.Module):
+        pass
+
+    class Sharded(FSDPModule, nn.Sequential):
+        pass
+
+    with pytest.raises(TypeError, match="sharded by fully_shard; export before"):
+        export_for_inference(Sharded(TernaryLinear(4, 4)))

@@ -20,12 +20,12 @@ static uint32_t absmax_bits(const bt_act_quantize *p, int64_t row) {
 
 static int32_t order_codes(const bt_act_quantize *p, int64_t row, int8_t *q) {
     const int8_t *x = (const int8_t *)p->x + row * p->ldx;
-    int32_t sum = 0;
+    uint32_t sum = 0; /* of a row longer than int32 can sum, nobody asks for it: let it wrap */
     for (int64_t k = 0; k < p->k; k++) {
         q[position(p, k)] = x[k];
-        sum += x[k];
+        sum += (uint32_t)x[k];
     }
-    return sum;
+    return (int32_t)sum;
 }
 
 static int32_t quantize_row(const bt_act_quantize *p, int64_t row, int8_t *q) {
@@ -38,15 +38,15 @@ static int32_t quantize_row(const bt_act_quantize *p, int64_t row, int8_t *q) {
     }
     const float absmax = fmaxf(bt_bits_float(bits), 1e-5f);
     const float inverse = 127.0f / absmax;
-    int32_t sum = 0;
+    uint32_t sum = 0; /* of a row longer than int32 can sum, nobody asks for it: let it wrap */
     for (int64_t k = 0; k < p->k; k++) {
         const float scaled = rintf(bt_load(p->x, p->x_type, row * p->ldx + k) * inverse);
         const int code = (int)fminf(fmaxf(scaled, -127.0f), 127.0f);
         q[position(p, k)] = (int8_t)code;
-        sum += code;
+        sum += (uint32_t)code;
     }
     p->scale[row] = absmax / 127.0f;
-    return sum;
+    return (int32_t)sum;
 }
 
 bt_status bt_act_quantize_scalar(const bt_act_quantize *p, int64_t row_begin, int64_t row_end) {
