@@ -5,7 +5,7 @@
 #include <torch/library.h>
 
 // m tokens, n = out_features, k = in_features. w_packed (n, ceil(k/4)) uint8; scale (1,), (n,) or (n, k/group_size)
-// float32; kernel "auto", "baseline", "tiled" or a kernel's variant.
+// float32; variant "auto", "baseline", "tiled" or a kernel's variant.
 TORCH_LIBRARY(bittorch, m) {
     m.def("ternary_pack(Tensor codes) -> Tensor");
     m.def("ternary_unpack(Tensor w_packed, Tensor? scale, SymInt in_features, ScalarType dtype) -> Tensor");
