@@ -49,7 +49,7 @@ bench: build ## measure this machine; JSON to benchmark/results, table to README
 lint: $(BIN)/.dependencies ## ruff, clang-format and mypy, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $(C_FILES)
+	@echo clang-format --dry-run; $(BIN)/clang-format --dry-run -Werror $(C_FILES)
 	$(BIN)/mypy
 
 fmt: $(BIN)/.dependencies ## format C, CUDA and Python
