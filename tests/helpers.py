@@ -75,6 +75,16 @@ def random_scale(granularity: Granularity, n: int, k: int, seed: int = 1) -> Ten
     return torch.rand(granularity.scale_shape(n, k), generator=seeded(seed)) + 0.25
 
 
+class PackedWeights:
+    """Random weights of one shape and granularity, packed."""
+
+    def __init__(self, n: int, k: int, granularity: Granularity = CHANNEL, bias: torch.dtype | None = None) -> None:
+        self.codes = random_codes(n, k)
+        self.packed = pack(self.codes)
+        self.scale = random_scale(granularity, n, k)
+        self.bias = None if bias is None else randn(n, seed=5).to(bias)
+
+
 def expand_scale(scale: Tensor, n: int, k: int) -> Tensor:
     """The float64 scale of every element, (n, k)."""
     if scale.dim() == 1:

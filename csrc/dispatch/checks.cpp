@@ -17,6 +17,10 @@
 
 namespace bittorch {
 
+std::string dtype_name(const at::Tensor &t) {
+    return std::string(c10::getDtypeNames(t.scalar_type()).first);
+}
+
 int element_type(const at::Tensor &t, const char *name) {
     switch (t.scalar_type()) {
     case at::kFloat:
@@ -28,14 +32,14 @@ int element_type(const at::Tensor &t, const char *name) {
     case at::kChar:
         return BT_I8;
     default:
-        TORCH_CHECK_TYPE(false, name, " must be float32, float16, bfloat16 or int8, got ", t.scalar_type());
+        TORCH_CHECK_TYPE(false, name, " must be float32, float16, bfloat16 or int8, got ", dtype_name(t));
     }
 }
 
 int float_type(const at::Tensor &t, const char *name) {
     const at::ScalarType type = t.scalar_type();
     TORCH_CHECK_TYPE(type == at::kFloat || type == at::kHalf || type == at::kBFloat16, name,
-                     " must be float32, float16 or bfloat16, got ", type);
+                     " must be float32, float16 or bfloat16, got ", dtype_name(t));
     return element_type(t, name);
 }
 
@@ -54,7 +58,7 @@ void check_same_device(const std::vector<std::pair<const char *, const at::Tenso
 }
 
 void check_packed(const at::Tensor &w_packed, int64_t in_features) {
-    TORCH_CHECK_TYPE(w_packed.scalar_type() == at::kByte, "w_packed must be uint8, got ", w_packed.scalar_type());
+    TORCH_CHECK_TYPE(w_packed.scalar_type() == at::kByte, "w_packed must be uint8, got ", dtype_name(w_packed));
     TORCH_CHECK_VALUE(in_features >= 0, "in_features must not be negative, got ", in_features);
     const int64_t bytes = bt_div_up(in_features, 4);
     TORCH_CHECK_VALUE(w_packed.dim() == 2 && w_packed.size(1) == bytes, "w_packed must be (out_features, ", bytes,
@@ -70,7 +74,7 @@ void check_bias(const std::optional<at::Tensor> &bias, int64_t out_features) {
 }
 
 ScaleLayout check_scale(const at::Tensor &scale, int64_t out_features, int64_t in_features) {
-    TORCH_CHECK_TYPE(scale.scalar_type() == at::kFloat, "scale must be float32, got ", scale.scalar_type());
+    TORCH_CHECK_TYPE(scale.scalar_type() == at::kFloat, "scale must be float32, got ", dtype_name(scale));
     if (scale.dim() == 1 && scale.size(0) == 1)
         return {0, in_features};
     if (scale.dim() == 1 && scale.size(0) == out_features)

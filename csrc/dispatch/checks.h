@@ -13,6 +13,9 @@
 
 namespace bittorch {
 
+// The dtype as Python writes it.
+std::string dtype_name(const at::Tensor &t);
+
 // BT_F32, BT_F16, BT_BF16 or BT_I8; `floats` refuses int8.
 int element_type(const at::Tensor &t, const char *name);
 int float_type(const at::Tensor &t, const char *name);

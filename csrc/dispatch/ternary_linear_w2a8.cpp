@@ -69,12 +69,12 @@ static void run_on_gpu(const bt_kernel &kernel, bt_ternary_linear_w2a8 p, const 
 static void check_x_scale(const at::Tensor &x, const std::optional<at::Tensor> &x_scale,
                           std::optional<at::ScalarType> out_dtype, int64_t m) {
     if (x.scalar_type() != at::kChar) {
-        TORCH_CHECK_VALUE(!x_scale, "x_scale goes with int8 x only, and x is ", x.scalar_type());
+        TORCH_CHECK_VALUE(!x_scale, "x_scale goes with int8 x only, and x is ", dtype_name(x));
         return;
     }
     TORCH_CHECK_VALUE(x_scale && out_dtype, "int8 x needs x_scale and out_dtype; act_quantize(x) gives the codes and "
                                             "the scale");
-    TORCH_CHECK_TYPE(x_scale->scalar_type() == at::kFloat, "x_scale must be float32, got ", x_scale->scalar_type());
+    TORCH_CHECK_TYPE(x_scale->scalar_type() == at::kFloat, "x_scale must be float32, got ", dtype_name(*x_scale));
     TORCH_CHECK_VALUE(x_scale->numel() == m, "x_scale must hold one scale a token, ", m, ", got ", x_scale->sizes());
     check_same_device({{"x", &x}, {"x_scale", &*x_scale}});
 }

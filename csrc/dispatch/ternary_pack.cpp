@@ -16,7 +16,7 @@ static void refuse_illegal(const at::Tensor &codes, const at::Tensor &packed) {
 }
 
 at::Tensor ternary_pack(const at::Tensor &codes) {
-    TORCH_CHECK_TYPE(codes.scalar_type() == at::kChar, "codes must be int8, got ", codes.scalar_type());
+    TORCH_CHECK_TYPE(codes.scalar_type() == at::kChar, "codes must be int8, got ", dtype_name(codes));
     TORCH_CHECK_VALUE(codes.dim() == 2, "codes must be (out_features, in_features), got ", codes.sizes());
     const bt_kernel &kernel = find_kernel(BT_OP_ternary_pack, device_kind(codes, "codes"), BT_I8, "auto");
     const c10::DeviceGuard guard(codes.device());

@@ -6,21 +6,13 @@ from torch.nn.functional import linear
 from bittorch import _C, ops
 from bittorch.ops import reference
 from tests import helpers
-from tests.helpers import CHANNEL, GRANULARITIES, Granularity
+from tests.helpers import GRANULARITIES, Granularity
 
 OP = "ternary_linear_packed"
 VARIANTS = helpers.variants(OP)
 
 
-class _Problem:
-    """Weights of one shape and granularity, and the exact answer."""
-
-    def __init__(self, n: int, k: int, granularity: Granularity = CHANNEL, bias: torch.dtype | None = None) -> None:
-        self.codes = helpers.random_codes(n, k)
-        self.packed = helpers.pack(self.codes)
-        self.scale = helpers.random_scale(granularity, n, k)
-        self.bias = None if bias is None else helpers.randn(n, seed=5).to(bias)
-
+class _Problem(helpers.PackedWeights):
     def exact(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.double()
         return linear(x.double(), helpers.dense(self.codes, self.scale), bias)

@@ -6,21 +6,13 @@ from torch import Tensor
 from bittorch import ops
 from bittorch.ops import reference
 from tests import helpers
-from tests.helpers import CHANNEL, GRANULARITIES, Granularity
+from tests.helpers import GRANULARITIES, Granularity
 
 OP = "ternary_linear_w2a8"
 VARIANTS = helpers.variants(OP)
 
 
-class _Problem:
-    """Weights of one shape and granularity."""
-
-    def __init__(self, n: int, k: int, granularity: Granularity = CHANNEL, bias: torch.dtype | None = None) -> None:
-        self.codes = helpers.random_codes(n, k)
-        self.packed = helpers.pack(self.codes)
-        self.scale = helpers.random_scale(granularity, n, k)
-        self.bias = None if bias is None else helpers.randn(n, seed=5).to(bias)
-
+class _Problem(helpers.PackedWeights):
     def run(self, x: Tensor, variant: str = "auto", **arguments: object) -> Tensor:
         return ops.ternary_linear_w2a8(x, self.packed, self.scale, self.bias, variant=variant, **arguments)
 
