@@ -345,25 +345,35 @@ def test_training_reduces_the_loss(config: str) -> None:
 
 
 _DDP = """
+import gc
 import sys
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from bittorch import TernaryLinear
 
+
+def main(rank):
+    torch.manual_seed(0)
+    layer = TernaryLinear(64, 10)
+    x = torch.randn(8, 64)
+    model = DistributedDataParallel(layer)
+    model(x[4 * rank : 4 * rank + 4]).square().mean().backward()
+    shared = [p.grad.clone() for p in layer.parameters()]
+    layer.zero_grad()
+    layer(x).square().mean().backward()
+    for a, b in zip(shared, [p.grad for p in layer.parameters()]):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    dist.barrier()
+
+
 rank, init = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=init, rank=rank, world_size=2)
-torch.manual_seed(0)
-layer = TernaryLinear(64, 10)
-x = torch.randn(8, 64)
-model = DistributedDataParallel(layer)
-model(x[4 * rank : 4 * rank + 4]).square().mean().backward()
-shared = [p.grad.clone() for p in layer.parameters()]
-layer.zero_grad()
-layer(x).square().mean().backward()
-for a, b in zip(shared, [p.grad for p in layer.parameters()]):
-    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+# The model holds the group: gloo's threads are joined only once main has dropped it. One that still lives while the
+# interpreter ends takes the process down when it asks for the GIL ("terminate called without an active exception").
+main(rank)
+gc.collect()
 dist.destroy_process_group()
 """
 

@@ -2,10 +2,8 @@
  *
  * The last step of a row works on a copy padded with zeros, whose codes are 0 and do not count in the sum. |x * 127 /
  * m| is below 127.5, so the conversion to int32 rounds as rint does and cannot overflow. */
-#include "../act_quantize.h"
+#include "act_quantize_row.h"
 #include "x86.h"
-
-#include <math.h>
 
 enum { STEP = 32, LANES = 8, VECTORS = STEP / LANES };
 
@@ -89,29 +87,6 @@ static int32_t encode_row(const bt_act_quantize *p, const char *x, size_t size, 
     return total;
 }
 
-static int32_t quantize_row(const bt_act_quantize *p, int64_t row, int8_t *q) {
-    const size_t size = p->x_type == BT_F32 ? sizeof(float) : sizeof(uint16_t);
-    const char *x = (const char *)p->x + row * p->ldx * (int64_t)size;
-    const int64_t padded = p->order == BT_ORDER_PLANES ? bt_div_up(p->k, BT_ACT_BLOCK) * BT_ACT_BLOCK : p->k;
-    const uint32_t bits = absmax_bits(p, x, size);
-    if (bits >= 0x7f800000u) {
-        p->scale[row] = NAN;
-        memset(q, 0, (size_t)padded);
-        return 0;
-    }
-    const float absmax = fmaxf(bt_bits_float(bits), 1e-5f);
-    if (padded != p->k)
-        memset(q + padded - BT_ACT_BLOCK, 0, BT_ACT_BLOCK);
-    p->scale[row] = absmax / 127.0f;
-    return encode_row(p, x, size, 127.0f / absmax, q);
-}
-
 bt_status bt_act_quantize_avx2(const bt_act_quantize *p, int64_t row_begin, int64_t row_end) {
-    BT_ASSERT(p->x_type != BT_I8 && (p->order == BT_ORDER_NATURAL || p->ldq % BT_ACT_BLOCK == 0));
-    for (int64_t row = row_begin; row < row_end; row++) {
-        const int32_t sum = quantize_row(p, row, p->q + row * p->ldq);
-        if (p->sum)
-            p->sum[row] = sum;
-    }
-    return BT_OK;
+    return bt_act_rows(p, row_begin, row_end, absmax_bits, encode_row);
 }

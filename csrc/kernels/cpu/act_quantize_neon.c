@@ -4,10 +4,8 @@
  *
  * fcvtns rounds half to even and the narrowing saturates at 127: only -128 is left to clamp. A row's last columns go
  * through a zeroed buffer: zeros change neither the absmax nor the sum. */
-#include "../act_quantize.h"
+#include "act_quantize_row.h"
 #include "neon.h"
-
-#include <math.h>
 
 enum { STEP = 64 };
 
@@ -31,8 +29,7 @@ BT_NEON_INLINE const void *step_at(const void *x, int type, int64_t c, int64_t k
     return buffer;
 }
 
-/* The largest |x| by the order of its bits. */
-BT_NEON_INLINE uint32_t absmax_bits(const void *x, int type, int64_t k) {
+BT_NEON_INLINE uint32_t find_absmax(const void *x, int type, int64_t k) {
     float buffer[STEP];
     uint32x4_t most[4] = {vdupq_n_u32(0), vdupq_n_u32(0), vdupq_n_u32(0), vdupq_n_u32(0)};
     for (int64_t c = 0; c < k; c += STEP) {
@@ -94,34 +91,20 @@ BT_NEON_INLINE int32_t quantize(const void *x, int type, int64_t k, float invers
     return vaddvq_s32(sum);
 }
 
-BT_NEON_INLINE int32_t quantize_row(const bt_act_quantize *p, int64_t row, int type) {
-    const size_t size = type == BT_F32 ? sizeof(float) : sizeof(uint16_t);
-    const void *x = (const char *)p->x + (size_t)(row * p->ldx) * size;
-    const int64_t whole = p->k / BT_ACT_BLOCK * BT_ACT_BLOCK;
-    int8_t *q = p->q + row * p->ldq;
-    const uint32_t bits = absmax_bits(x, type, p->k);
-    if (p->order == BT_ORDER_PLANES && whole < p->k)
-        memset(q + whole, 0, BT_ACT_BLOCK);
-    if (bits >= 0x7f800000u) {
-        p->scale[row] = NAN;
-        memset(q, 0, (size_t)(p->order == BT_ORDER_PLANES ? whole : p->k));
-        return 0;
-    }
-    const float absmax = fmaxf(bt_bits_float(bits), 1e-5f);
-    p->scale[row] = absmax / 127.0f;
-    if (p->order == BT_ORDER_PLANES)
-        return quantize(x, type, p->k, 127.0f / absmax, q, BT_ORDER_PLANES);
-    return quantize(x, type, p->k, 127.0f / absmax, q, BT_ORDER_NATURAL);
+static uint32_t absmax_bits(const bt_act_quantize *p, const char *x, size_t size) {
+    (void)size;
+    return p->x_type == BT_F32   ? find_absmax(x, BT_F32, p->k)
+           : p->x_type == BT_F16 ? find_absmax(x, BT_F16, p->k)
+                                 : find_absmax(x, BT_BF16, p->k);
+}
+
+static int32_t encode_row(const bt_act_quantize *p, const char *x, size_t size, float inverse, int8_t *q) {
+    (void)size;
+    return p->x_type == BT_F32   ? quantize(x, BT_F32, p->k, inverse, q, p->order)
+           : p->x_type == BT_F16 ? quantize(x, BT_F16, p->k, inverse, q, p->order)
+                                 : quantize(x, BT_BF16, p->k, inverse, q, p->order);
 }
 
 bt_status bt_act_quantize_neon(const bt_act_quantize *p, int64_t row_begin, int64_t row_end) {
-    BT_ASSERT(p->order == BT_ORDER_NATURAL || p->ldq % BT_ACT_BLOCK == 0);
-    for (int64_t row = row_begin; row < row_end; row++) {
-        const int32_t sum = p->x_type == BT_F32   ? quantize_row(p, row, BT_F32)
-                            : p->x_type == BT_F16 ? quantize_row(p, row, BT_F16)
-                                                  : quantize_row(p, row, BT_BF16);
-        if (p->sum)
-            p->sum[row] = sum;
-    }
-    return BT_OK;
+    return bt_act_rows(p, row_begin, row_end, absmax_bits, encode_row);
 }

@@ -33,6 +33,12 @@ typedef struct bt_group_passes {
     float (*encode)(const bt_ternary_quantize *p, const bt_group *g, bt_keep_rule rule);
 } bt_group_passes;
 
+/* function(p, ..., type, element size), with the type a constant. */
+#define BT_BY_W_TYPE(function, p, ...)                                                                                 \
+    ((p)->w_type == BT_F32   ? function(p, __VA_ARGS__, BT_F32, sizeof(float))                                         \
+     : (p)->w_type == BT_F16 ? function(p, __VA_ARGS__, BT_F16, sizeof(uint16_t))                                      \
+                             : function(p, __VA_ARGS__, BT_BF16, sizeof(uint16_t)))
+
 /* What a mean is divided by, and what the rule `mean` stores. */
 static inline float bt_at_least_eps(float mean) {
     return mean > BT_SCALE_EPS ? mean : BT_SCALE_EPS;
@@ -99,6 +105,17 @@ static inline void bt_quantize_tiles(const bt_ternary_quantize *p, int64_t tile_
         for (bt_group g = {r, r + 1, 0, p->group}; g.c0 < p->k; g.c0 += p->group, g.c1 += p->group)
             *scale++ = bt_quantize_group(p, &g, passes);
     }
+}
+
+/* The same by passes that work on vectors: the methods that sort, and groups below min_group, are left to the scalar
+ * kernel. */
+static inline bt_status bt_quantize_by_vectors(const bt_ternary_quantize *p, int64_t tile_begin, int64_t tile_end,
+                                               int64_t min_group, const bt_group_passes *passes) {
+    BT_ASSERT(p->w_type != BT_I8 && p->threshold_factor >= 0.0f);
+    if (p->group < min_group || p->method == BT_METHOD_ABSMEDIAN || p->method == BT_METHOD_OPTIMAL)
+        return bt_ternary_quantize_scalar(p, tile_begin, tile_end);
+    bt_quantize_tiles(p, tile_begin, tile_end, passes);
+    return BT_OK;
 }
 
 #endif

@@ -6,14 +6,11 @@
  *   s      15   ...  1   0      the two low bits are the index that vpermilps takes into {0, +1, -1, 0}
  *
  * So every step s is a permutation, one multiply-add a token, and a shift by 2. Assumes float order in xp. */
-#include "../ternary_linear_packed.h"
-#include "x86.h"
+#include "x86_linear.h"
 
 enum { HALF_LANES = 8, HALF_BYTES = 32 };
 
 enum { CHUNK = 4 }; /* blocks of four tokens that stay in L1 while the passes over them follow */
-
-typedef float lanes_t[BT_TOKENS][BT_ROWS][16];
 
 BT_ALWAYS_INLINE __m256 decode(__m256i codes) {
     const __m256 trits = _mm256_setr_ps(0.0f, 1.0f, -1.0f, 0.0f, 0.0f, 1.0f, -1.0f, 0.0f);
@@ -44,16 +41,16 @@ BT_ALWAYS_INLINE void add_block(__m256 acc[4][4], const uint8_t *const *w, int64
     }
 }
 
-/* Adds one half of `blocks` blocks to the lanes of rows row.. and of all tokens. */
-BT_ALWAYS_INLINE void run_pass(lanes_t lanes, const uint8_t *const *w, const float *xp, int64_t ldxp, int64_t blocks,
-                               int row, int half, const int rows, const int tokens) {
+/* Adds one half of `blocks` blocks to the lanes of rows row.. and of all tokens; unless `add`, to zeros. */
+BT_ALWAYS_INLINE void run_pass(bt_lanes_f32 lanes, const uint8_t *const *w, const float *xp, int64_t ldxp,
+                               int64_t blocks, int add, int row, int half, const int rows, const int tokens) {
     const int lane = HALF_LANES * half;
     __m256 acc[4][4];
     BT_UNROLL
     for (int r = 0; r < rows; r++) {
         BT_UNROLL
         for (int c = 0; c < tokens; c++)
-            acc[r][c] = _mm256_loadu_ps(&lanes[c][row + r][lane]);
+            acc[r][c] = add ? _mm256_loadu_ps(&lanes[c][row + r][lane]) : _mm256_setzero_ps();
     }
     for (int64_t b = 0; b < blocks; b++)
         add_block(acc, w + row, b * BT_BLOCK_BYTES + HALF_BYTES * half, xp + b * BT_BLOCK + lane, ldxp, rows, tokens);
@@ -66,83 +63,36 @@ BT_ALWAYS_INLINE void run_pass(lanes_t lanes, const uint8_t *const *w, const flo
 }
 
 /* One token: 4 rows at a time; more tokens: 2 rows, so that accumulators, codes and weights fit into 16 registers. */
-BT_ALWAYS_INLINE void add_blocks(lanes_t lanes, const uint8_t *const *w, const float *xp, int64_t ldxp, int64_t blocks,
-                                 const int tokens) {
+BT_ALWAYS_INLINE void add_blocks(bt_lanes_f32 lanes, const uint8_t *const *w, const float *xp, int64_t ldxp,
+                                 int64_t blocks, int add, const int tokens) {
     const int rows = tokens == 1 ? 4 : 2;
     for (int row = 0; row < BT_ROWS; row += rows)
         for (int half = 0; half < 2; half++)
-            run_pass(lanes, w, xp, ldxp, blocks, row, half, rows, tokens);
+            run_pass(lanes, w, xp, ldxp, blocks, add, row, half, rows, tokens);
 }
 
 /* The lanes of columns [begin, end), where begin is a multiple of 256. */
-BT_ALWAYS_INLINE void sum_span(lanes_t lanes, const bt_rows *rows, const float *xp, int64_t ldxp, int64_t begin,
+BT_ALWAYS_INLINE void sum_span(bt_lanes_f32 lanes, const bt_rows *rows, const float *xp, int64_t ldxp, int64_t begin,
                                int64_t end, const int tokens) {
     const int64_t stop = begin + (end - begin) / BT_BLOCK * BT_BLOCK;
     const uint8_t *w[BT_ROWS];
-    memset(lanes, 0, sizeof(lanes_t));
     for (int64_t k = begin; k < stop; k += CHUNK * BT_BLOCK) {
         const int64_t left = (stop - k) / BT_BLOCK;
         for (int i = 0; i < BT_ROWS * CHUNK; i++)
             bt_prefetch(rows->w[0], BT_ROWS * k / 4 + i * BT_BLOCK_BYTES);
         for (int r = 0; r < BT_ROWS; r++)
             w[r] = rows->w[r] + k / 4;
-        add_blocks(lanes, w, xp + k, ldxp, left < CHUNK ? left : CHUNK, tokens);
+        add_blocks(lanes, w, xp + k, ldxp, left < CHUNK ? left : CHUNK, k > begin, tokens);
     }
     if (stop < end) {
         uint8_t tail[BT_ROWS][BT_BLOCK_BYTES];
         bt_copy_tail(tail[0], BT_BLOCK_BYTES, rows->w, stop / 4, bt_div_up(end - stop, 4));
         for (int r = 0; r < BT_ROWS; r++)
             w[r] = tail[r];
-        add_blocks(lanes, w, xp + stop, ldxp, 1, tokens);
+        add_blocks(lanes, w, xp + stop, ldxp, 1, stop > begin, tokens);
     }
-}
-
-BT_ALWAYS_INLINE void run_rows(const bt_ternary_linear_packed *p, const bt_rows *rows, int64_t token,
-                               const int tokens) {
-    const float *xp = p->xp + token * p->ldxp;
-    const int64_t span = bt_span(p->k, p->group, BT_BLOCK);
-    const int quarters = span == p->group ? 4 : (int)(p->group / 64);
-    __m128 sum[BT_TOKENS] = {_mm_setzero_ps(), _mm_setzero_ps(), _mm_setzero_ps(), _mm_setzero_ps()};
-    int64_t g = 0;
-    for (int64_t begin = 0; begin < p->k; begin += span) {
-        const int64_t end = begin + span < p->k ? begin + span : p->k;
-        lanes_t lanes;
-        sum_span(lanes, rows, xp, p->ldxp, begin, end, tokens);
-        for (int64_t at = begin, lane = 0; at < end; at += p->group, lane += 4 * quarters, g++) {
-            const __m128 scales = bt_scales(rows, g);
-            for (int c = 0; c < tokens; c++)
-                sum[c] = _mm_add_ps(sum[c], _mm_mul_ps(bt_tree(&lanes[c][0][lane], 16, quarters), scales));
-        }
-    }
-    for (int c = 0; c < tokens; c++)
-        bt_finish4(p->y, p->y_type, (token + c) * p->ldy + rows->first, sum[c], p->bias, p->bias_type, rows);
-}
-
-static void run_tile(const bt_ternary_linear_packed *p, bt_tile t) {
-    for (int64_t token = t.m0; token < t.m1; token += BT_TOKENS)
-        for (int64_t row = t.n0; row < t.n1; row += BT_ROWS) {
-            const bt_rows rows = bt_rows_at(p->w, p->ldw, p->scale, p->lds, row, t.n1);
-            switch (t.m1 - token) {
-            case 1:
-                run_rows(p, &rows, token, 1);
-                break;
-            case 2:
-                run_rows(p, &rows, token, 2);
-                break;
-            case 3:
-                run_rows(p, &rows, token, 3);
-                break;
-            default:
-                run_rows(p, &rows, token, 4);
-            }
-        }
 }
 
 bt_status bt_ternary_linear_packed_avx2(const bt_ternary_linear_packed *p, int64_t tile_begin, int64_t tile_end) {
-    BT_ASSERT(p->ldxp % BT_FLOAT_BLOCK == 0);
-    if (!bt_group_fits(p->k, p->group))
-        return bt_ternary_linear_packed_scalar(p, tile_begin, tile_end);
-    for (int64_t index = tile_begin; index < tile_end; index++)
-        run_tile(p, bt_tile_at(p->m, p->n, index));
-    return BT_OK;
+    return bt_packed_tiles(p, tile_begin, tile_end, sum_span);
 }

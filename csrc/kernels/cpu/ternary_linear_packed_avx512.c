@@ -6,8 +6,7 @@
  *   s      15   ...  1   0      the two low bits are the index that vpermilps takes into {0, +1, -1, 0}
  *
  * So every step s is a permutation, one multiply-add a token, and a shift by 2. Assumes float order in xp. */
-#include "../ternary_linear_packed.h"
-#include "x86.h"
+#include "x86_linear.h"
 
 typedef struct tile_t {
     __m512 acc[BT_ROWS][BT_TOKENS];
@@ -80,60 +79,19 @@ BT_ALWAYS_INLINE void add_span(tile_t *tile, const bt_rows *rows, const float *x
     add_blocks(tile, w, xp + begin + blocks * BT_BLOCK, ldxp, 1, tokens);
 }
 
-BT_ALWAYS_INLINE void run_rows(const bt_ternary_linear_packed *p, const bt_rows *rows, int64_t token,
-                               const int tokens) {
-    const float *xp = p->xp + token * p->ldxp;
-    const int64_t span = bt_span(p->k, p->group, BT_BLOCK);
-    const int quarters = span == p->group ? 4 : (int)(p->group / 64);
-    __m128 sum[BT_TOKENS] = {_mm_setzero_ps(), _mm_setzero_ps(), _mm_setzero_ps(), _mm_setzero_ps()};
-    int64_t g = 0;
-    for (int64_t begin = 0; begin < p->k; begin += span) {
-        const int64_t end = begin + span < p->k ? begin + span : p->k;
-        float lanes[BT_TOKENS][BT_ROWS][16];
-        tile_t tile;
-        clear(&tile, tokens);
-        add_span(&tile, rows, xp, p->ldxp, begin, end, tokens);
+BT_ALWAYS_INLINE void sum_span(bt_lanes_f32 lanes, const bt_rows *rows, const float *xp, int64_t ldxp, int64_t begin,
+                               int64_t end, const int tokens) {
+    tile_t tile;
+    clear(&tile, tokens);
+    add_span(&tile, rows, xp, ldxp, begin, end, tokens);
+    BT_UNROLL
+    for (int r = 0; r < BT_ROWS; r++) {
         BT_UNROLL
-        for (int r = 0; r < BT_ROWS; r++) {
-            BT_UNROLL
-            for (int c = 0; c < tokens; c++)
-                _mm512_storeu_ps(lanes[c][r], tile.acc[r][c]);
-        }
-        for (int64_t at = begin, lane = 0; at < end; at += p->group, lane += 4 * quarters, g++) {
-            const __m128 scales = bt_scales(rows, g);
-            for (int c = 0; c < tokens; c++)
-                sum[c] = _mm_add_ps(sum[c], _mm_mul_ps(bt_tree(&lanes[c][0][lane], 16, quarters), scales));
-        }
+        for (int c = 0; c < tokens; c++)
+            _mm512_storeu_ps(lanes[c][r], tile.acc[r][c]);
     }
-    for (int c = 0; c < tokens; c++)
-        bt_finish4(p->y, p->y_type, (token + c) * p->ldy + rows->first, sum[c], p->bias, p->bias_type, rows);
-}
-
-static void run_tile(const bt_ternary_linear_packed *p, bt_tile t) {
-    for (int64_t token = t.m0; token < t.m1; token += BT_TOKENS)
-        for (int64_t row = t.n0; row < t.n1; row += BT_ROWS) {
-            const bt_rows rows = bt_rows_at(p->w, p->ldw, p->scale, p->lds, row, t.n1);
-            switch (t.m1 - token) {
-            case 1:
-                run_rows(p, &rows, token, 1);
-                break;
-            case 2:
-                run_rows(p, &rows, token, 2);
-                break;
-            case 3:
-                run_rows(p, &rows, token, 3);
-                break;
-            default:
-                run_rows(p, &rows, token, 4);
-            }
-        }
 }
 
 bt_status bt_ternary_linear_packed_avx512(const bt_ternary_linear_packed *p, int64_t tile_begin, int64_t tile_end) {
-    BT_ASSERT(p->ldxp % BT_FLOAT_BLOCK == 0);
-    if (!bt_group_fits(p->k, p->group))
-        return bt_ternary_linear_packed_scalar(p, tile_begin, tile_end);
-    for (int64_t index = tile_begin; index < tile_end; index++)
-        run_tile(p, bt_tile_at(p->m, p->n, index));
-    return BT_OK;
+    return bt_packed_tiles(p, tile_begin, tile_end, sum_span);
 }

@@ -5,13 +5,9 @@
  * 32 packed bytes are a step of 128 columns and meet the four planes at the same half of their block. Two tables of
  * vpshufb turn the nibbles of a byte into code + 1 in {0, 1, 2}. A step adds at most 4 planes * 2 bytes * 2 * -128 =
  * -2048 to an int16 lane (and at most 2032), so 16 steps reach -32768 at most and are then widened to int32. */
-#include "../act_quantize.h"
-#include "../ternary_linear_w2a8.h"
-#include "x86.h"
+#include "x86_linear.h"
 
-enum { STEP = 128, STEP_BYTES = 32, STEPS_IN_INT16 = 16 };
-
-typedef int32_t lanes_t[BT_TOKENS][BT_ROWS][8];
+enum { STEP = 128, STEP_BYTES = 32, STEPS_IN_INT16 = 16, LANES = 8 };
 
 BT_ALWAYS_INLINE __m256i load(const void *p) {
     return _mm256_loadu_si256((const __m256i *)p);
@@ -72,9 +68,10 @@ BT_ALWAYS_INLINE void add_token(__m256i sum[4][4], const __m256i bytes[4], const
     }
 }
 
-BT_ALWAYS_INLINE void add_lanes(int32_t *lanes, __m256i sum) {
-    const __m256i total = _mm256_add_epi32(load(lanes), widen(sum));
-    _mm256_storeu_si256((__m256i *)lanes, total);
+/* To the lanes, or in their place. */
+BT_ALWAYS_INLINE void store_lanes(int32_t *lanes, __m256i sum, int add) {
+    const __m256i wide = widen(sum);
+    _mm256_storeu_si256((__m256i *)lanes, add ? _mm256_add_epi32(load(lanes), wide) : wide);
 }
 
 /* Offset of a step in a row of q. */
@@ -82,9 +79,10 @@ BT_ALWAYS_INLINE int64_t step_at(int64_t step) {
     return BT_BLOCK * (step >> 1) + STEP_BYTES * (step & 1);
 }
 
-/* Adds `steps` steps, the first of them number `first` of q, to the lanes of rows row.. and of all tokens. */
-BT_ALWAYS_INLINE void run_pass(lanes_t lanes, const uint8_t *const *w, const int8_t *q, int64_t ldq, int64_t first,
-                               int64_t steps, int row, const int rows, const int tokens) {
+/* Adds `steps` steps, the first of them number `first` of q, to the lanes of rows row.. and of all tokens; the first
+ * sums replace what is in the lanes unless `add`: clearing them costs as much as a small group. */
+BT_ALWAYS_INLINE void run_pass(int32_t *lanes, const uint8_t *const *w, const int8_t *q, int64_t ldq, int64_t first,
+                               int64_t steps, int add, int row, const int rows, const int tokens) {
     for (int64_t done = 0; done < steps;) {
         const int64_t stop = steps - done < STEPS_IN_INT16 ? steps : done + STEPS_IN_INT16;
         __m256i sum[4][4];
@@ -118,48 +116,48 @@ BT_ALWAYS_INLINE void run_pass(lanes_t lanes, const uint8_t *const *w, const int
         for (int r = 0; r < rows; r++) {
             BT_UNROLL
             for (int c = 0; c < tokens; c++)
-                add_lanes(lanes[c][row + r], sum[r][c]);
+                store_lanes(lanes + LANES * (BT_ROWS * c + row + r), sum[r][c], add);
         }
+        add = 1;
     }
 }
 
 /* One token: 4 rows at a time; more tokens: 2 rows, so that the sums fit into 16 registers. Not inlined: among other
  * loops gcc 12 spills them. */
 #define DEFINE_ADD_STEPS(tokens)                                                                                       \
-    static __attribute__((noinline)) void add_steps_##tokens(lanes_t lanes, const uint8_t *const *w, const int8_t *q,  \
-                                                             int64_t ldq, int64_t first, int64_t steps) {              \
+    static __attribute__((noinline)) void add_steps_##tokens(int32_t *lanes, const uint8_t *const *w, const int8_t *q, \
+                                                             int64_t ldq, int64_t first, int64_t steps, int add) {     \
         const int rows = tokens == 1 ? 4 : 2;                                                                          \
         for (int row = 0; row < BT_ROWS; row += rows)                                                                  \
-            run_pass(lanes, w, q, ldq, first, steps, row, rows, tokens);                                               \
+            run_pass(lanes, w, q, ldq, first, steps, add, row, rows, tokens);                                          \
     }
 DEFINE_ADD_STEPS(1)
 DEFINE_ADD_STEPS(2)
 DEFINE_ADD_STEPS(3)
 DEFINE_ADD_STEPS(4)
 
-typedef void add_steps_fn(lanes_t, const uint8_t *const *, const int8_t *, int64_t, int64_t, int64_t);
+typedef void add_steps_fn(int32_t *, const uint8_t *const *, const int8_t *, int64_t, int64_t, int64_t, int);
 static add_steps_fn *const add_steps[] = {NULL, add_steps_1, add_steps_2, add_steps_3, add_steps_4};
 
-/* The lanes of columns [begin, end), where begin is a multiple of 128; of code + 1. */
-static void sum_span(lanes_t lanes, const bt_rows *rows, const int8_t *q, int64_t ldq, int64_t begin, int64_t end,
+static void add_span(int32_t *lanes, const bt_rows *rows, const int8_t *q, int64_t ldq, int64_t begin, int64_t end,
                      int tokens) {
     const int64_t steps = (end - begin) / STEP, rest = bt_div_up((end - begin) % STEP, 4);
     const uint8_t *w[BT_ROWS];
     for (int r = 0; r < BT_ROWS; r++)
         w[r] = rows->w[r] + begin / 4;
-    memset(lanes, 0, (size_t)tokens * sizeof lanes[0]);
-    add_steps[tokens](lanes, w, q, ldq, begin / STEP, steps);
+    if (steps)
+        add_steps[tokens](lanes, w, q, ldq, begin / STEP, steps, 0);
     if (rest) {
         uint8_t tail[BT_ROWS][STEP_BYTES];
         bt_copy_tail(tail[0], STEP_BYTES, w, steps * STEP_BYTES, rest);
         for (int r = 0; r < BT_ROWS; r++)
             w[r] = tail[r];
-        add_steps[tokens](lanes, w, q, ldq, begin / STEP + steps, 1);
+        add_steps[tokens](lanes, w, q, ldq, begin / STEP + steps, 1, steps > 0);
     }
 }
 
 /* Takes sum q from every lane of a token; needed where the sums of single groups are not known. */
-static void remove_bias(lanes_t lanes, const int8_t *q, int64_t begin, int64_t end, int token) {
+static void remove_bias(int32_t *lanes, const int8_t *q, int64_t begin, int64_t end, int token) {
     __m256i bias = _mm256_setzero_si256();
     for (int64_t step = begin / STEP; step < bt_div_up(end, STEP); step++) {
         __m256i sum = _mm256_setzero_si256();
@@ -168,54 +166,20 @@ static void remove_bias(lanes_t lanes, const int8_t *q, int64_t begin, int64_t e
         bias = _mm256_add_epi32(bias, widen(sum));
     }
     for (int r = 0; r < BT_ROWS; r++) {
-        __m256i *lane = (__m256i *)lanes[token][r];
+        __m256i *lane = (__m256i *)(lanes + LANES * (BT_ROWS * token + r));
         _mm256_storeu_si256(lane, _mm256_sub_epi32(_mm256_loadu_si256(lane), bias));
     }
 }
 
-BT_ALWAYS_INLINE __m128 to_scaled_float(__m128i dot, float q_scale, __m128 scale) {
-    return _mm_mul_ps(_mm_cvtepi32_ps(dot), _mm_mul_ps(_mm_set1_ps(q_scale), scale));
-}
-
-static void run_rows(const bt_ternary_linear_w2a8 *p, const bt_rows *rows, int64_t token, int tokens) {
-    const int8_t *q = p->q + token * p->ldq;
-    const int64_t span = bt_span(p->k, p->group, STEP);
-    const int quarters = span == p->group ? 2 : 1, whole = p->group == p->k;
-    __m128 sum[BT_TOKENS] = {_mm_setzero_ps(), _mm_setzero_ps(), _mm_setzero_ps(), _mm_setzero_ps()};
-    int64_t g = 0;
-    for (int64_t begin = 0; begin < p->k; begin += span) {
-        const int64_t end = begin + span < p->k ? begin + span : p->k;
-        lanes_t lanes;
-        sum_span(lanes, rows, q, p->ldq, begin, end, tokens);
-        if (!whole)
-            for (int c = 0; c < tokens; c++)
-                remove_bias(lanes, q + c * p->ldq, begin, end, c);
-        for (int64_t at = begin, lane = 0; at < end; at += p->group, lane += 4 * quarters, g++) {
-            const __m128 scales = bt_scales(rows, g);
-            for (int c = 0; c < tokens; c++) {
-                const __m128i bias = _mm_set1_epi32(whole ? p->q_sum[token + c] : 0);
-                const __m128i dot = _mm_sub_epi32(bt_sums(&lanes[c][0][lane], 8, quarters), bias);
-                sum[c] = _mm_add_ps(sum[c], to_scaled_float(dot, p->q_scale[token + c], scales));
-            }
-        }
-    }
-    for (int c = 0; c < tokens; c++)
-        bt_finish4(p->y, p->y_type, (token + c) * p->ldy + rows->first, sum[c], p->bias, p->bias_type, rows);
-}
-
-static void run_tile(const bt_ternary_linear_w2a8 *p, bt_tile t) {
-    for (int64_t token = t.m0; token < t.m1; token += BT_TOKENS)
-        for (int64_t row = t.n0; row < t.n1; row += BT_ROWS) {
-            const bt_rows rows = bt_rows_at(p->w, p->ldw, p->scale, p->lds, row, t.n1);
-            run_rows(p, &rows, token, t.m1 - token < BT_TOKENS ? (int)(t.m1 - token) : BT_TOKENS);
-        }
+BT_ALWAYS_INLINE void sum_span(bt_lanes_i32 lanes, const bt_rows *rows, const int8_t *q, int64_t ldq, int64_t begin,
+                               int64_t end, int remove_offset, const int tokens) {
+    add_span(lanes, rows, q, ldq, begin, end, tokens);
+    if (remove_offset)
+        for (int c = 0; c < tokens; c++)
+            remove_bias(lanes, q + c * ldq, begin, end, c);
 }
 
 bt_status bt_ternary_linear_w2a8_avx2(const bt_ternary_linear_w2a8 *p, int64_t tile_begin, int64_t tile_end) {
-    BT_ASSERT(p->ldq % BT_ACT_BLOCK == 0 && p->k <= BT_W2A8_MAX_K);
-    if (!bt_group_fits(p->k, p->group))
-        return bt_ternary_linear_w2a8_scalar(p, tile_begin, tile_end);
-    for (int64_t index = tile_begin; index < tile_end; index++)
-        run_tile(p, bt_tile_at(p->m, p->n, index));
-    return BT_OK;
+    const bt_w2a8_variant variant = {.count = LANES, .offset = 1};
+    return bt_w2a8_tiles(p, tile_begin, tile_end, variant, sum_span);
 }

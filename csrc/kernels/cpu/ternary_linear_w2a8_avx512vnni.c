@@ -5,9 +5,7 @@
  * 64 packed bytes meet the four 64-byte planes of a block: plane p holds the activations of bits 2p+1..2p of every
  * byte. Several tokens shift the codes down to bits 1..0; one token leaves them in place and sums each plane, times
  * 4^p, apart. A lane of one plane is at most k / 64 * 192 * 128, inside int32 for k <= BT_W2A8_MAX_K. */
-#include "../act_quantize.h"
-#include "../ternary_linear_w2a8.h"
-#include "x86.h"
+#include "x86_linear.h"
 
 typedef struct tile_t {
     __m512i acc[BT_ROWS][BT_TOKENS]; /* one token: [row][plane] */
@@ -152,67 +150,21 @@ BT_ALWAYS_INLINE void remove_bias(tile_t *tile, const int8_t *q, int64_t begin, 
         tile->acc[r][token] = _mm512_sub_epi32(tile->acc[r][token], bias);
 }
 
-BT_ALWAYS_INLINE __m128 to_scaled_float(__m128i dot, float q_scale, __m128 scale) {
-    return _mm_mul_ps(_mm_cvtepi32_ps(dot), _mm_mul_ps(_mm_set1_ps(q_scale), scale));
-}
-
-BT_ALWAYS_INLINE void run_rows(const bt_ternary_linear_w2a8 *p, const bt_rows *rows, int64_t token, const int tokens) {
-    const int8_t *q = p->q + token * p->ldq;
-    const int64_t span = bt_span(p->k, p->group, BT_BLOCK);
-    const int quarters = span == p->group ? 4 : (int)(p->group / 64), whole = p->group == p->k;
-    __m128 sum[BT_TOKENS] = {_mm_setzero_ps(), _mm_setzero_ps(), _mm_setzero_ps(), _mm_setzero_ps()};
-    int64_t g = 0;
-    for (int64_t begin = 0; begin < p->k; begin += span) {
-        const int64_t end = begin + span < p->k ? begin + span : p->k;
-        int32_t lanes[BT_TOKENS][BT_ROWS][16];
-        tile_t tile;
-        add_span(&tile, rows, q, p->ldq, begin, end, tokens);
+BT_ALWAYS_INLINE void sum_span(bt_lanes_i32 lanes, const bt_rows *rows, const int8_t *q, int64_t ldq, int64_t begin,
+                               int64_t end, int remove_offset, const int tokens) {
+    tile_t tile;
+    add_span(&tile, rows, q, ldq, begin, end, tokens);
+    BT_UNROLL
+    for (int c = 0; c < tokens; c++) {
+        if (remove_offset)
+            remove_bias(&tile, q + c * ldq, begin, bt_div_up(end, BT_BLOCK) * BT_BLOCK, c);
         BT_UNROLL
-        for (int c = 0; c < tokens; c++) {
-            if (!whole)
-                remove_bias(&tile, q + c * p->ldq, begin, bt_div_up(end, BT_BLOCK) * BT_BLOCK, c);
-            BT_UNROLL
-            for (int r = 0; r < BT_ROWS; r++)
-                _mm512_storeu_si512(lanes[c][r], tile.acc[r][c]);
-        }
-        for (int64_t at = begin, lane = 0; at < end; at += p->group, lane += 4 * quarters, g++) {
-            const __m128 scales = bt_scales(rows, g);
-            for (int c = 0; c < tokens; c++) {
-                const __m128i bias = _mm_set1_epi32(whole ? 2 * p->q_sum[token + c] : 0);
-                const __m128i dot = _mm_sub_epi32(bt_sums(&lanes[c][0][lane], 16, quarters), bias);
-                sum[c] = _mm_add_ps(sum[c], to_scaled_float(dot, p->q_scale[token + c], scales));
-            }
-        }
+        for (int r = 0; r < BT_ROWS; r++)
+            _mm512_storeu_si512(lanes + 16 * (BT_ROWS * c + r), tile.acc[r][c]);
     }
-    for (int c = 0; c < tokens; c++)
-        bt_finish4(p->y, p->y_type, (token + c) * p->ldy + rows->first, sum[c], p->bias, p->bias_type, rows);
-}
-
-static void run_tile(const bt_ternary_linear_w2a8 *p, bt_tile t) {
-    for (int64_t token = t.m0; token < t.m1; token += BT_TOKENS)
-        for (int64_t row = t.n0; row < t.n1; row += BT_ROWS) {
-            const bt_rows rows = bt_rows_at(p->w, p->ldw, p->scale, p->lds, row, t.n1);
-            switch (t.m1 - token) {
-            case 1:
-                run_rows(p, &rows, token, 1);
-                break;
-            case 2:
-                run_rows(p, &rows, token, 2);
-                break;
-            case 3:
-                run_rows(p, &rows, token, 3);
-                break;
-            default:
-                run_rows(p, &rows, token, 4);
-            }
-        }
 }
 
 bt_status bt_ternary_linear_w2a8_avx512vnni(const bt_ternary_linear_w2a8 *p, int64_t tile_begin, int64_t tile_end) {
-    BT_ASSERT(p->ldq % BT_ACT_BLOCK == 0 && p->k <= BT_W2A8_MAX_K);
-    if (!bt_group_fits(p->k, p->group))
-        return bt_ternary_linear_w2a8_scalar(p, tile_begin, tile_end);
-    for (int64_t index = tile_begin; index < tile_end; index++)
-        run_tile(p, bt_tile_at(p->m, p->n, index));
-    return BT_OK;
+    const bt_w2a8_variant variant = {.count = 16, .offset = 2};
+    return bt_w2a8_tiles(p, tile_begin, tile_end, variant, sum_span);
 }

@@ -162,22 +162,14 @@ BT_ALWAYS_INLINE float encode_as(const bt_ternary_quantize *p, const bt_group *g
 }
 
 static bt_group_stats measure(const bt_ternary_quantize *p, const bt_group *g) {
-    return p->w_type == BT_F32   ? measure_as(p, g, BT_F32, sizeof(float))
-           : p->w_type == BT_F16 ? measure_as(p, g, BT_F16, sizeof(uint16_t))
-                                 : measure_as(p, g, BT_BF16, sizeof(uint16_t));
+    return BT_BY_W_TYPE(measure_as, p, g);
 }
 
 static float encode(const bt_ternary_quantize *p, const bt_group *g, bt_keep_rule rule) {
-    return p->w_type == BT_F32   ? encode_as(p, g, rule, BT_F32, sizeof(float))
-           : p->w_type == BT_F16 ? encode_as(p, g, rule, BT_F16, sizeof(uint16_t))
-                                 : encode_as(p, g, rule, BT_BF16, sizeof(uint16_t));
+    return BT_BY_W_TYPE(encode_as, p, g, rule);
 }
 
 bt_status bt_ternary_quantize_avx512(const bt_ternary_quantize *p, int64_t tile_begin, int64_t tile_end) {
     static const bt_group_passes passes = {measure, bt_plain_rule, encode};
-    BT_ASSERT(p->w_type != BT_I8 && p->threshold_factor >= 0.0f);
-    if (p->group < MIN_GROUP || p->method == BT_METHOD_ABSMEDIAN || p->method == BT_METHOD_OPTIMAL)
-        return bt_ternary_quantize_scalar(p, tile_begin, tile_end);
-    bt_quantize_tiles(p, tile_begin, tile_end, &passes);
-    return BT_OK;
+    return bt_quantize_by_vectors(p, tile_begin, tile_end, MIN_GROUP, &passes);
 }
