@@ -1,4 +1,4 @@
-"""Writes the benchmark table of README.md from benchmark/results/packed_inference_*.json: wins and losses alike.
+"""Writes the benchmark tables of README.md from benchmark/results: inference and training, wins and losses alike.
 
 Run: python benchmark/readme_table.py            (rewrites what stands between the markers in README.md)
      python benchmark/readme_table.py --print    (only prints the table)
@@ -12,13 +12,20 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
-BASE = "nn.Linear fp32"
-COLUMNS = {
+BASE, PACKED = "nn.Linear fp32", "packed W1.58A16 fp32"
+PHASES = (None, "forward+backward")  # of a row of inference, of a training step
+INFERENCE = {
     "nn.Linear bf16": "bf16",
     "torch dynamic int8": "torch int8",
     "packed W1.58A16 fp32": "packed, fp32 x",
     "packed W1.58A16 bf16": "packed, bf16 x",
     "packed W1.58A8": "packed, int8 x",
+}
+TRAINING = {
+    "nn.Linear bf16": "bf16",
+    "TernaryLinear fp32": "TernaryLinear fp32",
+    "TernaryLinear bf16": "TernaryLinear bf16",
+    "TernaryLinear fp32 A8": "TernaryLinear fp32, int8 x",
 }
 
 
@@ -35,21 +42,24 @@ def cell(row: dict[str, Any] | None) -> str:
     return f"**{text}**" if ratio > 1 else text
 
 
-def table(record: dict[str, Any]) -> str:
+def table(record: dict[str, Any], columns: dict[str, str]) -> str:
     machine = record["machine"]
-    rows = {(row["m"], row["k"], row["n"], row["name"]): row for row in record["rows"]}
-    names = {name: title for name, title in COLUMNS.items() if any(key[3] == name for key in rows)}
+    rows = {(row["m"], row["k"], row["n"], row["name"]): row for row in record["rows"] if row.get("phase") in PHASES}
+    names = {name: title for name, title in columns.items() if any(key[3] == name for key in rows)}
+    sizes = any(key[3] == PACKED for key in rows)
+    titles = [BASE, *names.values(), *(["bytes, fp32 / packed"] if sizes else [])]
     lines = [
         f"**{machine['name']}, {machine['threads']} thread(s)**",
         "",
-        "| batch, in → out | nn.Linear fp32 | " + " | ".join(names.values()) + " | bytes, fp32 / packed |",
-        "|---|" + "---|" * (len(names) + 2),
+        "| batch, in → out | " + " | ".join(titles) + " |",
+        "|---" * (len(titles) + 1) + "|",
     ]
     for m, k, n in dict.fromkeys(key[:3] for key in rows):
-        base, packed = rows[m, k, n, BASE], rows[m, k, n, "packed W1.58A16 fp32"]
+        base = rows[m, k, n, BASE]
         cells = [time_text(base["median_s"]), *(cell(rows.get((m, k, n, name))) for name in names)]
-        size = f"{base['parameter_bytes'] / packed['parameter_bytes']:.1f}"
-        lines.append(f"| {m}, {k} → {n} | " + " | ".join(cells) + f" | {size} |")
+        if sizes:
+            cells.append(f"{base['parameter_bytes'] / rows[m, k, n, PACKED]['parameter_bytes']:.1f}")
+        lines.append(f"| {m}, {k} → {n} | " + " | ".join(cells) + " |")
     busy = machine["busy_cpus_before"]
     lines += [
         "",
@@ -59,16 +69,23 @@ def table(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def everything() -> str:
-    paths = sorted((ROOT / "benchmark" / "results").glob("packed_inference_*.json"))
+def tables(benchmark: str, columns: dict[str, str]) -> list[str]:
+    paths = sorted((ROOT / "benchmark" / "results").glob(f"{benchmark}_*.json"))
     if not paths:
-        sys.exit("no benchmark/results/packed_inference_*.json; run: python benchmark/bench_packed_inference.py")
-    intro = (
+        sys.exit(f"no benchmark/results/{benchmark}_*.json; run: python benchmark/bench_{benchmark}.py")
+    return [table(json.loads(path.read_text()), columns) for path in paths]
+
+
+def everything() -> str:
+    inference = (
         "Median latency of one layer and, in brackets, its speed over `nn.Linear` fp32 in the same run "
         "(bold: faster, below 1: slower). Weights hot, calls interleaved; bytes are those of all parameters, "
         "scales included."
     )
-    return "\n\n".join([intro, *(table(json.loads(path.read_text())) for path in paths)])
+    training = "A training step, forward and backward, quantisation included:"
+    return "\n\n".join(
+        [inference, *tables("packed_inference", INFERENCE), training, *tables("ternary_vs_linear", TRAINING)]
+    )
 
 
 def main() -> None:
