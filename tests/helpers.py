@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bittorch import _C
+from bittorch import _C, ops
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 # Relative L2 against float64: fp32 sums, and for the halves half an ulp of the last cast.
@@ -69,6 +69,15 @@ def pack(codes: Tensor) -> Tensor:
         bits = np.select([values[:, column] == 1, values[:, column] == -1], [1, 2], 0).astype(np.uint8)
         packed[:, column // 4] |= bits << (2 * (column % 4))
     return torch.from_numpy(packed)
+
+
+def act_codes(x: Tensor, bits: int) -> Tensor:
+    """The codes of `act_quantize` as float64 integers; digits joined."""
+    q = ops.act_quantize(x, bits)[0].double()
+    if bits == 8:
+        return q
+    weights = 256.0 ** torch.arange(bits // 8, dtype=torch.float64)
+    return (q * weights[:, None]).sum(-2)
 
 
 def random_scale(granularity: Granularity, n: int, k: int, seed: int = 1) -> Tensor:

@@ -57,7 +57,7 @@ class TernaryLinear(nn.Linear):
         backend: ``auto`` runs the kernels of the tensor's device, ``cuda`` insists on CUDA, ``python`` runs plain
             torch, whose sums round differently.
         config: everything else of `bittorch.TernaryQuantConfig`: method, scale rule, granularity.
-        activation_bits: None for floating activations, 8 for int8 with one scale a token.
+        activation_bits: None for floating activations, else 8, 16 or 24, as in `bittorch.TernaryQuantConfig`.
 
     Shape:
         ``(..., in_features)`` to ``(..., out_features)``, in the dtype of ``weight`` or of autocast.

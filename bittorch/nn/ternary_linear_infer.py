@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bittorch import _env, ops
-from bittorch.quant.ternary import check_int8_in_features
+from bittorch.quant.ternary import check_activation_bits
 
 
 class TernaryLinearInference(nn.Module):
@@ -25,7 +25,7 @@ class TernaryLinearInference(nn.Module):
         in_features, out_features, bias, device, dtype: as in `torch.nn.Linear`; dtype is that of the bias.
         groups: scales of a row: 0 for one scale a layer, 1 for one a row, more for groups of
             ``in_features / groups`` columns.
-        activation_bits: None for floating activations, 8 for int8 with one scale a token.
+        activation_bits: None for floating activations, else 8, 16 or 24, as in `bittorch.TernaryQuantConfig`.
 
     Raises:
         ValueError: groups that do not cut in_features into equal multiples of 4, an unknown activation_bits;
@@ -48,10 +48,7 @@ class TernaryLinearInference(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if activation_bits not in (None, 8):
-            raise ValueError(f"activation_bits must be None or 8, got {activation_bits}")
-        if activation_bits == 8:
-            check_int8_in_features(in_features)
+        check_activation_bits(activation_bits, in_features)
         if groups < 0 or (groups > 1 and (in_features % groups or in_features // groups % 4)):
             raise ValueError(f"groups={groups} do not cut in_features={in_features} into equal multiples of 4")
         self.in_features = in_features
@@ -73,8 +70,12 @@ class TernaryLinearInference(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         if input.dim() == 0 or input.shape[-1] != self.in_features:  # packed rows know it only to a whole byte
             raise ValueError(f"input must be (..., {self.in_features}), got {tuple(input.shape)}")
-        op = ops.ternary_linear_w2a8 if self.activation_bits == 8 else ops.ternary_linear_packed
-        return op(input, self.weight_packed, self.scale, self.bias, variant=_env.INFER_VARIANT)
+        weights = (self.weight_packed, self.scale, self.bias)
+        if self.activation_bits is None:
+            return ops.ternary_linear_packed(input, *weights, variant=_env.INFER_VARIANT)
+        return ops.ternary_linear_w2a8(
+            input, *weights, activation_bits=self.activation_bits, variant=_env.INFER_VARIANT
+        )
 
     def extra_repr(self) -> str:
         parts = [f"in_features={self.in_features}", f"out_features={self.out_features}"]

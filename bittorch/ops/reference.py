@@ -99,15 +99,29 @@ def ternary_quantize(
     return ternary_pack(codes.view(n, k)), scale.view(shape)
 
 
-def act_quantize(x: Tensor) -> tuple[Tensor, Tensor]:
-    wide = x.float()
+def _act_codes(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Codes as float64 integers, and their scale: float32 for 8 bits, float64 for more."""
+    wide = x.float() if bits == 8 else x.double()
     absmax = wide.abs().amax(-1, keepdim=True) if x.shape[-1] else wide.new_zeros((*x.shape[:-1], 1))
     finite = absmax.isfinite()
-    absmax = absmax.clamp(min=EPS)
+    absmax = absmax.clamp(min=EPS) if bits == 8 else absmax
+    largest = {8: 127, 16: 127 * 257, 24: 127 * 65793}[bits]
     # A tensor, because torch turns 127.0 / t and, on CUDA, t / 127.0 into products with a reciprocal: two roundings.
-    most = torch.full_like(absmax, 127.0)
-    q = (wide * (most / absmax)).round().clamp(-127, 127)
-    return q.where(finite, 0.0).to(torch.int8), (absmax / most).where(finite, torch.nan)
+    most = torch.full_like(absmax, largest)
+    q = (wide * (most / absmax)).round().clamp(-largest, largest)
+    return q.where(finite & (absmax > 0), 0.0).double(), (absmax / most).where(finite, torch.nan)
+
+
+def act_quantize(x: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
+    q, scale = _act_codes(x, bits)
+    if bits == 8:
+        return q.to(torch.int8), scale
+    digits = []
+    for _ in range(bits // 8):
+        rest = ((q + 128) / 256).floor()
+        digits.append((q - 256 * rest).to(torch.int8))
+        q = rest
+    return torch.stack(digits, -2), scale
 
 
 def _add_bias(y: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -130,16 +144,22 @@ def ternary_linear_w2a8(
     *,
     x_scale: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
+    activation_bits: int = 8,
     variant: str = "auto",
 ) -> Tensor:
-    q, x_scale = (x, x_scale.reshape(*x.shape[:-1], 1)) if x_scale is not None else act_quantize(x)
+    if x_scale is not None:
+        q, x_scale = x.double(), x_scale.reshape(*x.shape[:-1], 1)
+    else:
+        q, x_scale = _act_codes(x, activation_bits)
     codes = ternary_unpack(w_packed, None, x.shape[-1], torch.float64)
     groups = scale.shape[1] if scale.dim() == 2 else 1
     scales = scale if scale.dim() == 2 else scale[:, None]
-    y = torch.zeros(*x.shape[:-1], w_packed.shape[0], device=x.device)
-    for g, (part, rows) in enumerate(zip(q.double().chunk(groups, -1), codes.chunk(groups, 1), strict=True)):
-        y = y + torch.nn.functional.linear(part, rows).float() * (x_scale * scales[:, g])
-    return _add_bias(y, bias, out_dtype or x.dtype)
+    y = torch.zeros(*x.shape[:-1], w_packed.shape[0], dtype=x_scale.dtype, device=x.device)
+    for g, (part, rows) in enumerate(zip(q.chunk(groups, -1), codes.chunk(groups, 1), strict=True)):
+        dot = torch.nn.functional.linear(part, rows).to(y.dtype)  # exact: the integers are below 2^53
+        s = scales[:, g]
+        y = y + (dot * (x_scale * s) if activation_bits == 8 else dot * x_scale * s.double())
+    return _add_bias(y.float(), bias, out_dtype or x.dtype)
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -176,7 +196,7 @@ def ternary_linear(
         w_packed, scale = ternary_quantize(weight, method, scale_rule, threshold_factor, granularity, group_size)
         quantized = ternary_unpack(w_packed, scale, weight.shape[1], x.dtype)
     if activation_bits:
-        q, x_scale = act_quantize(x.detach())
+        q, x_scale = _act_codes(x.detach(), activation_bits)
         x = straight_through(x, (q * x_scale).to(x.dtype))
     w = straight_through(weight.to(x.dtype), quantized)
     return torch.nn.functional.linear(x, w, None if bias is None else bias.to(x.dtype))

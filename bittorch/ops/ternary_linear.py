@@ -28,7 +28,7 @@ def ternary_linear(
 ) -> Tensor:
     """``y = x @ (codes * scale)^T + bias`` with ``codes, scale = ternary_quantize(weight)``.
 
-    The product is that of `ternary_linear_packed`, or of `ternary_linear_w2a8` with ``activation_bits=8``: an exported
+    The product is that of `ternary_linear_packed`, or of `ternary_linear_w2a8` with ``activation_bits``: an exported
     layer gives the same bits. For the backward pass the packed codes are kept, not the dense quantised weight, and with
     ``activation_bits=8`` the int8 activations.
 
@@ -39,7 +39,7 @@ def ternary_linear(
         weight: ``(out_features, in_features)`` float32, float16 or bfloat16, the master weight.
         bias: None or ``(out_features,)`` floating.
         method, scale_rule, threshold_factor, granularity, group_size: as in `ternary_quantize`.
-        activation_bits: 0 for floating activations, 8 for int8.
+        activation_bits: 0 for floating activations, 8, 16 or 24 for integers.
         variant: as in `ternary_linear_packed`.
 
     Returns:

@@ -14,12 +14,14 @@ def ternary_linear_w2a8(
     *,
     x_scale: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
+    activation_bits: int = 8,
     variant: str = "auto",
 ) -> Tensor:
-    """``y = (q @ codes^T) * (x_scale * scale) + bias`` with ``q, x_scale = act_quantize(x)``.
+    """``y = (q @ codes^T) * (x_scale * scale) + bias`` with ``q, x_scale = act_quantize(x, activation_bits)``.
 
-    The sums are int32 and exact, the epilogue is two float32 products, one sum and one cast without fused operations:
-    every kernel, batch size, thread count and device gives the same bits.
+    The sums are integers and exact, the epilogue is two products, one sum and one cast without fused operations, in
+    float32 for 8 bits and in float64 up to the bias for 16 and 24: every kernel, batch size, thread count and device
+    gives the same bits. 16 and 24 bits are two and three int8 products with the digits of the activations.
 
     Args:
         x: ``(..., in_features)`` float32, float16 or bfloat16, quantised here; or int8 codes of `act_quantize`.
@@ -27,6 +29,7 @@ def ternary_linear_w2a8(
         scale: float32 ``(1,)``, ``(out_features,)`` or ``(out_features, in_features / group_size)``.
         bias: None or ``(out_features,)`` floating; added in float32.
         x_scale: one float32 scale a token; with int8 ``x`` only.
+        activation_bits: 8, 16 or 24; 8 with int8 ``x``.
         out_dtype: of the result; the dtype of ``x`` by default, required with int8 ``x``.
         variant: ``auto``, ``baseline``, ``tiled`` or one of `bittorch._C.kernels()`.
 
@@ -39,7 +42,7 @@ def ternary_linear_w2a8(
         NotImplementedError: no kernel for the device in this build.
     """
     return torch.ops.bittorch.ternary_linear_w2a8(
-        x, w_packed, scale, bias, x_scale=x_scale, out_dtype=out_dtype, variant=variant
+        x, w_packed, scale, bias, x_scale=x_scale, out_dtype=out_dtype, activation_bits=activation_bits, variant=variant
     )
 
 
@@ -52,6 +55,7 @@ def _(
     *,
     x_scale: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
+    activation_bits: int = 8,
     variant: str = "auto",
 ) -> Tensor:
     check_packed_width(w_packed, x.shape[-1])

@@ -29,6 +29,7 @@ _METHODS: dict[str, _Defaults] = {
     "absmedian": _Defaults(0.5, "ls"),
     "optimal": _Defaults(0.0, "ls"),
 }
+ACTIVATION_BITS = (None, 8, 16, 24)
 _MAX_INT8_IN_FEATURES = 1 << 22
 _SCALES = ("ls", "mean", "max")
 _GRANULARITIES = ("tensor", "channel", "group")
@@ -39,10 +40,13 @@ def _one_of(name: str, value: object, valid: tuple[object, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, valid))}, got {value!r}")
 
 
-def check_int8_in_features(in_features: int) -> None:
-    """Raises ValueError where int32 could not hold the sum of a row of int8 activations."""
-    if in_features > _MAX_INT8_IN_FEATURES:
-        raise ValueError(f"activation_bits=8 takes in_features up to {_MAX_INT8_IN_FEATURES}, got {in_features}")
+def check_activation_bits(activation_bits: int | None, in_features: int) -> None:
+    """Raises ValueError for other bits, and where int32 could not hold the sum of a row of int8 activations."""
+    _one_of("activation_bits", activation_bits, ACTIVATION_BITS)
+    if activation_bits is not None and in_features > _MAX_INT8_IN_FEATURES:
+        raise ValueError(
+            f"activation_bits={activation_bits} takes in_features up to {_MAX_INT8_IN_FEATURES}, got {in_features}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +63,8 @@ class TernaryQuantConfig(QuantConfig):
             and ruins the weights: see docs/ternary_format.md.
         granularity: what shares a scale: ``tensor``, ``channel`` (the default) or ``group``.
         group_size: columns of a group, a multiple of 4 that divides in_features; used with granularity ``group``.
-        activation_bits: None for floating activations, 8 for int8 with one scale a token (W1.58A8).
+        activation_bits: None for floating activations, 8 for int8 with one scale a token (W1.58A8), 16 or 24 for
+            exact sums of two or three int8 digits: the same bits on every device, docs/ops.md has the errors.
 
     None is resolved at once: ``TernaryQuantConfig().threshold_factor == 0.05``.
 
@@ -94,7 +99,7 @@ class TernaryQuantConfig(QuantConfig):
             raise ValueError(f"per_channel=False means granularity='tensor', got granularity={granularity!r}")
         if self.group_size <= 0 or self.group_size % 4:
             raise ValueError(f"group_size must be a positive multiple of 4, got {self.group_size}")
-        _one_of("activation_bits", self.activation_bits, (None, 8))
+        _one_of("activation_bits", self.activation_bits, ACTIVATION_BITS)
         for name, value in (
             ("threshold_factor", threshold),
             ("per_channel", granularity != "tensor"),
@@ -111,9 +116,8 @@ class TernaryQuantConfig(QuantConfig):
         return self.method, self.scale, self.threshold_factor, self.granularity, self.group_size
 
     def check_in_features(self, in_features: int) -> None:
-        """Raises ValueError when groups do not divide a row, or a row is too long for int8 activations."""
-        if self.activation_bits == 8:
-            check_int8_in_features(in_features)
+        """Raises ValueError when groups do not divide a row, or a row is too long for int8 sums."""
+        check_activation_bits(self.activation_bits, in_features)
         if self.granularity == "group" and in_features % self.group_size:
             raise ValueError(
                 f"group_size must divide in_features, got group_size={self.group_size} and in_features={in_features}"

@@ -6,17 +6,23 @@
 
 namespace bittorch {
 
-std::tuple<at::Tensor, at::Tensor> act_quantize(const at::Tensor &x) {
+std::tuple<at::Tensor, at::Tensor> act_quantize(const at::Tensor &x, int64_t bits) {
     bt_act_quantize p{};
+    p.digits = digit_count(bits, "bits");
     p.x_type = float_type(x, "x");
     const bt_kernel &kernel = find_kernel(BT_OP_act_quantize, device_kind(x, "x"), p.x_type, "auto");
     const c10::DeviceGuard guard(x.device());
     const at::Tensor rows = as_rows(x, "x");
-    at::Tensor q = at::empty(x.sizes(), x.options().dtype(at::kChar));
-    at::Tensor scale = at::empty(with_last(x, 1), x.options().dtype(at::kFloat));
+    const bool one = p.digits == 1;
+    std::vector<int64_t> sizes = x.sizes().vec();
+    if (!one)
+        sizes.insert(sizes.end() - 1, p.digits);
+    at::Tensor q = at::empty(sizes, x.options().dtype(at::kChar));
+    at::Tensor scale = at::empty(with_last(x, 1), x.options().dtype(one ? at::kFloat : at::kDouble));
     p.x = rows.const_data_ptr();
     p.q = static_cast<int8_t *>(q.mutable_data_ptr());
-    p.scale = scale.mutable_data_ptr<float>();
+    p.scale = one ? scale.mutable_data_ptr<float>() : nullptr;
+    p.step = one ? nullptr : scale.mutable_data_ptr<double>();
     p.m = rows.size(0), p.k = rows.size(1), p.ldx = rows.stride(0), p.ldq = p.k;
     p.order = BT_ORDER_NATURAL;
     p.stream = current_stream(x.device());
@@ -24,7 +30,7 @@ std::tuple<at::Tensor, at::Tensor> act_quantize(const at::Tensor &x) {
     if (kernel.device == BT_GPU)
         check_status(run(&p, 0, p.m), kernel);
     else
-        parallel_tiles(p.m, p.m * p.k, [&](int64_t begin, int64_t end) { run(&p, begin, end); });
+        parallel_tiles(p.m, p.digits * p.m * p.k, [&](int64_t begin, int64_t end) { run(&p, begin, end); });
     return {q, scale};
 }
 

@@ -107,6 +107,11 @@ std::vector<int64_t> with_last(const at::Tensor &x, int64_t last) {
     return sizes;
 }
 
+int digit_count(int64_t bits, const char *name) {
+    TORCH_CHECK_VALUE(bits == 8 || bits == 16 || bits == 24, name, " must be 8, 16 or 24, got ", bits);
+    return static_cast<int>(bits / 8);
+}
+
 static std::string usable_variants(bt_op op, int device, int dtype) {
     std::ostringstream list;
     for (int i = 0; i < bt_kernel_count; i++) {

@@ -42,6 +42,9 @@ at::Tensor as_rows(const at::Tensor &x, const char *name);
 // Sizes of x with the last one replaced.
 std::vector<int64_t> with_last(const at::Tensor &x, int64_t last);
 
+// How many int8 digits hold activations of 8, 16 or 24 bits.
+int digit_count(int64_t bits, const char *name);
+
 // The kernel that `name`, the forced choice or the machine asks for; raises with the list of what there is.
 const bt_kernel &find_kernel(bt_op op, int device, int dtype, const std::string &name);
 

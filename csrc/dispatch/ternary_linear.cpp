@@ -36,11 +36,11 @@ Tensor call_packed(const Tensor &x, const Tensor &w_packed, const Tensor &scale,
 }
 
 Tensor call_w2a8(const Tensor &x, const Tensor &w_packed, const Tensor &scale, const OptionalTensor &bias,
-                 const OptionalTensor &x_scale, OptionalDtype out_dtype, const std::string &variant) {
+                 const OptionalTensor &x_scale, OptionalDtype out_dtype, int64_t bits, const std::string &variant) {
     static const auto op =
         find_op<Tensor(const Tensor &, const Tensor &, const Tensor &, const OptionalTensor &, const OptionalTensor &,
-                       OptionalDtype, const std::string &)>("bittorch::ternary_linear_w2a8");
-    return op.call(x, w_packed, scale, bias, x_scale, out_dtype, variant);
+                       OptionalDtype, int64_t, const std::string &)>("bittorch::ternary_linear_w2a8");
+    return op.call(x, w_packed, scale, bias, x_scale, out_dtype, bits, variant);
 }
 
 Tensor call_unpack(const Tensor &w_packed, const Tensor &scale, const c10::SymInt &in_features, at::ScalarType dtype) {
@@ -49,9 +49,9 @@ Tensor call_unpack(const Tensor &w_packed, const Tensor &scale, const c10::SymIn
     return op.call(w_packed, scale, in_features, dtype);
 }
 
-std::tuple<Tensor, Tensor> call_act_quantize(const Tensor &x) {
-    static const auto op = find_op<std::tuple<Tensor, Tensor>(const Tensor &)>("bittorch::act_quantize");
-    return op.call(x);
+std::tuple<Tensor, Tensor> call_act_quantize(const Tensor &x, int64_t bits) {
+    static const auto op = find_op<std::tuple<Tensor, Tensor>(const Tensor &, int64_t)>("bittorch::act_quantize");
+    return op.call(x, bits);
 }
 
 struct QuantizeArgs {
@@ -125,13 +125,13 @@ OptionalDtype dtype_of(const OptionalTensor &t) {
 // ternary_linear_w2a8.
 struct FrozenLinear : torch::autograd::Function<FrozenLinear> {
     static Tensor forward(AutogradContext *ctx, const Tensor &x, const Tensor &w_packed, const Tensor &scale,
-                          const OptionalTensor &bias, bool int8, const OptionalTensor &x_scale, OptionalDtype out_dtype,
-                          const std::string &variant) {
+                          const OptionalTensor &bias, int64_t bits, const OptionalTensor &x_scale,
+                          OptionalDtype out_dtype, const std::string &variant) {
         const at::AutoDispatchBelowADInplaceOrView below;
         ctx->save_for_backward({w_packed, scale});
         ctx->saved_data["in_features"] = x.sym_size(-1);
         ctx->saved_data["bias_dtype"] = dtype_of(bias);
-        return int8 ? call_w2a8(x, w_packed, scale, bias, x_scale, out_dtype, variant)
+        return bits ? call_w2a8(x, w_packed, scale, bias, x_scale, out_dtype, bits, variant)
                     : call_packed(x, w_packed, scale, bias, variant);
     }
 
@@ -148,35 +148,57 @@ struct FrozenLinear : torch::autograd::Function<FrozenLinear> {
 Tensor packed_autograd(const Tensor &x, const Tensor &w_packed, const Tensor &scale, const OptionalTensor &bias,
                        const std::string &variant) {
     if (wants_grad({x, bias}))
-        return FrozenLinear::apply(x, w_packed, scale, bias, false, std::nullopt, std::nullopt, variant);
+        return FrozenLinear::apply(x, w_packed, scale, bias, int64_t{0}, std::nullopt, std::nullopt, variant);
     const at::AutoDispatchBelowADInplaceOrView below;
     return call_packed(x, w_packed, scale, bias, variant);
 }
 
 Tensor w2a8_autograd(const Tensor &x, const Tensor &w_packed, const Tensor &scale, const OptionalTensor &bias,
-                     const OptionalTensor &x_scale, OptionalDtype out_dtype, const std::string &variant) {
+                     const OptionalTensor &x_scale, OptionalDtype out_dtype, int64_t activation_bits,
+                     const std::string &variant) {
     if (wants_grad({x, bias}))
-        return FrozenLinear::apply(x, w_packed, scale, bias, true, x_scale, out_dtype, variant);
+        return FrozenLinear::apply(x, w_packed, scale, bias, activation_bits, x_scale, out_dtype, variant);
     const at::AutoDispatchBelowADInplaceOrView below;
-    return call_w2a8(x, w_packed, scale, bias, x_scale, out_dtype, variant);
+    return call_w2a8(x, w_packed, scale, bias, x_scale, out_dtype, activation_bits, variant);
 }
 
+// Q(x), from the codes of x or of its digits: a code has at most 24 bits, so it is exact in fp32.
+Tensor dequantize(const Tensor &q, const Tensor &scale, at::ScalarType dtype) {
+    if (scale.scalar_type() == at::kFloat)
+        return (q * scale).to(dtype);
+    const int64_t digits = q.size(-2);
+    Tensor code = q.select(-2, digits - 1).to(at::kFloat);
+    for (int64_t d = digits - 2; d >= 0; d--)
+        code = code.mul_(256).add_(q.select(-2, d));
+    return code.mul_(scale.to(at::kFloat)).to(dtype);
+}
+
+// bits: 0 for floating activations, 8, or 16 and 24 for digits. The backward pass needs Q(x): codes of 8 bits are kept,
+// a fourth of x; digits would take as much as x, which is kept instead and quantised once more.
 struct TrainedLinear : torch::autograd::Function<TrainedLinear> {
     static Tensor forward(AutogradContext *ctx, const Tensor &x, const Tensor &weight, const OptionalTensor &bias,
-                          const QuantizeArgs &args, bool int8, const std::string &variant) {
+                          const QuantizeArgs &args, int64_t bits, const std::string &variant) {
         const at::AutoDispatchBelowADInplaceOrView below;
         const auto [w_packed, scale] = call_quantize(weight, args);
-        const bool keep_x = weight.requires_grad();
+        Tensor kept = weight.requires_grad() ? x : Tensor(), kept_scale;
         ctx->saved_data["bias_dtype"] = dtype_of(bias);
         ctx->saved_data["weight_dtype"] = weight.scalar_type();
         ctx->saved_data["in_features"] = weight.sym_size(1);
-        if (!int8) {
-            ctx->save_for_backward({w_packed, scale, keep_x ? x : Tensor()});
-            return call_packed(x, w_packed, scale, bias, variant);
-        }
-        const auto [q, x_scale] = call_act_quantize(x);
-        ctx->save_for_backward({w_packed, scale, keep_x ? q : Tensor(), keep_x ? x_scale : Tensor()});
-        return call_w2a8(q, w_packed, scale, bias, x_scale, x.scalar_type(), variant);
+        ctx->saved_data["bits"] = bits;
+        if (bits == 8 && weight.requires_grad())
+            std::tie(kept, kept_scale) = call_act_quantize(x, bits);
+        ctx->save_for_backward({w_packed, scale, kept, kept_scale});
+        return bits ? call_w2a8(x, w_packed, scale, bias, std::nullopt, std::nullopt, bits, variant)
+                    : call_packed(x, w_packed, scale, bias, variant);
+    }
+
+    static Tensor quantized_input(const Tensor &kept, const Tensor &kept_scale, int64_t bits, at::ScalarType dtype) {
+        if (bits == 0)
+            return kept;
+        if (bits == 8)
+            return dequantize(kept, kept_scale, dtype);
+        const auto [q, scale] = call_act_quantize(kept, bits);
+        return dequantize(q, scale, dtype);
     }
 
     static variable_list backward(AutogradContext *ctx, const variable_list &grad_outputs) {
@@ -188,7 +210,7 @@ struct TrainedLinear : torch::autograd::Function<TrainedLinear> {
                                                ctx->needs_input_grad(0), want_bias, bias_dtype);
         Tensor grad_weight;
         if (ctx->needs_input_grad(1)) {
-            const Tensor x = saved.size() == 3 ? saved[2] : (saved[2] * saved[3]).to(g.scalar_type());
+            const Tensor x = quantized_input(saved[2], saved[3], ctx->saved_data["bits"].toInt(), g.scalar_type());
             grad_weight = at::mm(token_rows(g).t(), token_rows(x)).to(ctx->saved_data["weight_dtype"].toScalarType());
         }
         return once({grads.x, grad_weight, grads.bias, {}, {}, {}});
@@ -196,34 +218,34 @@ struct TrainedLinear : torch::autograd::Function<TrainedLinear> {
 };
 
 Tensor linear_forward(const Tensor &x, const Tensor &weight, const OptionalTensor &bias, const QuantizeArgs &args,
-                      bool int8, const std::string &variant) {
+                      int64_t bits, const std::string &variant) {
     const auto [w_packed, scale] = call_quantize(weight, args);
-    return int8 ? call_w2a8(x, w_packed, scale, bias, std::nullopt, std::nullopt, variant)
+    return bits ? call_w2a8(x, w_packed, scale, bias, std::nullopt, std::nullopt, bits, variant)
                 : call_packed(x, w_packed, scale, bias, variant);
 }
 
-bool parse_activation_bits(int64_t activation_bits) {
-    TORCH_CHECK_VALUE(activation_bits == 0 || activation_bits == 8,
-                      "activation_bits must be 8, or 0 for floating activations, got ", activation_bits);
-    return activation_bits == 8;
+void check_activation_bits(int64_t bits) {
+    TORCH_CHECK_VALUE(bits == 0 || bits == 8 || bits == 16 || bits == 24,
+                      "activation_bits must be 8, 16, 24, or 0 for floating activations, got ", bits);
 }
 
 Tensor linear_autograd(const Tensor &x, const Tensor &weight, const OptionalTensor &bias, const std::string &method,
                        const std::string &scale_rule, double threshold_factor, const std::string &granularity,
                        int64_t group_size, int64_t activation_bits, const std::string &variant) {
     const QuantizeArgs args{method, scale_rule, threshold_factor, granularity, group_size};
-    const bool int8 = parse_activation_bits(activation_bits);
+    check_activation_bits(activation_bits);
     if (wants_grad({x, weight, bias}))
-        return TrainedLinear::apply(x, weight, bias, args, int8, variant);
+        return TrainedLinear::apply(x, weight, bias, args, activation_bits, variant);
     const at::AutoDispatchBelowADInplaceOrView below;
-    return linear_forward(x, weight, bias, args, int8, variant);
+    return linear_forward(x, weight, bias, args, activation_bits, variant);
 }
 
 Tensor linear_composite(const Tensor &x, const Tensor &weight, const OptionalTensor &bias, const std::string &method,
                         const std::string &scale_rule, double threshold_factor, const std::string &granularity,
                         int64_t group_size, int64_t activation_bits, const std::string &variant) {
+    check_activation_bits(activation_bits);
     return linear_forward(x, weight, bias, {method, scale_rule, threshold_factor, granularity, group_size},
-                          parse_activation_bits(activation_bits), variant);
+                          activation_bits, variant);
 }
 
 // Autocast casts x alone: the master weight keeps its precision, codes and scales have no other, a bias is added in
@@ -244,9 +266,10 @@ template <c10::DeviceType device> struct Autocast {
     }
 
     static Tensor w2a8(const Tensor &x, const Tensor &w_packed, const Tensor &scale, const OptionalTensor &bias,
-                       const OptionalTensor &x_scale, OptionalDtype out_dtype, const std::string &variant) {
+                       const OptionalTensor &x_scale, OptionalDtype out_dtype, int64_t activation_bits,
+                       const std::string &variant) {
         const auto guard = off();
-        return call_w2a8(cast(x), w_packed, scale, bias, x_scale, out_dtype, variant);
+        return call_w2a8(cast(x), w_packed, scale, bias, x_scale, out_dtype, activation_bits, variant);
     }
 
     static Tensor linear(const Tensor &x, const Tensor &weight, const OptionalTensor &bias, const std::string &method,

@@ -6,8 +6,8 @@
 
 namespace bittorch {
 
-// Tokens that are quantised at once: bounds the scratch at 4096 rows whatever the batch.
-constexpr int64_t token_block = 4096;
+// Rows of codes that are made at once: bounds the scratch whatever the batch.
+constexpr int64_t code_rows = 4096;
 
 // The activations as the call gives them: floating, or int8 codes with one scale a token.
 struct Activations {
@@ -16,35 +16,43 @@ struct Activations {
     int type;
 };
 
-static bt_act_quantize quantize_params(const Activations &x, int64_t first, int64_t count) {
+static bt_act_quantize quantize_params(const Activations &x, int digits, int64_t first, int64_t count) {
     bt_act_quantize a{};
+    a.digits = digits;
     a.x = static_cast<const char *>(x.rows.const_data_ptr()) + first * x.rows.stride(0) * x.rows.element_size();
     a.x_type = x.type;
     a.m = count, a.k = x.rows.size(1), a.ldx = x.rows.stride(0);
     return a;
 }
 
+// Where the scales of the tokens go: float for one digit, double for more.
+static void set_scales(bt_act_quantize &a, const at::Tensor &scales) {
+    a.scale = a.digits == 1 ? scales.mutable_data_ptr<float>() : nullptr;
+    a.step = a.digits == 1 ? nullptr : scales.mutable_data_ptr<double>();
+}
+
 static void run_on_cpu(const bt_kernel &kernel, const bt_ternary_linear_w2a8 &all, const Activations &x) {
     const bt_kernel &quantizer = find_kernel(BT_OP_act_quantize, BT_CPU, x.type, "auto");
     const auto quantize = reinterpret_cast<bt_act_quantize_fn *>(quantizer.run);
     const auto run = reinterpret_cast<bt_ternary_linear_w2a8_fn *>(kernel.run);
-    const int64_t y_bytes = all.y_type == BT_F32 ? 4 : 2;
-    const int64_t rows = std::min(all.m, token_block);
+    const int64_t y_bytes = all.y_type == BT_F32 ? 4 : 2, token_block = code_rows / all.digits;
+    const int64_t tokens = std::min(all.m, token_block);
     bt_ternary_linear_w2a8 p = all;
     p.ldq = bt_div_up(p.k, BT_ACT_BLOCK) * BT_ACT_BLOCK;
-    const at::Tensor codes = at::empty({rows, p.ldq}, at::kChar);
-    const at::Tensor scales = at::empty({rows}, at::kFloat);
-    const at::Tensor sums = at::empty({rows}, at::kInt);
+    const at::Tensor codes = at::empty({p.digits * tokens, p.ldq}, at::kChar);
+    const at::Tensor scales = at::empty({tokens}, p.digits == 1 ? at::kFloat : at::kDouble);
+    const at::Tensor sums = at::empty({p.digits * tokens}, at::kInt);
     for (int64_t first = 0; first < all.m; first += token_block) {
         p.m = std::min(token_block, all.m - first);
-        bt_act_quantize a = quantize_params(x, first, p.m);
+        bt_act_quantize a = quantize_params(x, p.digits, first, p.m);
         a.order = BT_ORDER_PLANES, a.ldq = p.ldq;
-        a.q = static_cast<int8_t *>(codes.mutable_data_ptr());
-        a.scale = scales.mutable_data_ptr<float>(), a.sum = sums.mutable_data_ptr<int32_t>();
-        p.q = a.q, p.q_sum = a.sum, p.q_scale = x.scale ? x.scale + first : a.scale;
+        a.q = static_cast<int8_t *>(codes.mutable_data_ptr()), a.sum = sums.mutable_data_ptr<int32_t>();
+        set_scales(a, scales);
+        p.q = a.q, p.q_sum = a.sum, p.q_scale = x.scale ? x.scale + first : a.scale, p.q_step = a.step;
         p.y = static_cast<char *>(all.y) + first * all.ldy * y_bytes;
-        parallel_tiles(p.m, p.m * p.k, [&](int64_t begin, int64_t end) { quantize(&a, begin, end); });
-        parallel_tiles(bt_tiles(p.m, p.n), p.m * p.n * p.k / 4,
+        const int64_t columns = p.digits * p.k;
+        parallel_tiles(p.m, p.m * columns, [&](int64_t begin, int64_t end) { quantize(&a, begin, end); });
+        parallel_tiles(bt_tiles(p.m, p.n), p.m * p.n * columns / 4,
                        [&](int64_t begin, int64_t end) { run(&p, begin, end); });
     }
 }
@@ -56,22 +64,25 @@ static void run_on_gpu(const bt_kernel &kernel, bt_ternary_linear_w2a8 p, const 
         return check_status(run(&p, 0, bt_tiles(p.m, p.n)), kernel);
     }
     const bt_kernel &quantizer = find_kernel(BT_OP_act_quantize, BT_GPU, x.type, "auto");
-    const at::Tensor codes = at::empty(x.rows.sizes(), x.rows.options().dtype(at::kChar));
-    const at::Tensor scales = at::empty({p.m}, x.rows.options().dtype(at::kFloat));
-    bt_act_quantize a = quantize_params(x, 0, p.m);
+    const at::Tensor codes = at::empty({p.digits * p.m, p.k}, x.rows.options().dtype(at::kChar));
+    const at::Tensor scales = at::empty({p.m}, x.rows.options().dtype(p.digits == 1 ? at::kFloat : at::kDouble));
+    bt_act_quantize a = quantize_params(x, p.digits, 0, p.m);
     a.order = BT_ORDER_NATURAL, a.ldq = p.ldq = p.k, a.stream = p.stream;
-    a.q = static_cast<int8_t *>(codes.mutable_data_ptr()), a.scale = scales.mutable_data_ptr<float>();
+    a.q = static_cast<int8_t *>(codes.mutable_data_ptr());
+    set_scales(a, scales);
     check_status(reinterpret_cast<bt_act_quantize_fn *>(quantizer.run)(&a, 0, p.m), quantizer);
-    p.q = a.q, p.q_scale = a.scale;
+    p.q = a.q, p.q_scale = a.scale, p.q_step = a.step;
     check_status(run(&p, 0, bt_tiles(p.m, p.n)), kernel);
 }
 
 static void check_x_scale(const at::Tensor &x, const std::optional<at::Tensor> &x_scale,
-                          std::optional<at::ScalarType> out_dtype, int64_t m) {
+                          std::optional<at::ScalarType> out_dtype, int64_t m, int digits) {
     if (x.scalar_type() != at::kChar) {
         TORCH_CHECK_VALUE(!x_scale, "x_scale goes with int8 x only, and x is ", dtype_name(x));
         return;
     }
+    TORCH_CHECK_VALUE(digits == 1, "int8 x holds codes of 8 bits, but activation_bits is ", 8 * digits,
+                      "; give x before it is quantised");
     TORCH_CHECK_VALUE(x_scale && out_dtype, "int8 x needs x_scale and out_dtype; act_quantize(x) gives the codes and "
                                             "the scale");
     TORCH_CHECK_TYPE(x_scale->scalar_type() == at::kFloat, "x_scale must be float32, got ", dtype_name(*x_scale));
@@ -81,7 +92,8 @@ static void check_x_scale(const at::Tensor &x, const std::optional<at::Tensor> &
 
 at::Tensor ternary_linear_w2a8(const at::Tensor &x, const at::Tensor &w_packed, const at::Tensor &scale,
                                const std::optional<at::Tensor> &bias, const std::optional<at::Tensor> &x_scale,
-                               std::optional<at::ScalarType> out_dtype, const std::string &variant) {
+                               std::optional<at::ScalarType> out_dtype, int64_t activation_bits,
+                               const std::string &variant) {
     const int x_type = element_type(x, "x");
     const bt_kernel &kernel = find_kernel(BT_OP_ternary_linear_w2a8, device_kind(x, "x"), BT_I8, variant);
     check_same_device({{"x", &x}, {"w_packed", &w_packed}, {"scale", &scale}});
@@ -93,7 +105,8 @@ at::Tensor ternary_linear_w2a8(const at::Tensor &x, const at::Tensor &w_packed, 
     p.m = rows.size(0), p.k = rows.size(1), p.n = w_packed.dim() == 2 ? w_packed.size(0) : 0;
     check_packed(w_packed, p.k);
     check_bias(bias, p.n);
-    check_x_scale(x, x_scale, out_dtype, p.m);
+    p.digits = digit_count(activation_bits, "activation_bits");
+    check_x_scale(x, x_scale, out_dtype, p.m, p.digits);
     TORCH_CHECK_VALUE(p.k <= BT_W2A8_MAX_K, "in_features must be at most ", int64_t{BT_W2A8_MAX_K},
                       " for int32 sums of int8 activations, got ", p.k);
     const ScaleLayout layout = check_scale(scale, p.n, p.k);

@@ -1,10 +1,15 @@
-/* act_quantize: one int8 scale a token.
+/* act_quantize: int8 codes, or two or three int8 digits, with one scale a token.
  *
- *   m = max(absmax(x_row), 1e-5)     q = clamp(rint(fl(x * fl(127 / m))), -127, 127)     scale = fl(m / 127)
+ *   digits = 1, in fp32
+ *       m = max(absmax(x_row), 1e-5)    q = clamp(rint(fl(x * fl(127 / m))), -127, 127)       scale = fl(m / 127)
+ *   digits > 1, in fp64
+ *       m = absmax(x_row)               q = clamp(rint(x * (qmax / m)), -qmax, qmax)          step = m / qmax
+ *       q = d0 + 256 d1 (+ 65536 d2)    each digit in [-128, 127] and in a row of its own: row digits * i + d of q
+ *       qmax = 127 + 256 * 127 (+ 65536 * 127); m = 0 gives q = 0
  *
- * x is widened to fp32 first, rint rounds half to even, and the absmax is taken through the integer order of the bits
- * of |x|, so that a NaN or Inf wins: such a row gets q = 0 and scale = NaN. x_type BT_I8 means that x already holds
- * codes: they are only put in order and summed, and scale is not written.
+ * x is widened first, rint rounds half to even, and the absmax is taken through the integer order of the bits of the
+ * fp32 |x|, so that a NaN or Inf wins: such a row gets q = 0 and scale, or step, NaN. x_type BT_I8, with one digit,
+ * means that x already holds codes: they are only put in order and summed, and scale is not written.
  *
  * Orders of q: natural, or planes. In planes every block of 256 columns holds first its k % 4 == 0, then 1, 2, 3:
  *   byte 256 b + 64 (k % 4) + (k % 256) / 4        so that one masked load of 64, 32 or 16 packed bytes meets its
@@ -17,15 +22,16 @@ extern "C" {
 #endif
 
 enum { BT_ORDER_NATURAL, BT_ORDER_PLANES };
-enum { BT_ACT_BLOCK = 256 };
+enum { BT_ACT_BLOCK = 256, BT_MAX_DIGITS = 3 };
 
 typedef struct bt_act_quantize {
     const void *x; /* m rows of k, ldx elements apart, of type x_type */
-    int8_t *q;     /* m rows, ldq bytes apart; planes: ldq a multiple of 256 */
-    float *scale;  /* [m]; not written when x_type is BT_I8 */
-    int32_t *sum;  /* NULL, or [m]: the sum of the row's codes */
+    int8_t *q;     /* digits * m rows, ldq bytes apart; planes: ldq a multiple of 256 */
+    float *scale;  /* [m], with one digit; not written when x_type is BT_I8 */
+    double *step;  /* [m], with more digits */
+    int32_t *sum;  /* NULL, or [digits * m]: the sum of each row of q */
     int64_t m, k, ldx, ldq;
-    int x_type, order;
+    int x_type, order, digits;
     void *stream;
 } bt_act_quantize;
 
@@ -33,6 +39,16 @@ typedef bt_status bt_act_quantize_fn(const bt_act_quantize *p, int64_t row_begin
 
 BT_INLINE int64_t bt_plane_index(int64_t k) {
     return (k & ~(int64_t)255) + 64 * (k & 3) + (k & 255) / 4;
+}
+
+/* The largest code of digits > 1: every digit 127. */
+BT_INLINE int32_t bt_digits_max(int digits) {
+    return digits == 2 ? 127 * 256 + 127 : 127 * 65536 + 127 * 256 + 127;
+}
+
+/* What is left of a code when its lowest digit, which is its lowest byte as int8, is taken off. */
+BT_INLINE int32_t bt_next_digit(int32_t code) {
+    return (code + 128) >> 8;
 }
 
 #define BT_ACT_QUANTIZE(X)                                                                                             \

@@ -1,9 +1,11 @@
 /* ternary_linear_w2a8: int8 activations times packed ternary weights, exact in integers.
  *
- *   y[i][r] = cast( sum_g fl( (float)acc_g(i, r) * fl(q_scale[i] * scale[r * lds + g]) ) + bias[r] )      acc_g in
- * int32
+ *   digits = 1   y[i][r] = cast( sum_g fl( (float)acc_g(i, r) * fl(q_scale[i] * scale[r * lds + g]) ) + bias[r] )
+ *   digits > 1   y[i][r] = cast( (float)( sum_g ((double)acc_g(i, r) * q_step[i]) * (double)scale[r * lds + g] ) +
+ *                bias[r] )     acc = a0 + 256 a1 (+ 65536 a2), where a_d is the product with row digits * i + d of q
  *
- * No fused multiply-add; groups in rising order. So every variant, batch, tile and thread count gives the same bits.
+ * acc and a_d are sums of integers: in int32 where it is one digit, else at most 2^45, which fp64 holds. No fused
+ * multiply-add; groups in rising order. So every variant, batch, tile and thread count gives the same bits.
  * tensor scale: lds = 0, group = k; channel: lds = 1, group = k; group: lds = k / group, group a multiple of 4.
  * q comes from act_quantize: in planes on the CPU, in natural order on CUDA. k <= BT_W2A8_MAX_K keeps 3 * 128 * k, the
  * largest partial sum of a variant that works on codes plus two, inside int32. */
@@ -17,15 +19,16 @@ extern "C" {
 enum { BT_W2A8_MAX_K = 1 << 22 };
 
 typedef struct bt_ternary_linear_w2a8 {
-    const int8_t *q;      /* m rows, ldq bytes apart; CPU: planes, zero padded to a multiple of 256 */
-    const float *q_scale; /* [m] */
-    const int32_t *q_sum; /* [m], the sum of a row of q; CUDA: NULL */
+    const int8_t *q;      /* digits * m rows, ldq bytes apart; CPU: planes, zero padded to a multiple of 256 */
+    const float *q_scale; /* [m], with one digit */
+    const double *q_step; /* [m], with more digits */
+    const int32_t *q_sum; /* [digits * m], the sum of a row of q; CUDA: NULL */
     const uint8_t *w;     /* n rows of ceil(k/4), ldw bytes apart */
     const float *scale;   /* as above */
     const void *bias;     /* NULL, or [n] of type bias_type */
     void *y;              /* m rows of n, ldy elements apart, of type y_type */
     int64_t m, n, k, ldq, ldw, ldy, lds, group;
-    int y_type, bias_type;
+    int y_type, bias_type, digits;
     void *stream;
 } bt_ternary_linear_w2a8;
 

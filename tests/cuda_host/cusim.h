@@ -49,6 +49,15 @@ void barrier(const char *file, int line);
 #define __syncthreads() cusim::barrier(__FILE__, __LINE__)
 
 /* Single roundings; the emulator is compiled with -ffp-contract=off. */
+static inline double __dmul_rn(double a, double b) {
+    return a * b;
+}
+static inline double __dadd_rn(double a, double b) {
+    return a + b;
+}
+static inline double __ddiv_rn(double a, double b) {
+    return a / b;
+}
 static inline float __fmul_rn(float a, float b) {
     return a * b;
 }

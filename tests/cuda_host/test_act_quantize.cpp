@@ -4,29 +4,38 @@
 
 static const Kernel<bt_act_quantize_fn> KERNELS[] = {BT_ACT_QUANTIZE(GPU_KERNEL)};
 
-static void compare(const Buffer &x, int order_of_q, int64_t ldq, bool with_sum, const char *what) {
+static void compare_digits(const Buffer &x, int order_of_q, int64_t ldq, int digits, bool with_sum, const char *what) {
     const int64_t m = x.rows, k = x.columns;
     const int64_t width = order_of_q == BT_ORDER_PLANES ? bt_div_up(k, BT_ACT_BLOCK) * BT_ACT_BLOCK : k;
-    const Buffer q(BT_I8, m, width, ldq), scale(BT_F32, 1, m, m), sum(BT_F32, 1, m, m);
+    const int64_t rows = digits * m;
+    /* Two floats hold the bits of a step. */
+    const Buffer q(BT_I8, rows, width, ldq), scale(BT_F32, 1, 2 * m, 2 * m), sum(BT_F32, 1, rows, rows);
     bt_act_quantize p = {};
     p.x = x.data();
     p.q = q.data<int8_t>();
     p.scale = scale.data<float>();
+    p.step = scale.data<double>();
     p.sum = with_sum ? sum.data<int32_t>() : nullptr;
     p.m = m, p.k = k, p.ldx = x.stride, p.ldq = ldq;
-    p.x_type = x.type, p.order = order_of_q;
+    p.x_type = x.type, p.order = order_of_q, p.digits = digits;
     bt_act_quantize_scalar(&p, 0, m);
     for (const auto &kernel : KERNELS)
         for_orders([&](const char *order) {
-            const Buffer q2(BT_I8, m, width, ldq), scale2(BT_F32, 1, m, m), sum2(BT_F32, 1, m, m);
+            const Buffer q2(BT_I8, rows, width, ldq), scale2(BT_F32, 1, 2 * m, 2 * m), sum2(BT_F32, 1, rows, rows);
             p.q = q2.data<int8_t>();
             p.scale = scale2.data<float>();
+            p.step = scale2.data<double>();
             p.sum = with_sum ? sum2.data<int32_t>() : nullptr;
             const bt_status status = kernel.run(&p, 0, 0);
             check(status == BT_OK && q2.equals(q) && scale2.equals(scale) && sum2.equals(sum),
-                  "act_quantize %s m=%ld k=%ld %s order %d %s %s", kernel.variant, (long)m, (long)k, type_name(x.type),
-                  order_of_q, what, order);
+                  "act_quantize %s m=%ld k=%ld %s order %d digits %d %s %s", kernel.variant, (long)m, (long)k,
+                  type_name(x.type), order_of_q, digits, what, order);
         });
+}
+
+static void compare(const Buffer &x, int order_of_q, int64_t ldq, bool with_sum, const char *what) {
+    for (int digits = 1; digits <= (x.type == BT_I8 ? 1 : BT_MAX_DIGITS); digits++)
+        compare_digits(x, order_of_q, ldq, digits, with_sum, what);
 }
 
 static void shape(Random &random, int64_t m, int64_t k, int type) {

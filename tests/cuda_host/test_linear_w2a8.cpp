@@ -3,6 +3,8 @@
 #include "../../csrc/kernels/ternary_linear_w2a8.h"
 #include "test.h"
 
+#include <vector>
+
 static const Kernel<bt_ternary_linear_w2a8_fn> KERNELS[] = {BT_TERNARY_LINEAR_W2A8(GPU_KERNEL)};
 
 /* The codes of q in planes and their sums, as the scalar kernel wants them. */
@@ -14,13 +16,13 @@ static Buffer in_planes(const Buffer &q, const Buffer &sum) {
     p.q = planes.data<int8_t>();
     p.sum = sum.data<int32_t>();
     p.m = q.rows, p.k = q.columns, p.ldx = q.stride, p.ldq = ldq;
-    p.x_type = BT_I8, p.order = BT_ORDER_PLANES;
+    p.x_type = BT_I8, p.order = BT_ORDER_PLANES, p.digits = 1;
     bt_act_quantize_scalar(&p, 0, q.rows);
     return planes;
 }
 
 static void compare(bt_ternary_linear_w2a8 p, const Buffer &q, const Grouping &grouping, const char *what) {
-    const Buffer expected(p.y_type, p.m, p.n, p.ldy), sum(BT_F32, 1, p.m, p.m), planes = in_planes(q, sum);
+    const Buffer expected(p.y_type, p.m, p.n, p.ldy), sum(BT_F32, 1, q.rows, q.rows), planes = in_planes(q, sum);
     p.q = planes.data<int8_t>();
     p.ldq = planes.stride;
     p.q_sum = sum.data<int32_t>();
@@ -41,15 +43,20 @@ static void compare(bt_ternary_linear_w2a8 p, const Buffer &q, const Grouping &g
         });
 }
 
-static void shape(Random &random, int64_t m, int64_t n, int64_t k, const Grouping &grouping, int y_type,
-                  int bias_type) {
-    const Buffer q = random_int8(random, m, k, k + random.below(4));
+static void shape(Random &random, int64_t m, int64_t n, int64_t k, const Grouping &grouping, int y_type, int bias_type,
+                  int digits = 1) {
+    const Buffer q = random_int8(random, digits * m, k, k + random.below(4));
     const Buffer w = random_packed(random, n, k, bt_div_up(k, 4) + random.below(3));
     const Buffer q_scale = random_floats(random, BT_F32, 1, m, m);
     const Buffer scale = random_floats(random, BT_F32, 1, grouping.scales, grouping.scales);
     const Buffer bias = random_floats(random, bias_type < 0 ? (int)BT_F32 : bias_type, 1, n, n);
+    std::vector<double> q_step((size_t)m);
+    for (int64_t i = 0; i < m; i++)
+        q_step[(size_t)i] = (double)q_scale.data<float>()[i] / 8355711.0;
     bt_ternary_linear_w2a8 p = {};
-    p.q_scale = q_scale.data<float>();
+    p.digits = digits;
+    p.q_scale = digits == 1 ? q_scale.data<float>() : nullptr;
+    p.q_step = digits == 1 ? nullptr : q_step.data();
     p.w = w.data<uint8_t>();
     p.scale = scale.data<float>();
     p.bias = bias_type < 0 ? nullptr : bias.data();
@@ -61,7 +68,8 @@ static void shape(Random &random, int64_t m, int64_t n, int64_t k, const Groupin
 
 static void shapes(Random &random, int64_t m, int64_t n, int64_t k) {
     for (const auto &grouping : groupings(n, k))
-        shape(random, m, n, k, grouping, (int)random.below(3), (int)random.below(4) - 1);
+        for (int digits = 1; digits <= BT_MAX_DIGITS; digits++)
+            shape(random, m, n, k, grouping, (int)random.below(3), (int)random.below(4) - 1, digits);
 }
 
 /* One output of one code, whose fused epilogue differs from the rounded one: 37 * fl(0.1 * 0.3) + 0.7. */
@@ -75,6 +83,7 @@ static void fused(void) {
     check(fmaf(37.0f, product, bias) != rounded, "ternary_linear_w2a8: the vector tells fused from rounded");
     float y = 0.0f;
     bt_ternary_linear_w2a8 p = {};
+    p.digits = 1;
     p.q_scale = &q_scale;
     p.w = &plus_one;
     p.scale = &scale;
@@ -104,6 +113,7 @@ static void extremes(Random &random) {
         for (int64_t i = 0; i < 3 * 1030; i++)
             q.data<int8_t>()[i / 1030 * 1031 + i % 1030] = value;
         bt_ternary_linear_w2a8 p = {};
+        p.digits = 1;
         p.q_scale = q_scale;
         p.w = w.data<uint8_t>();
         p.scale = scale;

@@ -17,6 +17,8 @@ CONFIGS = (
     TernaryQuantConfig(per_channel=False, method="absmean"),
     TernaryQuantConfig(granularity="group", group_size=16, method="optimal"),
     TernaryQuantConfig(activation_bits=8),
+    TernaryQuantConfig(activation_bits=16),
+    TernaryQuantConfig(granularity="group", group_size=16, activation_bits=24),
     TernaryQuantConfig(granularity="group", group_size=16, activation_bits=8, method="twn"),
 )
 

@@ -164,3 +164,16 @@ def test_linear_w2a8_equals_the_cpu(variant: str, dtype: torch.dtype) -> None:
             q, w_packed.to(DEVICE), scale.to(DEVICE), bias_gpu, x_scale=x_scale, out_dtype=dtype, variant=variant
         )
         assert torch.equal(y_codes, y_gpu)
+
+
+@pytest.mark.parametrize("variant", variants("ternary_linear_w2a8"))
+@pytest.mark.parametrize("bits", [16, 24])
+def test_digits_equal_the_cpu(variant: str, bits: int) -> None:
+    for m, n, k, granularity in problems():
+        w_packed, scale, x = ops.ternary_pack(random_codes(n, k)), scales(granularity, n, k), torch.randn(m, k)
+        for on_gpu, on_cpu in zip(ops.act_quantize(x.to(DEVICE), bits), ops.act_quantize(x, bits), strict=True):
+            assert torch.equal(on_gpu.cpu(), on_cpu), (m, k)
+        operands = x, w_packed, scale
+        y = ops.ternary_linear_w2a8(*operands, activation_bits=bits)
+        y_gpu = ops.ternary_linear_w2a8(*(t.to(DEVICE) for t in operands), activation_bits=bits, variant=variant)
+        assert torch.equal(y_gpu.cpu(), y), (m, n, k, granularity)

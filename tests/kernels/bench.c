@@ -55,7 +55,8 @@ static void run_packed(const bt_kernel *kernel, const void *problem, int64_t gro
 
 static void run_w2a8(const bt_kernel *kernel, const void *problem, int64_t group) {
     const problem_t *a = problem;
-    const bt_act_quantize quantize = {.x = a->x,
+    const bt_act_quantize quantize = {.digits = 1,
+                                      .x = a->x,
                                       .q = a->q,
                                       .scale = a->q_scale,
                                       .sum = a->q_sum,
@@ -64,7 +65,8 @@ static void run_w2a8(const bt_kernel *kernel, const void *problem, int64_t group
                                       .ldx = a->k,
                                       .ldq = a->k,
                                       .order = BT_ORDER_PLANES};
-    const bt_ternary_linear_w2a8 p = {.q = a->q,
+    const bt_ternary_linear_w2a8 p = {.digits = 1,
+                                      .q = a->q,
                                       .q_scale = a->q_scale,
                                       .q_sum = a->q_sum,
                                       .w = a->w,

@@ -60,18 +60,60 @@ static void check_row(const bt_act_quantize *p, int64_t row) {
     check(p->x_type == BT_I8 || same_values(&scale, &p->scale[row], BT_F32, 1), "scale");
 }
 
+/* The digits of a row are those of the code, each in its range; the code is that of the header's formula. */
+static void check_digits(const bt_act_quantize *p, int64_t row) {
+    const int planes = p->order == BT_ORDER_PLANES;
+    const double limit = p->digits == 2 ? 32639.0 : 8355711.0;
+    double most = 0.0;
+    int64_t sum[3] = {0}, padding = 0;
+    int finite = 1, codes_agree = 1;
+    for (int64_t c = 0; c < p->k; c++) {
+        const double x = value_at(p->x, p->x_type, row * p->ldx + c);
+        finite = finite && isfinite(x);
+        most = fmax(most, fabs(x));
+    }
+    for (int64_t c = 0; c < p->k; c++) {
+        const double x = value_at(p->x, p->x_type, row * p->ldx + c);
+        const double rounded = finite && most > 0.0 ? nearbyint(x * (limit / most)) : 0.0;
+        int64_t code = 0;
+        for (int d = p->digits - 1; d >= 0; d--) {
+            const int8_t digit = p->q[(p->digits * row + d) * p->ldq + (planes ? planes_position(c) : c)];
+            code = 256 * code + digit;
+            sum[d] += digit;
+        }
+        codes_agree = codes_agree && (double)code == fmin(fmax(rounded, -limit), limit);
+    }
+    for (int d = 0; d < p->digits; d++) {
+        for (int64_t c = p->k; planes && c % 256 != 0; c++)
+            padding |= p->q[(p->digits * row + d) * p->ldq + planes_position(c)];
+        check(p->sum == NULL || p->sum[p->digits * row + d] == sum[d], "sum of a digit");
+    }
+    check(codes_agree, "codes of digits");
+    check(padding == 0, "padding");
+    const double step = p->step[row];
+    check(finite ? step == most / limit : isnan(step), "step");
+}
+
 static bt_act_quantize with_outputs(bt_act_quantize p, int64_t width, int with_sum) {
-    p.q = buffer(matrix_bytes(p.m, width, p.ldq, BT_I8));
-    p.scale = buffer((size_t)p.m * sizeof *p.scale);
-    p.sum = with_sum ? buffer((size_t)p.m * sizeof *p.sum) : NULL;
+    p.q = buffer(matrix_bytes(p.digits * p.m, width, p.ldq, BT_I8));
+    p.scale = p.digits == 1 ? buffer((size_t)p.m * sizeof *p.scale) : NULL;
+    p.step = p.digits > 1 ? buffer((size_t)p.m * sizeof *p.step) : NULL;
+    p.sum = with_sum ? buffer((size_t)(p.digits * p.m) * sizeof *p.sum) : NULL;
     return p;
 }
 
-static void check_quantize(int64_t m, int64_t k, int64_t gap, int type, int order, int first_kind) {
+static int same_steps(const double *a, const double *b, int64_t count) {
+    int same = 1;
+    for (int64_t i = 0; i < count; i++)
+        same = same && (a[i] == b[i] || (isnan(a[i]) && isnan(b[i])));
+    return same;
+}
+
+static void check_quantize(int64_t m, int64_t k, int64_t gap, int type, int order, int digits, int first_kind) {
     const int64_t width = order == BT_ORDER_PLANES ? (k + 255) / 256 * 256 : k;
-    set_context("act_quantize m=%ld k=%ld gap=%ld %s order=%d kind=%d", (long)m, (long)k, (long)gap, type_name(type),
-                order, first_kind);
-    bt_act_quantize p = {.m = m, .k = k, .ldx = k + gap, .x_type = type, .order = order};
+    set_context("act_quantize m=%ld k=%ld gap=%ld %s order=%d digits=%d kind=%d", (long)m, (long)k, (long)gap,
+                type_name(type), order, digits, first_kind);
+    bt_act_quantize p = {.m = m, .k = k, .ldx = k + gap, .x_type = type, .order = order, .digits = digits};
     p.ldq = order == BT_ORDER_PLANES ? width + 256 * gap : width + gap;
     void *x = buffer(matrix_bytes(m, k, p.ldx, type));
     for (int64_t r = 0; r < m; r++)
@@ -84,20 +126,22 @@ static void check_quantize(int64_t m, int64_t k, int64_t gap, int type, int orde
     const bt_act_quantize expected = with_outputs(p, width, 1);
     bt_act_quantize_scalar(&expected, 0, m);
     for (int64_t r = 0; r < m; r++)
-        check_row(&expected, r);
-    check(gaps_untouched(expected.q, m, width, p.ldq, BT_I8), "bytes between rows");
+        digits == 1 ? check_row(&expected, r) : check_digits(&expected, r);
+    check(gaps_untouched(expected.q, digits * m, width, p.ldq, BT_I8), "bytes between rows");
     for (const bt_kernel *kernel = bt_kernels; kernel < bt_kernels + bt_kernel_count; kernel++) {
         if (!to_be_compared(kernel, BT_OP_act_quantize) || !(kernel->dtypes & BT_SET(type)))
             continue;
-        set_context("act_quantize_%s m=%ld k=%ld gap=%ld %s order=%d kind=%d", kernel->variant, (long)m, (long)k,
-                    (long)gap, type_name(type), order, first_kind);
+        set_context("act_quantize_%s m=%ld k=%ld gap=%ld %s order=%d digits=%d kind=%d", kernel->variant, (long)m,
+                    (long)k, (long)gap, type_name(type), order, digits, first_kind);
         const bt_act_quantize got = with_outputs(p, width, gap == 0);
         bt_act_quantize_fn *run = (bt_act_quantize_fn *)kernel->run;
         run(&got, m / 2, m);
         run(&got, 0, m / 2);
-        check(memcmp(got.q, expected.q, matrix_bytes(m, width, p.ldq, BT_I8)) == 0, "codes as scalar");
-        check(same_values(got.scale, expected.scale, BT_F32, m), "scale as scalar");
-        check(got.sum == NULL || memcmp(got.sum, expected.sum, (size_t)m * sizeof *got.sum) == 0, "sum as scalar");
+        check(memcmp(got.q, expected.q, matrix_bytes(digits * m, width, p.ldq, BT_I8)) == 0, "codes as scalar");
+        check(digits == 1 ? same_values(got.scale, expected.scale, BT_F32, m) : same_steps(got.step, expected.step, m),
+              "scale as scalar");
+        check(got.sum == NULL || memcmp(got.sum, expected.sum, (size_t)(digits * m) * sizeof *got.sum) == 0,
+              "sum as scalar");
     }
     release();
 }
@@ -108,5 +152,7 @@ void test_act_quantize(void) {
             for (int gap = 0; gap < 2; gap++)
                 for (int type = BT_F32; type <= BT_I8; type++)
                     for (int order = BT_ORDER_NATURAL; order <= BT_ORDER_PLANES; order++)
-                        check_quantize(some_m[j], some_k[i], gap, type, order, (i + j + 4 * gap) % ROW_KINDS);
+                        for (int digits = 1; digits <= (type == BT_I8 ? 1 : 3); digits++)
+                            check_quantize(some_m[j], some_k[i], gap, type, order, digits,
+                                           (i + j + 4 * gap + digits) % ROW_KINDS);
 }

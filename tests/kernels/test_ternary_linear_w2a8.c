@@ -10,13 +10,13 @@ enum { RANDOM_WEIGHTS, ALL_PLUS, ALL_MINUS, WEIGHT_FILLS };
 
 typedef struct case_t {
     int64_t m, n, k, group; /* group 0: one scale for all */
-    int y_type, bias_type, with_bias, gap, fill, weights;
+    int y_type, bias_type, with_bias, gap, fill, weights, digits;
 } case_t;
 
 static void describe(const case_t *t, const char *variant) {
-    set_context("ternary_linear_w2a8_%s m=%ld n=%ld k=%ld group=%ld y=%s bias=%s gap=%d fill=%d weights=%d", variant,
-                (long)t->m, (long)t->n, (long)t->k, (long)t->group, type_name(t->y_type),
-                t->with_bias ? type_name(t->bias_type) : "none", t->gap, t->fill, t->weights);
+    set_context("ternary_linear_w2a8_%s m=%ld n=%ld k=%ld group=%ld y=%s bias=%s gap=%d fill=%d weights=%d digits=%d",
+                variant, (long)t->m, (long)t->n, (long)t->k, (long)t->group, type_name(t->y_type),
+                t->with_bias ? type_name(t->bias_type) : "none", t->gap, t->fill, t->weights, t->digits);
 }
 
 static int8_t activation(int fill, int64_t c) {
@@ -34,7 +34,7 @@ static int8_t activation(int fill, int64_t c) {
 
 /* Codes in natural order, and in planes where the kernels read them. */
 static void fill_codes(const case_t *t, int8_t *codes, int8_t *q, int64_t ldq, int32_t *sum) {
-    for (int64_t i = 0; i < t->m; i++) {
+    for (int64_t i = 0; i < t->digits * t->m; i++) {
         memset(q + i * ldq, 0, (size_t)((t->k + 255) / 256 * 256));
         sum[i] = 0;
         for (int64_t c = 0; c < t->k; c++) {
@@ -56,19 +56,41 @@ static void fill_weights(const case_t *t, uint8_t *w, int64_t ldw, int8_t *trits
         }
 }
 
+static int64_t dot(const bt_ternary_linear_w2a8 *p, const int8_t *code, const int8_t *trit, int64_t begin) {
+    int64_t sum = 0;
+    for (int64_t c = begin; c < begin + p->group; c++)
+        sum += (int64_t)trit[c] * code[c];
+    return sum;
+}
+
+/* Exact sums, then the epilogue of the header; codes holds a row for each digit. */
+static float expected_sum(const bt_ternary_linear_w2a8 *p, const int8_t *code, const int8_t *trit, int64_t i,
+                          int64_t r) {
+    float sum = 0.0f;
+    double wide_sum = 0.0;
+    for (int64_t begin = 0; begin < p->k; begin += p->group) {
+        const float scale = p->scale[r * p->lds + begin / p->group];
+        if (p->digits == 1) {
+            const float factor = p->q_scale[i] * scale;
+            const float product = (float)dot(p, code, trit, begin) * factor;
+            sum += product;
+            continue;
+        }
+        int64_t joined = 0;
+        for (int d = p->digits - 1; d >= 0; d--)
+            joined = 256 * joined + dot(p, code + d * p->k, trit, begin);
+        const double scaled = (double)joined * p->q_step[i];
+        const double product = scaled * (double)scale;
+        wide_sum += product;
+    }
+    return p->digits == 1 ? sum : (float)wide_sum;
+}
+
 static void check_scalar(const bt_ternary_linear_w2a8 *p, const int8_t *codes, const int8_t *trits) {
     int agrees = 1;
     for (int64_t i = 0; i < p->m; i++)
         for (int64_t r = 0; r < p->n; r++) {
-            float sum = 0.0f, cast;
-            for (int64_t begin = 0; begin < p->k; begin += p->group) {
-                int64_t dot = 0;
-                for (int64_t c = begin; c < begin + p->group; c++)
-                    dot += (int64_t)trits[r * p->k + c] * codes[i * p->k + c];
-                const float factor = p->q_scale[i] * p->scale[r * p->lds + begin / p->group];
-                const float product = (float)dot * factor;
-                sum += product;
-            }
+            float cast, sum = expected_sum(p, codes + p->digits * i * p->k, trits + r * p->k, i, r);
             if (p->bias)
                 sum += (float)value_at(p->bias, p->bias_type, r);
             store_value(&cast, p->y_type, 0, sum);
@@ -105,21 +127,26 @@ static void check_case(const case_t *t) {
                                 .lds = t->group ? groups : 0,
                                 .group = t->group ? t->group : t->k,
                                 .y_type = t->y_type,
-                                .bias_type = t->bias_type};
+                                .bias_type = t->bias_type,
+                                .digits = t->digits};
     const int64_t scales = t->group ? t->n * groups : 1;
-    int8_t *trits = malloc((size_t)(t->n * t->k) + 1), *codes = malloc((size_t)(t->m * t->k) + 1);
+    int8_t *trits = malloc((size_t)(t->n * t->k) + 1), *codes = malloc((size_t)(t->digits * t->m * t->k) + 1);
     uint8_t *w = random_weights(t->n, t->k, p.ldw, trits);
-    int8_t *q = buffer(matrix_bytes(t->m, padded, p.ldq, BT_I8));
-    int32_t *sum = buffer((size_t)t->m * sizeof *sum);
+    int8_t *q = buffer(matrix_bytes(t->digits * t->m, padded, p.ldq, BT_I8));
+    int32_t *sum = buffer((size_t)(t->digits * t->m) * sizeof *sum);
+    double *q_step = buffer((size_t)t->m * sizeof *q_step);
     float *q_scale = buffer((size_t)t->m * sizeof *q_scale), *scale = buffer((size_t)scales * sizeof *scale);
     void *bias = buffer((size_t)t->n * type_size(t->bias_type));
     if (t->weights != RANDOM_WEIGHTS)
         fill_weights(t, w, p.ldw, trits);
     fill_codes(t, codes, q, p.ldq, sum);
     fill_normal(q_scale, BT_F32, t->m);
+    for (int64_t i = 0; i < t->m; i++)
+        q_step[i] = (double)q_scale[i] / 8355711.0;
     fill_normal(scale, BT_F32, scales);
     fill_normal(bias, t->bias_type, t->n);
-    p.w = w, p.q = q, p.q_sum = sum, p.q_scale = q_scale, p.scale = scale, p.bias = t->with_bias ? bias : NULL;
+    p.w = w, p.q = q, p.q_sum = sum, p.q_scale = t->digits == 1 ? q_scale : NULL,
+    p.q_step = t->digits == 1 ? NULL : q_step, p.scale = scale, p.bias = t->with_bias ? bias : NULL;
     p.y = buffer(matrix_bytes(t->m, t->n, p.ldy, t->y_type));
     bt_ternary_linear_w2a8_scalar(&p, 0, bt_tiles(t->m, t->n));
     check_scalar(&p, codes, trits);
@@ -132,17 +159,18 @@ static void check_case(const case_t *t) {
 static void check_group(int64_t m, int64_t n, int64_t k, int64_t group, int fill, int weights) {
     static int turn;
     const int i = turn++;
-    const case_t t = {.m = m,
-                      .n = n,
-                      .k = k,
-                      .group = group,
-                      .y_type = i % 3,
-                      .bias_type = i / 3 % 3,
-                      .with_bias = i % 4 > 0,
-                      .gap = i % 2 * 3,
-                      .fill = fill,
-                      .weights = weights};
-    check_case(&t);
+    case_t t = {.m = m,
+                .n = n,
+                .k = k,
+                .group = group,
+                .y_type = i % 3,
+                .bias_type = i / 3 % 3,
+                .with_bias = i % 4 > 0,
+                .gap = i % 2 * 3,
+                .fill = fill,
+                .weights = weights};
+    for (t.digits = 1; t.digits <= 3; t.digits++)
+        check_case(&t);
 }
 
 void test_ternary_linear_w2a8(void) {

@@ -24,6 +24,8 @@ CONFIGS = {
     "absmean": TernaryQuantConfig(method="absmean"),
     "optimal": TernaryQuantConfig(method="optimal"),
     "a8": TernaryQuantConfig(activation_bits=8),
+    "a16": TernaryQuantConfig(activation_bits=16),
+    "a24": TernaryQuantConfig(activation_bits=24),
     "group a8": TernaryQuantConfig(granularity="group", group_size=8, activation_bits=8),
 }
 
@@ -174,7 +176,7 @@ def test_activation_bits_beside_config() -> None:
     assert TernaryLinear(8, 4, config=CONFIGS["default"], activation_bits=8).config.activation_bits == 8
     assert TernaryLinear(8, 4, config=CONFIGS["a8"], activation_bits=8).config == CONFIGS["a8"]
     assert TernaryLinear(8, 4, activation_bits=8).config.activation_bits == 8
-    with pytest.raises(ValueError, match="activation_bits must be one of None, 8, got 4"):
+    with pytest.raises(ValueError, match="activation_bits must be one of None, 8, 16, 24, got 4"):
         TernaryLinear(8, 4, activation_bits=4)
 
 

@@ -1,6 +1,7 @@
 import copy
 import io
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -48,13 +49,17 @@ def test_groups_of_a_single_output_fit_its_scale(groups: int) -> None:
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("activation_bits", [None, 8])
+@pytest.mark.parametrize("activation_bits", [None, 8, 16, 24])
 @pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
 def test_forward_is_the_op(granularity: str, activation_bits: int | None, dtype: torch.dtype) -> None:
     layer = _packed(granularity)
     layer.activation_bits = activation_bits
     x = helpers.randn(2, 3, 32, dtype=dtype)
-    op = ops.ternary_linear_w2a8 if activation_bits else ops.ternary_linear_packed
+    op = (
+        partial(ops.ternary_linear_w2a8, activation_bits=activation_bits)
+        if activation_bits
+        else ops.ternary_linear_packed
+    )
     y = layer(x)
     assert y.dtype == dtype
     assert torch.equal(y, op(x, layer.weight_packed, layer.scale, layer.bias))
@@ -203,9 +208,9 @@ def test_groups_that_do_not_cut_the_row_raise(groups: int) -> None:
         TernaryLinearInference(32, 5, groups=groups)
 
 
-@pytest.mark.parametrize("bits", [0, 4, 16])
+@pytest.mark.parametrize("bits", [0, 4, 32])
 def test_other_activation_bits_raise(bits: int) -> None:
-    with pytest.raises(ValueError, match=f"activation_bits must be None or 8, got {bits}"):
+    with pytest.raises(ValueError, match=f"activation_bits must be one of None, 8, 16, 24, got {bits}"):
         TernaryLinearInference(32, 5, activation_bits=bits)
 
 
@@ -222,7 +227,7 @@ def test_gradient_reaches_the_input_for_adapters() -> None:
     helpers.assert_near(x.grad, weight.double().sum(0).expand(3, 32))
 
 
-@pytest.mark.parametrize("activation_bits", [None, 8])
+@pytest.mark.parametrize("activation_bits", [None, 8, 16, 24])
 def test_traced_layer_equals_eager(activation_bits: int | None) -> None:
     torch._dynamo.reset()
     layer, x = _packed("group", activation_bits=activation_bits), helpers.randn(3, 32)

@@ -18,9 +18,28 @@ def _expected(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(q.astype(np.int8)), torch.from_numpy(m / np.float32(127))
 
 
+def _expected_digits(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """The contract in NumPy float64 and Python's integers; rows are finite."""
+    wide, qmax = x.double().numpy(), sum(127 * 256**d for d in range(bits // 8))
+    m = np.abs(wide).max(axis=-1, keepdims=True, initial=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        q = np.clip(np.rint(wide * (qmax / m)), -qmax, qmax)
+    code = np.where(m > 0, q, 0).astype(np.int64)
+    digits = []
+    for _ in range(bits // 8):
+        digits.append((code + 128) % 256 - 128)
+        code = (code - digits[-1]) // 256
+    assert not code.any()
+    return torch.from_numpy(np.stack(digits, -2).astype(np.int8)), torch.from_numpy(m / qmax)
+
+
 def _assert_quantized(x: Tensor) -> None:
-    for actual, expected in zip(ops.act_quantize(x), _expected(x), strict=True):
-        helpers.assert_same_bits(actual, expected)
+    for bits, expected in ((8, _expected(x)), (16, _expected_digits(x, 16)), (24, _expected_digits(x, 24))):
+        for actual, of_reference, value in zip(
+            ops.act_quantize(x, bits), reference.act_quantize(x, bits), expected, strict=True
+        ):
+            helpers.assert_same_bits(actual, value)
+            helpers.assert_same_bits(of_reference, value)
 
 
 @pytest.mark.parametrize("k", [*helpers.EDGE_SIZES, 15, 16, 17, 1000])
@@ -108,11 +127,18 @@ def test_act_quantize_refuses_int8() -> None:
         ops.act_quantize(torch.zeros(2, 3, dtype=torch.int8))
 
 
+@pytest.mark.parametrize("bits", [0, 4, 12, 32])
+def test_act_quantize_refuses_other_bits(bits: int) -> None:
+    with pytest.raises(ValueError, match=f"bits must be 8, 16 or 24, got {bits}"):
+        ops.act_quantize(torch.ones(2, 3), bits)
+
+
 def test_act_quantize_refuses_scalar() -> None:
     with pytest.raises(ValueError, match="at least one dimension"):
         ops.act_quantize(torch.tensor(1.0))
 
 
 @pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
-def test_act_quantize_passes_opcheck(dtype: torch.dtype) -> None:
-    torch.library.opcheck(torch.ops.bittorch.act_quantize.default, (helpers.randn(2, 3, 9, dtype=dtype),))
+@pytest.mark.parametrize("bits", [8, 16, 24])
+def test_act_quantize_passes_opcheck(dtype: torch.dtype, bits: int) -> None:
+    torch.library.opcheck(torch.ops.bittorch.act_quantize.default, (helpers.randn(2, 3, 9, dtype=dtype), bits))

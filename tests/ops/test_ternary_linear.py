@@ -41,12 +41,18 @@ class _Problem:
     def run(self, activation_bits: int = 0, op: object = ops.ternary_linear) -> Tensor:
         return op(self.x, self.weight, self.bias, *self.args, activation_bits)
 
+    def product(self, x: Tensor, activation_bits: int) -> Tensor:
+        """What the op is made of, with the codes of the weight."""
+        operands = x, self.packed, self.scale, self.bias
+        if activation_bits == 0:
+            return ops.ternary_linear_packed(*operands)
+        return ops.ternary_linear_w2a8(*operands, activation_bits=activation_bits)
+
     def quantized_x(self, activation_bits: int) -> Tensor:
         x = self.x.detach()
         if activation_bits == 0:
             return x.double()
-        q, scale = ops.act_quantize(x)
-        return q.double() * scale.double()
+        return helpers.act_codes(x, activation_bits) * ops.act_quantize(x, activation_bits)[1].double()
 
     def exact_gradients(self, g: Tensor, activation_bits: int) -> dict[str, Tensor]:
         g = g.double()
@@ -59,17 +65,16 @@ class _Problem:
 
 @pytest.mark.parametrize("granularity", GRANULARITIES, ids=str)
 @pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
-@pytest.mark.parametrize("activation_bits", [0, 8])
+@pytest.mark.parametrize("activation_bits", [0, 8, 16, 24])
 @pytest.mark.parametrize("grad", [False, True], ids=["no grad", "grad"])
 def test_linear_equals_quantize_then_product(
     granularity: Granularity, dtype: torch.dtype, activation_bits: int, grad: bool
 ) -> None:
     problem = _Problem(granularity=granularity, dtype=dtype)
-    product = ops.ternary_linear_w2a8 if activation_bits else ops.ternary_linear_packed
     with torch.set_grad_enabled(grad):
         y = problem.run(activation_bits)
     assert y.requires_grad == grad
-    assert torch.equal(y, product(problem.x, problem.packed, problem.scale, problem.bias))
+    assert torch.equal(y, problem.product(problem.x, activation_bits))
 
 
 @pytest.mark.parametrize("method", ["max", "twn", "absmean", "absmedian", "optimal"])
@@ -84,7 +89,7 @@ def test_linear_of_every_method_is_near_float64(method: str) -> None:
 
 @pytest.mark.parametrize("granularity", GRANULARITIES, ids=str)
 @pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
-@pytest.mark.parametrize("activation_bits", [0, 8])
+@pytest.mark.parametrize("activation_bits", [0, 8, 16, 24])
 @pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
 def test_linear_gradients_are_straight_through(
     granularity: Granularity, dtype: torch.dtype, activation_bits: int, bias: bool
@@ -112,7 +117,7 @@ def test_linear_gradients_of_batch_shapes(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(("m", "n", "k"), [(0, 4, 5), (3, 0, 5), (3, 4, 0)], ids=str)
-@pytest.mark.parametrize("activation_bits", [0, 8])
+@pytest.mark.parametrize("activation_bits", [0, 8, 16, 24])
 def test_linear_gradients_of_empty_sizes_are_zero_or_empty(m: int, n: int, k: int, activation_bits: int) -> None:
     problem = _Problem(m, n, k)
     problem.run(activation_bits).sum().backward()
@@ -122,7 +127,7 @@ def test_linear_gradients_of_empty_sizes_are_zero_or_empty(m: int, n: int, k: in
 
 
 @pytest.mark.parametrize("wanted", ["x", "weight", "bias"])
-@pytest.mark.parametrize("activation_bits", [0, 8])
+@pytest.mark.parametrize("activation_bits", [0, 8, 16, 24])
 def test_linear_gives_only_the_gradient_that_is_wanted(wanted: str, activation_bits: int) -> None:
     problem = _Problem()
     for name in ("x", "weight", "bias"):
@@ -158,7 +163,7 @@ def test_linear_gradient_accumulates_over_two_uses() -> None:
 
 @pytest.mark.parametrize("end", [torch.sum, lambda t: t.square().sum()], ids=["sum", "square"])
 @pytest.mark.parametrize("of", ["x", "weight", "bias"])
-@pytest.mark.parametrize("activation_bits", [0, 8])
+@pytest.mark.parametrize("activation_bits", [0, 8, 16, 24])
 @pytest.mark.parametrize("start", [torch.sum, lambda t: t.square().sum()], ids=["of sum", "of square"])
 def test_linear_double_backward_raises(end: object, of: str, activation_bits: int, start: object) -> None:
     problem = _Problem()
@@ -176,7 +181,7 @@ def test_linear_gradient_with_create_graph_is_usable() -> None:
     helpers.assert_near(problem.weight.grad.detach(), exact)
 
 
-@pytest.mark.parametrize("activation_bits", [0, 8])
+@pytest.mark.parametrize("activation_bits", [0, 8, 16, 24])
 def test_linear_saves_codes_and_never_the_dense_weight(activation_bits: int) -> None:
     n, k, m = 64, 256, 3
     problem = _Problem(m, n, k)
@@ -184,9 +189,9 @@ def test_linear_saves_codes_and_never_the_dense_weight(activation_bits: int) -> 
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         problem.run(activation_bits)
     sizes = [t.numel() * t.element_size() for t in saved]
-    assert sum(sizes) <= n * k // 4 + 4 * n + m * k * (1 if activation_bits else 4) + 4 * m
+    assert sum(sizes) <= n * k // 4 + 4 * n + m * k * (1 if activation_bits == 8 else 4) + 4 * m
     assert torch.uint8 in {t.dtype for t in saved}
-    assert (torch.int8 in {t.dtype for t in saved}) == bool(activation_bits)
+    assert (torch.int8 in {t.dtype for t in saved}) == (activation_bits == 8)
 
 
 def test_linear_does_not_save_x_for_a_frozen_weight() -> None:
@@ -198,7 +203,7 @@ def test_linear_does_not_save_x_for_a_frozen_weight() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=helpers.dtype_id)
-@pytest.mark.parametrize("activation_bits", [0, 8])
+@pytest.mark.parametrize("activation_bits", [0, 8, 16, 24])
 def test_linear_autocast_casts_x_only(dtype: torch.dtype, activation_bits: int) -> None:
     problem = _Problem()
     with torch.autocast("cpu", dtype=dtype):
@@ -206,8 +211,7 @@ def test_linear_autocast_casts_x_only(dtype: torch.dtype, activation_bits: int) 
     assert y.dtype == dtype
     # The codes come from the float32 master weight, not from its cast.
     half = problem.x.detach().to(dtype)
-    product = ops.ternary_linear_w2a8 if activation_bits else ops.ternary_linear_packed
-    assert torch.equal(y, product(half, problem.packed, problem.scale, problem.bias))
+    assert torch.equal(y, problem.product(half, activation_bits))
     g = helpers.randn(5, 7, seed=9, dtype=dtype)
     y.backward(g)
     exact = problem.exact_gradients(g, activation_bits)
@@ -258,9 +262,9 @@ def test_linear_refuses_bad_arguments(position: int, value: object, message: str
         ops.ternary_linear(problem.x, problem.weight, None, *args)
 
 
-@pytest.mark.parametrize("bits", [1, 4, 16, -8])
+@pytest.mark.parametrize("bits", [1, 4, 12, 32, -8])
 def test_linear_refuses_other_activation_bits(bits: int) -> None:
-    with pytest.raises(ValueError, match=f"activation_bits must be 8, or 0 for floating activations, got {bits}"):
+    with pytest.raises(ValueError, match=f"activation_bits must be 8, 16, 24, or 0 .*, got {bits}"):
         _Problem().run(bits)
 
 
@@ -271,7 +275,7 @@ def test_linear_of_every_kernel_gives_the_same_bits(variant: str) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("activation_bits", [0, 8])
+@pytest.mark.parametrize("activation_bits", [0, 8, 16, 24])
 @pytest.mark.parametrize("granularity", [helpers.TENSOR, CHANNEL, Granularity("group", 64)], ids=str)
 def test_linear_propagates_non_finite_weights(value: float, activation_bits: int, granularity: Granularity) -> None:
     problem = _Problem(granularity=granularity)
@@ -282,7 +286,7 @@ def test_linear_propagates_non_finite_weights(value: float, activation_bits: int
     assert nan.all() if granularity.name == "tensor" else nan.sum() == 5
 
 
-@pytest.mark.parametrize("activation_bits", [0, 8])
+@pytest.mark.parametrize("activation_bits", [0, 8, 16, 24])
 @pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
 @pytest.mark.parametrize("requires_grad", [False, True], ids=["frozen", "grad"])
 def test_linear_passes_opcheck(activation_bits: int, bias: bool, requires_grad: bool) -> None:

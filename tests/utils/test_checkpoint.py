@@ -35,6 +35,7 @@ class _Model(nn.Module):
         self.group = TernaryLinear(8, 8, config=TernaryQuantConfig(granularity="group", group_size=4), **kind)
         self.blocks = nn.Sequential(TernaryLinear(8, 6, bias=False, per_channel=False, **kind), nn.LayerNorm(6, **kind))
         self.int8 = TernaryLinear(6, 8, activation_bits=8, **kind)
+        self.digits = TernaryLinear(6, 8, activation_bits=24, **kind)
         self.again = self.first
         self.head = nn.Linear(8, 11, **kind)
         self.head.weight = self.embed.weight
@@ -97,7 +98,7 @@ def test_round_trip_gives_the_same_bits(saved: Path, target: str, as_string: boo
     for name, tensor in expected.state_dict().items():
         helpers.assert_same_bits(loaded.state_dict()[name], tensor)
     assert isinstance(loaded.first, TernaryLinearInference)
-    assert loaded.int8.activation_bits == 8
+    assert (loaded.int8.activation_bits, loaded.digits.activation_bits) == (8, 24)
     assert (loaded.group.groups, loaded.blocks[0].groups, loaded.blocks[0].bias) == (2, 0, None)
 
 
@@ -149,7 +150,7 @@ def test_file_holds_the_documented_keys_and_metadata(saved: Path) -> None:
         "groups": 1,
         "activation_bits": 8,
     }
-    assert set(header["layers"]) == {"first", "group", "blocks.0", "int8", "again"}
+    assert set(header["layers"]) == {"first", "group", "blocks.0", "int8", "digits", "again"}
     assert header["aliases"]["head.weight"] == "embed.weight"
     tensors = load_file(saved)
     assert tensors["int8.weight_packed"].dtype == torch.uint8

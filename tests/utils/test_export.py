@@ -21,7 +21,7 @@ def _model(dtype: torch.dtype = torch.float32, bias: bool = True, **config: obje
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
-@pytest.mark.parametrize("activation_bits", [None, 8])
+@pytest.mark.parametrize("activation_bits", [None, 8, 16, 24])
 def test_export_gives_the_same_bits(
     granularity: str, dtype: torch.dtype, bias: bool, activation_bits: int | None
 ) -> None:
@@ -50,7 +50,7 @@ def test_export_of_every_method_gives_the_same_bits(method: str, scale: str) -> 
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=helpers.dtype_id)
-@pytest.mark.parametrize("activation_bits", [None, 8])
+@pytest.mark.parametrize("activation_bits", [None, 8, 16, 24])
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_export_gives_the_same_bits_under_autocast(
     dtype: torch.dtype, activation_bits: int | None, granularity: str
@@ -73,13 +73,13 @@ def _assert_same_compiled(backend: str, activation_bits: int | None) -> None:
         assert torch.equal(compiled, model(x))
 
 
-@pytest.mark.parametrize("activation_bits", [None, 8])
+@pytest.mark.parametrize("activation_bits", [None, 8, 16, 24])
 def test_export_gives_the_same_bits_when_traced(activation_bits: int | None) -> None:
     _assert_same_compiled("aot_eager", activation_bits)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("activation_bits", [None, 8])
+@pytest.mark.parametrize("activation_bits", [None, 8, 16, 24])
 def test_export_gives_the_same_bits_when_compiled(activation_bits: int | None) -> None:
     _assert_same_compiled("inductor", activation_bits)
 

@@ -51,6 +51,28 @@ BT_ALWAYS_INLINE void store_natural(int8_t *q, int64_t left, __m256i bytes) {
         memcpy(q, step, (size_t)left);
 }
 
+BT_ALWAYS_INLINE void store_codes(const bt_act_quantize *p, int8_t *q, int64_t k, __m256i bytes) {
+    if (p->order == BT_ORDER_PLANES)
+        store_planes(q, k, bytes);
+    else
+        store_natural(q + k, p->k - k, bytes);
+}
+
+/* The lowest digit of eight codes, which are left with the others; bt_next_digit(). */
+BT_ALWAYS_INLINE __m256i take_digit(__m256i *code) {
+    const __m256i rest = _mm256_srai_epi32(_mm256_add_epi32(*code, _mm256_set1_epi32(128)), 8);
+    const __m256i digit = _mm256_sub_epi32(*code, _mm256_slli_epi32(rest, 8));
+    *code = rest;
+    return digit;
+}
+
+BT_ALWAYS_INLINE int32_t total(const __m256i code[VECTORS]) {
+    const __m256i sum = _mm256_add_epi32(_mm256_add_epi32(code[0], code[1]), _mm256_add_epi32(code[2], code[3]));
+    __m128i lanes = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+    lanes = _mm_add_epi32(lanes, _mm_shuffle_epi32(lanes, _MM_SHUFFLE(1, 0, 3, 2)));
+    return _mm_cvtsi128_si32(_mm_add_epi32(lanes, _mm_shuffle_epi32(lanes, _MM_SHUFFLE(2, 3, 0, 1))));
+}
+
 static uint32_t absmax_bits(const bt_act_quantize *p, const char *x, size_t size) {
     uint32_t copy[STEP], lane[LANES], most = 0;
     __m256i found = _mm256_setzero_si256();
@@ -76,10 +98,7 @@ static int32_t encode_row(const bt_act_quantize *p, const char *x, size_t size, 
             code[i] = encode(load8(from, p->x_type, LANES * i), _mm256_set1_ps(inverse));
             sum = _mm256_add_epi32(sum, code[i]);
         }
-        if (p->order == BT_ORDER_PLANES)
-            store_planes(q, k, to_bytes(code));
-        else
-            store_natural(q + k, p->k - k, to_bytes(code));
+        store_codes(p, q, k, to_bytes(code));
     }
     _mm256_storeu_si256((__m256i *)lane, sum);
     for (int i = 0; i < LANES; i++)
@@ -87,6 +106,26 @@ static int32_t encode_row(const bt_act_quantize *p, const char *x, size_t size, 
     return total;
 }
 
+static void encode_digits(const bt_act_quantize *p, const char *x, size_t size, double inverse, int8_t *q,
+                          int32_t *sum) {
+    const __m256d factor = _mm256_set1_pd(inverse);
+    const __m256i most = _mm256_set1_epi32(bt_digits_max(p->digits));
+    uint32_t copy[STEP];
+    for (int64_t k = 0; k < p->k; k += STEP) {
+        const void *from = bt_padded(x + k * (int64_t)size, size, p->k - k, STEP, copy);
+        __m256i code[VECTORS], digit[VECTORS];
+        for (int i = 0; i < VECTORS; i++)
+            code[i] = bt_scaled_codes(load8(from, p->x_type, LANES * i), factor, most);
+        for (int d = 0; d < p->digits; d++) {
+            for (int i = 0; i < VECTORS; i++)
+                digit[i] = take_digit(&code[i]);
+            store_codes(p, q + d * p->ldq, k, to_bytes(digit));
+            sum[d] += total(digit);
+        }
+    }
+}
+
 bt_status bt_act_quantize_avx2(const bt_act_quantize *p, int64_t row_begin, int64_t row_end) {
-    return bt_act_rows(p, row_begin, row_end, absmax_bits, encode_row);
+    static const bt_act_passes passes = {absmax_bits, encode_row, encode_digits};
+    return bt_act_rows(p, row_begin, row_end, &passes);
 }

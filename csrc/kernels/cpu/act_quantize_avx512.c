@@ -22,7 +22,13 @@ BT_ALWAYS_INLINE __m512i to_int(__m512 v) {
     return bt_join(_mm256_cvtps_epi32(_mm256_castsi256_ps(bt_low(bits))),
                    _mm256_cvtps_epi32(_mm256_castsi256_ps(bt_high(bits))));
 }
+BT_ALWAYS_INLINE __m512i shift_right_8(__m512i v) {
+    return bt_join(_mm256_srai_epi32(bt_low(v), 8), _mm256_srai_epi32(bt_high(v), 8));
+}
 #else
+BT_ALWAYS_INLINE __m512i shift_right_8(__m512i v) {
+    return _mm512_srai_epi32(v, 8);
+}
 BT_ALWAYS_INLINE __m512 widen_f16(__m256i half) {
     return _mm512_cvtph_ps(half);
 }
@@ -72,6 +78,21 @@ BT_ALWAYS_INLINE void store_natural(int8_t *q, int64_t left, const __m128i bytes
         memcpy(q, step, (size_t)left);
 }
 
+BT_ALWAYS_INLINE void store_codes(const bt_act_quantize *p, int8_t *q, int64_t k, const __m128i bytes[VECTORS]) {
+    if (p->order == BT_ORDER_PLANES)
+        store_planes(q, k, bytes);
+    else
+        store_natural(q + k, p->k - k, bytes);
+}
+
+/* The lowest digit of 16 codes, which are left with the others; bt_next_digit(). */
+BT_ALWAYS_INLINE __m512i take_digit(__m512i *code) {
+    const __m512i rest = shift_right_8(_mm512_add_epi32(*code, _mm512_set1_epi32(128)));
+    const __m512i digit = _mm512_sub_epi32(*code, _mm512_slli_epi32(rest, 8));
+    *code = rest;
+    return digit;
+}
+
 static uint32_t absmax_bits(const bt_act_quantize *p, const char *x, size_t size) {
     uint32_t copy[STEP], lane[LANES], most = 0;
     __m512i found = _mm512_setzero_si512();
@@ -98,10 +119,7 @@ static int32_t encode_row(const bt_act_quantize *p, const char *x, size_t size, 
             bytes[i] = _mm512_cvtsepi32_epi8(code);
             sum = _mm512_add_epi32(sum, code);
         }
-        if (p->order == BT_ORDER_PLANES)
-            store_planes(q, k, bytes);
-        else
-            store_natural(q + k, p->k - k, bytes);
+        store_codes(p, q, k, bytes);
     }
     _mm512_storeu_si512(lane, sum);
     for (int i = 0; i < LANES; i++)
@@ -109,6 +127,40 @@ static int32_t encode_row(const bt_act_quantize *p, const char *x, size_t size, 
     return total;
 }
 
+static void encode_digits(const bt_act_quantize *p, const char *x, size_t size, double inverse, int8_t *q,
+                          int32_t *sum) {
+    const __m256d factor = _mm256_set1_pd(inverse);
+    const __m256i most = _mm256_set1_epi32(bt_digits_max(p->digits));
+    uint32_t copy[STEP];
+    int32_t lane[BT_MAX_DIGITS][LANES] = {{0}};
+    for (int64_t k = 0; k < p->k; k += STEP) {
+        const void *from = bt_padded(x + k * (int64_t)size, size, p->k - k, STEP, copy);
+        __m512i code[VECTORS];
+        BT_UNROLL
+        for (int i = 0; i < VECTORS; i++) {
+            const __m512i v = _mm512_castps_si512(load16(from, p->x_type, LANES * i));
+            const __m256 low = _mm256_castsi256_ps(bt_low(v)), high = _mm256_castsi256_ps(bt_high(v));
+            code[i] = bt_join(bt_scaled_codes(low, factor, most), bt_scaled_codes(high, factor, most));
+        }
+        for (int d = 0; d < p->digits; d++) {
+            __m512i total = _mm512_loadu_si512(lane[d]);
+            __m128i bytes[VECTORS];
+            BT_UNROLL
+            for (int i = 0; i < VECTORS; i++) {
+                const __m512i digit = take_digit(&code[i]);
+                bytes[i] = _mm512_cvtsepi32_epi8(digit);
+                total = _mm512_add_epi32(total, digit);
+            }
+            store_codes(p, q + d * p->ldq, k, bytes);
+            _mm512_storeu_si512(lane[d], total);
+        }
+    }
+    for (int d = 0; d < p->digits; d++)
+        for (int i = 0; i < LANES; i++)
+            sum[d] += lane[d][i];
+}
+
 bt_status bt_act_quantize_avx512(const bt_act_quantize *p, int64_t row_begin, int64_t row_end) {
-    return bt_act_rows(p, row_begin, row_end, absmax_bits, encode_row);
+    static const bt_act_passes passes = {absmax_bits, encode_row, encode_digits};
+    return bt_act_rows(p, row_begin, row_end, &passes);
 }

@@ -72,6 +72,14 @@ BT_NEON_INLINE void store_natural(int8_t *q, const int8x16_t *code, int64_t coun
         memcpy(q, buffer, (size_t)count);
 }
 
+/* The codes of columns c .. c + 63 of a row of k. */
+BT_NEON_INLINE void store_codes(int8_t *q, const int8x16_t *code, int64_t c, int64_t k, int order) {
+    if (order == BT_ORDER_PLANES)
+        store_planes(q + c / BT_ACT_BLOCK * BT_ACT_BLOCK + c % BT_ACT_BLOCK / 4, code);
+    else
+        store_natural(q + c, code, k - c);
+}
+
 BT_NEON_INLINE int32_t quantize(const void *x, int type, int64_t k, float inverse, int8_t *q, int order) {
     float buffer[STEP];
     int32x4_t sum = vdupq_n_s32(0);
@@ -83,12 +91,49 @@ BT_NEON_INLINE int32_t quantize(const void *x, int type, int64_t k, float invers
             code[j] = quantize16(at, type, 16 * j, inverse);
             sum = vpadalq_s16(sum, vpaddlq_s8(code[j]));
         }
-        if (order == BT_ORDER_PLANES)
-            store_planes(q + c / BT_ACT_BLOCK * BT_ACT_BLOCK + c % BT_ACT_BLOCK / 4, code);
-        else
-            store_natural(q + c, code, k - c);
+        store_codes(q, code, c, k, order);
     }
     return vaddvq_s32(sum);
+}
+
+/* clamp(rint(x * inverse), -most, most) in fp64, for four floats. */
+BT_NEON_INLINE int32x4_t scaled_codes(float32x4_t x, double inverse, int32_t most) {
+    const float64x2_t low = vmulq_n_f64(vcvt_f64_f32(vget_low_f32(x)), inverse);
+    const float64x2_t high = vmulq_n_f64(vcvt_high_f64_f32(x), inverse);
+    const int32x4_t code = vcombine_s32(vmovn_s64(vcvtnq_s64_f64(low)), vmovn_s64(vcvtnq_s64_f64(high)));
+    return vminq_s32(vmaxq_s32(code, vdupq_n_s32(-most)), vdupq_n_s32(most));
+}
+
+/* The lowest digits of 16 codes, which are left with the others; bt_next_digit(). */
+BT_NEON_INLINE int8x16_t take_digits(int32x4_t code[4]) {
+    int16x4_t digit[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+        const int32x4_t rest = vshrq_n_s32(vaddq_s32(code[j], vdupq_n_s32(128)), 8);
+        digit[j] = vmovn_s32(vsubq_s32(code[j], vshlq_n_s32(rest, 8)));
+        code[j] = rest;
+    }
+    return vcombine_s8(vmovn_s16(vcombine_s16(digit[0], digit[1])), vmovn_s16(vcombine_s16(digit[2], digit[3])));
+}
+
+static void encode_digits(const bt_act_quantize *p, const char *x, size_t size, double inverse, int8_t *q,
+                          int32_t *sum) {
+    float buffer[STEP];
+    (void)size;
+    for (int64_t c = 0; c < p->k; c += STEP) {
+        const void *at = step_at(x, p->x_type, c, p->k, buffer);
+        int32x4_t code[STEP / 4];
+        for (int j = 0; j < STEP / 4; j++)
+            code[j] = scaled_codes(load4(at, p->x_type, 4 * j), inverse, bt_digits_max(p->digits));
+        for (int d = 0; d < p->digits; d++) {
+            int8x16_t digit[4];
+            for (int j = 0; j < 4; j++) {
+                digit[j] = take_digits(code + 4 * j);
+                sum[d] += vaddlvq_s8(digit[j]);
+            }
+            store_codes(q + d * p->ldq, digit, c, p->k, p->order);
+        }
+    }
 }
 
 static uint32_t absmax_bits(const bt_act_quantize *p, const char *x, size_t size) {
@@ -106,5 +151,6 @@ static int32_t encode_row(const bt_act_quantize *p, const char *x, size_t size, 
 }
 
 bt_status bt_act_quantize_neon(const bt_act_quantize *p, int64_t row_begin, int64_t row_end) {
-    return bt_act_rows(p, row_begin, row_end, absmax_bits, encode_row);
+    static const bt_act_passes passes = {absmax_bits, encode_row, encode_digits};
+    return bt_act_rows(p, row_begin, row_end, &passes);
 }

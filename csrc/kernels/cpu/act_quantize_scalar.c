@@ -26,6 +26,23 @@ static int32_t encode_row(const bt_act_quantize *p, const char *x, size_t size, 
     return (int32_t)sum;
 }
 
+static void encode_digits(const bt_act_quantize *p, const char *x, size_t size, double inverse, int8_t *q,
+                          int32_t *sum) {
+    const double most = (double)bt_digits_max(p->digits);
+    uint32_t total[BT_MAX_DIGITS] = {0};
+    (void)size;
+    for (int64_t k = 0; k < p->k; k++) {
+        const double scaled = rint((double)bt_load(x, p->x_type, k) * inverse);
+        int32_t code = (int32_t)fmin(fmax(scaled, -most), most);
+        for (int d = 0; d < p->digits; d++, code = bt_next_digit(code)) {
+            q[d * p->ldq + position(p, k)] = (int8_t)code;
+            total[d] += (uint32_t)(int8_t)code;
+        }
+    }
+    for (int d = 0; d < p->digits; d++)
+        sum[d] = (int32_t)total[d];
+}
+
 static int32_t order_codes(const bt_act_quantize *p, int64_t row, int8_t *q) {
     const int8_t *x = (const int8_t *)p->x + row * p->ldx;
     uint32_t sum = 0;
@@ -38,8 +55,10 @@ static int32_t order_codes(const bt_act_quantize *p, int64_t row, int8_t *q) {
 }
 
 bt_status bt_act_quantize_scalar(const bt_act_quantize *p, int64_t row_begin, int64_t row_end) {
+    static const bt_act_passes passes = {absmax_bits, encode_row, encode_digits};
     if (p->x_type != BT_I8)
-        return bt_act_rows(p, row_begin, row_end, absmax_bits, encode_row);
+        return bt_act_rows(p, row_begin, row_end, &passes);
+    BT_ASSERT(p->digits == 1);
     BT_ASSERT(p->order == BT_ORDER_NATURAL || p->ldq % BT_ACT_BLOCK == 0);
     for (int64_t row = row_begin; row < row_end; row++) {
         const int32_t sum = order_codes(p, row, p->q + row * p->ldq);

@@ -49,28 +49,60 @@ BT_NEON_INLINE const uint8_t *bt_neon_pad(uint8_t *buffer, size_t size, const ui
  * 64; end is one too, or k. */
 typedef void bt_neon_dots(const uint8_t *const *w, const int8_t *const *q, int64_t begin, int64_t end, int32_t *acc);
 
-BT_NEON_INLINE void bt_neon_w2a8_block(const bt_ternary_linear_w2a8 *p, bt_tile t, int64_t i, int64_t r, int rows,
-                                       int tokens, bt_neon_dots *dots) {
-    const uint8_t *w[4];
+/* The sums over groups of a block of rows x tokens, for one digit a token and for more: sum[4 * row + token]. */
+BT_NEON_INLINE void bt_neon_sum_codes(const bt_ternary_linear_w2a8 *p, const uint8_t *const *w, int64_t i, int64_t r,
+                                      int rows, int tokens, bt_neon_dots *dots, float *sum) {
     const int8_t *q[4];
-    float sum[16] = {0};
-    for (int a = 0; a < rows; a++) /* past the last row: the last row again, not stored */
-        w[a] = p->w + (r + a < t.n1 ? r + a : t.n1 - 1) * p->ldw;
     for (int b = 0; b < tokens; b++)
         q[b] = p->q + (i + b) * p->ldq;
     for (int64_t begin = 0, g = 0; begin < p->k; begin += p->group, g++) {
         int32_t acc[16];
         dots(w, q, begin, begin + p->group, acc);
-        for (int a = 0; a < rows && r + a < t.n1; a++)
+        for (int a = 0; a < rows; a++)
             for (int b = 0; b < tokens; b++)
                 sum[4 * a + b] += (float)acc[4 * a + b] * (p->q_scale[i + b] * p->scale[(r + a) * p->lds + g]);
     }
-    for (int a = 0; a < rows && r + a < t.n1; a++)
+}
+
+/* One token: its digits are the `tokens` of `dots`, the last of them again where dots takes more. */
+BT_NEON_INLINE void bt_neon_sum_digits(const bt_ternary_linear_w2a8 *p, const uint8_t *const *w, int64_t i, int64_t r,
+                                       int rows, bt_neon_dots *dots, float *sum) {
+    const int8_t *q[4];
+    double wide_sum[4] = {0};
+    for (int b = 0; b < 4; b++)
+        q[b] = p->q + (p->digits * i + (b < p->digits ? b : p->digits - 1)) * p->ldq;
+    for (int64_t begin = 0, g = 0; begin < p->k; begin += p->group, g++) {
+        int32_t acc[16];
+        dots(w, q, begin, begin + p->group, acc);
+        for (int a = 0; a < rows; a++) {
+            int64_t joined = 0;
+            for (int d = p->digits - 1; d >= 0; d--)
+                joined = 256 * joined + acc[4 * a + d];
+            wide_sum[a] += ((double)joined * p->q_step[i]) * (double)p->scale[(r + a) * p->lds + g];
+        }
+    }
+    for (int a = 0; a < rows; a++)
+        sum[4 * a] = (float)wide_sum[a];
+}
+
+BT_NEON_INLINE void bt_neon_w2a8_block(const bt_ternary_linear_w2a8 *p, bt_tile t, int64_t i, int64_t r, int rows,
+                                       int tokens, bt_neon_dots *dots) {
+    const uint8_t *w[4];
+    const int here = t.n1 - r < rows ? (int)(t.n1 - r) : rows;
+    float sum[16] = {0};
+    for (int a = 0; a < rows; a++) /* past the last row: the last row again, not stored */
+        w[a] = p->w + (r + (a < here ? a : here - 1)) * p->ldw;
+    if (p->digits == 1)
+        bt_neon_sum_codes(p, w, i, r, here, tokens, dots, sum);
+    else
+        bt_neon_sum_digits(p, w, i, r, here, dots, sum);
+    for (int a = 0; a < here; a++)
         for (int b = 0; b < tokens; b++)
             bt_finish(p->y, p->y_type, (i + b) * p->ldy + r + a, sum[4 * a + b], p->bias, p->bias_type, r + a);
 }
 
-/* Four rows x one token for the tokens that are left, two rows x four tokens for the others. */
+/* Four rows x one token for the tokens that are left, two rows x four tokens for the others; with digits two rows x one
+ * token. */
 BT_NEON_INLINE bt_status bt_neon_w2a8(const bt_ternary_linear_w2a8 *p, int64_t tile_begin, int64_t tile_end,
                                       bt_neon_dots *dots_4x1, bt_neon_dots *dots_2x4) {
     BT_ASSERT(p->ldq % 256 == 0 && p->k <= BT_W2A8_MAX_K);
@@ -79,6 +111,9 @@ BT_NEON_INLINE bt_status bt_neon_w2a8(const bt_ternary_linear_w2a8 *p, int64_t t
     for (int64_t index = tile_begin; index < tile_end; index++) {
         const bt_tile t = bt_tile_at(p->m, p->n, index);
         int64_t i = t.m0;
+        for (; p->digits > 1 && i < t.m1; i++)
+            for (int64_t r = t.n0; r < t.n1; r += 2)
+                bt_neon_w2a8_block(p, t, i, r, 2, 1, dots_2x4);
         for (; i + 4 <= t.m1; i += 4)
             for (int64_t r = t.n0; r < t.n1; r += 2)
                 bt_neon_w2a8_block(p, t, i, r, 2, 4, dots_2x4);

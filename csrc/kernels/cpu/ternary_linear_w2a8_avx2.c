@@ -180,6 +180,6 @@ BT_ALWAYS_INLINE void sum_span(bt_lanes_i32 lanes, const bt_rows *rows, const in
 }
 
 bt_status bt_ternary_linear_w2a8_avx2(const bt_ternary_linear_w2a8 *p, int64_t tile_begin, int64_t tile_end) {
-    const bt_w2a8_variant variant = {.count = LANES, .offset = 1};
-    return bt_w2a8_tiles(p, tile_begin, tile_end, variant, sum_span);
+    const bt_w2a8_variant variant = {.count = LANES, .offset = 1, .sum_span = sum_span};
+    return bt_w2a8_tiles(p, tile_begin, tile_end, variant);
 }

@@ -27,7 +27,7 @@ BT_ALWAYS_INLINE void bt_prefetch(const void *w, int64_t offset) {
     __builtin_prefetch((const void *)((uintptr_t)w + (uintptr_t)(offset + BT_PREFETCH)), 0, 3);
 }
 
-#if defined(BT_SIMDE)
+#if defined(BT_SIMDE) || defined(__AVX512F__)
 BT_ALWAYS_INLINE __m256i bt_low(__m512i v) {
     return _mm512_castsi512_si256(v);
 }
@@ -79,6 +79,15 @@ BT_ALWAYS_INLINE void bt_copy_tail(uint8_t *tail, int64_t stride, const uint8_t 
     memset(tail, 0, (size_t)(BT_ROWS * stride));
     for (int r = 0; r < BT_ROWS; r++)
         memcpy(tail + r * stride, w[r] + at, (size_t)bytes);
+}
+
+/* clamp(rint(v * inverse), -most, most) in fp64, for eight floats; |v * inverse| is at most about `most`. */
+BT_ALWAYS_INLINE __m256i bt_scaled_codes(__m256 v, __m256d inverse, __m256i most) {
+    const __m256d low = _mm256_mul_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(v)), inverse);
+    const __m256d high = _mm256_mul_pd(_mm256_cvtps_pd(_mm256_extractf128_ps(v, 1)), inverse);
+    const __m256i code =
+        _mm256_inserti128_si256(_mm256_castsi128_si256(_mm256_cvtpd_epi32(low)), _mm256_cvtpd_epi32(high), 1);
+    return _mm256_min_epi32(_mm256_max_epi32(code, _mm256_sub_epi32(_mm256_setzero_si256(), most)), most);
 }
 
 /* `count` elements from x on, or, when fewer are left, a copy of these followed by zeros. */

@@ -9,27 +9,33 @@
 #include "../ternary_linear_w2a8.h"
 #include "x86.h"
 
-/* run(p, &rows, token, tokens, ...) for the blocks of the tiles [begin, end); the number of tokens is a constant. */
-#define BT_RUN_TILES(p, begin, end, run, ...)                                                                          \
+/* `statement` for each block of 4 rows and at most `width` tokens of the tiles [begin, end): it sees the `rows`, the
+ * first `token` and how many tokens of the tile are `left`. */
+#define BT_EACH_BLOCK(p, begin, end, width, statement)                                                                 \
     for (int64_t index = (begin); index < (end); index++) {                                                            \
         const bt_tile t = bt_tile_at((p)->m, (p)->n, index);                                                           \
-        for (int64_t token = t.m0; token < t.m1; token += BT_TOKENS)                                                   \
+        for (int64_t token = t.m0; token < t.m1; token += (width))                                                     \
             for (int64_t row = t.n0; row < t.n1; row += BT_ROWS) {                                                     \
                 const bt_rows rows = bt_rows_at((p)->w, (p)->ldw, (p)->scale, (p)->lds, row, t.n1);                    \
-                switch (t.m1 - token) {                                                                                \
-                case 1:                                                                                                \
-                    run(p, &rows, token, 1, __VA_ARGS__);                                                              \
-                    break;                                                                                             \
-                case 2:                                                                                                \
-                    run(p, &rows, token, 2, __VA_ARGS__);                                                              \
-                    break;                                                                                             \
-                case 3:                                                                                                \
-                    run(p, &rows, token, 3, __VA_ARGS__);                                                              \
-                    break;                                                                                             \
-                default:                                                                                               \
-                    run(p, &rows, token, 4, __VA_ARGS__);                                                              \
-                }                                                                                                      \
+                const int64_t left = t.m1 - token;                                                                     \
+                statement                                                                                              \
             }                                                                                                          \
+    }
+
+/* run(..., tokens) where tokens, at most 4, is a constant. */
+#define BT_BY_TOKENS(left, run, ...)                                                                                   \
+    switch (left) {                                                                                                    \
+    case 1:                                                                                                            \
+        run(__VA_ARGS__, 1);                                                                                           \
+        break;                                                                                                         \
+    case 2:                                                                                                            \
+        run(__VA_ARGS__, 2);                                                                                           \
+        break;                                                                                                         \
+    case 3:                                                                                                            \
+        run(__VA_ARGS__, 3);                                                                                           \
+        break;                                                                                                         \
+    default:                                                                                                           \
+        run(__VA_ARGS__, 4);                                                                                           \
     }
 
 typedef float bt_lanes_f32[BT_TOKENS][BT_ROWS][16];
@@ -37,7 +43,7 @@ typedef void bt_sum_span_f32(bt_lanes_f32 lanes, const bt_rows *rows, const floa
                              int64_t end, const int tokens);
 
 BT_ALWAYS_INLINE void bt_packed_block(const bt_ternary_linear_packed *p, const bt_rows *rows, int64_t token,
-                                      const int tokens, bt_sum_span_f32 *sum_span) {
+                                      bt_sum_span_f32 *sum_span, const int tokens) {
     const float *xp = p->xp + token * p->ldxp;
     const int64_t span = bt_span(p->k, p->group, BT_BLOCK);
     const int quarters = span == p->group ? 4 : (int)(p->group / 64);
@@ -62,57 +68,94 @@ BT_ALWAYS_INLINE bt_status bt_packed_tiles(const bt_ternary_linear_packed *p, in
     BT_ASSERT(p->ldxp % BT_FLOAT_BLOCK == 0);
     if (!bt_group_fits(p->k, p->group))
         return bt_ternary_linear_packed_scalar(p, tile_begin, tile_end);
-    BT_RUN_TILES(p, tile_begin, tile_end, bt_packed_block, sum_span)
+    BT_EACH_BLOCK(p, tile_begin, tile_end, BT_TOKENS, BT_BY_TOKENS(left, bt_packed_block, p, &rows, token, sum_span))
     return BT_OK;
 }
 
-/* The lanes of a w2a8 product hold code + `offset`: offset times sum q is taken off again. That is known for a token,
- * `q_sum`; where a group is less than all columns, sum_span is asked to `remove_offset` itself.
+/* The lanes of a w2a8 product hold code + `offset`: offset times sum q is taken off again. That is known for a row of
+ * q, `q_sum`; where a group is less than all columns, sum_span is asked to `remove_offset` itself.
  *
- *   lanes   row after row of `count` lanes, token after token; 16 lanes suffice for every variant */
+ *   lanes   row after row of w, `count` lanes each, for every row of q; 16 lanes suffice for every variant */
 typedef int32_t bt_lanes_i32[BT_TOKENS * BT_ROWS * 16];
 typedef void bt_sum_span_i32(bt_lanes_i32 lanes, const bt_rows *rows, const int8_t *q, int64_t ldq, int64_t begin,
-                             int64_t end, int remove_offset, const int tokens);
+                             int64_t end, int remove_offset, const int q_rows);
 typedef struct bt_w2a8_variant {
     int count;  /* lanes of a row: BT_BLOCK columns if 16, half of that if 8 */
     int offset; /* 0: nothing to remove */
+    bt_sum_span_i32 *sum_span;
 } bt_w2a8_variant;
+
+/* The dot products of four rows with row c of q, of whose lanes `quarters` from `lane` on belong to a group. */
+BT_ALWAYS_INLINE __m128i bt_dots(const int32_t *lanes, const bt_w2a8_variant v, int c, int64_t lane, int quarters,
+                                 int32_t q_sum) {
+    const __m128i sums = bt_sums(&lanes[BT_ROWS * v.count * c + lane], v.count, quarters);
+    return _mm_sub_epi32(sums, _mm_set1_epi32(v.offset * q_sum));
+}
 
 BT_ALWAYS_INLINE __m128 bt_scaled_dot(__m128i dot, float q_scale, __m128 scale) {
     return _mm_mul_ps(_mm_cvtepi32_ps(dot), _mm_mul_ps(_mm_set1_ps(q_scale), scale));
 }
 
+/* The digits of a token, which begin with row c of q, joined: exact, and so is every order of it. */
+BT_ALWAYS_INLINE __m256d bt_joined_dots(const int32_t *lanes, const bt_w2a8_variant v, int c, int64_t lane,
+                                        int quarters, const int32_t *q_sum, const int digits) {
+    __m256d sum = _mm256_setzero_pd();
+    for (int d = digits - 1; d >= 0; d--) {
+        const __m128i dot = bt_dots(lanes, v, c + d, lane, quarters, q_sum ? q_sum[c + d] : 0);
+        sum = _mm256_add_pd(_mm256_mul_pd(sum, _mm256_set1_pd(256.0)), _mm256_cvtepi32_pd(dot));
+    }
+    return sum;
+}
+
+/* Four rows by `tokens` tokens of `digits` rows of q each. */
 BT_ALWAYS_INLINE void bt_w2a8_block(const bt_ternary_linear_w2a8 *p, const bt_rows *rows, int64_t token,
-                                    const int tokens, const bt_w2a8_variant v, bt_sum_span_i32 *sum_span) {
-    const int8_t *q = p->q + token * p->ldq;
+                                    const bt_w2a8_variant v, const int digits, const int tokens) {
+    const int8_t *q = p->q + digits * token * p->ldq;
     const int64_t span = bt_span(p->k, p->group, 16 * v.count);
     const int quarters = span == p->group ? v.count / 4 : (int)(p->group / 64), whole = p->group == p->k;
-    __m128 sum[BT_TOKENS] = {_mm_setzero_ps(), _mm_setzero_ps(), _mm_setzero_ps(), _mm_setzero_ps()};
+    const int32_t *q_sum = whole ? p->q_sum + digits * token : NULL;
+    __m128 sum[BT_TOKENS];
+    __m256d wide_sum[BT_TOKENS];
     int64_t g = 0;
+    for (int c = 0; c < tokens; c++) {
+        sum[c] = _mm_setzero_ps();
+        wide_sum[c] = _mm256_setzero_pd();
+    }
     for (int64_t begin = 0; begin < p->k; begin += span) {
         const int64_t end = begin + span < p->k ? begin + span : p->k;
         bt_lanes_i32 lanes;
-        sum_span(lanes, rows, q, p->ldq, begin, end, !whole, tokens);
+        v.sum_span(lanes, rows, q, p->ldq, begin, end, !whole, digits * tokens);
         for (int64_t at = begin, lane = 0; at < end; at += p->group, lane += 4 * quarters, g++) {
             const __m128 scales = bt_scales(rows, g);
             for (int c = 0; c < tokens; c++) {
-                const __m128i bias = _mm_set1_epi32(whole ? v.offset * p->q_sum[token + c] : 0);
-                const __m128i sums = bt_sums(&lanes[BT_ROWS * v.count * c + lane], v.count, quarters);
-                const __m128i dot = _mm_sub_epi32(sums, bias);
-                sum[c] = _mm_add_ps(sum[c], bt_scaled_dot(dot, p->q_scale[token + c], scales));
+                if (digits == 1) {
+                    const __m128i dot = bt_dots(lanes, v, c, lane, quarters, q_sum ? q_sum[c] : 0);
+                    sum[c] = _mm_add_ps(sum[c], bt_scaled_dot(dot, p->q_scale[token + c], scales));
+                } else {
+                    const __m256d dot = bt_joined_dots(lanes, v, digits * c, lane, quarters, q_sum, digits);
+                    const __m256d scaled = _mm256_mul_pd(dot, _mm256_set1_pd(p->q_step[token + c]));
+                    wide_sum[c] = _mm256_add_pd(wide_sum[c], _mm256_mul_pd(scaled, _mm256_cvtps_pd(scales)));
+                }
             }
         }
     }
     for (int c = 0; c < tokens; c++)
-        bt_finish4(p->y, p->y_type, (token + c) * p->ldy + rows->first, sum[c], p->bias, p->bias_type, rows);
+        bt_finish4(p->y, p->y_type, (token + c) * p->ldy + rows->first,
+                   digits == 1 ? sum[c] : _mm256_cvtpd_ps(wide_sum[c]), p->bias, p->bias_type, rows);
 }
 
 BT_ALWAYS_INLINE bt_status bt_w2a8_tiles(const bt_ternary_linear_w2a8 *p, int64_t tile_begin, int64_t tile_end,
-                                         const bt_w2a8_variant v, bt_sum_span_i32 *sum_span) {
+                                         const bt_w2a8_variant v) {
     BT_ASSERT(p->ldq % BT_ACT_BLOCK == 0 && p->k <= BT_W2A8_MAX_K);
     if (!bt_group_fits(p->k, p->group))
         return bt_ternary_linear_w2a8_scalar(p, tile_begin, tile_end);
-    BT_RUN_TILES(p, tile_begin, tile_end, bt_w2a8_block, v, sum_span)
+    if (p->digits == 1)
+        BT_EACH_BLOCK(p, tile_begin, tile_end, BT_TOKENS, BT_BY_TOKENS(left, bt_w2a8_block, p, &rows, token, v, 1))
+    else if (p->digits == 2)
+        BT_EACH_BLOCK(p, tile_begin, tile_end, 2, if (left == 1) bt_w2a8_block(p, &rows, token, v, 2, 1);
+                      else bt_w2a8_block(p, &rows, token, v, 2, 2);)
+    else
+        BT_EACH_BLOCK(p, tile_begin, tile_end, 1, bt_w2a8_block(p, &rows, token, v, 3, 1); (void)left;)
     return BT_OK;
 }
 

@@ -47,6 +47,46 @@ static __global__ void quantize(bt_act_quantize p) {
     }
 }
 
+/* The digits of a row; a thread keeps the sums of its own codes. */
+static __device__ void write_digits(const bt_act_quantize &p, int64_t row, int64_t end, double inverse, int *sum) {
+    const double most = (double)bt_digits_max(p.digits);
+    for (int64_t k = threadIdx.x; k < end; k += blockDim.x) {
+        const double x = k < p.k ? (double)bt_load(p.x, p.x_type, row * p.ldx + k) : 0.0;
+        int code = (int)fmin(fmax(rint(__dmul_rn(x, inverse)), -most), most);
+        for (int d = 0; d < p.digits; d++, code = bt_next_digit(code)) {
+            p.q[(p.digits * row + d) * p.ldq + position(p, k)] = (int8_t)code;
+            sum[d] += (int8_t)code;
+        }
+    }
+}
+
+static __global__ void quantize_digits(bt_act_quantize p) {
+    __shared__ uint32_t scratch[BT_MAX_THREADS];
+    const double most = (double)bt_digits_max(p.digits);
+    const int64_t end = p.order == BT_ORDER_PLANES ? bt_div_up(p.k, BT_ACT_BLOCK) * BT_ACT_BLOCK : p.k;
+    for (int64_t row = blockIdx.x; row < p.m; row += gridDim.x) {
+        const uint32_t bits =
+            bt_block_reduce(absmax_bits(p, row), scratch, [](uint32_t a, uint32_t b) { return a > b ? a : b; });
+        const bool finite = bits < 0x7f800000u;
+        const double absmax = finite ? (double)bt_bits_float(bits) : 0.0;
+        int sum[BT_MAX_DIGITS] = {0};
+        /* A factor of 0 makes the zeros of a row that is zero; one with a NaN or an Inf needs them too. */
+        for (int64_t k = threadIdx.x; !finite && k < end; k += blockDim.x)
+            for (int d = 0; d < p.digits; d++)
+                p.q[(p.digits * row + d) * p.ldq + position(p, k)] = 0;
+        if (finite)
+            write_digits(p, row, end, absmax > 0.0 ? __ddiv_rn(most, absmax) : 0.0, sum);
+        for (int d = 0; d < p.digits; d++) {
+            const uint32_t total =
+                bt_block_reduce((uint32_t)sum[d], scratch, [](uint32_t a, uint32_t b) { return a + b; });
+            if (threadIdx.x == 0 && p.sum)
+                p.sum[p.digits * row + d] = (int32_t)total;
+        }
+        if (threadIdx.x == 0)
+            p.step[row] = finite ? __ddiv_rn(absmax, most) : (double)bt_bits_float(0x7fc00000u);
+    }
+}
+
 static __global__ void order_codes(bt_act_quantize p) {
     __shared__ uint32_t scratch[BT_MAX_THREADS];
     const int64_t end = p.order == BT_ORDER_PLANES ? bt_div_up(p.k, BT_ACT_BLOCK) * BT_ACT_BLOCK : p.k;
@@ -69,5 +109,7 @@ extern "C" bt_status bt_act_quantize_cuda_baseline(const bt_act_quantize *p, int
     const dim3 grid(bt_blocks(p->m)), block(bt_block_threads(p->k));
     if (p->x_type == BT_I8)
         return BT_LAUNCH(order_codes, grid, block, p->stream, *p);
+    if (p->digits > 1)
+        return BT_LAUNCH(quantize_digits, grid, block, p->stream, *p);
     return BT_LAUNCH(quantize, grid, block, p->stream, *p);
 }

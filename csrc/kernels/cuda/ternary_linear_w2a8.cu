@@ -18,21 +18,43 @@ static __device__ float add_group(float sum, int dot, float q_scale, float scale
     return __fadd_rn(sum, __fmul_rn((float)dot, __fmul_rn(q_scale, scale)));
 }
 
+/* The same with digits: acc is exact. */
+static __device__ double add_group_of_digits(double sum, double acc, double q_step, float scale) {
+    return __dadd_rn(sum, __dmul_rn(__dmul_rn(acc, q_step), (double)scale));
+}
+
+/* Columns [begin, end) of a token and a row of w. */
+static __device__ int dot_of(const int8_t *q, const uint8_t *w, int64_t begin, int64_t end) {
+    int dot = 0;
+    for (int64_t k = begin; k < end; k++)
+        dot += bt_trit_at(w, k) * q[k];
+    return dot;
+}
+
+/* Token i by row r of w: the sum over groups. */
+static __device__ float sum_groups(const bt_ternary_linear_w2a8 &p, int64_t i, int64_t r) {
+    const uint8_t *w = p.w + r * p.ldw;
+    const float *scale = p.scale + r * p.lds;
+    float sum = 0.0f;
+    double wide_sum = 0.0;
+    for (int64_t begin = 0; begin < p.k; begin += p.group, scale++) {
+        if (p.digits == 1) {
+            sum = add_group(sum, dot_of(p.q + i * p.ldq, w, begin, begin + p.group), p.q_scale[i], *scale);
+            continue;
+        }
+        double acc = 0.0;
+        for (int d = p.digits - 1; d >= 0; d--)
+            acc = 256.0 * acc + dot_of(p.q + (p.digits * i + d) * p.ldq, w, begin, begin + p.group);
+        wide_sum = add_group_of_digits(wide_sum, acc, p.q_step[i], *scale);
+    }
+    return p.digits == 1 ? sum : (float)wide_sum;
+}
+
 static __global__ void baseline(bt_ternary_linear_w2a8 p) {
     const int64_t step = (int64_t)gridDim.x * THREADS;
     for (int64_t i = blockIdx.y; i < p.m; i += gridDim.y)
         for (int64_t r = (int64_t)blockIdx.x * THREADS + threadIdx.x; r < p.n; r += step) {
-            const int8_t *q = p.q + i * p.ldq;
-            const uint8_t *w = p.w + r * p.ldw;
-            const float *scale = p.scale + r * p.lds;
-            float sum = 0.0f;
-            for (int64_t begin = 0; begin < p.k; begin += p.group) {
-                int dot = 0;
-                for (int64_t k = begin; k < begin + p.group; k++)
-                    dot += bt_trit_at(w, k) * q[k];
-                sum = add_group(sum, dot, p.q_scale[i], *scale++);
-            }
-            bt_finish(p.y, p.y_type, i * p.ldy + r, sum, p.bias, p.bias_type, r);
+            bt_finish(p.y, p.y_type, i * p.ldy + r, sum_groups(p, i, r), p.bias, p.bias_type, r);
         }
 }
 
@@ -52,14 +74,14 @@ static __device__ int weight_word(unsigned byte, int64_t count) {
     return (int)word;
 }
 
-/* Columns [k0, end), at most 64, of 32 tokens and of 32 rows; zeros where there is nothing. */
-static __device__ void load_step(const bt_ternary_linear_w2a8 &p, int64_t i0, int64_t r0, int64_t k0, int64_t end,
-                                 int (*qs)[WORDS + 1], int (*ws)[WORDS + 1]) {
+/* Columns [k0, end), at most 64, of digit `digit` of 32 tokens and of 32 rows; zeros where there is nothing. */
+static __device__ void load_step(const bt_ternary_linear_w2a8 &p, int64_t i0, int digit, int64_t r0, int64_t k0,
+                                 int64_t end, int (*qs)[WORDS + 1], int (*ws)[WORDS + 1]) {
     for (int at = (int)(threadIdx.y * TILE + threadIdx.x); at < TILE * WORDS; at += TILE * LANES) {
         const int line = at / WORDS, word = at % WORDS;
-        const int64_t k = k0 + 4 * word, count = end - k;
+        const int64_t k = k0 + 4 * word, count = end - k, q_row = p.digits * (i0 + line) + digit;
         const bool token = count > 0 && i0 + line < p.m, row = count > 0 && r0 + line < p.n;
-        qs[line][word] = token ? activation_word(p.q + (i0 + line) * p.ldq + k, count) : 0;
+        qs[line][word] = token ? activation_word(p.q + q_row * p.ldq + k, count) : 0;
         ws[line][word] = row ? weight_word(p.w[(r0 + line) * p.ldw + k / 4], count) : 0;
     }
 }
@@ -72,25 +94,45 @@ static __device__ void multiply_step(const int (*qs)[WORDS + 1], const int (*ws)
     }
 }
 
+/* The products of a group with one digit of the tokens. */
+static __device__ void multiply_group(const bt_ternary_linear_w2a8 &p, int64_t i0, int digit, int64_t r0, int64_t begin,
+                                      int (*qs)[WORDS + 1], int (*ws)[WORDS + 1], int *dot) {
+    for (int j = 0; j < TOKENS; j++)
+        dot[j] = 0;
+    for (int64_t k0 = begin; k0 < begin + p.group; k0 += STEP) {
+        load_step(p, i0, digit, r0, k0, begin + p.group, qs, ws);
+        __syncthreads();
+        multiply_step(qs, ws, dot);
+        __syncthreads();
+    }
+}
+
 static __device__ void tile(const bt_ternary_linear_w2a8 &p, int64_t i0, int64_t r0, int (*qs)[WORDS + 1],
                             int (*ws)[WORDS + 1]) {
     const int64_t r = r0 + threadIdx.x, i = i0 + threadIdx.y;
     float sum[TOKENS] = {0};
+    double wide_sum[TOKENS] = {0};
     for (int64_t begin = 0, g = 0; begin < p.k; begin += p.group, g++) {
-        int dot[TOKENS] = {0};
-        for (int64_t k0 = begin; k0 < begin + p.group; k0 += STEP) {
-            load_step(p, i0, r0, k0, begin + p.group, qs, ws);
-            __syncthreads();
-            multiply_step(qs, ws, dot);
-            __syncthreads();
+        int dot[TOKENS];
+        double acc[TOKENS] = {0};
+        for (int digit = p.digits - 1; digit >= 0; digit--) {
+            multiply_group(p, i0, digit, r0, begin, qs, ws, dot);
+            for (int j = 0; j < TOKENS; j++)
+                acc[j] = 256.0 * acc[j] + dot[j];
         }
         const float scale = r < p.n ? p.scale[r * p.lds + g] : 0.0f;
-        for (int j = 0; j < TOKENS; j++)
-            sum[j] = add_group(sum[j], dot[j], i + LANES * j < p.m ? p.q_scale[i + LANES * j] : 0.0f, scale);
+        for (int j = 0; j < TOKENS; j++) {
+            const int64_t token = i + LANES * j < p.m ? i + LANES * j : 0;
+            if (p.digits == 1)
+                sum[j] = add_group(sum[j], dot[j], p.q_scale[token], scale);
+            else
+                wide_sum[j] = add_group_of_digits(wide_sum[j], acc[j], p.q_step[token], scale);
+        }
     }
     for (int j = 0; j < TOKENS; j++)
         if (i + LANES * j < p.m && r < p.n)
-            bt_finish(p.y, p.y_type, (i + LANES * j) * p.ldy + r, sum[j], p.bias, p.bias_type, r);
+            bt_finish(p.y, p.y_type, (i + LANES * j) * p.ldy + r, p.digits == 1 ? sum[j] : (float)wide_sum[j], p.bias,
+                      p.bias_type, r);
 }
 
 static __global__ void tiled(bt_ternary_linear_w2a8 p) {
