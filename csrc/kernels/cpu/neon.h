@@ -70,23 +70,67 @@ BT_NEON_INLINE void bt_neon_w2a8_block(const bt_ternary_linear_w2a8 *p, bt_tile 
             bt_finish(p->y, p->y_type, (i + b) * p->ldy + r + a, sum[4 * a + b], p->bias, p->bias_type, r + a);
 }
 
-/* Four rows x one token for the tokens that are left, two rows x four tokens for the others. */
+/* Four rows x one token by sdot, in ternary_linear_w2a8_neondot.c; needs BT_CPU_NEONDOT. */
+bt_neon_dots bt_neondot_4x1;
+
+typedef struct bt_neon_shape {
+    int rows, tokens;
+    bt_neon_dots *dots;
+} bt_neon_shape;
+
+/* Blocks of the shapes in turn, each on the tokens that those before it left; the last shape has one token. */
 BT_NEON_INLINE bt_status bt_neon_w2a8(const bt_ternary_linear_w2a8 *p, int64_t tile_begin, int64_t tile_end,
-                                      bt_neon_dots *dots_4x1, bt_neon_dots *dots_2x4) {
+                                      const bt_neon_shape *shapes, int count) {
     BT_ASSERT(p->ldq % 256 == 0 && p->k <= BT_W2A8_MAX_K);
     if (p->group % BT_QUARTER != 0 && p->group < p->k)
         return bt_ternary_linear_w2a8_scalar(p, tile_begin, tile_end);
     for (int64_t index = tile_begin; index < tile_end; index++) {
         const bt_tile t = bt_tile_at(p->m, p->n, index);
         int64_t i = t.m0;
-        for (; i + 4 <= t.m1; i += 4)
-            for (int64_t r = t.n0; r < t.n1; r += 2)
-                bt_neon_w2a8_block(p, t, i, r, 2, 4, dots_2x4);
-        for (; i < t.m1; i++)
-            for (int64_t r = t.n0; r < t.n1; r += 4)
-                bt_neon_w2a8_block(p, t, i, r, 4, 1, dots_4x1);
+#pragma GCC unroll 3
+        for (const bt_neon_shape *s = shapes; s < shapes + count; s++)
+            for (; i + s->tokens <= t.m1; i += s->tokens)
+                for (int64_t r = t.n0; r < t.n1; r += s->rows)
+                    bt_neon_w2a8_block(p, t, i, r, s->rows, s->tokens, s->dots);
     }
     return BT_OK;
 }
+
+/* Adds the products of the whole quarters of columns [begin, end) to acc; w_at is where w holds column begin. */
+typedef void bt_neon_add(int32x4_t *acc, const uint8_t *const *w, int64_t w_at, const int8_t *const *q, int64_t begin,
+                         int64_t end, int rows, int tokens);
+
+/* Sets acc to the products of columns [begin, end) as bt_neon_dots has them, in lanes that `add` chooses. */
+BT_NEON_INLINE void bt_neon_sum(int32x4_t *acc, const uint8_t *const *w, const int8_t *const *q, int64_t begin,
+                                int64_t end, int rows, int tokens, bt_neon_add *add) {
+    const int64_t whole = begin + (end - begin) / BT_QUARTER * BT_QUARTER;
+#pragma GCC unroll 16
+    for (int a = 0; a < 16; a++)
+        acc[a] = vdupq_n_s32(0);
+    add(acc, w, begin / 4, q, begin, whole, rows, tokens);
+    if (whole < end) {
+        uint8_t buffer[4][BT_QUARTER_BYTES];
+        const uint8_t *padded[4];
+        for (int a = 0; a < rows; a++)
+            padded[a] = bt_neon_pad(buffer[a], sizeof buffer[a], w[a], whole, end);
+        add(acc, padded, 0, q, whole, whole + BT_QUARTER, rows, tokens);
+    }
+}
+
+/* Where acc[4 * row + token] holds the products of a row and a token. */
+BT_NEON_INLINE void bt_neon_add_lanes(int32_t *out, const int32x4_t *acc, int rows, int tokens) {
+#pragma GCC unroll 4
+    for (int a = 0; a < rows; a++)
+#pragma GCC unroll 4
+        for (int b = 0; b < tokens; b++)
+            out[4 * a + b] = vaddvq_s32(acc[4 * a + b]);
+}
+
+/* The bt_neon_dots of one block shape, from a `dots` that takes the shape as arguments. */
+#define BT_NEON_DOTS(rows, tokens)                                                                                     \
+    static BT_NOINLINE void dots_##rows##x##tokens(const uint8_t *const *w, const int8_t *const *q, int64_t begin,     \
+                                                   int64_t end, int32_t *out) {                                        \
+        dots(w, q, begin, end, out, rows, tokens);                                                                     \
+    }
 
 #endif
