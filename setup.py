@@ -30,6 +30,7 @@ ISA_FLAGS = {
     "avx512vnni": ("x86_64", [*AVX512, "-mavx512vnni"]),
     "neon": ("aarch64", []),
     "neondot": ("aarch64", ["-march=armv8.2-a+dotprod"]),
+    "neoni8mm": ("aarch64", ["-march=armv8.2-a+dotprod+i8mm"]),
 }
 
 # No compiler may fuse a multiplication with an addition: the epilogues' bits are part of the contract.

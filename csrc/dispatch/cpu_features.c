@@ -22,9 +22,11 @@ uint32_t bt_cpu_features(void) {
 uint32_t bt_cpu_features(void) {
     uint32_t features = BT_CPU_NEON;
 #if defined(__linux__)
-    enum { ASIMDDP = 1 << 20 }; /* HWCAP_ASIMDDP; older C library headers lack the name */
+    enum { ASIMDDP = 1 << 20, I8MM = 1 << 13 }; /* HWCAP_ASIMDDP, HWCAP2_I8MM; older C library headers lack the names */
     if (getauxval(AT_HWCAP) & ASIMDDP)
         features |= BT_CPU_NEONDOT;
+    if ((features & BT_CPU_NEONDOT) && (getauxval(AT_HWCAP2) & I8MM))
+        features |= BT_CPU_NEONI8MM;
 #elif defined(__APPLE__)
     features |= BT_CPU_NEONDOT; /* every Apple silicon core has it */
 #endif
@@ -37,6 +39,6 @@ uint32_t bt_cpu_features(void) {
 #endif
 
 const char *bt_cpu_feature_name(int bit_number) {
-    static const char *const names[] = {"avx2", "avx512", "avx512vnni", "neon", "neondot"};
+    static const char *const names[] = {"avx2", "avx512", "avx512vnni", "neon", "neondot", "neoni8mm"};
     return bit_number >= 0 && bit_number < (int)(sizeof names / sizeof *names) ? names[bit_number] : NULL;
 }

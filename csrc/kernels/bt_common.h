@@ -30,7 +30,8 @@ enum {
     BT_CPU_AVX512 = 1 << 1,     /* AVX-512 F, BW, DQ, VL and an OS that saves zmm */
     BT_CPU_AVX512VNNI = 1 << 2, /* BT_CPU_AVX512 and AVX512-VNNI */
     BT_CPU_NEON = 1 << 3,       /* Advanced SIMD, part of every AArch64 */
-    BT_CPU_NEONDOT = 1 << 4     /* FEAT_DotProd: sdot */
+    BT_CPU_NEONDOT = 1 << 4,    /* FEAT_DotProd: sdot */
+    BT_CPU_NEONI8MM = 1 << 5    /* FEAT_I8MM: smmla, and BT_CPU_NEONDOT */
 };
 
 /* Rows of a kernel list that exist only in some builds. */

@@ -191,7 +191,7 @@ void test_ternary_linear_w2a8(void) {
     check_group(130, 130, 300, 300, RANDOM_CODES, RANDOM_WEIGHTS);
     for (int fill = ALL_127; fill < FILLS; fill++)
         for (int weights = ALL_PLUS; weights < WEIGHT_FILLS; weights++)
-            for (int64_t m = 1; m < 6; m += 4)
+            for (int64_t m = 1; m < 8; m += 6) /* 7: blocks of four, of two and of one token */
                 for (int64_t k = 2048; k <= 65536; k *= 4) {
                     check_group(m, 5, k, k, fill, weights);
                     check_group(m, 5, k, 64, fill, weights);

@@ -64,25 +64,28 @@ BT_NEON_INLINE void bt_neon_sum_codes(const bt_ternary_linear_w2a8 *p, const uin
     }
 }
 
-/* One token: its digits are the `tokens` of `dots`, the last of them again where dots takes more. */
+/* `tokens` tokens whose digits are the four rows of q that `dots` takes, the last of them again where there are less.
+ */
 BT_NEON_INLINE void bt_neon_sum_digits(const bt_ternary_linear_w2a8 *p, const uint8_t *const *w, int64_t i, int64_t r,
-                                       int rows, bt_neon_dots *dots, float *sum) {
+                                       int rows, int tokens, bt_neon_dots *dots, float *sum) {
     const int8_t *q[4];
-    double wide_sum[4] = {0};
+    double wide_sum[16] = {0};
     for (int b = 0; b < 4; b++)
-        q[b] = p->q + (p->digits * i + (b < p->digits ? b : p->digits - 1)) * p->ldq;
+        q[b] = p->q + (p->digits * i + (b < p->digits * tokens ? b : p->digits * tokens - 1)) * p->ldq;
     for (int64_t begin = 0, g = 0; begin < p->k; begin += p->group, g++) {
         int32_t acc[16];
         dots(w, q, begin, begin + p->group, acc);
-        for (int a = 0; a < rows; a++) {
-            int64_t joined = 0;
-            for (int d = p->digits - 1; d >= 0; d--)
-                joined = 256 * joined + acc[4 * a + d];
-            wide_sum[a] += ((double)joined * p->q_step[i]) * (double)p->scale[(r + a) * p->lds + g];
-        }
+        for (int a = 0; a < rows; a++)
+            for (int b = 0; b < tokens; b++) {
+                int64_t joined = 0;
+                for (int d = p->digits - 1; d >= 0; d--)
+                    joined = 256 * joined + acc[4 * a + p->digits * b + d];
+                wide_sum[4 * a + b] += ((double)joined * p->q_step[i + b]) * (double)p->scale[(r + a) * p->lds + g];
+            }
     }
     for (int a = 0; a < rows; a++)
-        sum[4 * a] = (float)wide_sum[a];
+        for (int b = 0; b < tokens; b++)
+            sum[4 * a + b] = (float)wide_sum[4 * a + b];
 }
 
 BT_NEON_INLINE void bt_neon_w2a8_block(const bt_ternary_linear_w2a8 *p, bt_tile t, int64_t i, int64_t r, int rows,
@@ -95,33 +98,79 @@ BT_NEON_INLINE void bt_neon_w2a8_block(const bt_ternary_linear_w2a8 *p, bt_tile 
     if (p->digits == 1)
         bt_neon_sum_codes(p, w, i, r, here, tokens, dots, sum);
     else
-        bt_neon_sum_digits(p, w, i, r, here, dots, sum);
+        bt_neon_sum_digits(p, w, i, r, here, tokens, dots, sum);
     for (int a = 0; a < here; a++)
         for (int b = 0; b < tokens; b++)
             bt_finish(p->y, p->y_type, (i + b) * p->ldy + r + a, sum[4 * a + b], p->bias, p->bias_type, r + a);
 }
 
-/* Four rows x one token for the tokens that are left, two rows x four tokens for the others; with digits two rows x one
- * token. */
+/* Four rows x one token by sdot, in ternary_linear_w2a8_neondot.c; needs BT_CPU_NEONDOT. */
+bt_neon_dots bt_neondot_4x1;
+
+typedef struct bt_neon_shape {
+    int rows, tokens;
+    bt_neon_dots *dots;
+} bt_neon_shape;
+
+/* Blocks of the shapes in turn, each on the tokens that those before it left; the last shape has one token. The first
+ * has four, which are two tokens of two digits or one of three. */
 BT_NEON_INLINE bt_status bt_neon_w2a8(const bt_ternary_linear_w2a8 *p, int64_t tile_begin, int64_t tile_end,
-                                      bt_neon_dots *dots_4x1, bt_neon_dots *dots_2x4) {
+                                      const bt_neon_shape *shapes, int count) {
     BT_ASSERT(p->ldq % 256 == 0 && p->k <= BT_W2A8_MAX_K);
     if (p->group % BT_QUARTER != 0 && p->group < p->k)
         return bt_ternary_linear_w2a8_scalar(p, tile_begin, tile_end);
     for (int64_t index = tile_begin; index < tile_end; index++) {
         const bt_tile t = bt_tile_at(p->m, p->n, index);
         int64_t i = t.m0;
-        for (; p->digits > 1 && i < t.m1; i++)
-            for (int64_t r = t.n0; r < t.n1; r += 2)
-                bt_neon_w2a8_block(p, t, i, r, 2, 1, dots_2x4);
-        for (; i + 4 <= t.m1; i += 4)
-            for (int64_t r = t.n0; r < t.n1; r += 2)
-                bt_neon_w2a8_block(p, t, i, r, 2, 4, dots_2x4);
-        for (; i < t.m1; i++)
-            for (int64_t r = t.n0; r < t.n1; r += 4)
-                bt_neon_w2a8_block(p, t, i, r, 4, 1, dots_4x1);
+        for (int here; p->digits > 1 && i < t.m1; i += here) {
+            here = p->digits == 2 && i + 2 <= t.m1 ? 2 : 1;
+            for (int64_t r = t.n0; r < t.n1; r += shapes->rows)
+                bt_neon_w2a8_block(p, t, i, r, shapes->rows, here, shapes->dots);
+        }
+#pragma GCC unroll 3
+        for (const bt_neon_shape *s = shapes; s < shapes + count; s++)
+            for (; i + s->tokens <= t.m1; i += s->tokens)
+                for (int64_t r = t.n0; r < t.n1; r += s->rows)
+                    bt_neon_w2a8_block(p, t, i, r, s->rows, s->tokens, s->dots);
     }
     return BT_OK;
 }
+
+/* Adds the products of the whole quarters of columns [begin, end) to acc; w_at is where w holds column begin. */
+typedef void bt_neon_add(int32x4_t *acc, const uint8_t *const *w, int64_t w_at, const int8_t *const *q, int64_t begin,
+                         int64_t end, int rows, int tokens);
+
+/* Sets acc to the products of columns [begin, end) as bt_neon_dots has them, in lanes that `add` chooses. */
+BT_NEON_INLINE void bt_neon_sum(int32x4_t *acc, const uint8_t *const *w, const int8_t *const *q, int64_t begin,
+                                int64_t end, int rows, int tokens, bt_neon_add *add) {
+    const int64_t whole = begin + (end - begin) / BT_QUARTER * BT_QUARTER;
+#pragma GCC unroll 16
+    for (int a = 0; a < 16; a++)
+        acc[a] = vdupq_n_s32(0);
+    add(acc, w, begin / 4, q, begin, whole, rows, tokens);
+    if (whole < end) {
+        uint8_t buffer[4][BT_QUARTER_BYTES];
+        const uint8_t *padded[4];
+        for (int a = 0; a < rows; a++)
+            padded[a] = bt_neon_pad(buffer[a], sizeof buffer[a], w[a], whole, end);
+        add(acc, padded, 0, q, whole, whole + BT_QUARTER, rows, tokens);
+    }
+}
+
+/* Where acc[4 * row + token] holds the products of a row and a token. */
+BT_NEON_INLINE void bt_neon_add_lanes(int32_t *out, const int32x4_t *acc, int rows, int tokens) {
+#pragma GCC unroll 4
+    for (int a = 0; a < rows; a++)
+#pragma GCC unroll 4
+        for (int b = 0; b < tokens; b++)
+            out[4 * a + b] = vaddvq_s32(acc[4 * a + b]);
+}
+
+/* The bt_neon_dots of one block shape, from a `dots` that takes the shape as arguments. */
+#define BT_NEON_DOTS(rows, tokens)                                                                                     \
+    static BT_NOINLINE void dots_##rows##x##tokens(const uint8_t *const *w, const int8_t *const *q, int64_t begin,     \
+                                                   int64_t end, int32_t *out) {                                        \
+        dots(w, q, begin, end, out, rows, tokens);                                                                     \
+    }
 
 #endif

@@ -10,22 +10,18 @@
 
 enum { CHUNK = 4, BLOCK_BYTES = BT_FLOAT_BLOCK / 4, MAX_SUMS = 16 };
 
-/* The bytes 4 lane + byte, each as 00 00 vv vv: an index out of range looks up 0. */
-BT_NEON_INLINE uint8x16_t spread(uint8x16_t packed, int byte) {
+/* Looks up the bytes 4 lane + byte, each as 00 00 vv vv: an index out of range gives 0. */
 #define WORD(lane, byte) 255, 255, 4 * lane + byte, 4 * lane + byte
-#define WORDS(byte) WORD(0, byte), WORD(1, byte), WORD(2, byte), WORD(3, byte)
-    const uint8x16_t at[4] = {{WORDS(0)}, {WORDS(1)}, {WORDS(2)}, {WORDS(3)}};
+#define WORDS(byte) {WORD(0, byte), WORD(1, byte), WORD(2, byte), WORD(3, byte)}
+static const uint8_t spread[4][16] = {WORDS(0), WORDS(1), WORDS(2), WORDS(3)};
 #undef WORDS
 #undef WORD
-    return vqtbl1q_u8(packed, at[byte]);
-}
 
 /* The index of the lower or the upper nibble. */
 BT_NEON_INLINE uint8x16_t nibble(uint8x16_t index, int upper) {
     const uint8x16_t third = vreinterpretq_u8_u32(vdupq_n_u32(0x00100000));
-    if (upper)
-        return vorrq_u8(vshrq_n_u8(index, 4), third);
-    return vbslq_u8(vdupq_n_u8(15), index, third);
+    const uint8x16_t n = upper ? vshrq_n_u8(index, 4) : vandq_u8(index, vdupq_n_u8(15));
+    return vorrq_u8(n, third);
 }
 
 /* The weights of the lower or the upper code of each nibble. */
@@ -45,25 +41,30 @@ BT_NEON_INLINE void walk(float32x4_t *acc, const uint8_t *const *w, int64_t w_at
     for (int a = 0; a < rows * tokens; a++)
         lane[a] = acc[a];
     for (; blocks > 0; blocks--, w_at += BLOCK_BYTES, x_at += BT_FLOAT_BLOCK) {
-        uint8x16_t packed[4], index[4];
+        uint8x16_t packed[4];
 #pragma GCC unroll 4
         for (int a = 0; a < rows; a++)
             packed[a] = vld1q_u8(w[a] + w_at);
-#pragma GCC unroll 16
-        for (int s = 0; s < 16; s++) {
-            float32x4_t weight[4];
+#pragma GCC unroll 1 /* all four at once do not fit the registers */
+        for (int byte = 0; byte < 4; byte++) {
+            const uint8x16_t at = vld1q_u8(spread[byte]);
+            uint8x16_t index[4];
 #pragma GCC unroll 4
-            for (int a = 0; a < rows; a++) {
-                if (s % 4 == 0)
-                    index[a] = spread(packed[a], s / 4);
-                weight[a] = weights(nibble(index[a], s & 2), s & 1);
-            }
+            for (int a = 0; a < rows; a++)
+                index[a] = vqtbl1q_u8(packed[a], at);
 #pragma GCC unroll 4
-            for (int b = 0; b < tokens; b++) {
-                const float32x4_t value = vld1q_f32(x[b] + x_at + 16 * s);
+            for (int s = 0; s < 4; s++) {
+                float32x4_t weight[4];
 #pragma GCC unroll 4
                 for (int a = 0; a < rows; a++)
-                    lane[a * tokens + b] = vfmaq_f32(lane[a * tokens + b], weight[a], value);
+                    weight[a] = weights(nibble(index[a], s & 2), s & 1);
+#pragma GCC unroll 4
+                for (int b = 0; b < tokens; b++) {
+                    const float32x4_t value = vld1q_f32(x[b] + x_at + 64 * byte + 16 * s);
+#pragma GCC unroll 4
+                    for (int a = 0; a < rows; a++)
+                        lane[a * tokens + b] = vfmaq_f32(lane[a * tokens + b], weight[a], value);
+                }
             }
         }
     }

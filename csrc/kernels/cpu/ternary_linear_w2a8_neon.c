@@ -30,9 +30,9 @@ BT_NEON_INLINE void dot_quarter(int16x8_t *sum, const uint8_t *const *w, int64_t
         }
 }
 
-/* Adds at most WIDEN whole quarters of columns [begin, end) to acc. */
-BT_NEON_INLINE void dot_span(int32x4_t *acc, const uint8_t *const *w, int64_t w_at, const int8_t *const *q,
-                             int64_t begin, int64_t end, int rows, int tokens) {
+/* Adds at most WIDEN whole quarters of columns [begin, end) to acc[4 * row + token]. */
+BT_NEON_INLINE void add_narrow(int32x4_t *acc, const uint8_t *const *w, int64_t w_at, const int8_t *const *q,
+                               int64_t begin, int64_t end, int rows, int tokens) {
     int16x8_t sum[16];
     int64_t q_at = bt_neon_plane_at(begin);
 #pragma GCC unroll 16
@@ -47,36 +47,24 @@ BT_NEON_INLINE void dot_span(int32x4_t *acc, const uint8_t *const *w, int64_t w_
             acc[4 * a + b] = vpadalq_s16(acc[4 * a + b], sum[4 * a + b]);
 }
 
+BT_NEON_INLINE void add(int32x4_t *acc, const uint8_t *const *w, int64_t w_at, const int8_t *const *q, int64_t begin,
+                        int64_t end, int rows, int tokens) {
+    const int64_t step = WIDEN * BT_QUARTER;
+    for (int64_t c = begin; c < end; c += step, w_at += WIDEN * BT_QUARTER_BYTES)
+        add_narrow(acc, w, w_at, q, c, c + step < end ? c + step : end, rows, tokens);
+}
+
 BT_NEON_INLINE void dots(const uint8_t *const *w, const int8_t *const *q, int64_t begin, int64_t end, int32_t *out,
                          int rows, int tokens) {
     int32x4_t acc[16];
-    const int64_t whole = begin + (end - begin) / BT_QUARTER * BT_QUARTER;
-    for (int a = 0; a < 16; a++)
-        acc[a] = vdupq_n_s32(0);
-    for (int64_t c = begin; c < whole; c += WIDEN * BT_QUARTER)
-        dot_span(acc, w, c / 4, q, c, c + WIDEN * BT_QUARTER < whole ? c + WIDEN * BT_QUARTER : whole, rows, tokens);
-    if (whole < end) {
-        uint8_t buffer[4][BT_QUARTER_BYTES];
-        const uint8_t *padded[4];
-        for (int a = 0; a < rows; a++)
-            padded[a] = bt_neon_pad(buffer[a], sizeof buffer[a], w[a], whole, end);
-        dot_span(acc, padded, 0, q, whole, whole + BT_QUARTER, rows, tokens);
-    }
-    for (int a = 0; a < rows; a++)
-        for (int b = 0; b < tokens; b++)
-            out[4 * a + b] = vaddvq_s32(acc[4 * a + b]);
+    bt_neon_sum(acc, w, q, begin, end, rows, tokens, add);
+    bt_neon_add_lanes(out, acc, rows, tokens);
 }
 
-static BT_NOINLINE void dots_4x1(const uint8_t *const *w, const int8_t *const *q, int64_t begin, int64_t end,
-                                 int32_t *acc) {
-    dots(w, q, begin, end, acc, 4, 1);
-}
-
-static BT_NOINLINE void dots_2x4(const uint8_t *const *w, const int8_t *const *q, int64_t begin, int64_t end,
-                                 int32_t *acc) {
-    dots(w, q, begin, end, acc, 2, 4);
-}
+BT_NEON_DOTS(4, 1)
+BT_NEON_DOTS(2, 4)
 
 bt_status bt_ternary_linear_w2a8_neon(const bt_ternary_linear_w2a8 *p, int64_t tile_begin, int64_t tile_end) {
-    return bt_neon_w2a8(p, tile_begin, tile_end, dots_4x1, dots_2x4);
+    const bt_neon_shape shapes[] = {{2, 4, dots_2x4}, {4, 1, dots_4x1}};
+    return bt_neon_w2a8(p, tile_begin, tile_end, shapes, 2);
 }

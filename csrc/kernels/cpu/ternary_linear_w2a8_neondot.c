@@ -24,40 +24,28 @@ BT_NEON_INLINE void dot_quarter(int32x4_t *acc, const uint8_t *const *w, int64_t
         }
 }
 
+BT_NEON_INLINE void add(int32x4_t *acc, const uint8_t *const *w, int64_t w_at, const int8_t *const *q, int64_t begin,
+                        int64_t end, int rows, int tokens) {
+    int64_t q_at = bt_neon_plane_at(begin);
+    for (int64_t c = begin; c < end; c += BT_QUARTER, w_at += BT_QUARTER_BYTES, q_at = bt_neon_plane_next(q_at))
+        dot_quarter(acc, w, w_at, q, q_at, rows, tokens);
+}
+
 BT_NEON_INLINE void dots(const uint8_t *const *w, const int8_t *const *q, int64_t begin, int64_t end, int32_t *out,
                          int rows, int tokens) {
     int32x4_t acc[16];
-    const int64_t whole = begin + (end - begin) / BT_QUARTER * BT_QUARTER;
-    int64_t q_at = bt_neon_plane_at(begin);
-#pragma GCC unroll 16
-    for (int a = 0; a < 16; a++)
-        acc[a] = vdupq_n_s32(0);
-    for (int64_t c = begin; c < whole; c += BT_QUARTER, q_at = bt_neon_plane_next(q_at))
-        dot_quarter(acc, w, c / 4, q, q_at, rows, tokens);
-    if (whole < end) {
-        uint8_t buffer[4][BT_QUARTER_BYTES];
-        const uint8_t *padded[4];
-        for (int a = 0; a < rows; a++)
-            padded[a] = bt_neon_pad(buffer[a], sizeof buffer[a], w[a], whole, end);
-        dot_quarter(acc, padded, 0, q, q_at, rows, tokens);
-    }
-#pragma GCC unroll 4
-    for (int a = 0; a < rows; a++)
-#pragma GCC unroll 4
-        for (int b = 0; b < tokens; b++)
-            out[4 * a + b] = vaddvq_s32(acc[4 * a + b]);
+    bt_neon_sum(acc, w, q, begin, end, rows, tokens, add);
+    bt_neon_add_lanes(out, acc, rows, tokens);
 }
 
-static BT_NOINLINE void dots_4x1(const uint8_t *const *w, const int8_t *const *q, int64_t begin, int64_t end,
-                                 int32_t *acc) {
-    dots(w, q, begin, end, acc, 4, 1);
-}
+BT_NEON_DOTS(2, 4)
 
-static BT_NOINLINE void dots_2x4(const uint8_t *const *w, const int8_t *const *q, int64_t begin, int64_t end,
-                                 int32_t *acc) {
-    dots(w, q, begin, end, acc, 2, 4);
+BT_NOINLINE void bt_neondot_4x1(const uint8_t *const *w, const int8_t *const *q, int64_t begin, int64_t end,
+                                int32_t *out) {
+    dots(w, q, begin, end, out, 4, 1);
 }
 
 bt_status bt_ternary_linear_w2a8_neondot(const bt_ternary_linear_w2a8 *p, int64_t tile_begin, int64_t tile_end) {
-    return bt_neon_w2a8(p, tile_begin, tile_end, dots_4x1, dots_2x4);
+    const bt_neon_shape shapes[] = {{2, 4, dots_2x4}, {4, 1, bt_neondot_4x1}};
+    return bt_neon_w2a8(p, tile_begin, tile_end, shapes, 2);
 }
