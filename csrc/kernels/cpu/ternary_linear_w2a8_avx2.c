@@ -171,15 +171,18 @@ static void remove_bias(int32_t *lanes, const int8_t *q, int64_t begin, int64_t 
     }
 }
 
-BT_ALWAYS_INLINE void sum_span(bt_lanes_i32 lanes, const bt_rows *rows, const int8_t *q, int64_t ldq, int64_t begin,
-                               int64_t end, int remove_offset, const int tokens) {
-    add_span(lanes, rows, q, ldq, begin, end, tokens);
-    if (remove_offset)
-        for (int c = 0; c < tokens; c++)
-            remove_bias(lanes, q + c * ldq, begin, end, c);
+BT_ALWAYS_INLINE void dot_span(bt_span_dots *dots, const bt_rows *rows, const int8_t *q, int64_t ldq, int64_t begin,
+                               int64_t end, int remove_offset, int in_lanes, const int q_rows) {
+    add_span(dots->lanes, rows, q, ldq, begin, end, q_rows);
+    for (int c = 0; c < q_rows; c++) {
+        if (remove_offset)
+            remove_bias(dots->lanes, q + c * ldq, begin, end, c);
+        if (!in_lanes)
+            dots->whole[c] = bt_sums(dots->lanes + LANES * BT_ROWS * c, LANES, LANES / 4);
+    }
 }
 
 bt_status bt_ternary_linear_w2a8_avx2(const bt_ternary_linear_w2a8 *p, int64_t tile_begin, int64_t tile_end) {
-    const bt_w2a8_variant variant = {.count = LANES, .offset = 1, .sum_span = sum_span};
+    const bt_w2a8_variant variant = {.count = LANES, .offset = 1, .dot_span = dot_span};
     return bt_w2a8_tiles(p, tile_begin, tile_end, variant);
 }

@@ -150,21 +150,34 @@ BT_ALWAYS_INLINE void remove_bias(tile_t *tile, const int8_t *q, int64_t begin, 
         tile->acc[r][token] = _mm512_sub_epi32(tile->acc[r][token], bias);
 }
 
-BT_ALWAYS_INLINE void sum_span(bt_lanes_i32 lanes, const bt_rows *rows, const int8_t *q, int64_t ldq, int64_t begin,
-                               int64_t end, int remove_offset, const int tokens) {
+/* The sums over the lanes of four vectors. Interleaving two vectors and adding the halves sums both at once. */
+BT_ALWAYS_INLINE __m128i sum_lanes(__m512i a, __m512i b, __m512i c, __m512i d) {
+    const __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    const __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+    const __m512i abcd = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+    const __m256i half = _mm256_add_epi32(bt_low(abcd), bt_high(abcd));
+    return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+}
+
+BT_ALWAYS_INLINE void dot_span(bt_span_dots *dots, const bt_rows *rows, const int8_t *q, int64_t ldq, int64_t begin,
+                               int64_t end, int remove_offset, int in_lanes, const int q_rows) {
     tile_t tile;
-    add_span(&tile, rows, q, ldq, begin, end, tokens);
+    add_span(&tile, rows, q, ldq, begin, end, q_rows);
     BT_UNROLL
-    for (int c = 0; c < tokens; c++) {
+    for (int c = 0; c < q_rows; c++) {
         if (remove_offset)
             remove_bias(&tile, q + c * ldq, begin, bt_div_up(end, BT_BLOCK) * BT_BLOCK, c);
+        if (!in_lanes) {
+            dots->whole[c] = sum_lanes(tile.acc[0][c], tile.acc[1][c], tile.acc[2][c], tile.acc[3][c]);
+            continue;
+        }
         BT_UNROLL
         for (int r = 0; r < BT_ROWS; r++)
-            _mm512_storeu_si512(lanes + 16 * (BT_ROWS * c + r), tile.acc[r][c]);
+            _mm512_storeu_si512(dots->lanes + 16 * (BT_ROWS * c + r), tile.acc[r][c]);
     }
 }
 
 bt_status bt_ternary_linear_w2a8_avx512vnni(const bt_ternary_linear_w2a8 *p, int64_t tile_begin, int64_t tile_end) {
-    const bt_w2a8_variant variant = {.count = 16, .offset = 2, .sum_span = sum_span};
+    const bt_w2a8_variant variant = {.count = 16, .offset = 2, .dot_span = dot_span};
     return bt_w2a8_tiles(p, tile_begin, tile_end, variant);
 }

@@ -72,23 +72,29 @@ BT_ALWAYS_INLINE bt_status bt_packed_tiles(const bt_ternary_linear_packed *p, in
     return BT_OK;
 }
 
-/* The lanes of a w2a8 product hold code + `offset`: offset times sum q is taken off again. That is known for a row of
- * q, `q_sum`; where a group is less than all columns, sum_span is asked to `remove_offset` itself.
+/* What a variant finds over a span of columns, for rows of q one after the other. The lanes hold code + `offset`:
+ * offset times sum q is taken off again. That is known for a row of q, `q_sum`; where a group is less than all columns,
+ * the variant is asked to `remove_offset` itself. A span of several groups is wanted `in_lanes`, any other in `whole`.
  *
- *   lanes   row after row of w, `count` lanes each, for every row of q; 16 lanes suffice for every variant */
-typedef int32_t bt_lanes_i32[BT_TOKENS * BT_ROWS * 16];
-typedef void bt_sum_span_i32(bt_lanes_i32 lanes, const bt_rows *rows, const int8_t *q, int64_t ldq, int64_t begin,
-                             int64_t end, int remove_offset, const int q_rows);
+ *   lanes   `count` lanes for each of the four rows of w; 16 suffice for every variant */
+typedef struct bt_span_dots {
+    __m128i whole[BT_TOKENS];
+    int32_t lanes[BT_TOKENS * BT_ROWS * 16];
+} bt_span_dots;
+typedef void bt_dot_span(bt_span_dots *dots, const bt_rows *rows, const int8_t *q, int64_t ldq, int64_t begin,
+                         int64_t end, int remove_offset, int in_lanes, const int q_rows);
 typedef struct bt_w2a8_variant {
     int count;  /* lanes of a row: BT_BLOCK columns if 16, half of that if 8 */
     int offset; /* 0: nothing to remove */
-    bt_sum_span_i32 *sum_span;
+    bt_dot_span *dot_span;
 } bt_w2a8_variant;
 
-/* The dot products of four rows with row c of q, of whose lanes `quarters` from `lane` on belong to a group. */
-BT_ALWAYS_INLINE __m128i bt_dots(const int32_t *lanes, const bt_w2a8_variant v, int c, int64_t lane, int quarters,
-                                 int32_t q_sum) {
-    const __m128i sums = bt_sums(&lanes[BT_ROWS * v.count * c + lane], v.count, quarters);
+/* The dot products of a group of four rows with row c of q: of the whole span, or of `quarters` from `lane` on. */
+BT_ALWAYS_INLINE __m128i bt_group_dots(const bt_span_dots *dots, const bt_w2a8_variant v, int c, int64_t lane,
+                                       int quarters, int32_t q_sum) {
+    const __m128i sums = quarters == v.count / 4
+                             ? dots->whole[c]
+                             : bt_sums(&dots->lanes[BT_ROWS * v.count * c + lane], v.count, quarters);
     return _mm_sub_epi32(sums, _mm_set1_epi32(v.offset * q_sum));
 }
 
@@ -97,11 +103,11 @@ BT_ALWAYS_INLINE __m128 bt_scaled_dot(__m128i dot, float q_scale, __m128 scale) 
 }
 
 /* The digits of a token, which begin with row c of q, joined: exact, and so is every order of it. */
-BT_ALWAYS_INLINE __m256d bt_joined_dots(const int32_t *lanes, const bt_w2a8_variant v, int c, int64_t lane,
+BT_ALWAYS_INLINE __m256d bt_joined_dots(const bt_span_dots *dots, const bt_w2a8_variant v, int c, int64_t lane,
                                         int quarters, const int32_t *q_sum, const int digits) {
     __m256d sum = _mm256_setzero_pd();
     for (int d = digits - 1; d >= 0; d--) {
-        const __m128i dot = bt_dots(lanes, v, c + d, lane, quarters, q_sum ? q_sum[c + d] : 0);
+        const __m128i dot = bt_group_dots(dots, v, c + d, lane, quarters, q_sum ? q_sum[c + d] : 0);
         sum = _mm256_add_pd(_mm256_mul_pd(sum, _mm256_set1_pd(256.0)), _mm256_cvtepi32_pd(dot));
     }
     return sum;
@@ -123,16 +129,16 @@ BT_ALWAYS_INLINE void bt_w2a8_block(const bt_ternary_linear_w2a8 *p, const bt_ro
     }
     for (int64_t begin = 0; begin < p->k; begin += span) {
         const int64_t end = begin + span < p->k ? begin + span : p->k;
-        bt_lanes_i32 lanes;
-        v.sum_span(lanes, rows, q, p->ldq, begin, end, !whole, digits * tokens);
+        bt_span_dots dots;
+        v.dot_span(&dots, rows, q, p->ldq, begin, end, !whole, span != p->group, digits * tokens);
         for (int64_t at = begin, lane = 0; at < end; at += p->group, lane += 4 * quarters, g++) {
             const __m128 scales = bt_scales(rows, g);
             for (int c = 0; c < tokens; c++) {
                 if (digits == 1) {
-                    const __m128i dot = bt_dots(lanes, v, c, lane, quarters, q_sum ? q_sum[c] : 0);
+                    const __m128i dot = bt_group_dots(&dots, v, c, lane, quarters, q_sum ? q_sum[c] : 0);
                     sum[c] = _mm_add_ps(sum[c], bt_scaled_dot(dot, p->q_scale[token + c], scales));
                 } else {
-                    const __m256d dot = bt_joined_dots(lanes, v, digits * c, lane, quarters, q_sum, digits);
+                    const __m256d dot = bt_joined_dots(&dots, v, digits * c, lane, quarters, q_sum, digits);
                     const __m256d scaled = _mm256_mul_pd(dot, _mm256_set1_pd(p->q_step[token + c]));
                     wide_sum[c] = _mm256_add_pd(wide_sum[c], _mm256_mul_pd(scaled, _mm256_cvtps_pd(scales)));
                 }
