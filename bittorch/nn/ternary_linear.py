@@ -106,7 +106,7 @@ class TernaryLinear(nn.Linear):
         if self.backend == "cuda" and not input.is_cuda:
             raise RuntimeError(f"backend='cuda', but the input is on {input.device}; move it with .to('cuda')")
         ops.check_input(input, self.weight)
-        op = reference.ternary_linear if self.backend == "python" else torch.ops.bittorch.ternary_linear
+        op = reference.ternary_linear if self.backend == "python" else torch.ops.bittorch.ternary_linear.default
         activation_bits = self.config.activation_bits or 0
         return op(input, self.weight, self.bias, *self.config.op_args(), activation_bits)
 

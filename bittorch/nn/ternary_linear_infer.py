@@ -70,10 +70,11 @@ class TernaryLinearInference(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         if input.dim() == 0 or input.shape[-1] != self.in_features:  # packed rows know it only to a whole byte
             raise ValueError(f"input must be (..., {self.in_features}), got {tuple(input.shape)}")
-        weights = (self.weight_packed, self.scale, self.bias)
+        buffers = self._buffers  # an attribute of a module takes as long to find as a small layer to run
+        weights = buffers["weight_packed"], buffers["scale"], buffers["bias"]
         if self.activation_bits is None:
-            return ops.ternary_linear_packed(input, *weights, variant=_env.INFER_VARIANT)
-        return ops.ternary_linear_w2a8(
+            return torch.ops.bittorch.ternary_linear_packed.default(input, *weights, _env.INFER_VARIANT)
+        return torch.ops.bittorch.ternary_linear_w2a8.default(
             input, *weights, activation_bits=self.activation_bits, variant=_env.INFER_VARIANT
         )
 

@@ -51,6 +51,6 @@ def ternary_linear(
     Source: Bengio et al. 2013 (straight-through estimator).
     """
     check_input(x, weight)
-    return torch.ops.bittorch.ternary_linear(
+    return torch.ops.bittorch.ternary_linear.default(
         x, weight, bias, method, scale_rule, threshold_factor, granularity, group_size, activation_bits, variant
     )

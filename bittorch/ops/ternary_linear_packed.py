@@ -27,7 +27,7 @@ def ternary_linear_packed(
         TypeError, ValueError, RuntimeError: dtypes, shapes or devices that do not go together, an unknown variant.
         NotImplementedError: no kernel for the device in this build.
     """
-    return torch.ops.bittorch.ternary_linear_packed(x, w_packed, scale, bias, variant)
+    return torch.ops.bittorch.ternary_linear_packed.default(x, w_packed, scale, bias, variant)
 
 
 @torch.library.register_fake("bittorch::ternary_linear_packed")

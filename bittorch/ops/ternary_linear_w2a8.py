@@ -41,7 +41,7 @@ def ternary_linear_w2a8(
         TypeError, ValueError, RuntimeError: dtypes, shapes or devices that do not go together, an unknown variant.
         NotImplementedError: no kernel for the device in this build.
     """
-    return torch.ops.bittorch.ternary_linear_w2a8(
+    return torch.ops.bittorch.ternary_linear_w2a8.default(
         x, w_packed, scale, bias, x_scale=x_scale, out_dtype=out_dtype, activation_bits=activation_bits, variant=variant
     )
 

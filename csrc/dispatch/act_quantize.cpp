@@ -14,7 +14,7 @@ std::tuple<at::Tensor, at::Tensor> act_quantize(const at::Tensor &x, int64_t bit
     const c10::DeviceGuard guard(x.device());
     const at::Tensor rows = as_rows(x, "x");
     const bool one = p.digits == 1;
-    std::vector<int64_t> sizes = x.sizes().vec();
+    at::DimVector sizes(x.sizes());
     if (!one)
         sizes.insert(sizes.end() - 1, p.digits);
     at::Tensor q = at::empty(sizes, x.options().dtype(at::kChar));

@@ -1,5 +1,6 @@
 #include "checks.h"
 
+#include <ATen/ops/empty.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/version.h>
 
@@ -50,8 +51,8 @@ int device_kind(const at::Tensor &t, const char *name) {
     return BT_GPU;
 }
 
-void check_same_device(const std::vector<std::pair<const char *, const at::Tensor *>> &tensors) {
-    const auto &[first_name, first] = tensors.front();
+void check_same_device(std::initializer_list<std::pair<const char *, const at::Tensor *>> tensors) {
+    const auto &[first_name, first] = *tensors.begin();
     for (const auto &[name, tensor] : tensors)
         TORCH_CHECK(!tensor->defined() || tensor->device() == first->device(), first_name, " is on ", first->device(),
                     " but ", name, " is on ", tensor->device(), "; move one of them with .to()");
@@ -94,6 +95,8 @@ ScaleLayout check_scale(const at::Tensor &scale, int64_t out_features, int64_t i
 at::Tensor as_rows(const at::Tensor &x, const char *name) {
     TORCH_CHECK_VALUE(x.dim() >= 1, name, " must have at least one dimension, got a scalar");
     const int64_t columns = x.size(-1);
+    if (x.dim() == 2 && (columns <= 1 || x.stride(1) == 1))
+        return x;
     int64_t rows = 1;
     for (int64_t d = 0; d < x.dim() - 1; d++)
         rows *= x.size(d);
@@ -101,8 +104,8 @@ at::Tensor as_rows(const at::Tensor &x, const char *name) {
     return columns > 1 && flat.stride(1) != 1 ? flat.contiguous() : flat;
 }
 
-std::vector<int64_t> with_last(const at::Tensor &x, int64_t last) {
-    std::vector<int64_t> sizes = x.sizes().vec();
+at::DimVector with_last(const at::Tensor &x, int64_t last) {
+    at::DimVector sizes(x.sizes());
     sizes.back() = last;
     return sizes;
 }
@@ -141,6 +144,13 @@ void check_status(bt_status status, const bt_kernel &kernel) {
 #else
     TORCH_CHECK(false, "bt_", bt_op_name(kernel.op), "_", kernel.variant, " failed with status ", status);
 #endif
+}
+
+Scratch::Scratch(int64_t bytes) : next_(small_) {
+    if (bytes <= static_cast<int64_t>(sizeof small_))
+        return;
+    large_ = at::empty({bytes}, at::kByte); // 64-byte aligned, as all memory of torch's CPU allocator
+    next_ = static_cast<char *>(large_.mutable_data_ptr());
 }
 
 void *current_stream(c10::Device device) {

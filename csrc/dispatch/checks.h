@@ -1,13 +1,15 @@
 // Checks, shapes and device plumbing that the ops share. Messages name the thing, both values and what to do.
 #pragma once
 
+#include <ATen/core/DimVector.h>
 #include <ATen/core/Tensor.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/util/Exception.h>
 
+#include <initializer_list>
 #include <optional>
 #include <string>
-#include <vector>
+#include <utility>
 
 #include "kernel_table.h"
 
@@ -23,7 +25,7 @@ int float_type(const at::Tensor &t, const char *name);
 int device_kind(const at::Tensor &t, const char *name);
 
 // All defined tensors on one device; names come in the same order.
-void check_same_device(const std::vector<std::pair<const char *, const at::Tensor *>> &tensors);
+void check_same_device(std::initializer_list<std::pair<const char *, const at::Tensor *>> tensors);
 
 // (out_features, ceil(in_features / 4)) uint8.
 void check_packed(const at::Tensor &w_packed, int64_t in_features);
@@ -40,7 +42,7 @@ ScaleLayout check_scale(const at::Tensor &scale, int64_t out_features, int64_t i
 at::Tensor as_rows(const at::Tensor &x, const char *name);
 
 // Sizes of x with the last one replaced.
-std::vector<int64_t> with_last(const at::Tensor &x, int64_t last);
+at::DimVector with_last(const at::Tensor &x, int64_t last);
 
 // How many int8 digits hold activations of 8, 16 or 24 bits.
 int digit_count(int64_t bits, const char *name);
@@ -53,5 +55,25 @@ void check_status(bt_status status, const bt_kernel &kernel);
 
 // cudaStream_t of the device's current stream; nullptr on the CPU.
 void *current_stream(c10::Device device);
+
+// Scratch of a call: on the stack when it is small, because an allocation costs as much as a small product.
+class Scratch {
+  public:
+    explicit Scratch(int64_t bytes);
+    // `count` elements, aligned to 64 bytes.
+    template <typename T> T *take(int64_t count) {
+        T *const here = reinterpret_cast<T *>(next_);
+        next_ += bytes_of<T>(count);
+        return here;
+    }
+    template <typename T> static int64_t bytes_of(int64_t count) {
+        return bt_div_up(count * static_cast<int64_t>(sizeof(T)), 64) * 64;
+    }
+
+  private:
+    alignas(64) char small_[16384];
+    at::Tensor large_;
+    char *next_;
+};
 
 } // namespace bittorch

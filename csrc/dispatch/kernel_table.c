@@ -26,8 +26,20 @@ bt_op bt_op_find(const char *name) {
     return (bt_op)op;
 }
 
+/* Asked once: cpuid takes microseconds in a virtual machine. */
+static uint32_t known_features(void) {
+    enum { KNOWN = 1u << 30 };
+    static _Atomic uint32_t known;
+    uint32_t features = atomic_load_explicit(&known, memory_order_relaxed);
+    if (features == 0) {
+        features = bt_cpu_features() | KNOWN;
+        atomic_store_explicit(&known, features, memory_order_relaxed);
+    }
+    return features;
+}
+
 int bt_kernel_usable(const bt_kernel *kernel) {
-    return (kernel->needs & ~bt_cpu_features()) == 0;
+    return (kernel->needs & ~known_features()) == 0;
 }
 
 static int is_auto(const char *name) {

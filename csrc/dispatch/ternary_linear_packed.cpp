@@ -13,8 +13,9 @@ static void run_on_cpu(const bt_kernel &kernel, const bt_ternary_linear_packed &
     const auto run = reinterpret_cast<bt_ternary_linear_packed_fn *>(kernel.run);
     bt_ternary_linear_packed p = all;
     p.ldxp = bt_div_up(p.k, BT_FLOAT_BLOCK) * BT_FLOAT_BLOCK;
-    const at::Tensor scratch = at::empty({std::min(all.m, token_block), p.ldxp}, at::kFloat);
-    p.xp = scratch.mutable_data_ptr<float>();
+    const int64_t floats = std::min(all.m, token_block) * p.ldxp;
+    Scratch scratch(Scratch::bytes_of<float>(floats));
+    p.xp = scratch.take<float>(floats);
     for (int64_t first = 0; first < all.m; first += token_block) {
         p.m = std::min(token_block, all.m - first);
         p.x = static_cast<const char *>(all.x) + first * all.ldx * x_bytes;

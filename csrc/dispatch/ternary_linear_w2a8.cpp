@@ -26,9 +26,9 @@ static bt_act_quantize quantize_params(const Activations &x, int digits, int64_t
 }
 
 // Where the scales of the tokens go: float for one digit, double for more.
-static void set_scales(bt_act_quantize &a, const at::Tensor &scales) {
-    a.scale = a.digits == 1 ? scales.mutable_data_ptr<float>() : nullptr;
-    a.step = a.digits == 1 ? nullptr : scales.mutable_data_ptr<double>();
+static void set_scales(bt_act_quantize &a, void *scales) {
+    a.scale = a.digits == 1 ? static_cast<float *>(scales) : nullptr;
+    a.step = a.digits == 1 ? nullptr : static_cast<double *>(scales);
 }
 
 static void run_on_cpu(const bt_kernel &kernel, const bt_ternary_linear_w2a8 &all, const Activations &x) {
@@ -39,14 +39,17 @@ static void run_on_cpu(const bt_kernel &kernel, const bt_ternary_linear_w2a8 &al
     const int64_t tokens = std::min(all.m, token_block);
     bt_ternary_linear_w2a8 p = all;
     p.ldq = bt_div_up(p.k, BT_ACT_BLOCK) * BT_ACT_BLOCK;
-    const at::Tensor codes = at::empty({p.digits * tokens, p.ldq}, at::kChar);
-    const at::Tensor scales = at::empty({tokens}, p.digits == 1 ? at::kFloat : at::kDouble);
-    const at::Tensor sums = at::empty({p.digits * tokens}, at::kInt);
+    const int64_t rows = p.digits * tokens;
+    Scratch scratch(Scratch::bytes_of<int8_t>(rows * p.ldq) + Scratch::bytes_of<double>(tokens) +
+                    Scratch::bytes_of<int32_t>(rows));
+    int8_t *const codes = scratch.take<int8_t>(rows * p.ldq);
+    double *const scales = scratch.take<double>(tokens);
+    int32_t *const sums = scratch.take<int32_t>(rows);
     for (int64_t first = 0; first < all.m; first += token_block) {
         p.m = std::min(token_block, all.m - first);
         bt_act_quantize a = quantize_params(x, p.digits, first, p.m);
         a.order = BT_ORDER_PLANES, a.ldq = p.ldq;
-        a.q = static_cast<int8_t *>(codes.mutable_data_ptr()), a.sum = sums.mutable_data_ptr<int32_t>();
+        a.q = codes, a.sum = sums;
         set_scales(a, scales);
         p.q = a.q, p.q_sum = a.sum, p.q_scale = x.scale ? x.scale + first : a.scale, p.q_step = a.step;
         p.y = static_cast<char *>(all.y) + first * all.ldy * y_bytes;
@@ -69,7 +72,7 @@ static void run_on_gpu(const bt_kernel &kernel, bt_ternary_linear_w2a8 p, const 
     bt_act_quantize a = quantize_params(x, p.digits, 0, p.m);
     a.order = BT_ORDER_NATURAL, a.ldq = p.ldq = p.k, a.stream = p.stream;
     a.q = static_cast<int8_t *>(codes.mutable_data_ptr());
-    set_scales(a, scales);
+    set_scales(a, scales.mutable_data_ptr());
     check_status(reinterpret_cast<bt_act_quantize_fn *>(quantizer.run)(&a, 0, p.m), quantizer);
     p.q = a.q, p.q_scale = a.scale, p.q_step = a.step;
     check_status(run(&p, 0, bt_tiles(p.m, p.n)), kernel);
