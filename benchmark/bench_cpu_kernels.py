@@ -47,7 +47,8 @@ BATCHES = (1, 8, 32, 128, 512)
 COLD_BATCHES = (1, 8, 32)  # larger ones read the weights once for many products: hot says the same
 QUICK_SHAPES, QUICK_BATCHES = [(2560, 2560)], (1, 8, 32)
 COPIES = 16  # of the weights, at most, in a cold turn, besides a spare one
-LIMIT_RUNS = 3
+LIMIT_RUNS = 3  # before the rows, and again after them
+LIMIT_KEYS = ("peak_gops", "read_gbps")
 LONG_CALL = 0.02  # seconds; where weights come from at its start no longer shows
 ORT_BLOCK = 128  # columns that share a scale: the fastest of 32, 64 and 128 for 2 bits; 256 has no kernel
 
@@ -88,7 +89,7 @@ class Candidate:
 
 
 def limits(threads: int) -> dict[str, Any]:
-    """Compiles cpu_limits.c by $CC or cc and runs it some times: the most of each figure, as others may be busy too."""
+    """Compiles cpu_limits.c by $CC or cc and runs it some times: the most of each figure, as others are busy too."""
     compiler = shlex.split(os.environ.get("CC", "cc"))
     source = Path(__file__).parent / "cpu_limits.c"
     with tempfile.TemporaryDirectory() as folder:
@@ -103,9 +104,12 @@ def limits(threads: int) -> dict[str, Any]:
         for _ in range(LIMIT_RUNS):
             done = subprocess.run([program, "--threads", str(threads)], check=True, capture_output=True, text=True)
             runs.append(json.loads(done.stdout))
-    for key in ("peak_gops", "read_gbps"):
-        runs[0][key] = {name: max(run[key][name] for run in runs) for name in runs[0][key]}
-    return runs[0]
+    return _most(runs)
+
+
+def _most(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    most = {key: {name: max(run[key][name] for run in runs) for name in runs[0][key]} for key in LIMIT_KEYS}
+    return {**runs[0], **most}
 
 
 def peak(limit: dict[str, Any], names: tuple[str, ...]) -> tuple[str, float] | tuple[None, None]:
@@ -332,23 +336,24 @@ def _seconds(bench: Bench, calls: dict[str, list[timing.Call]], threads: dict[st
 
 
 def _row(bench: Bench, case: dict[str, Any], candidate: Candidate, taken: dict[str, float]) -> dict[str, Any]:
-    gops = 2e-9 * case["m"] * case["k"] * case["n"] / taken["median_s"]
-    gbps = 1e-9 * candidate.weight_bytes / taken["median_s"]
-    name, most = peak(bench.limit, candidate.peaks)
-    if most and candidate.threads:
-        most *= candidate.threads / bench.args.threads
-    cold = case["mode"] == "cold"
-    return {
+    row = {
         **case,
         "name": candidate.name,
         **taken,
+        "threads": candidate.threads or bench.args.threads,
         "weight_bytes": candidate.weight_bytes,
-        "gops": gops,
-        "weight_gbps": gbps,
-        "peak": name,
-        "of_peak": gops / most if most else None,
-        "of_bandwidth": gbps / bench.limit["read_gbps"]["cold"] if cold else None,
+        "gops": 2e-9 * case["m"] * case["k"] * case["n"] / taken["median_s"],
+        "weight_gbps": 1e-9 * candidate.weight_bytes / taken["median_s"],
+        "peak": peak(bench.limit, candidate.peaks)[0],
     }
+    _add_shares(row, bench.limit)
+    return row
+
+
+def _add_shares(row: dict[str, Any], limit: dict[str, Any]) -> None:
+    most = peak(limit, (row["peak"],))[1] if row["peak"] else None
+    row["of_peak"] = row["gops"] / (most * row["threads"] / limit["threads"]) if most else None
+    row["of_bandwidth"] = row["weight_gbps"] / limit["read_gbps"]["cold"] if row["mode"] == "cold" else None
 
 
 def _print_rows(rows: list[dict[str, Any]], missing: dict[str, str], say: Callable[[str], None]) -> None:
@@ -523,6 +528,11 @@ def progress(args: argparse.Namespace) -> tuple[Callable[[], None], Callable[[st
     return bar.update, partial(tqdm.write, file=sys.stdout)
 
 
+def _limit_line(limit: dict[str, Any]) -> str:
+    figures = {**limit["peak_gops"], **{f"read {level} GB/s": value for level, value in limit["read_gbps"].items()}}
+    return "limits: " + ", ".join(f"{name} {value:.0f}" for name, value in figures.items())
+
+
 @torch.inference_mode()
 def main() -> None:
     args = parse_args()
@@ -532,8 +542,7 @@ def main() -> None:
     onnx = Onnx(args.threads)
     machine["onnxruntime"] = None if onnx.missing else onnx.runtime.__version__
     print(timing.header(machine))
-    figures = {**limit["peak_gops"], **{f"read {level} GB/s": value for level, value in limit["read_gbps"].items()}}
-    print("limits: " + ", ".join(f"{name} {value:.0f}" for name, value in figures.items()))
+    print(_limit_line(limit))
     if onnx.missing:
         print(f"onnxruntime: {onnx.missing}")
     torch.manual_seed(0)
@@ -544,6 +553,11 @@ def main() -> None:
     for k, n in args.shapes:
         rows += measure(bench, k, n, done, say)
         gc.collect()  # the layers of a shape are some hundred megabytes
+    bench.limit = limit = _most([limit, limits(args.threads)])
+    for row in rows:
+        if "median_s" in row:
+            _add_shares(row, limit)
+    say(f"\n{_limit_line(limit)}, the most of before and after: shares from here on are of these")
     found = verdicts(rows, args)
     over = {row["peak"] for row in rows if (row.get("of_peak") or 0) > 1}
     if over:
