@@ -44,7 +44,7 @@ SHAPES = [  # in_features, out_features
     (640, 2560),
 ]
 BATCHES = (1, 8, 32, 128, 512)
-COLD_BATCHES = (1, 8, 32)  # larger ones read the weights once for many products: hot says the same
+COLD_BATCHES = (1, 8)  # larger ones read the weights once for many products: hot says the same
 QUICK_SHAPES, QUICK_BATCHES = [(2560, 2560)], (1, 8, 32)
 COPIES = 16  # of the weights, at most, in a cold turn, besides a spare one
 LIMIT_RUNS = 3  # before the rows, and again after them

@@ -57,7 +57,7 @@ def build(folder: Path) -> Path:
     """The driver with every kernel of this machine, compiled by $CC or cc as setup.py does it."""
     constants = hot_loops.setup_constants()
     compiler = [*shlex.split(os.environ.get("CC", "cc")), "-std=c11", *constants["COMMON"]]
-    jobs = [(ROOT / "benchmark" / "count_kernel.c", [])]
+    jobs: list[tuple[Path, list[str]]] = [(ROOT / "benchmark" / "count_kernel.c", [])]
     jobs += [(ROOT / "csrc" / "dispatch" / name, []) for name in ("kernel_table.c", "cpu_features.c")]
     for source in sorted(hot_loops.SOURCES.glob("*.c")):
         machine, flags = constants["ISA_FLAGS"][source.stem.rsplit("_", 1)[1]]
@@ -77,13 +77,13 @@ def build(folder: Path) -> Path:
 
 def instructions(program: Path, *arguments: object) -> int | None:
     """What callgrind counts; None where this CPU, as valgrind shows it, has no such kernel."""
-    command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", program, *map(str, arguments)]
+    command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", str(program), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode == 3:
         return None
     found = re.search(r"Collected : (\d+)", done.stderr)
     if done.returncode or not found:
-        sys.exit(f"{shlex.join(map(str, command))} failed with exit code {done.returncode}:\n{done.stderr[-2000:]}")
+        sys.exit(f"{shlex.join(command)} failed with exit code {done.returncode}:\n{done.stderr[-2000:]}")
     return int(found[1])
 
 
