@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # The torch to build against and run; see README.md for a build without CUDA.
 TORCH ?= torch==2.13.0
-C_FILES := $(shell find csrc tests/kernels tests/cuda_host -name '*.c' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+C_FILES := $(shell find csrc tests/kernels tests/cuda_host benchmark -name '*.c' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo test test-fast test-kernels test-cuda-host test-gpu bench lint fmt clean

@@ -39,12 +39,15 @@ QUICK_SHAPES = [(1, 256, 256), (8, 256, 512)]
 Call = Callable[[], object]
 
 
-def parse_args(description: str) -> argparse.Namespace:
+def parse_args(description: str, extend: Callable[[argparse.ArgumentParser], None] | None = None) -> argparse.Namespace:
+    """The options of every benchmark, and those that ``extend`` adds."""
     parser = argparse.ArgumentParser(description=description.split("\n")[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default: cpu)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     parser.add_argument("--quick", action="store_true", help="two small shapes, few rounds: shows that it runs")
     parser.add_argument("--json", type=Path, help="result file (default: benchmark/results/..., nothing with --quick)")
+    if extend:
+        extend(parser)
     args = parser.parse_args()
     if args.threads < 1:
         parser.error("--threads must be at least 1")
@@ -70,19 +73,39 @@ def _timed(call: Call, repeats: int, device: str) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def interleaved(calls: dict[str, Call], args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Median and quartiles, in seconds, of each call: warm-up, then rounds in which every call has its turn."""
-    budget, least = (0.05, 3) if args.quick else (2.0, 9)
+def interleaved(
+    calls: dict[str, Call],
+    args: argparse.Namespace,
+    before: Callable[[str], None] | None = None,
+    once_a_turn: bool = False,
+    least: int = 9,
+) -> dict[str, dict[str, float]]:
+    """Median and quartiles, in seconds, of each call: warm-up, then rounds in which every call has its turn.
+
+    ``before`` runs ahead of each turn, given the name of the call, and is not timed. At least ``least`` rounds.
+    """
+    budget, least = (0.05, 3) if args.quick else (2.0, least)
     repeats, round_time = {}, 0.0
-    for name, call in calls.items():
-        once = min(_timed(call, 1, args.device) for _ in range(3))
-        repeats[name] = max(1, min(200, int(5e-4 / max(once, 1e-9))))  # short calls: half a millisecond a turn
-        round_time += once * repeats[name]
+
+    def turn(name: str, repeats: int) -> float:
+        if before:
+            before(name)
+        return _timed(calls[name], repeats, args.device)
+
+    for name in calls:
+        start = time.perf_counter()
+        once = turn(name, 1)
+        outside = time.perf_counter() - start - once
+        if once < 0.1:
+            once = min(once, turn(name, 1), turn(name, 1))
+        # Short calls: half a millisecond a turn.
+        repeats[name] = 1 if once_a_turn else max(1, min(200, int(5e-4 / max(once, 1e-9))))
+        round_time += once * repeats[name] + outside
     rounds = max(least, min(201, int(budget / round_time)))
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
-        for name, call in calls.items():
-            times[name].append(_timed(call, repeats[name], args.device))
+        for name in calls:
+            times[name].append(turn(name, repeats[name]))
     result = {}
     for name, values in times.items():
         ordered = sorted(values)

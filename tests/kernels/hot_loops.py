@@ -1,0 +1,312 @@
+"""The inner loops of the products, as objdump shows them: which instructions one pass runs, and what it should not.
+
+A kernel's speed at large batches is instructions for each product, so a spill or a copied accumulator is a fact of the
+object code that no noise hides. Used by test_hot_loops.py and benchmark/instruction_counts.py.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent.parent
+SOURCES = ROOT / "csrc" / "kernels" / "cpu"
+MACHINE = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+HOT = 16  # products in a pass; loops of fewer take the bias off again, or are tails
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What a pass should hold; `instructions` is derived from the tile, and MARGIN comes on top."""
+
+    what: str
+    products: int
+    decodes: int
+    instructions: int
+    copies: int = 0
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Opcodes by their beginning: `product` multiplies, `accumulate` writes the sums, `decode` makes trits of codes."""
+
+    product: str
+    decode: str
+    loops: tuple[Loop, ...]
+    accumulate: str = ""
+
+
+MARGIN = 1.1
+
+# One row a kernel file, one Loop for each number of tokens T. A new variant: add its row, deriving the counts from its
+# source in the same way; a tile that changes changes its row.
+KERNELS = {
+    # A pass is a block of 256 columns of 4 rows. Codes: load, shift, vpternlogd and prefetch a row: 16; masks: 4 planes
+    # of 4 rows: 16; counters and pointers: 4. T = 1: 4 loads of x, 16 products. T > 1: 12 shifts, 4 T loads, 16 T.
+    "ternary_linear_w2a8_avx512vnni": Kernel(
+        "vpdpbusd",
+        "vpternlog",
+        (
+            Loop("1 token", 16, 4, 56),
+            # gcc 12 copies the four sums of one of the two tokens twice a pass; gcc 11 does not.
+            Loop("2 tokens", 32, 4, 88 + 8, copies=8),
+            Loop("3 tokens", 48, 4, 108),
+            Loop("4 tokens", 64, 4, 128),
+        ),
+    ),
+    # A pass is a step of 128 columns. T = 1, 4 rows: 4 loads, 2 prefetches, shift and two masks a row: 12, 16 vpshufb,
+    # 4 loads of x, 16 pairs of product and sum: 32, counters and address of the step: 9. T > 1, 2 rows: 2 loads, 1
+    # prefetch, 6, 8, 16 T for the pairs, whose products load x, T base pointers, 9.
+    "ternary_linear_w2a8_avx2": Kernel(
+        "vpmaddubsw",
+        "vpshufb",
+        (
+            # gcc leaves the last of some sums in another register and copies it back, once a pass.
+            Loop("1 token", 16, 16, 79 + 1, copies=1),
+            Loop("2 tokens", 16, 8, 60),
+            Loop("3 tokens", 24, 8, 77 + 2, copies=2),
+            Loop("4 tokens", 32, 8, 94 + 1, copies=1),
+        ),
+        accumulate="vpaddw",
+    ),
+    # A pass is four of the 16 steps of a block: 4 vpermilps and 4 shifts a step, T loads of x, 4 T products; counter 3.
+    "ternary_linear_packed_avx512": Kernel(
+        "vfmadd",
+        "vpermilps",
+        (
+            Loop("1 token", 16, 16, 55),
+            Loop("2 tokens", 32, 16, 75),
+            Loop("3 tokens", 48, 16, 95),
+            Loop("4 tokens", 64, 16, 115),
+        ),
+    ),
+    # The same in half vectors; two rows where T > 1.
+    "ternary_linear_packed_avx2": Kernel(
+        "vfmadd",
+        "vpermilps",
+        (
+            Loop("1 token", 16, 16, 55),
+            Loop("2 tokens", 16, 8, 43),
+            Loop("3 tokens", 24, 8, 55),
+            Loop("4 tokens", 32, 8, 67),
+        ),
+    ),
+    # A pass is a quarter of a block. Codes: load, mask, shift and 4 tbl a row; 4 loads of x a token; products; 10 for
+    # counters and addresses, and T more where T > 1.
+    "ternary_linear_w2a8_neondot": Kernel(
+        "sdot",
+        "tbl",
+        (Loop("1 token", 16, 16, 28 + 4 + 16 + 10), Loop("4 tokens", 32, 8, 14 + 16 + 32 + 14)),
+    ),
+    "ternary_linear_w2a8_neon": Kernel(
+        "smlal",
+        "tbl",
+        (Loop("1 token", 32, 16, 28 + 4 + 32 + 10), Loop("4 tokens", 64, 8, 14 + 16 + 64 + 14)),
+    ),
+}
+
+
+def setup_constants() -> dict[str, Any]:
+    """ISA_FLAGS and COMMON of setup.py, which runs the build when it is imported."""
+    wanted = {"AVX2", "AVX512", "ISA_FLAGS", "COMMON"}
+    tree = ast.parse((ROOT / "setup.py").read_text())
+    body = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id in wanted for t in node.targets)
+    ]
+    found: dict[str, Any] = {}
+    exec(compile(ast.Module(body, type_ignores=[]), "setup.py", "exec"), found)
+    return found
+
+
+def machine_of(name: str) -> str:
+    return str(setup_constants()["ISA_FLAGS"][name.rsplit("_", 1)[1]][0])
+
+
+def tools(machine: str) -> tuple[list[str], str]:
+    """The compiler and objdump for a machine; FileNotFoundError tells what is missing."""
+    if machine == MACHINE:
+        compiler, dump = shlex.split(os.environ.get("CC", "cc")), "objdump"
+    else:
+        compiler, dump = [f"{machine}-linux-gnu-gcc"], f"{machine}-linux-gnu-objdump"
+    for tool in (compiler[0], dump):
+        if not shutil.which(tool):
+            raise FileNotFoundError(f"{tool} is not installed")
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    if "Free Software Foundation" not in version:
+        raise FileNotFoundError(f"{compiler[0]} is not gcc, whose loops the table describes")
+    return compiler, dump
+
+
+def listing(name: str, out: Path, source: Path | None = None, extra: tuple[str, ...] = ()) -> str:
+    """The disassembly of a kernel file, or of another `source` in its place, compiled as setup.py does it."""
+    constants = setup_constants()
+    compiler, dump = tools(machine_of(name))
+    flags = [*constants["COMMON"], *constants["ISA_FLAGS"][name.rsplit("_", 1)[1]][1]]
+    obj = out / f"{name}.o"
+    path = source or SOURCES / f"{name}.c"
+    subprocess.run([*compiler, "-std=c11", *flags, *extra, f"-I{SOURCES}", "-c", path, "-o", obj], check=True)
+    done = subprocess.run([dump, "-d", "--no-show-raw-insn", obj], check=True, capture_output=True, text=True)
+    return done.stdout
+
+
+@dataclass
+class Instruction:
+    address: int
+    opcode: str
+    operands: str
+    target: int | None  # index of the instruction that it jumps to
+    falls_through: bool = True
+    before: list[int] = field(default_factory=list)  # indices of those that may run just before
+
+
+_LINE = re.compile(r"^\s+([0-9a-f]+):\s+(\S+)\s*(.*)$")
+_COMMENT = re.compile(r"\s*(//|#\s).*$")
+_JUMP = re.compile(r"j\w+$|b$|b\.\w+$|cbn?z$|tbn?z$")
+_TARGET = re.compile(r"(?:^|[\s,])([0-9a-f]+) <")
+_NO_RETURN = re.compile(r"jmp\w*$|b$|br$|ret\w*$|ud2$|hlt$")
+_PREFIXES = ("notrack", "bnd", "rep", "repz", "lock", "cs", "data16")
+
+
+def functions(text: str) -> dict[str, list[Instruction]]:
+    """The instructions of each function, linked by jumps and order."""
+    found: dict[str, list[Instruction]] = {}
+    rows: list[Instruction] = []
+    for line in text.splitlines():
+        if header := re.match(r"^[0-9a-f]+ <(.+)>:$", line):
+            rows = found.setdefault(header[1], [])
+        elif match := _LINE.match(line):
+            opcode, operands = match[2], _COMMENT.sub("", match[3])
+            while opcode in _PREFIXES and operands:
+                opcode, _, operands = operands.partition(" ")
+            rows.append(Instruction(int(match[1], 16), opcode, operands.strip(), None))
+    for rows in found.values():
+        index = {row.address: i for i, row in enumerate(rows)}
+        for i, row in enumerate(rows):
+            target = _TARGET.search(row.operands)
+            if _JUMP.match(row.opcode) and target:
+                row.target = index.get(int(target[1], 16))
+            if row.target is not None:
+                rows[row.target].before.append(i)
+            if not _NO_RETURN.match(row.opcode) and i + 1 < len(rows):
+                rows[i + 1].before.append(i)
+    return found
+
+
+def natural_loops(rows: list[Instruction]) -> list[list[int]]:
+    """Innermost loops: for each head the instructions that come back to it, if they are entered at the head alone."""
+    bodies: dict[int, set[int]] = {}
+    for i, row in enumerate(rows):
+        head = row.target
+        if head is None or head > i:
+            continue
+        body, todo = {head}, [i]
+        while todo:
+            at = todo.pop()
+            if at not in body:
+                body.add(at)
+                todo += rows[at].before
+        # One that nothing precedes is the entry of the function, or of a case: then the jump only goes back in order.
+        if all(rows[at].before and at for at in body - {head}):
+            bodies[head] = bodies.get(head, set()) | body
+    return [sorted(body) for body in bodies.values() if not any(other < body for other in bodies.values())]
+
+
+_VECTOR = re.compile(r"%[xyz]mm(\d+)|\b[vq](\d+)\b")
+
+
+def _registers(operands: str) -> list[int]:
+    return [int(a or b) for a, b in _VECTOR.findall(operands)]
+
+
+def _is_arm(rows: list[Instruction]) -> bool:
+    return not any("%" in row.operands for row in rows)
+
+
+@dataclass
+class HotLoop:
+    """A loop that holds products."""
+
+    function: str
+    address: int
+    instructions: int
+    products: int
+    decodes: int
+    stack: list[str]  # vector loads and stores relative to the stack: spills
+    copies: list[str]  # copies of an accumulator to another register, or back
+
+
+def hot_loops(text: str, kernel: Kernel) -> list[HotLoop]:
+    """The loops of HOT or more products."""
+    found = []
+    for name, rows in functions(text).items():
+        arm = _is_arm(rows)
+        framed = any(row.opcode == "mov" and row.operands == "%rsp,%rbp" for row in rows)
+        pointer = re.compile(r"\[(sp|x29)\b" if arm else r"\((%rsp|%rbp)" if framed else r"\(%rsp")
+        for body in natural_loops(rows):
+            loop = [rows[i] for i in body]
+            products = sum(row.opcode.startswith(kernel.product) for row in loop)
+            if products < HOT:
+                continue
+            sums = {
+                _registers(row.operands)[0 if arm else -1]
+                for row in loop
+                if row.opcode.startswith(kernel.accumulate or kernel.product)
+            }
+            move = re.compile(r"mov$" if arm else r"vmov[adu]")
+            texts = [(row, f"{row.address:x}: {row.opcode} {row.operands}") for row in loop]
+            found.append(
+                HotLoop(
+                    name,
+                    loop[0].address,
+                    len(loop),
+                    products,
+                    sum(row.opcode.startswith(kernel.decode) for row in loop),
+                    [t for row, t in texts if pointer.search(row.operands) and _registers(row.operands)],
+                    [
+                        t
+                        for row, t in texts
+                        if move.match(row.opcode)
+                        and len(_registers(row.operands)) == 2
+                        and not re.search(r"[(\[]", row.operands)
+                        and sums & set(_registers(row.operands))
+                    ],
+                )
+            )
+    return found
+
+
+def complaints(text: str, kernel: Kernel) -> list[str]:
+    """What is wrong with the loops of a listing, in words; nothing if all is well."""
+    wrong = []
+    loops = hot_loops(text, kernel)
+    for expected in kernel.loops:
+        if not any((loop.products, loop.decodes) == (expected.products, expected.decodes) for loop in loops):
+            counts = f"{expected.products} {kernel.product} and {expected.decodes} {kernel.decode}"
+            wrong.append(f"{expected.what}: no loop of {counts}")
+    for loop in loops:
+        where = f"{loop.function} at {loop.address:x}"
+        counts = f"{loop.products} {kernel.product}, {loop.decodes} {kernel.decode}"
+        rows = [row for row in kernel.loops if (row.products, row.decodes) == (loop.products, loop.decodes)]
+        if not rows:
+            wrong.append(f"{where}: unexpected {counts}")
+            continue
+        where += f" ({rows[0].what}; {counts})"
+        limit = MARGIN * rows[0].instructions
+        if loop.instructions > limit:
+            each = f"{loop.instructions / loop.products:.2f} a product"
+            wrong.append(f"{where}: {loop.instructions} instructions a pass, {each}, limit {limit:.0f}")
+        if loop.stack:
+            wrong.append(f"{where}: vector loads or stores on the stack: {loop.stack}")
+        if len(loop.copies) > rows[0].copies:
+            wrong.append(f"{where}: copies of accumulators: {loop.copies}")
+    return wrong
