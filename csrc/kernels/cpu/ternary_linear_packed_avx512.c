@@ -65,18 +65,21 @@ BT_ALWAYS_INLINE void add_blocks(tile_t *tile, const uint8_t *const w[BT_ROWS], 
 /* The lanes of columns [begin, end), where begin is a multiple of 256. */
 BT_ALWAYS_INLINE void add_span(tile_t *tile, const bt_rows *rows, const float *xp, int64_t ldxp, int64_t begin,
                                int64_t end, const int tokens) {
-    const int64_t blocks = (end - begin) / BT_BLOCK, rest = bt_div_up((end - begin) % BT_BLOCK, 4);
     const uint8_t *w[BT_ROWS];
+    uint8_t tail[BT_ROWS][BT_BLOCK_BYTES];
+    int64_t blocks = (end - begin) / BT_BLOCK, rest = bt_div_up((end - begin) % BT_BLOCK, 4);
     for (int r = 0; r < BT_ROWS; r++)
         w[r] = rows->w[r] + begin / 4;
-    add_blocks(tile, w, xp + begin, ldxp, blocks, tokens);
-    if (rest == 0)
-        return;
-    uint8_t tail[BT_ROWS][BT_BLOCK_BYTES];
-    bt_copy_tail(tail[0], BT_BLOCK_BYTES, w, blocks * BT_BLOCK_BYTES, rest);
-    for (int r = 0; r < BT_ROWS; r++)
-        w[r] = tail[r];
-    add_blocks(tile, w, xp + begin + blocks * BT_BLOCK, ldxp, 1, tokens);
+    /* Once for the whole blocks, once for the tail: the loop stands here once, for more gcc 12 has no registers. */
+    for (xp += begin;; blocks = 1, rest = 0) {
+        add_blocks(tile, w, xp, ldxp, blocks, tokens);
+        if (rest == 0)
+            break;
+        bt_copy_tail(tail[0], BT_BLOCK_BYTES, w, blocks * BT_BLOCK_BYTES, rest);
+        for (int r = 0; r < BT_ROWS; r++)
+            w[r] = tail[r];
+        xp += blocks * BT_BLOCK;
+    }
 }
 
 BT_ALWAYS_INLINE void sum_span(bt_lanes_f32 lanes, const bt_rows *rows, const float *xp, int64_t ldxp, int64_t begin,

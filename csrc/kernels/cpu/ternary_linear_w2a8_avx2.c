@@ -182,7 +182,6 @@ BT_ALWAYS_INLINE void dot_span(bt_span_dots *dots, const bt_rows *rows, const in
     }
 }
 
-bt_status bt_ternary_linear_w2a8_avx2(const bt_ternary_linear_w2a8 *p, int64_t tile_begin, int64_t tile_end) {
-    const bt_w2a8_variant variant = {.count = LANES, .offset = 1, .dot_span = dot_span};
-    return bt_w2a8_tiles(p, tile_begin, tile_end, variant);
-}
+static const bt_w2a8_variant variant = {.count = LANES, .offset = 1, .dot_span = dot_span};
+
+BT_DEFINE_W2A8(avx2, variant)

@@ -123,18 +123,18 @@ BT_ALWAYS_INLINE void fold_planes(tile_t *tile) {
 BT_ALWAYS_INLINE void add_span(tile_t *tile, const bt_rows *rows, const int8_t *q, int64_t ldq, int64_t begin,
                                int64_t end, const int tokens) {
     const int64_t blocks = (end - begin) / BT_BLOCK, rest = bt_div_up((end - begin) % BT_BLOCK, 4);
-    const uint8_t *w[BT_ROWS];
-    for (int r = 0; r < BT_ROWS; r++)
+    const uint8_t *w[BT_ROWS], *tail[BT_ROWS];
+    uint8_t copy[BT_ROWS][BT_BLOCK_BYTES];
+    for (int r = 0; r < BT_ROWS; r++) {
         w[r] = rows->w[r] + begin / 4;
+        tail[r] = copy[r];
+    }
+    if (rest)
+        bt_copy_tail(copy[0], BT_BLOCK_BYTES, w, blocks * BT_BLOCK_BYTES, rest);
     clear(tile, tokens == 1 ? 4 : tokens);
     add_blocks(tile, w, q + begin, ldq, blocks, tokens);
-    if (rest) {
-        uint8_t tail[BT_ROWS][BT_BLOCK_BYTES];
-        bt_copy_tail(tail[0], BT_BLOCK_BYTES, w, blocks * BT_BLOCK_BYTES, rest);
-        for (int r = 0; r < BT_ROWS; r++)
-            w[r] = tail[r];
-        add_blocks(tile, w, q + begin + blocks * BT_BLOCK, ldq, 1, tokens);
-    }
+    if (rest)
+        add_blocks(tile, tail, q + begin + blocks * BT_BLOCK, ldq, 1, tokens);
     if (tokens == 1)
         fold_planes(tile);
 }
@@ -177,7 +177,6 @@ BT_ALWAYS_INLINE void dot_span(bt_span_dots *dots, const bt_rows *rows, const in
     }
 }
 
-bt_status bt_ternary_linear_w2a8_avx512vnni(const bt_ternary_linear_w2a8 *p, int64_t tile_begin, int64_t tile_end) {
-    const bt_w2a8_variant variant = {.count = 16, .offset = 2, .dot_span = dot_span};
-    return bt_w2a8_tiles(p, tile_begin, tile_end, variant);
-}
+static const bt_w2a8_variant variant = {.count = 16, .offset = 2, .dot_span = dot_span};
+
+BT_DEFINE_W2A8(avx512vnni, variant)

@@ -73,12 +73,31 @@ BT_ALWAYS_INLINE int64_t bt_span(int64_t k, int64_t group, int64_t unit) {
     return group == k || group > unit ? group : unit;
 }
 
-/* The last bytes of four rows, followed by zero codes: nothing is read past the end of a row. */
-BT_ALWAYS_INLINE void bt_copy_tail(uint8_t *tail, int64_t stride, const uint8_t *const w[BT_ROWS], int64_t at,
+/* The first `bytes` of 32, zeros for the others, of which none is read. As masked loads, because memset and memcpy of
+ * an unknown size are calls, which for the four rows of a tile cost as much as several blocks of columns. */
+BT_ALWAYS_INLINE __m256i bt_load_first(const uint8_t *w, int64_t bytes) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const int words = (int)(bytes < 32 ? bytes / 4 : 8);
+    const __m256i last = _mm256_set1_epi32(words);
+    uint32_t rest = 0;
+    for (int64_t i = 4 * words; i < bytes && i < 4 * words + 3; i++)
+        rest |= (uint32_t)w[i] << (8 * (i % 4));
+    const __m256i whole = _mm256_maskload_epi32((const int *)w, _mm256_cmpgt_epi32(last, lane));
+    return _mm256_or_si256(whole, _mm256_and_si256(_mm256_cmpeq_epi32(last, lane), _mm256_set1_epi32((int)rest)));
+}
+
+/* The last `bytes` of four rows, followed by zero codes up to `stride` bytes, 32 or 64: nothing is read past the end of
+ * a row. */
+BT_ALWAYS_INLINE void bt_copy_tail(uint8_t *tail, const int stride, const uint8_t *const w[BT_ROWS], int64_t at,
                                    int64_t bytes) {
-    memset(tail, 0, (size_t)(BT_ROWS * stride));
-    for (int r = 0; r < BT_ROWS; r++)
-        memcpy(tail + r * stride, w[r] + at, (size_t)bytes);
+    BT_UNROLL
+    for (int r = 0; r < BT_ROWS; r++) {
+        BT_UNROLL
+        for (int i = 0; i < stride; i += 32) {
+            const __m256i part = bytes > i ? bt_load_first(w[r] + at + i, bytes - i) : _mm256_setzero_si256();
+            _mm256_storeu_si256((__m256i *)(tail + r * stride + i), part);
+        }
+    }
 }
 
 /* clamp(rint(v * inverse), -most, most) in fp64, for eight floats; |v * inverse| is at most about `most`. */

@@ -150,19 +150,46 @@ BT_ALWAYS_INLINE void bt_w2a8_block(const bt_ternary_linear_w2a8 *p, const bt_ro
                    digits == 1 ? sum[c] : _mm256_cvtpd_ps(wide_sum[c]), p->bias, p->bias_type, rows);
 }
 
+/* Tokens of one digit. */
 BT_ALWAYS_INLINE bt_status bt_w2a8_tiles(const bt_ternary_linear_w2a8 *p, int64_t tile_begin, int64_t tile_end,
                                          const bt_w2a8_variant v) {
-    BT_ASSERT(p->ldq % BT_ACT_BLOCK == 0 && p->k <= BT_W2A8_MAX_K);
+    BT_ASSERT(p->ldq % BT_ACT_BLOCK == 0 && p->k <= BT_W2A8_MAX_K && p->digits == 1);
     if (!bt_group_fits(p->k, p->group))
         return bt_ternary_linear_w2a8_scalar(p, tile_begin, tile_end);
-    if (p->digits == 1)
-        BT_EACH_BLOCK(p, tile_begin, tile_end, BT_TOKENS, BT_BY_TOKENS(left, bt_w2a8_block, p, &rows, token, v, 1))
-    else if (p->digits == 2)
+    BT_EACH_BLOCK(p, tile_begin, tile_end, BT_TOKENS, BT_BY_TOKENS(left, bt_w2a8_block, p, &rows, token, v, 1))
+    return BT_OK;
+}
+
+/* Tokens of `digits` digits, two or three. In functions of their own in a variant, not inlined: the loops of all are
+ * more than gcc 12 has registers for, but each wants to be inlined into the walk over blocks, whose end then overlaps
+ * with the next block (8 % of a row of 2560 columns). */
+BT_ALWAYS_INLINE bt_status bt_digits_tiles(const bt_ternary_linear_w2a8 *p, int64_t tile_begin, int64_t tile_end,
+                                           const bt_w2a8_variant v, const int digits) {
+    BT_ASSERT(p->ldq % BT_ACT_BLOCK == 0 && p->k <= BT_W2A8_MAX_K && p->digits == digits);
+    if (!bt_group_fits(p->k, p->group))
+        return bt_ternary_linear_w2a8_scalar(p, tile_begin, tile_end);
+    if (digits == 2)
         BT_EACH_BLOCK(p, tile_begin, tile_end, 2, if (left == 1) bt_w2a8_block(p, &rows, token, v, 2, 1);
                       else bt_w2a8_block(p, &rows, token, v, 2, 2);)
     else
         BT_EACH_BLOCK(p, tile_begin, tile_end, 1, bt_w2a8_block(p, &rows, token, v, 3, 1); (void)left;)
     return BT_OK;
 }
+
+/* bt_ternary_linear_w2a8_<isa> of a bt_w2a8_variant. */
+#define BT_DEFINE_W2A8(isa, variant)                                                                                   \
+    static __attribute__((noinline)) bt_status two_digits(const bt_ternary_linear_w2a8 *p, int64_t begin,              \
+                                                          int64_t end) {                                               \
+        return bt_digits_tiles(p, begin, end, variant, 2);                                                             \
+    }                                                                                                                  \
+    static __attribute__((noinline)) bt_status three_digits(const bt_ternary_linear_w2a8 *p, int64_t begin,            \
+                                                            int64_t end) {                                             \
+        return bt_digits_tiles(p, begin, end, variant, 3);                                                             \
+    }                                                                                                                  \
+    bt_status bt_ternary_linear_w2a8_##isa(const bt_ternary_linear_w2a8 *p, int64_t tile_begin, int64_t tile_end) {    \
+        return p->digits == 1   ? bt_w2a8_tiles(p, tile_begin, tile_end, variant)                                      \
+               : p->digits == 2 ? two_digits(p, tile_begin, tile_end)                                                  \
+                                : three_digits(p, tile_begin, tile_end);                                               \
+    }
 
 #endif
