@@ -109,6 +109,33 @@ BT_ALWAYS_INLINE void add_blocks(tile_t *tile, const uint8_t *const w[BT_ROWS], 
         add_tokens(tile, w, q, ldq, blocks, tokens);
 }
 
+/* The block after `blocks` whole ones, of which each row has `rest` bytes. Not inlined: beside another loop of this
+ * size gcc 12 copies accumulators. */
+#define DEFINE_ADD_TAIL(tokens)                                                                                        \
+    static __attribute__((noinline)) void add_tail_##tokens(                                                           \
+        tile_t *tile, const uint8_t *const w[BT_ROWS], int64_t blocks, int64_t rest, const int8_t *q, int64_t ldq) {   \
+        uint8_t copy[BT_ROWS][BT_BLOCK_BYTES];                                                                         \
+        const uint8_t *const tail[BT_ROWS] = {copy[0], copy[1], copy[2], copy[3]};                                     \
+        bt_copy_tail(copy[0], BT_BLOCK_BYTES, w, blocks * BT_BLOCK_BYTES, rest);                                       \
+        add_blocks(tile, tail, q + blocks * BT_BLOCK, ldq, 1, tokens);                                                 \
+    }
+DEFINE_ADD_TAIL(1)
+DEFINE_ADD_TAIL(2)
+DEFINE_ADD_TAIL(3)
+DEFINE_ADD_TAIL(4)
+
+BT_ALWAYS_INLINE void add_tail(tile_t *tile, const uint8_t *const w[BT_ROWS], int64_t blocks, int64_t rest,
+                               const int8_t *q, int64_t ldq, const int tokens) {
+    if (tokens == 1)
+        add_tail_1(tile, w, blocks, rest, q, ldq);
+    else if (tokens == 2)
+        add_tail_2(tile, w, blocks, rest, q, ldq);
+    else if (tokens == 3)
+        add_tail_3(tile, w, blocks, rest, q, ldq);
+    else
+        add_tail_4(tile, w, blocks, rest, q, ldq);
+}
+
 /* Sums of planes times 1, 4, 16, 64 into one: the divisions are exact. */
 BT_ALWAYS_INLINE void fold_planes(tile_t *tile) {
     BT_UNROLL
@@ -123,18 +150,16 @@ BT_ALWAYS_INLINE void fold_planes(tile_t *tile) {
 BT_ALWAYS_INLINE void add_span(tile_t *tile, const bt_rows *rows, const int8_t *q, int64_t ldq, int64_t begin,
                                int64_t end, const int tokens) {
     const int64_t blocks = (end - begin) / BT_BLOCK, rest = bt_div_up((end - begin) % BT_BLOCK, 4);
-    const uint8_t *w[BT_ROWS], *tail[BT_ROWS];
-    uint8_t copy[BT_ROWS][BT_BLOCK_BYTES];
-    for (int r = 0; r < BT_ROWS; r++) {
+    const uint8_t *w[BT_ROWS];
+    for (int r = 0; r < BT_ROWS; r++)
         w[r] = rows->w[r] + begin / 4;
-        tail[r] = copy[r];
-    }
-    if (rest)
-        bt_copy_tail(copy[0], BT_BLOCK_BYTES, w, blocks * BT_BLOCK_BYTES, rest);
     clear(tile, tokens == 1 ? 4 : tokens);
     add_blocks(tile, w, q + begin, ldq, blocks, tokens);
-    if (rest)
-        add_blocks(tile, tail, q + begin + blocks * BT_BLOCK, ldq, 1, tokens);
+    if (rest) {
+        tile_t copy = *tile; /* in memory, while that of the loop stays in registers */
+        add_tail(&copy, w, blocks, rest, q + begin, ldq, tokens);
+        *tile = copy;
+    }
     if (tokens == 1)
         fold_planes(tile);
 }
