@@ -8,7 +8,7 @@
 
 #if defined(__x86_64__)
 /* EAX of cpuid leaf 7, subleaf 1, for whose bits not every compiler's own test has names; 0 without that subleaf. */
-static inline uint32_t leaf_7_1(void) {
+static uint32_t leaf_7_1(void) {
     uint32_t eax = 0, ebx, ecx, edx;
     return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) ? eax : 0;
 }
@@ -36,6 +36,8 @@ uint32_t bt_cpu_features(void) {
         features |= BT_CPU_AVX512VNNI;
     if (has_avxvnni(features))
         features |= BT_CPU_AVXVNNI;
+    if ((features & BT_CPU_AVX512) && (leaf_7_1() >> 5 & 1u))
+        features |= BT_CPU_AVX512BF16;
     return features;
 }
 #elif defined(__aarch64__)
@@ -58,6 +60,6 @@ uint32_t bt_cpu_features(void) {
 
 const char *bt_cpu_feature_name(int bit_number) {
     static const char *const names[] = {[0] = "avx2",    [1] = "avx512",   [2] = "avx512vnni", [3] = "neon",
-                                        [4] = "neondot", [5] = "neoni8mm", [6] = "avxvnni"};
+                                        [4] = "neondot", [5] = "neoni8mm", [6] = "avxvnni",    [7] = "avx512bf16"};
     return bit_number >= 0 && bit_number < (int)(sizeof names / sizeof *names) ? names[bit_number] : NULL;
 }

@@ -13,8 +13,10 @@ static void run_on_cpu(const bt_kernel &kernel, const bt_ternary_linear_packed &
     const auto run = reinterpret_cast<bt_ternary_linear_packed_fn *>(kernel.run);
     bt_ternary_linear_packed p = all;
     p.ldxp = bt_div_up(p.k, BT_FLOAT_BLOCK) * BT_FLOAT_BLOCK;
-    const at::Tensor scratch = at::empty({std::min(all.m, token_block), p.ldxp}, at::kFloat);
-    p.xp = scratch.mutable_data_ptr<float>();
+    p.xp_type = bt_packed_xp_type(kernel.dtypes);
+    const at::ScalarType scratch_type = p.xp_type == BT_F32 ? at::kFloat : at::kBFloat16;
+    const at::Tensor scratch = at::empty({std::min(all.m, token_block), p.ldxp}, scratch_type);
+    p.xp = scratch.mutable_data_ptr();
     for (int64_t first = 0; first < all.m; first += token_block) {
         p.m = std::min(token_block, all.m - first);
         p.x = static_cast<const char *>(all.x) + first * all.ldx * x_bytes;
