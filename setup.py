@@ -28,6 +28,8 @@ ISA_FLAGS = {
     "avx2": ("x86_64", AVX2),
     "avx512": ("x86_64", AVX512),
     "avx512vnni": ("x86_64", [*AVX512, "-mavx512vnni"]),
+    "avx512bf16": ("x86_64", [*AVX512, "-mavx512bf16"]),
+    "avxvnni": ("x86_64", [*AVX2, "-mavxvnni"]),
     "neon": ("aarch64", []),
     "neondot": ("aarch64", ["-march=armv8.2-a+dotprod"]),
     "neoni8mm": ("aarch64", ["-march=armv8.2-a+dotprod+i8mm"]),

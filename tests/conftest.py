@@ -1,4 +1,5 @@
-"""Fixtures: `variant` runs a test once for every kernel of the module's OP that this machine can run."""
+"""Fixtures: `variant` runs a test once for every kernel of the module's OP that this machine can run, or of those that
+the module lists in VARIANTS."""
 
 from collections.abc import Iterator
 
@@ -11,7 +12,7 @@ from tests import helpers
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     op = getattr(metafunc.module, "OP", None)
     if op and "variant" in metafunc.fixturenames:
-        metafunc.parametrize("variant", helpers.variants(op))
+        metafunc.parametrize("variant", getattr(metafunc.module, "VARIANTS", None) or helpers.variants(op))
 
 
 @pytest.fixture(autouse=True)

@@ -33,9 +33,10 @@ def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
     return torch.randn(shape, generator=seeded(seed)).to(dtype)
 
 
-def variants(op: str) -> list[str]:
-    """Kernels of the op that this machine can run on a CPU."""
-    return [row["variant"] for row in _C.kernels() if row["op"] == op and row["device"] == "cpu" and row["usable"]]
+def variants(op: str, dtype: torch.dtype | str | None = None) -> list[str]:
+    """Kernels of the op that this machine can run on a CPU; those for one type."""
+    rows = [row for row in _C.kernels() if row["op"] == op and row["device"] == "cpu" and row["usable"]]
+    return [row["variant"] for row in rows if dtype is None or dtype_id(dtype) in row["dtypes"]]
 
 
 @dataclass(frozen=True)

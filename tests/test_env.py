@@ -22,7 +22,7 @@ def _chosen(code: str = REPORT, **environment: str) -> dict[str, str]:
 
 
 def _automatic() -> dict[str, str]:
-    return {op: helpers.variants(op)[0] for op in PRODUCTS}
+    return {op: helpers.variants(op, dtype)[0] for op, dtype in PRODUCTS.items()}
 
 
 def test_without_variables_the_first_usable_kernel_is_chosen() -> None:
@@ -33,7 +33,7 @@ def test_without_variables_the_first_usable_kernel_is_chosen() -> None:
 def test_packed_kernel_changes_the_choice(value: str) -> None:
     expected = {}
     for op, automatic in _automatic().items():
-        names = helpers.variants(op)
+        names = helpers.variants(op, PRODUCTS[op])
         roles = {"auto": automatic, "baseline": "scalar", "tiled": automatic}
         expected[op] = roles.get(value) or (value if value in names else automatic)
     if value == "tiled" and "scalar" in expected.values():
@@ -102,7 +102,7 @@ print(json.dumps([first, bittorch._C.chosen_kernel(op, "cpu", "float32")]))
 
 
 def test_force_kernel_goes_before_the_variable() -> None:
-    best = helpers.variants("ternary_linear_packed")[0]
+    best = _automatic()["ternary_linear_packed"]
     assert _chosen(PRECEDENCE % best, BITTORCH_PACKED_KERNEL="baseline") == ["scalar", best]
 
 
@@ -114,7 +114,7 @@ def test_an_argument_goes_before_force_kernel() -> None:
 
     x, packed, scale = torch.ones(2, 8), torch.zeros(4, 2, dtype=torch.uint8), torch.ones(4)
     with helpers.forced("ternary_linear_packed", "scalar"):
-        for variant in helpers.variants("ternary_linear_packed"):
+        for variant in helpers.variants("ternary_linear_packed", "float32"):
             ops.ternary_linear_packed(x, packed, scale, variant=variant)
         with pytest.raises(ValueError, match="no kernel 'nosuch'"):
             ops.ternary_linear_packed(x, packed, scale, variant="nosuch")

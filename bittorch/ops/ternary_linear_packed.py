@@ -11,7 +11,8 @@ def ternary_linear_packed(
 ) -> Tensor:
     """``y = x @ (codes * scale)^T + bias``, accumulated in float32 and cast once to the dtype of ``x``.
 
-    On a CPU every kernel, batch size and thread count gives the same bits. Under autocast ``x`` alone is cast.
+    On a CPU every kernel, batch size and thread count gives the same bits; kernels for bfloat16 alone add in another
+    order, which is one for every batch size and thread count. Under autocast ``x`` alone is cast.
 
     Args:
         x: ``(..., in_features)`` float32, float16 or bfloat16.

@@ -2,9 +2,27 @@
 
 #if defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
+#elif defined(__x86_64__)
+#include <cpuid.h>
 #endif
 
 #if defined(__x86_64__)
+/* EAX of cpuid leaf 7, subleaf 1, for whose bits not every compiler's own test has names; 0 without that subleaf. */
+static uint32_t leaf_7_1(void) {
+    uint32_t eax = 0, ebx, ecx, edx;
+    return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) ? eax : 0;
+}
+
+#if defined(BT_EVEX)
+static int has_avxvnni(uint32_t features) {
+    return (features & BT_CPU_AVX512VNNI) != 0;
+}
+#else
+static int has_avxvnni(uint32_t features) {
+    return (features & BT_CPU_AVX2) && (leaf_7_1() >> 4 & 1u);
+}
+#endif
+
 /* The compiler's own test covers cpuid and, through xgetbv, the register state that the OS saves. */
 uint32_t bt_cpu_features(void) {
     uint32_t features = 0;
@@ -16,6 +34,10 @@ uint32_t bt_cpu_features(void) {
         features |= BT_CPU_AVX512;
     if ((features & BT_CPU_AVX512) && __builtin_cpu_supports("avx512vnni"))
         features |= BT_CPU_AVX512VNNI;
+    if (has_avxvnni(features))
+        features |= BT_CPU_AVXVNNI;
+    if ((features & BT_CPU_AVX512) && (leaf_7_1() >> 5 & 1u))
+        features |= BT_CPU_AVX512BF16;
     return features;
 }
 #elif defined(__aarch64__)
@@ -39,6 +61,7 @@ uint32_t bt_cpu_features(void) {
 #endif
 
 const char *bt_cpu_feature_name(int bit_number) {
-    static const char *const names[] = {"avx2", "avx512", "avx512vnni", "neon", "neondot", "neoni8mm"};
+    static const char *const names[] = {[0] = "avx2",    [1] = "avx512",   [2] = "avx512vnni", [3] = "neon",
+                                        [4] = "neondot", [5] = "neoni8mm", [6] = "avxvnni",    [7] = "avx512bf16"};
     return bit_number >= 0 && bit_number < (int)(sizeof names / sizeof *names) ? names[bit_number] : NULL;
 }

@@ -13,9 +13,10 @@ static void run_on_cpu(const bt_kernel &kernel, const bt_ternary_linear_packed &
     const auto run = reinterpret_cast<bt_ternary_linear_packed_fn *>(kernel.run);
     bt_ternary_linear_packed p = all;
     p.ldxp = bt_div_up(p.k, BT_FLOAT_BLOCK) * BT_FLOAT_BLOCK;
-    const int64_t floats = std::min(all.m, token_block) * p.ldxp;
-    Scratch scratch(Scratch::bytes_of<float>(floats));
-    p.xp = scratch.take<float>(floats);
+    p.xp_type = bt_packed_xp_type(kernel.dtypes);
+    const int64_t count = std::min(all.m, token_block) * p.ldxp, bytes = count * (p.xp_type == BT_F32 ? 4 : 2);
+    Scratch scratch(Scratch::bytes_of<char>(bytes));
+    p.xp = scratch.take<char>(bytes);
     for (int64_t first = 0; first < all.m; first += token_block) {
         p.m = std::min(token_block, all.m - first);
         p.x = static_cast<const char *>(all.x) + first * all.ldx * x_bytes;

@@ -31,7 +31,9 @@ enum {
     BT_CPU_AVX512VNNI = 1 << 2, /* BT_CPU_AVX512 and AVX512-VNNI */
     BT_CPU_NEON = 1 << 3,       /* Advanced SIMD, part of every AArch64 */
     BT_CPU_NEONDOT = 1 << 4,    /* FEAT_DotProd: sdot */
-    BT_CPU_NEONI8MM = 1 << 5    /* FEAT_I8MM: smmla, and BT_CPU_NEONDOT */
+    BT_CPU_NEONI8MM = 1 << 5,   /* FEAT_I8MM: smmla, and BT_CPU_NEONDOT */
+    BT_CPU_AVXVNNI = 1 << 6,    /* BT_CPU_AVX2 and AVX-VNNI; with BT_EVEX BT_CPU_AVX512VNNI */
+    BT_CPU_AVX512BF16 = 1 << 7  /* BT_CPU_AVX512 and AVX512-BF16 */
 };
 
 /* Rows of a kernel list that exist only in some builds. */

@@ -4,13 +4,22 @@
  *
  * tensor scale: lds = 0, group = k; channel: lds = 1, group = k; group: lds = k / group, group a multiple of 4.
  *
- * CPU contract, the same bits in every variant, batch, tile and thread count: dot_g keeps 16 fp32 lanes, lane (c >> 4)
- * & 15 takes column c, columns of a lane in rising order, and the lanes are added as a tree l + (l + 8), l + (l + 4), l
- * + (l + 2), l + (l + 1). code * x is exact, so a fused multiply-add and a multiplication with an addition agree. Zero
- * codes multiply too: 0 * Inf is NaN, as in F.linear. Activations are read in float order, written by
- * bt_ternary_linear_packed_prepare(): xp[i][256 b + 16 s + lane] = (float)x[i][256 b + 16 lane + s]      zero beyond k,
- * rows padded to 256 A 32-bit word of a packed row is 16 weights of one lane: a shift by 2 s brings weight s of every
- * lane to bits 1:0. */
+ * CPU contract: dot_g keeps 16 fp32 lanes, lane (c >> 4) & 15 takes column c, columns of a lane in rising order, and
+ * the lanes are added as a tree l + (l + 8), l + (l + 4), l + (l + 2), l + (l + 1). Zero codes multiply too: 0 * Inf is
+ * NaN, as in F.linear. A token's result depends neither on the batch nor on tiles nor on threads.
+ *
+ * code * x is exact, so a fused multiply-add and a multiplication with an addition agree, and every variant that reads
+ * fp32 gives the same bits. avx512bf16 adds two products of a lane at once, with the rounding of its instruction, and
+ * takes subnormal activations and sums for zero: it differs from the others as fp32 sums in another order do.
+ *
+ * Activations are read as bt_ternary_linear_packed_prepare() writes them to xp, zero beyond k, rows padded to 256. A
+ * 32-bit word of a packed row is 16 weights of one lane, and a shift brings those of the next step to its low bits:
+ *
+ *   float order, fp32   xp[i][256 b + 16 s + lane] = (float)x[i][256 b + 16 lane + s]              one weight a step
+ *   pair order, bf16    xp[i][256 b + 32 s + 2 lane + h] = x[i][256 b + 16 lane + 2 s + h]         two weights a step
+ *
+ * A kernel whose only type in the list is bf16 reads pair order, see bt_packed_xp_type(); the others read float
+ * order. The scalar kernel reads both, for the group sizes that a variant leaves to it. */
 #ifndef BT_TERNARY_LINEAR_PACKED_H
 #define BT_TERNARY_LINEAR_PACKED_H
 #include "bt_common.h"
@@ -26,9 +35,9 @@ typedef struct bt_ternary_linear_packed {
     const float *scale; /* as above */
     const void *bias;   /* NULL, or [n] of type bias_type */
     void *y;            /* m rows of n, ldy elements apart, of type y_type */
-    float *xp;          /* CPU: m rows of ldxp floats, ldxp a multiple of 256; CUDA: NULL */
+    void *xp;           /* CPU: m rows of ldxp elements of type xp_type, ldxp a multiple of 256; CUDA: NULL */
     int64_t m, n, k, ldx, ldw, ldy, lds, group, ldxp;
-    int x_type, y_type, bias_type;
+    int x_type, xp_type, y_type, bias_type;
     void *stream;
 } bt_ternary_linear_packed;
 
@@ -41,9 +50,19 @@ static inline int64_t bt_float_index(int64_t k) {
     return (k & ~(int64_t)255) + 16 * (k & 15) + ((k >> 4) & 15);
 }
 
+/* The xp_type of a kernel whose row of the list has these types. */
+static inline int bt_packed_xp_type(unsigned dtypes) {
+    return dtypes == BT_SET(BT_BF16) ? BT_BF16 : BT_F32;
+}
+
+static inline void *bt_packed_xp_row(const bt_ternary_linear_packed *p, int64_t i) {
+    return (char *)p->xp + i * p->ldxp * (p->xp_type == BT_F32 ? 4 : 2);
+}
+
 #define BT_TERNARY_LINEAR_PACKED(X)                                                                                    \
     BT_ON_CUDA(X(ternary_linear_packed, BT_GPU, BT_FLOATS, cuda_tiled, 0))                                             \
     BT_ON_CUDA(X(ternary_linear_packed, BT_GPU, BT_FLOATS, cuda_baseline, 0))                                          \
+    BT_ON_X86(X(ternary_linear_packed, BT_CPU, BT_SET(BT_BF16), avx512bf16, BT_CPU_AVX512BF16))                        \
     BT_ON_X86(X(ternary_linear_packed, BT_CPU, BT_FLOATS, avx512, BT_CPU_AVX512))                                      \
     BT_ON_X86(X(ternary_linear_packed, BT_CPU, BT_FLOATS, avx2, BT_CPU_AVX2))                                          \
     BT_ON_ARM(X(ternary_linear_packed, BT_CPU, BT_FLOATS, neon, BT_CPU_NEON))                                          \

@@ -38,6 +38,7 @@ typedef bt_status bt_ternary_linear_w2a8_fn(const bt_ternary_linear_w2a8 *p, int
     BT_ON_CUDA(X(ternary_linear_w2a8, BT_GPU, BT_SET(BT_I8), cuda_tiled, 0))                                           \
     BT_ON_CUDA(X(ternary_linear_w2a8, BT_GPU, BT_SET(BT_I8), cuda_baseline, 0))                                        \
     BT_ON_X86(X(ternary_linear_w2a8, BT_CPU, BT_SET(BT_I8), avx512vnni, BT_CPU_AVX512VNNI))                            \
+    BT_ON_X86(X(ternary_linear_w2a8, BT_CPU, BT_SET(BT_I8), avxvnni, BT_CPU_AVXVNNI))                                  \
     BT_ON_X86(X(ternary_linear_w2a8, BT_CPU, BT_SET(BT_I8), avx2, BT_CPU_AVX2))                                        \
     BT_ON_ARM(X(ternary_linear_w2a8, BT_CPU, BT_SET(BT_I8), neoni8mm, BT_CPU_NEONI8MM))                                \
     BT_ON_ARM(X(ternary_linear_w2a8, BT_CPU, BT_SET(BT_I8), neondot, BT_CPU_NEONDOT))                                  \

@@ -15,11 +15,18 @@ static const char *const type_names[] = {"f32", "f16", "bf16"};
 
 typedef struct problem_t {
     int64_t m, n, k;
-    float *x, *y, *xp, *q_scale, *scale;
+    int x_type;
+    void *x[3]; /* the same activations in every type that is measured */
+    float *y, *xp, *q_scale, *scale;
     uint8_t *w;
     int8_t *q;
     int32_t *q_sum;
 } problem_t;
+
+/* Aligned as torch does it: loads that cross cache lines would cost some kernels more than others. */
+static void *allocate(int64_t count, size_t size) {
+    return aligned_alloc(64, ((size_t)count * size + 63) / 64 * 64);
+}
 
 typedef void job_t(const bt_kernel *kernel, const void *problem, int64_t group);
 
@@ -35,7 +42,7 @@ static int64_t lds_of(const problem_t *a, int64_t group) {
 
 static void run_packed(const bt_kernel *kernel, const void *problem, int64_t group) {
     const problem_t *a = problem;
-    const bt_ternary_linear_packed p = {.x = a->x,
+    const bt_ternary_linear_packed p = {.x = a->x[a->x_type],
                                         .w = a->w,
                                         .scale = a->scale,
                                         .y = a->y,
@@ -48,7 +55,10 @@ static void run_packed(const bt_kernel *kernel, const void *problem, int64_t gro
                                         .ldy = a->n,
                                         .lds = lds_of(a, group),
                                         .group = group,
-                                        .ldxp = a->k};
+                                        .ldxp = a->k,
+                                        .x_type = a->x_type,
+                                        .xp_type = bt_packed_xp_type(kernel->dtypes),
+                                        .y_type = a->x_type};
     bt_ternary_linear_packed_prepare(&p, 0, a->m);
     ((bt_ternary_linear_packed_fn *)kernel->run)(&p, 0, bt_tiles(a->m, a->n));
 }
@@ -56,7 +66,7 @@ static void run_packed(const bt_kernel *kernel, const void *problem, int64_t gro
 static void run_w2a8(const bt_kernel *kernel, const void *problem, int64_t group) {
     const problem_t *a = problem;
     const bt_act_quantize quantize = {.digits = 1,
-                                      .x = a->x,
+                                      .x = a->x[BT_F32],
                                       .q = a->q,
                                       .scale = a->q_scale,
                                       .sum = a->q_sum,
@@ -101,41 +111,51 @@ static double seconds(job_t *job, const bt_kernel *kernel, const void *problem, 
     return best;
 }
 
+static void measure_row(const bt_kernel *kernel, job_t *job, const problem_t *a) {
+    const int slow = strcmp(kernel->variant, "scalar") == 0;
+    printf("%5ld x %5ld  batch %3ld  %-22s %-11s %-4s", (long)a->n, (long)a->k, (long)a->m, bt_op_name(kernel->op),
+           kernel->variant, type_names[a->x_type]);
+    for (int64_t group = a->k; group >= 64; group = group == a->k ? 128 : group / 2) {
+        const double time = seconds(job, kernel, a, group);
+        printf("  group %4ld: %8.1f us %6.1f Gop/s", (long)group, time * 1e6,
+               2e-9 * (double)(a->m * a->n * a->k) / time);
+        if (slow)
+            break;
+    }
+    printf("\n");
+    fflush(stdout);
+}
+
 static void measure(int64_t m, int64_t n, int64_t k) {
     problem_t a = {.m = m, .n = n, .k = k};
-    a.x = malloc((size_t)(m * k) * sizeof *a.x);
-    a.xp = malloc((size_t)(m * k) * sizeof *a.xp);
-    a.y = malloc((size_t)(m * n) * sizeof *a.y);
-    a.q_scale = malloc((size_t)m * sizeof *a.q_scale);
-    a.q_sum = malloc((size_t)m * sizeof *a.q_sum);
-    a.scale = malloc((size_t)(n * k / 64) * sizeof *a.scale);
-    a.w = malloc((size_t)(n * k / 4));
-    a.q = malloc((size_t)(m * k));
-    for (int64_t i = 0; i < m * k; i++)
-        a.x[i] = (float)(rand() % 2001 - 1000) / 500.0f;
+    for (int type = BT_F32; type <= BT_BF16; type += BT_BF16) {
+        a.x[type] = allocate(m * k, type == BT_F32 ? sizeof(float) : sizeof(uint16_t));
+        for (int64_t i = 0; i < m * k; i++)
+            bt_store(a.x[type], type, i, (float)(rand() % 2001 - 1000) / 500.0f);
+    }
+    a.xp = allocate(m * k, sizeof *a.xp);
+    a.y = allocate(m * n, sizeof *a.y);
+    a.q_scale = allocate(m, sizeof *a.q_scale);
+    a.q_sum = allocate(m, sizeof *a.q_sum);
+    a.scale = allocate(n * k / 64, sizeof *a.scale);
+    a.w = allocate(n * k / 4, sizeof *a.w);
+    a.q = allocate(m * k, sizeof *a.q);
     for (int64_t i = 0; i < n * k / 64; i++)
         a.scale[i] = 0.01f;
     for (int64_t i = 0; i < n * k / 4; i++)
         a.w[i] = (uint8_t)(rand() % 3 | rand() % 3 << 2 | rand() % 3 << 4 | rand() % 3 << 6);
     for (const bt_kernel *kernel = bt_kernels; kernel < bt_kernels + bt_kernel_count; kernel++) {
-        job_t *const job = kernel->op == BT_OP_ternary_linear_packed ? run_packed
-                           : kernel->op == BT_OP_ternary_linear_w2a8 ? run_w2a8
-                                                                     : NULL;
-        if (!job || kernel->device != BT_CPU || !bt_kernel_usable(kernel))
+        if (kernel->device != BT_CPU || !bt_kernel_usable(kernel))
             continue;
-        const int slow = strcmp(kernel->variant, "scalar") == 0;
-        printf("%5ld x %5ld  batch %3ld  %-22s %-11s", (long)n, (long)k, (long)m, bt_op_name(kernel->op),
-               kernel->variant);
-        for (int64_t group = k; group >= 64; group = group == k ? 128 : group / 2) {
-            const double time = seconds(job, kernel, &a, group);
-            printf("  group %4ld: %8.1f us %6.1f Gop/s", (long)group, time * 1e6, 2e-9 * (double)(m * n * k) / time);
-            if (slow)
-                break;
-        }
-        printf("\n");
-        fflush(stdout);
+        a.x_type = BT_F32;
+        if (kernel->op == BT_OP_ternary_linear_w2a8)
+            measure_row(kernel, run_w2a8, &a);
+        for (; kernel->op == BT_OP_ternary_linear_packed && a.x_type <= BT_BF16; a.x_type += BT_BF16)
+            if (kernel->dtypes & BT_SET(a.x_type))
+                measure_row(kernel, run_packed, &a);
     }
-    free(a.x), free(a.xp), free(a.y), free(a.q_scale), free(a.q_sum), free(a.scale), free(a.w), free(a.q);
+    free(a.x[BT_F32]), free(a.x[BT_BF16]), free(a.xp), free(a.y), free(a.q_scale), free(a.q_sum), free(a.scale);
+    free(a.w), free(a.q);
 }
 
 static void print_elements(const char *what, const char *variant, double time, int64_t elements, size_t size) {
@@ -153,16 +173,21 @@ static void run_prepare(const bt_kernel *kernel, const void *problem, int64_t gr
         bt_ternary_linear_packed_prepare(p, 0, p->m);
 }
 
-static void measure_prepare(int64_t m, int64_t k) {
-    for (int type = BT_F32; type <= BT_BF16; type++) {
-        const size_t size = type == BT_F32 ? sizeof(float) : sizeof(uint16_t);
-        void *x = calloc((size_t)(m * k), size);
-        float *xp = malloc((size_t)(m * k) * sizeof *xp);
-        const bt_ternary_linear_packed p = {.x = x, .xp = xp, .m = m, .k = k, .ldx = k, .ldxp = k, .x_type = type};
-        printf("batch %3ld x %5ld  ", (long)m, (long)k);
-        print_elements("prepare", type_names[type], seconds(run_prepare, NULL, &p, 0) / PREPARE_AT_ONCE, m * k, size);
-        free(x), free(xp);
-    }
+static void measure_prepare(int64_t m, int64_t k, int type, int xp_type) {
+    const size_t size = type == BT_F32 ? sizeof(float) : sizeof(uint16_t);
+    void *x = allocate(m * k, size), *xp = allocate(m * k, sizeof(float));
+    const bt_ternary_linear_packed p = {
+        .x = x, .xp = xp, .m = m, .k = k, .ldx = k, .ldxp = k, .x_type = type, .xp_type = xp_type};
+    memset(x, 0, (size_t)(m * k) * size);
+    printf("batch %3ld x %5ld, to %-4s  ", (long)m, (long)k, type_names[xp_type]);
+    print_elements("prepare", type_names[type], seconds(run_prepare, NULL, &p, 0) / PREPARE_AT_ONCE, m * k, size);
+    free(x), free(xp);
+}
+
+static void measure_prepares(int64_t m, int64_t k) {
+    for (int type = BT_F32; type <= BT_BF16; type++)
+        measure_prepare(m, k, type, BT_F32);
+    measure_prepare(m, k, BT_BF16, BT_BF16);
 }
 
 static void run_quantize(const bt_kernel *kernel, const void *problem, int64_t group) {
@@ -203,9 +228,9 @@ int main(void) {
     measure(8, 2560, 2560);
     measure(32, 2560, 2560);
     measure(1, 4096, 4096);
-    measure_prepare(1, 2560);
-    measure_prepare(1, 4096);
-    measure_prepare(512, 2560);
+    measure_prepares(1, 2560);
+    measure_prepares(1, 4096);
+    measure_prepares(512, 2560);
     for (int type = BT_F32; type <= BT_BF16; type++)
         for (int64_t group = 0; group <= 2560; group = group == 0 ? 64 : group == 64 ? 128 : group * 20)
             measure_quantize(256, 2560, group, type);

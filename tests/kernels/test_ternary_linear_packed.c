@@ -1,4 +1,5 @@
-/* ternary_linear_packed: the scalar kernel against sums in fp64, the others bit for bit against the scalar one. */
+/* ternary_linear_packed: the scalar kernel against sums in fp64, the others bit for bit against the scalar one. Those
+ * that read pair order round otherwise: they too are compared with fp64, and a batch with its tokens one by one. */
 #include "harness.h"
 
 #include <math.h>
@@ -6,6 +7,8 @@
 #include <string.h>
 
 static const double SUM_LIMIT = 0x1p-21; /* eight units of fp32 */
+static const double L2_LIMIT = 1e-6;     /* of fp32 outputs; a few alone may be small differences of large sums */
+enum { L2_COUNT = 64 };
 
 typedef struct case_t {
     int64_t m, n, k, group; /* group 0: one scale for all */
@@ -43,8 +46,9 @@ static double allowed_error(int y_type, reference_t of) {
     return SUM_LIMIT * of.size + units[y_type] * fabs(of.value) + least[y_type];
 }
 
-static void check_scalar(const bt_ternary_linear_packed *p, const int8_t *trits) {
+static void check_sums(const bt_ternary_linear_packed *p, const int8_t *trits) {
     double *x = malloc((size_t)(p->k + 1) * sizeof *x);
+    double error = 0.0, norm = 0.0;
     int near = 1, pattern_agrees = 1;
     for (int64_t i = 0; i < p->m; i++) {
         for (int64_t c = 0; c < p->k; c++)
@@ -54,27 +58,65 @@ static void check_scalar(const bt_ternary_linear_packed *p, const int8_t *trits)
             const double got = value_at(p->y, p->y_type, i * p->ldy + r);
             if (isfinite(of.value)) {
                 near = near && fabs(got - of.value) <= allowed_error(p->y_type, of);
+                error += (got - of.value) * (got - of.value);
+                norm += of.value * of.value;
             } else
                 pattern_agrees = pattern_agrees && (isnan(of.value) ? isnan(got) : got == of.value);
         }
     }
     free(x);
-    check(near, "scalar against fp64");
+    check(near, "against fp64");
+    if (p->y_type == BT_F32 && p->m * p->n >= L2_COUNT)
+        check(error <= L2_LIMIT * L2_LIMIT * norm, "relative L2 against fp64");
     check(pattern_agrees, "NaN and Inf");
     check(gaps_untouched(p->y, p->m, p->n, p->ldy, p->y_type), "bytes between rows");
 }
 
-static void compare(const case_t *t, bt_ternary_linear_packed p, const void *expected) {
+static void prepare(bt_ternary_linear_packed *p, int xp_type) {
+    const int64_t padded = (p->k + 255) / 256 * 256;
+    p->xp_type = xp_type;
+    p->xp = buffer(matrix_bytes(p->m, padded, p->ldxp, xp_type));
+    bt_ternary_linear_packed_prepare(p, 0, p->m);
+    check(gaps_untouched(p->xp, p->m, padded, p->ldxp, xp_type), "bytes between prepared rows");
+}
+
+/* The tokens of p one by one. */
+static void check_batch(const bt_ternary_linear_packed *p, bt_ternary_linear_packed_fn *run) {
+    bt_ternary_linear_packed one = *p;
+    int same = 1;
+    one.m = 1;
+    one.y = buffer((size_t)p->n * type_size(p->y_type));
+    for (int64_t i = 0; i < p->m; i++) {
+        const char *expected = (const char *)p->y + (size_t)(i * p->ldy) * type_size(p->y_type);
+        one.xp = bt_packed_xp_row(p, i);
+        run(&one, 0, bt_tiles(1, p->n));
+        same = same && same_values(one.y, expected, p->y_type, p->n);
+    }
+    check(same, "bits of the batch, token by token");
+}
+
+static void compare(const case_t *t, bt_ternary_linear_packed p, const void *expected, const int8_t *trits) {
     const int64_t tiles = bt_tiles(p.m, p.n), length = p.m && p.n ? (p.m - 1) * p.ldy + p.n : 0;
     for (const bt_kernel *kernel = bt_kernels; kernel < bt_kernels + bt_kernel_count; kernel++) {
         if (!to_be_compared(kernel, BT_OP_ternary_linear_packed) || !(kernel->dtypes & BT_SET(t->x_type)))
             continue;
         describe(t, kernel->variant);
         bt_ternary_linear_packed_fn *run = (bt_ternary_linear_packed_fn *)kernel->run;
+        const int xp_type = bt_packed_xp_type(kernel->dtypes);
+        if (xp_type != p.xp_type)
+            prepare(&p, xp_type);
         p.y = buffer(matrix_bytes(p.m, p.n, p.ldy, p.y_type));
         run(&p, tiles / 2, tiles);
         run(&p, 0, tiles / 2);
-        check(same_values(p.y, expected, p.y_type, length), "bits as scalar");
+        if (xp_type == BT_F32) {
+            check(same_values(p.y, expected, p.y_type, length), "bits as scalar");
+            continue;
+        }
+        check_sums(&p, trits);
+        check_batch(&p, run);
+        p.y = buffer(matrix_bytes(p.m, p.n, p.ldy, p.y_type));
+        bt_ternary_linear_packed_scalar(&p, 0, tiles);
+        check(same_values(p.y, expected, p.y_type, length), "scalar of pair order");
     }
 }
 
@@ -105,13 +147,11 @@ static void check_case(const case_t *t) {
     for (int64_t i = 0; t->with_inf && t->k && i < t->m; i += 2)
         store_value(x, t->x_type, i * p.ldx + random_below(t->k), i % 4 ? INFINITY : NAN);
     p.x = x, p.scale = scale, p.bias = t->with_bias ? bias : NULL;
-    p.xp = buffer(matrix_bytes(t->m, padded, p.ldxp, BT_F32));
-    bt_ternary_linear_packed_prepare(&p, 0, t->m);
-    check(gaps_untouched(p.xp, t->m, padded, p.ldxp, BT_F32), "floats between prepared rows");
+    prepare(&p, BT_F32);
     p.y = buffer(matrix_bytes(t->m, t->n, p.ldy, t->y_type));
     bt_ternary_linear_packed_scalar(&p, 0, bt_tiles(t->m, t->n));
-    check_scalar(&p, trits);
-    compare(t, p, p.y);
+    check_sums(&p, trits);
+    compare(t, p, p.y, trits);
     free(trits);
     release();
 }

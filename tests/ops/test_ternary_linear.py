@@ -9,6 +9,7 @@ from tests import helpers
 from tests.helpers import CHANNEL, GRANULARITIES, Granularity
 
 OP = "ternary_linear_packed"
+VARIANTS = helpers.variants(OP, torch.float32)
 GRADIENT_TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 # Gradients are products of rounded halves, summed by torch's GEMM and cast once more.
 

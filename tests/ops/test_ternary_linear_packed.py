@@ -9,7 +9,9 @@ from tests import helpers
 from tests.helpers import GRANULARITIES, Granularity
 
 OP = "ternary_linear_packed"
-VARIANTS = helpers.variants(OP)
+VARIANTS = helpers.variants(OP, torch.float32)  # they take every floating type and give the same bits
+BF16_VARIANTS = [name for name in helpers.variants(OP, torch.bfloat16) if name not in VARIANTS]
+for_bf16 = pytest.mark.parametrize("bf16_variant", BF16_VARIANTS)
 
 
 class _Problem(helpers.PackedWeights):
@@ -22,13 +24,15 @@ class _Problem(helpers.PackedWeights):
 
 
 def _assert_all_variants(problem: _Problem, x: Tensor) -> None:
-    """Every kernel is near float64, and all give the same bits."""
+    """Every kernel is near float64, and all but those for bfloat16 alone give the same bits."""
     results = [problem.run(x, variant) for variant in VARIANTS]
     exact = problem.exact(x)
     assert results[0].dtype == x.dtype
     helpers.assert_near(results[0], exact)
     for variant, result in zip(VARIANTS[1:], results[1:], strict=True):
         assert torch.equal(result, results[0]), f"{variant} differs from {VARIANTS[0]}"
+    for variant in BF16_VARIANTS if x.dtype == torch.bfloat16 else []:
+        helpers.assert_near(problem.run(x, variant), exact)
     helpers.assert_near(reference.ternary_linear_packed(x, problem.packed, problem.scale, problem.bias), exact)
 
 
@@ -197,6 +201,58 @@ def test_packed_adds_the_bias_in_float32_before_the_cast(variant: str) -> None:
     x = torch.tensor([2048.0, 1.0], dtype=torch.float16)
     y = ops.ternary_linear_packed(x, packed, torch.ones(1), torch.tensor([1.0]).half(), variant=variant)
     assert y.tolist() == [2050.0]
+
+
+# Kernels for bfloat16 alone
+
+
+@for_bf16
+@pytest.mark.parametrize("group", [4, 20, 64, 128, 256, 512, 1280])
+def test_bf16_kernel_with_every_group_size(bf16_variant: str, group: int) -> None:
+    """Those that the kernel leaves to the scalar one are prepared in its order too."""
+    problem, x = _Problem(9, 2560, Granularity("group", group)), helpers.randn(6, 2560, dtype=torch.bfloat16)
+    helpers.assert_near(problem.run(x, bf16_variant), problem.exact(x))
+
+
+@for_bf16
+@pytest.mark.parametrize("granularity", GRANULARITIES, ids=str)
+def test_bf16_kernel_row_of_a_batch_equals_the_row_alone(bf16_variant: str, granularity: Granularity) -> None:
+    problem, x = _Problem(70, 320, granularity), helpers.randn(1100, 320, dtype=torch.bfloat16)
+    with helpers.threads(2):
+        batch = problem.run(x, bf16_variant)
+    with helpers.threads(1):
+        assert torch.equal(problem.run(x, bf16_variant), batch)
+        for row in (0, 1, 5, 63, 64, 1023, 1024, 1099):
+            assert torch.equal(problem.run(x[row], bf16_variant), batch[row])
+        assert torch.equal(problem.run(x[3:1050], bf16_variant), batch[3:1050])
+
+
+@for_bf16
+@pytest.mark.parametrize("layout", helpers.LAYOUTS)
+def test_bf16_kernel_of_layouts_equals_contiguous(bf16_variant: str, layout: str) -> None:
+    problem, x = _Problem(9, 300, bias=torch.bfloat16), helpers.randn(5, 300, dtype=torch.bfloat16)
+    y = problem.run(helpers.LAYOUTS[layout](x), bf16_variant)
+    assert torch.equal(y, problem.run(x, bf16_variant))
+
+
+@for_bf16
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("column", [0, 31, 64])
+def test_bf16_kernel_has_the_nan_pattern_of_linear(bf16_variant: str, value: float, column: int) -> None:
+    problem, x = _Problem(40, 65), helpers.randn(5, 65, dtype=torch.bfloat16)
+    x[2, column] = value
+    y, expected = problem.run(x, bf16_variant), problem.exact(x)
+    assert torch.equal(y.isnan(), expected.isnan())
+    assert torch.equal(y[y.isinf()].double(), expected[expected.isinf()])
+
+
+@for_bf16
+def test_bf16_kernel_is_the_choice_for_bfloat16_alone(bf16_variant: str) -> None:
+    assert _C.chosen_kernel(OP, "cpu", "bfloat16") == bf16_variant
+    with helpers.forced(OP, bf16_variant):
+        assert _C.chosen_kernel(OP, "cpu", "float32") == VARIANTS[0]
+    with pytest.raises(ValueError, match=f"no kernel '{bf16_variant}' here; one of {VARIANTS[0]}"):
+        _Problem(6, 70).run(helpers.randn(3, 70), bf16_variant)
 
 
 # Gradients

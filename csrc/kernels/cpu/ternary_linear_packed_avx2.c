@@ -72,8 +72,9 @@ BT_ALWAYS_INLINE void add_blocks(bt_lanes_f32 lanes, const uint8_t *const *w, co
 }
 
 /* The lanes of columns [begin, end), where begin is a multiple of 256. */
-BT_ALWAYS_INLINE void sum_span(bt_lanes_f32 lanes, const bt_rows *rows, const float *xp, int64_t ldxp, int64_t begin,
-                               int64_t end, const int tokens) {
+BT_ALWAYS_INLINE void sum_span(bt_lanes_f32 lanes, const bt_rows *rows, const void *prepared, int64_t ldxp,
+                               int64_t begin, int64_t end, const int tokens) {
+    const float *const xp = prepared;
     const int64_t stop = begin + (end - begin) / BT_BLOCK * BT_BLOCK;
     const uint8_t *w[BT_ROWS];
     for (int64_t k = begin; k < stop; k += CHUNK * BT_BLOCK) {
@@ -94,5 +95,5 @@ BT_ALWAYS_INLINE void sum_span(bt_lanes_f32 lanes, const bt_rows *rows, const fl
 }
 
 bt_status bt_ternary_linear_packed_avx2(const bt_ternary_linear_packed *p, int64_t tile_begin, int64_t tile_end) {
-    return bt_packed_tiles(p, tile_begin, tile_end, sum_span);
+    return bt_packed_tiles(p, tile_begin, tile_end, BT_F32, sum_span);
 }

@@ -82,7 +82,7 @@ BT_ALWAYS_INLINE void add_span(tile_t *tile, const bt_rows *rows, const float *x
     }
 }
 
-BT_ALWAYS_INLINE void sum_span(bt_lanes_f32 lanes, const bt_rows *rows, const float *xp, int64_t ldxp, int64_t begin,
+BT_ALWAYS_INLINE void sum_span(bt_lanes_f32 lanes, const bt_rows *rows, const void *xp, int64_t ldxp, int64_t begin,
                                int64_t end, const int tokens) {
     tile_t tile;
     clear(&tile, tokens);
@@ -96,5 +96,5 @@ BT_ALWAYS_INLINE void sum_span(bt_lanes_f32 lanes, const bt_rows *rows, const fl
 }
 
 bt_status bt_ternary_linear_packed_avx512(const bt_ternary_linear_packed *p, int64_t tile_begin, int64_t tile_end) {
-    return bt_packed_tiles(p, tile_begin, tile_end, sum_span);
+    return bt_packed_tiles(p, tile_begin, tile_end, BT_F32, sum_span);
 }

@@ -119,7 +119,7 @@ BT_NEON_INLINE void block(const bt_ternary_linear_packed *p, bt_tile t, int64_t 
     for (int a = 0; a < rows; a++) /* past the last row: the last row again, not stored */
         w[a] = p->w + (r + a < t.n1 ? r + a : t.n1 - 1) * p->ldw;
     for (int b = 0; b < tokens; b++)
-        x[b] = p->xp + (i + b) * p->ldxp;
+        x[b] = bt_packed_xp_row(p, i + b);
     for (int64_t begin = 0, g = 0; begin < p->k; begin += span) {
         const int64_t end = begin + span < p->k ? begin + span : p->k;
         float32x4_t acc[4][MAX_SUMS];
@@ -143,7 +143,7 @@ static void block_2x4(const bt_ternary_linear_packed *p, bt_tile t, int64_t i, i
 }
 
 bt_status bt_ternary_linear_packed_neon(const bt_ternary_linear_packed *p, int64_t tile_begin, int64_t tile_end) {
-    BT_ASSERT(p->ldxp % BT_FLOAT_BLOCK == 0);
+    BT_ASSERT(p->xp_type == BT_F32 && p->ldxp % BT_FLOAT_BLOCK == 0);
     const int whole = p->group % BT_FLOAT_BLOCK == 0 || p->group >= p->k;
     if (!whole && p->group != BT_QUARTER && p->group != 2 * BT_QUARTER)
         return bt_ternary_linear_packed_scalar(p, tile_begin, tile_end);

@@ -2,23 +2,14 @@
  *
  *   sum (code + 1) q - sum q = sum code q
  *
- * 32 packed bytes are a step of 128 columns and meet the four planes at the same half of their block. Two tables of
- * vpshufb turn the nibbles of a byte into code + 1 in {0, 1, 2}. A step adds at most 4 planes * 2 bytes * 2 * -128 =
- * -2048 to an int16 lane (and at most 2032), so 16 steps reach -32768 at most and are then widened to int32. */
+ * A step adds at most 4 planes * 2 bytes * 2 * -128 = -2048 to an int16 lane (and at most 2032), so 16 steps reach
+ * -32768 at most and are then widened to int32. */
 #include "x86_linear.h"
 
-enum { STEP = 128, STEP_BYTES = 32, STEPS_IN_INT16 = 16, LANES = 8 };
+enum { STEPS_IN_INT16 = 16, LANES = 8 };
 
 BT_ALWAYS_INLINE __m256i load(const void *p) {
     return _mm256_loadu_si256((const __m256i *)p);
-}
-
-/* code + 1 of plane `plane`; a table takes a nibble, for even planes its low code, for odd ones its high code. */
-BT_ALWAYS_INLINE __m256i decode(__m256i bytes, const int plane) {
-    const __m256i even = _mm256_broadcastsi128_si256(_mm_setr_epi8(1, 2, 0, 0, 1, 2, 0, 0, 1, 2, 0, 0, 1, 2, 0, 0));
-    const __m256i odd = _mm256_broadcastsi128_si256(_mm_setr_epi8(1, 1, 1, 1, 2, 2, 2, 2, 0, 0, 0, 0, 0, 0, 0, 0));
-    const __m256i shifted = plane < 2 ? bytes : _mm256_srli_epi16(bytes, 4);
-    return _mm256_shuffle_epi8(plane % 2 ? odd : even, _mm256_and_si256(shifted, _mm256_set1_epi8(15)));
 }
 
 /* The same sum, at once: gcc 12 otherwise gathers the products of a whole step, for which there are not enough
@@ -36,12 +27,6 @@ BT_ALWAYS_INLINE __m256i add_plane(__m256i sum, __m256i u, const int8_t *x) {
     return fixed(_mm256_add_epi16(sum, product));
 }
 
-/* The same pointer, of which the compiler knows nothing: it then addresses the planes by their distance from it. */
-BT_ALWAYS_INLINE const int8_t *base_pointer(const int8_t *x) {
-    __asm__("" : "+r"(x));
-    return x;
-}
-
 BT_ALWAYS_INLINE __m256i widen(__m256i sum) {
     return _mm256_madd_epi16(sum, _mm256_set1_epi16(1));
 }
@@ -50,7 +35,7 @@ BT_ALWAYS_INLINE __m256i widen(__m256i sum) {
 BT_ALWAYS_INLINE void add_row(__m256i sum[4], __m256i bytes, const int8_t *const x[4], const int tokens) {
     BT_UNROLL
     for (int plane = 0; plane < 4; plane++) {
-        const __m256i u = decode(bytes, plane);
+        const __m256i u = bt_codes_plus_one(bytes, plane);
         BT_UNROLL
         for (int c = 0; c < tokens; c++)
             sum[c] = add_plane(sum[c], u, x[c] + 64 * plane);
@@ -64,7 +49,7 @@ BT_ALWAYS_INLINE void add_token(__m256i sum[4][4], const __m256i bytes[4], const
         const __m256i q = load(x + 64 * plane);
         BT_UNROLL
         for (int r = 0; r < BT_ROWS; r++)
-            sum[r][0] = fixed(_mm256_add_epi16(sum[r][0], _mm256_maddubs_epi16(decode(bytes[r], plane), q)));
+            sum[r][0] = fixed(_mm256_add_epi16(sum[r][0], _mm256_maddubs_epi16(bt_codes_plus_one(bytes[r], plane), q)));
     }
 }
 
@@ -72,11 +57,6 @@ BT_ALWAYS_INLINE void add_token(__m256i sum[4][4], const __m256i bytes[4], const
 BT_ALWAYS_INLINE void store_lanes(int32_t *lanes, __m256i sum, int add) {
     const __m256i wide = widen(sum);
     _mm256_storeu_si256((__m256i *)lanes, add ? _mm256_add_epi32(load(lanes), wide) : wide);
-}
-
-/* Offset of a step in a row of q. */
-BT_ALWAYS_INLINE int64_t step_at(int64_t step) {
-    return BT_BLOCK * (step >> 1) + STEP_BYTES * (step & 1);
 }
 
 /* Adds `steps` steps, the first of them number `first` of q, to the lanes of rows row.. and of all tokens; the first
@@ -96,13 +76,13 @@ BT_ALWAYS_INLINE void run_pass(int32_t *lanes, const uint8_t *const *w, const in
             const int8_t *x[4];
             BT_UNROLL
             for (int c = 0; c < tokens; c++)
-                x[c] = base_pointer(q + c * ldq + step_at(first + done));
+                x[c] = bt_opaque(q + c * ldq + bt_step_at(first + done));
             __m256i bytes[4];
             BT_UNROLL
             for (int r = 0; r < rows; r++) {
                 if (r % 2 == 0)
-                    bt_prefetch(w[0], (BT_ROWS * done + row + r) * STEP_BYTES);
-                bytes[r] = load(w[row + r] + STEP_BYTES * done);
+                    bt_prefetch(w[0], (BT_ROWS * done + row + r) * BT_STEP_BYTES);
+                bytes[r] = load(w[row + r] + BT_STEP_BYTES * done);
             }
             if (tokens == 1) {
                 add_token(sum, bytes, x[0]);
@@ -141,28 +121,28 @@ static add_steps_fn *const add_steps[] = {NULL, add_steps_1, add_steps_2, add_st
 
 static void add_span(int32_t *lanes, const bt_rows *rows, const int8_t *q, int64_t ldq, int64_t begin, int64_t end,
                      int tokens) {
-    const int64_t steps = (end - begin) / STEP, rest = bt_div_up((end - begin) % STEP, 4);
+    const int64_t steps = (end - begin) / BT_STEP, rest = bt_div_up((end - begin) % BT_STEP, 4);
     const uint8_t *w[BT_ROWS];
     for (int r = 0; r < BT_ROWS; r++)
         w[r] = rows->w[r] + begin / 4;
     if (steps)
-        add_steps[tokens](lanes, w, q, ldq, begin / STEP, steps, 0);
+        add_steps[tokens](lanes, w, q, ldq, begin / BT_STEP, steps, 0);
     if (rest) {
-        uint8_t tail[BT_ROWS][STEP_BYTES];
-        bt_copy_tail(tail[0], STEP_BYTES, w, steps * STEP_BYTES, rest);
+        uint8_t tail[BT_ROWS][BT_STEP_BYTES];
+        bt_copy_tail(tail[0], BT_STEP_BYTES, w, steps * BT_STEP_BYTES, rest);
         for (int r = 0; r < BT_ROWS; r++)
             w[r] = tail[r];
-        add_steps[tokens](lanes, w, q, ldq, begin / STEP + steps, 1, steps > 0);
+        add_steps[tokens](lanes, w, q, ldq, begin / BT_STEP + steps, 1, steps > 0);
     }
 }
 
 /* Takes sum q from every lane of a token; needed where the sums of single groups are not known. */
 static void remove_bias(int32_t *lanes, const int8_t *q, int64_t begin, int64_t end, int token) {
     __m256i bias = _mm256_setzero_si256();
-    for (int64_t step = begin / STEP; step < bt_div_up(end, STEP); step++) {
+    for (int64_t step = begin / BT_STEP; step < bt_div_up(end, BT_STEP); step++) {
         __m256i sum = _mm256_setzero_si256();
         for (int plane = 0; plane < 4; plane++)
-            sum = add_plane(sum, _mm256_set1_epi8(1), q + step_at(step) + 64 * plane);
+            sum = add_plane(sum, _mm256_set1_epi8(1), q + bt_step_at(step) + 64 * plane);
         bias = _mm256_add_epi32(bias, widen(sum));
     }
     for (int r = 0; r < BT_ROWS; r++) {

@@ -14,13 +14,8 @@ typedef struct tile_t {
 /* acc + the four products u8 * s8 of each lane. As an instruction, because gcc 12 copies the accumulators around the
  * intrinsic. */
 #if defined(BT_SIMDE)
-BT_ALWAYS_INLINE __m256i dot_half(__m256i u, __m256i q) {
-    const __m256i even = _mm256_and_si256(u, _mm256_set1_epi16(255)), odd = _mm256_srli_epi16(u, 8);
-    const __m256i even_q = _mm256_srai_epi16(_mm256_slli_epi16(q, 8), 8), odd_q = _mm256_srai_epi16(q, 8);
-    return _mm256_add_epi32(_mm256_madd_epi16(even, even_q), _mm256_madd_epi16(odd, odd_q));
-}
 BT_ALWAYS_INLINE __m512i dot_u8_i8(__m512i acc, __m512i u, __m512i q) {
-    return _mm512_add_epi32(acc, bt_join(dot_half(bt_low(u), bt_low(q)), dot_half(bt_high(u), bt_high(q))));
+    return _mm512_add_epi32(acc, bt_join(bt_dot_u8_i8(bt_low(u), bt_low(q)), bt_dot_u8_i8(bt_high(u), bt_high(q))));
 }
 BT_ALWAYS_INLINE __m512i quarter_of(__m512i v) {
     return bt_join(_mm256_srai_epi32(bt_low(v), 2), _mm256_srai_epi32(bt_high(v), 2));

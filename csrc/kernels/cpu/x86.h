@@ -37,6 +37,12 @@ BT_ALWAYS_INLINE __m256i bt_high(__m512i v) {
 BT_ALWAYS_INLINE __m512i bt_join(__m256i low, __m256i high) {
     return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
 }
+/* The sums that vpdpbusd adds. */
+BT_ALWAYS_INLINE __m256i bt_dot_u8_i8(__m256i u, __m256i q) {
+    const __m256i even = _mm256_and_si256(u, _mm256_set1_epi16(255)), odd = _mm256_srli_epi16(u, 8);
+    const __m256i even_q = _mm256_srai_epi16(_mm256_slli_epi16(q, 8), 8), odd_q = _mm256_srai_epi16(q, 8);
+    return _mm256_add_epi32(_mm256_madd_epi16(even, even_q), _mm256_madd_epi16(odd, odd_q));
+}
 #endif
 
 /* Four rows of w. Past the end of a tile the last row stands in, and `count` says how many are stored. */
@@ -107,6 +113,31 @@ BT_ALWAYS_INLINE __m256i bt_scaled_codes(__m256 v, __m256d inverse, __m256i most
     const __m256i code =
         _mm256_inserti128_si256(_mm256_castsi128_si256(_mm256_cvtpd_epi32(low)), _mm256_cvtpd_epi32(high), 1);
     return _mm256_min_epi32(_mm256_max_epi32(code, _mm256_sub_epi32(_mm256_setzero_si256(), most)), most);
+}
+
+/* A 256-bit step of int8 products: 32 packed bytes are 128 columns and meet the four planes at the same half of their
+ * block. */
+enum { BT_STEP = 128, BT_STEP_BYTES = 32 };
+
+/* Offset of a step in a row of q. */
+BT_ALWAYS_INLINE int64_t bt_step_at(int64_t step) {
+    return BT_BLOCK * (step >> 1) + BT_STEP_BYTES * (step & 1);
+}
+
+/* code + 1, in {0, 1, 2}, of plane `plane`; a table takes a nibble, for even planes its low code, for odd ones its high
+ * code. */
+BT_ALWAYS_INLINE __m256i bt_codes_plus_one(__m256i bytes, const int plane) {
+    const __m256i even = _mm256_broadcastsi128_si256(_mm_setr_epi8(1, 2, 0, 0, 1, 2, 0, 0, 1, 2, 0, 0, 1, 2, 0, 0));
+    const __m256i odd = _mm256_broadcastsi128_si256(_mm_setr_epi8(1, 1, 1, 1, 2, 2, 2, 2, 0, 0, 0, 0, 0, 0, 0, 0));
+    const __m256i shifted = plane < 2 ? bytes : _mm256_srli_epi16(bytes, 4);
+    return _mm256_shuffle_epi8(plane % 2 ? odd : even, _mm256_and_si256(shifted, _mm256_set1_epi8(15)));
+}
+
+/* The same pointer, of which the compiler knows nothing: it then addresses what lies there by the distance from it, and
+ * loads it anew. */
+BT_ALWAYS_INLINE const void *bt_opaque(const void *p) {
+    __asm__ volatile("" : "+r"(p));
+    return p;
 }
 
 /* `count` elements from x on, or, when fewer are left, a copy of these followed by zeros. */

@@ -39,12 +39,12 @@
     }
 
 typedef float bt_lanes_f32[BT_TOKENS][BT_ROWS][16];
-typedef void bt_sum_span_f32(bt_lanes_f32 lanes, const bt_rows *rows, const float *xp, int64_t ldxp, int64_t begin,
+typedef void bt_sum_span_f32(bt_lanes_f32 lanes, const bt_rows *rows, const void *xp, int64_t ldxp, int64_t begin,
                              int64_t end, const int tokens);
 
 BT_ALWAYS_INLINE void bt_packed_block(const bt_ternary_linear_packed *p, const bt_rows *rows, int64_t token,
                                       bt_sum_span_f32 *sum_span, const int tokens) {
-    const float *xp = p->xp + token * p->ldxp;
+    const void *xp = bt_packed_xp_row(p, token);
     const int64_t span = bt_span(p->k, p->group, BT_BLOCK);
     const int quarters = span == p->group ? 4 : (int)(p->group / 64);
     __m128 sum[BT_TOKENS] = {_mm_setzero_ps(), _mm_setzero_ps(), _mm_setzero_ps(), _mm_setzero_ps()};
@@ -64,8 +64,9 @@ BT_ALWAYS_INLINE void bt_packed_block(const bt_ternary_linear_packed *p, const b
 }
 
 BT_ALWAYS_INLINE bt_status bt_packed_tiles(const bt_ternary_linear_packed *p, int64_t tile_begin, int64_t tile_end,
-                                           bt_sum_span_f32 *sum_span) {
-    BT_ASSERT(p->ldxp % BT_FLOAT_BLOCK == 0);
+                                           int xp_type, bt_sum_span_f32 *sum_span) {
+    BT_ASSERT(p->xp_type == xp_type && p->ldxp % BT_FLOAT_BLOCK == 0);
+    (void)xp_type;
     if (!bt_group_fits(p->k, p->group))
         return bt_ternary_linear_packed_scalar(p, tile_begin, tile_end);
     BT_EACH_BLOCK(p, tile_begin, tile_end, BT_TOKENS, BT_BY_TOKENS(left, bt_packed_block, p, &rows, token, sum_span))

@@ -1,0 +1,168 @@
+/* ternary_linear_w2a8, 4 rows x 1..4 tokens, vpdpbusd on codes plus one, for CPUs that have it at 256 bit alone.
+ *
+ *   sum (code + 1) q - sum q = sum code q
+ *
+ * The tables of bt_codes_plus_one() decode a step in 7 instructions; shifts and masks, without vpternlogd, take 10. A
+ * lane is at most k / 8 * 2 * 128, inside int32 for k <= BT_W2A8_MAX_K. */
+#include "x86_linear.h"
+
+enum { LANES = 8 };
+
+BT_ALWAYS_INLINE __m256i load(const void *p) {
+    return _mm256_loadu_si256((const __m256i *)p);
+}
+
+/* acc + the four products u8 * s8 of each lane. As an instruction, because gcc 12 copies the accumulators around the
+ * intrinsic. AVX-VNNI is the VEX encoding: without a prefix assemblers take the one of AVX-512. */
+#if defined(BT_SIMDE)
+BT_ALWAYS_INLINE __m256i dot_u8_i8(__m256i acc, __m256i u, __m256i q) {
+    return _mm256_add_epi32(acc, bt_dot_u8_i8(u, q));
+}
+BT_ALWAYS_INLINE __m256i dot_loaded(__m256i acc, __m256i u, const int8_t *q) {
+    return dot_u8_i8(acc, u, load(q));
+}
+#else
+#if defined(BT_EVEX)
+#define VPDPBUSD "vpdpbusd"
+#else
+#define VPDPBUSD "%{vex%} vpdpbusd"
+#endif
+BT_ALWAYS_INLINE __m256i dot_u8_i8(__m256i acc, __m256i u, __m256i q) {
+    __asm__(VPDPBUSD " %2, %1, %0" : "+x"(acc) : "x"(u), "x"(q));
+    return acc;
+}
+/* With the load of q, for which several tokens leave no register. */
+BT_ALWAYS_INLINE __m256i dot_loaded(__m256i acc, __m256i u, const int8_t *q) {
+    __asm__(VPDPBUSD " %2, %1, %0" : "+x"(acc) : "x"(u), "m"(*(const __m256i_u *)q));
+    return acc;
+}
+#endif
+
+/* Adds a step of one row to the sums of its tokens; x[c] points at the first plane. */
+BT_ALWAYS_INLINE void add_row(__m256i sum[4], const uint8_t *w, const int8_t *const x[4], const int tokens) {
+    const __m256i bytes = load(w);
+    BT_UNROLL
+    for (int plane = 0; plane < 4; plane++) {
+        const __m256i u = bt_codes_plus_one(bytes, plane);
+        BT_UNROLL
+        for (int c = 0; c < tokens; c++)
+            sum[c] = dot_loaded(sum[c], u, x[c] + 64 * plane);
+    }
+}
+
+/* Adds a step of four rows to their sums of even and of odd planes for one token: with one sum, each product would wait
+ * for the last. The activations are loaded once and the weights twice, for which there are registers. */
+BT_ALWAYS_INLINE void add_token(__m256i sum[4][4], const uint8_t *const *w, int64_t at, const int8_t *x) {
+    BT_UNROLL
+    for (int plane = 0; plane < 4; plane += 2) {
+        const __m256i even = load(x + 64 * plane), odd = load(x + 64 * plane + 64);
+        BT_UNROLL
+        for (int r = 0; r < BT_ROWS; r++) {
+            const __m256i bytes = load(bt_opaque(w[r] + at));
+            sum[r][0] = dot_u8_i8(sum[r][0], bt_codes_plus_one(bytes, plane), even);
+            sum[r][1] = dot_u8_i8(sum[r][1], bt_codes_plus_one(bytes, plane + 1), odd);
+        }
+    }
+}
+
+BT_ALWAYS_INLINE void store_lanes(int32_t *lanes, __m256i sum, int add) {
+    _mm256_storeu_si256((__m256i *)lanes, add ? _mm256_add_epi32(load(lanes), sum) : sum);
+}
+
+/* Adds `steps` steps, the first of them number `first` of q, to the lanes of rows row.. and of all tokens, or, unless
+ * `add`, stores them there. */
+BT_ALWAYS_INLINE void run_pass(int32_t *lanes, const uint8_t *const *w, const int8_t *q, int64_t ldq, int64_t first,
+                               int64_t steps, int add, int row, const int rows, const int tokens) {
+    const int sums = tokens == 1 ? 2 : tokens;
+    __m256i sum[4][4];
+    BT_UNROLL
+    for (int r = 0; r < rows; r++) {
+        BT_UNROLL
+        for (int i = 0; i < sums; i++)
+            sum[r][i] = _mm256_setzero_si256();
+    }
+    for (int64_t done = 0; done < steps; done++) {
+        const int8_t *x[4];
+        BT_UNROLL
+        for (int c = 0; c < tokens; c++)
+            x[c] = bt_opaque(q + c * ldq + bt_step_at(first + done));
+        for (int r = 0; r < rows; r += 2)
+            bt_prefetch(w[0], (BT_ROWS * done + row + r) * BT_STEP_BYTES);
+        if (tokens == 1) {
+            add_token(sum, w, BT_STEP_BYTES * done, x[0]);
+            continue;
+        }
+        BT_UNROLL
+        for (int r = 0; r < rows; r++)
+            add_row(sum[r], w[row + r] + BT_STEP_BYTES * done, x, tokens);
+    }
+    BT_UNROLL
+    for (int r = 0; r < rows; r++) {
+        if (tokens == 1)
+            sum[r][0] = _mm256_add_epi32(sum[r][0], sum[r][1]);
+        BT_UNROLL
+        for (int c = 0; c < tokens; c++)
+            store_lanes(lanes + LANES * (BT_ROWS * c + row + r), sum[r][c], add);
+    }
+}
+
+/* Eight sums at a time, or six: with the decoding they fill 16 registers, and they are independent enough for an
+ * instruction of 5 cycles. Not inlined: among other loops gcc 12 spills them. */
+#define DEFINE_ADD_STEPS(tokens)                                                                                       \
+    static __attribute__((noinline)) void add_steps_##tokens(int32_t *lanes, const uint8_t *const *w, const int8_t *q, \
+                                                             int64_t ldq, int64_t first, int64_t steps, int add) {     \
+        const int rows = tokens <= 2 ? 4 : 2;                                                                          \
+        for (int row = 0; row < BT_ROWS; row += rows)                                                                  \
+            run_pass(lanes, w, q, ldq, first, steps, add, row, rows, tokens);                                          \
+    }
+DEFINE_ADD_STEPS(1)
+DEFINE_ADD_STEPS(2)
+DEFINE_ADD_STEPS(3)
+DEFINE_ADD_STEPS(4)
+
+typedef void add_steps_fn(int32_t *, const uint8_t *const *, const int8_t *, int64_t, int64_t, int64_t, int);
+static add_steps_fn *const add_steps[] = {NULL, add_steps_1, add_steps_2, add_steps_3, add_steps_4};
+
+static void add_span(int32_t *lanes, const bt_rows *rows, const int8_t *q, int64_t ldq, int64_t begin, int64_t end,
+                     int tokens) {
+    const int64_t steps = (end - begin) / BT_STEP, rest = bt_div_up((end - begin) % BT_STEP, 4);
+    const uint8_t *w[BT_ROWS];
+    for (int r = 0; r < BT_ROWS; r++)
+        w[r] = rows->w[r] + begin / 4;
+    if (steps)
+        add_steps[tokens](lanes, w, q, ldq, begin / BT_STEP, steps, 0);
+    if (rest) {
+        uint8_t tail[BT_ROWS][BT_STEP_BYTES];
+        bt_copy_tail(tail[0], BT_STEP_BYTES, w, steps * BT_STEP_BYTES, rest);
+        for (int r = 0; r < BT_ROWS; r++)
+            w[r] = tail[r];
+        add_steps[tokens](lanes, w, q, ldq, begin / BT_STEP + steps, 1, steps > 0);
+    }
+}
+
+/* Takes sum q from every lane of a token; needed where the sums of single groups are not known. */
+static void remove_bias(int32_t *lanes, const int8_t *q, int64_t begin, int64_t end, int token) {
+    __m256i bias = _mm256_setzero_si256();
+    for (int64_t step = begin / BT_STEP; step < bt_div_up(end, BT_STEP); step++)
+        for (int plane = 0; plane < 4; plane++)
+            bias = dot_loaded(bias, _mm256_set1_epi8(1), q + bt_step_at(step) + 64 * plane);
+    for (int r = 0; r < BT_ROWS; r++) {
+        int32_t *const lane = lanes + LANES * (BT_ROWS * token + r);
+        _mm256_storeu_si256((__m256i *)lane, _mm256_sub_epi32(load(lane), bias));
+    }
+}
+
+BT_ALWAYS_INLINE void dot_span(bt_span_dots *dots, const bt_rows *rows, const int8_t *q, int64_t ldq, int64_t begin,
+                               int64_t end, int remove_offset, int in_lanes, const int q_rows) {
+    add_span(dots->lanes, rows, q, ldq, begin, end, q_rows);
+    for (int c = 0; c < q_rows; c++) {
+        if (remove_offset)
+            remove_bias(dots->lanes, q + c * ldq, begin, end, c);
+        if (!in_lanes)
+            dots->whole[c] = bt_sums(dots->lanes + LANES * BT_ROWS * c, LANES, LANES / 4);
+    }
+}
+
+static const bt_w2a8_variant variant = {.count = LANES, .offset = 1, .dot_span = dot_span};
+
+BT_DEFINE_W2A8(avxvnni, variant)
