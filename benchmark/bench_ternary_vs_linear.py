@@ -19,7 +19,9 @@ KINDS: dict[str, tuple[torch.dtype, bool, int | None]] = {  # dtype, ternary?, a
     "TernaryLinear fp32": (torch.float32, True, None),
     "TernaryLinear bf16": (torch.bfloat16, True, None),
     "TernaryLinear fp32 A8": (torch.float32, True, 8),
+    "TernaryLinear fp32 A24": (torch.float32, True, 24),
 }
+TRAINING_SHAPES = [(m, k, n) for k, n in ((1024, 4096), (2560, 2560)) for m in (128, 512, 2048)]
 
 
 class Step:
@@ -75,7 +77,10 @@ def main() -> None:
     print(timing.header(machine))
     torch.manual_seed(0)
     rows = [
-        row for shape in timing.shapes(args) for backward in (False, True) for row in measure(shape, backward, args)
+        row
+        for shape in timing.shapes(args) + ([] if args.quick else TRAINING_SHAPES)
+        for backward in (False, True)
+        for row in measure(shape, backward, args)
     ]
     timing.save(args, "ternary_vs_linear", {"machine": machine, "rows": rows})
 

@@ -67,6 +67,7 @@ def _check_storage(device: str) -> bool:
     return (
         torch.equal(ops.ternary_pack(codes), w_packed)
         and torch.equal(ops.ternary_unpack(w_packed, None, 300, torch.int8), codes)
+        and torch.equal(ops.ternary_transpose(w_packed, 300), reference.ternary_transpose(w_packed, 300))
         and bool((ops.ternary_check(w_packed, 300) == -1).all())
         and torch.equal(packed, w_packed)
         and torch.allclose(scales, scale, rtol=1e-6)

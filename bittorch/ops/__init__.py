@@ -7,6 +7,7 @@ from bittorch.ops.ternary_linear_packed import ternary_linear_packed
 from bittorch.ops.ternary_linear_w2a8 import ternary_linear_w2a8
 from bittorch.ops.ternary_pack import ternary_pack
 from bittorch.ops.ternary_quantize import ternary_quantize
+from bittorch.ops.ternary_transpose import ternary_transpose
 from bittorch.ops.ternary_unpack import ternary_unpack
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "ternary_linear_w2a8",
     "ternary_pack",
     "ternary_quantize",
+    "ternary_transpose",
     "ternary_unpack",
 ]

@@ -35,6 +35,14 @@ def ternary_unpack(w_packed: Tensor, scale: Tensor | None, in_features: int, dty
     return codes.to(dtype) if scale is None else (codes * _in_features(scale, in_features)).to(dtype)
 
 
+def ternary_transpose(w_packed: Tensor, in_features: int) -> Tensor:
+    n = len(w_packed)
+    raw = torch.zeros(in_features, (n + 3) // 4 * 4, dtype=torch.uint8, device=w_packed.device)
+    raw[:, :n] = _raw_codes(w_packed)[:, :in_features].t()
+    quads = raw.view(in_features, (n + 3) // 4, 4)
+    return quads[..., 0] | quads[..., 1] << 2 | quads[..., 2] << 4 | quads[..., 3] << 6
+
+
 def ternary_check(w_packed: Tensor, in_features: int) -> Tensor:
     raw = _raw_codes(w_packed)
     if raw.shape[1] == 0:

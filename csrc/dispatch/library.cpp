@@ -10,6 +10,7 @@ TORCH_LIBRARY(bittorch, m) {
     m.def("ternary_pack(Tensor codes) -> Tensor");
     m.def("ternary_unpack(Tensor w_packed, Tensor? scale, SymInt in_features, ScalarType dtype) -> Tensor");
     m.def("ternary_check(Tensor w_packed, SymInt in_features) -> Tensor");
+    m.def("ternary_transpose(Tensor w_packed, SymInt in_features) -> Tensor");
     m.def("ternary_quantize(Tensor w, str method, str scale_rule, float threshold_factor, str granularity, "
           "int group_size) -> (Tensor, Tensor)");
     m.def("act_quantize(Tensor x, int bits=8) -> (Tensor, Tensor)");
@@ -28,6 +29,7 @@ static void implement(torch::Library &m) {
     m.impl("ternary_pack", &ternary_pack);
     m.impl("ternary_unpack", &ternary_unpack);
     m.impl("ternary_check", &ternary_check);
+    m.impl("ternary_transpose", &ternary_transpose);
     m.impl("ternary_quantize", &ternary_quantize);
     m.impl("act_quantize", &act_quantize);
     m.impl("ternary_linear_packed", &ternary_linear_packed);

@@ -16,6 +16,8 @@ at::Tensor ternary_unpack(const at::Tensor &w_packed, const std::optional<at::Te
 
 at::Tensor ternary_check(const at::Tensor &w_packed, int64_t in_features);
 
+at::Tensor ternary_transpose(const at::Tensor &w_packed, int64_t in_features);
+
 std::tuple<at::Tensor, at::Tensor> ternary_quantize(const at::Tensor &w, const std::string &method,
                                                     const std::string &scale_rule, double threshold_factor,
                                                     const std::string &granularity, int64_t group_size);

@@ -5,6 +5,10 @@
 //   forward   y = x @ (codes * scale)^T + bias                   codes, scale = ternary_quantize(weight)
 //   backward  grad_x = g @ (codes * scale)     grad_bias = sum g     grad_weight = g^T @ Q(x)   (straight through the
 //   quantiser)
+//
+// On a CPU grad_x is a packed product too, (g * scale) @ codes with the codes transposed; its activations are 24-bit
+// digits where the layer's own are quantised. A scale per group is no factor of g, and cuBLAS is faster than what a
+// CUDA kernel of ours would be: there the weight is decoded.
 #include "ops.h"
 
 #include <ATen/autocast_mode.h>
@@ -47,6 +51,11 @@ Tensor call_unpack(const Tensor &w_packed, const Tensor &scale, const c10::SymIn
     static const auto op = find_op<Tensor(const Tensor &, const OptionalTensor &, c10::SymInt, at::ScalarType)>(
         "bittorch::ternary_unpack");
     return op.call(w_packed, scale, in_features, dtype);
+}
+
+Tensor call_transpose(const Tensor &w_packed, const c10::SymInt &in_features) {
+    static const auto op = find_op<Tensor(const Tensor &, c10::SymInt)>("bittorch::ternary_transpose");
+    return op.call(w_packed, in_features);
 }
 
 std::tuple<Tensor, Tensor> call_act_quantize(const Tensor &x, int64_t bits) {
@@ -103,15 +112,29 @@ struct LinearGrads {
     Tensor x, bias;
 };
 
-LinearGrads linear_grads(const Tensor &g, const Tensor &w_packed, const Tensor &scale, const c10::SymInt &in_features,
-                         bool want_x, bool want_bias, OptionalDtype bias_dtype) {
-    LinearGrads grads;
-    if (want_x) {
-        const Tensor w = call_unpack(w_packed, scale, in_features, g.scalar_type());
+// g @ (codes * scale). g * scale is rounded to bfloat16 where the decoded weight would be, but not to float16, whose
+// range a scale would leave.
+Tensor grad_of_x(const Tensor &g, const Tensor &w_packed, const Tensor &scale, const c10::SymInt &in_features,
+                 int64_t bits) {
+    const at::ScalarType dtype = g.scalar_type();
+    if (!g.is_cpu() || scale.dim() == 2) {
         std::vector<c10::SymInt> sizes = g.sym_sizes().vec();
         sizes.back() = in_features;
-        grads.x = at::mm(token_rows(g), w).reshape_symint(sizes);
+        return at::mm(token_rows(g), call_unpack(w_packed, scale, in_features, dtype)).reshape_symint(sizes);
     }
+    const Tensor scaled = (g * scale).to(dtype == at::kBFloat16 ? dtype : at::kFloat);
+    const Tensor transposed = call_transpose(w_packed, in_features), one = at::ones({1}, scale.options());
+    const bool digits = bits && dtype == at::kFloat;
+    return (digits ? call_w2a8(scaled, transposed, one, std::nullopt, std::nullopt, std::nullopt, 24, "auto")
+                   : call_packed(scaled, transposed, one, std::nullopt, "auto"))
+        .to(dtype);
+}
+
+LinearGrads linear_grads(const Tensor &g, const Tensor &w_packed, const Tensor &scale, const c10::SymInt &in_features,
+                         int64_t bits, bool want_x, bool want_bias, OptionalDtype bias_dtype) {
+    LinearGrads grads;
+    if (want_x)
+        grads.x = grad_of_x(g, w_packed, scale, in_features, bits);
     if (want_bias)
         grads.bias = token_rows(g).sum(0).to(*bias_dtype);
     return grads;
@@ -130,6 +153,7 @@ struct FrozenLinear : torch::autograd::Function<FrozenLinear> {
         const at::AutoDispatchBelowADInplaceOrView below;
         ctx->save_for_backward({w_packed, scale});
         ctx->saved_data["in_features"] = x.sym_size(-1);
+        ctx->saved_data["bits"] = bits;
         ctx->saved_data["bias_dtype"] = dtype_of(bias);
         return bits ? call_w2a8(x, w_packed, scale, bias, x_scale, out_dtype, bits, variant)
                     : call_packed(x, w_packed, scale, bias, variant);
@@ -139,8 +163,9 @@ struct FrozenLinear : torch::autograd::Function<FrozenLinear> {
         const variable_list saved = ctx->get_saved_variables();
         const OptionalDtype bias_dtype = ctx->saved_data["bias_dtype"].toOptional<at::ScalarType>();
         const bool want_bias = bias_dtype && ctx->needs_input_grad(3); // an absent bias has no index
-        const LinearGrads grads = linear_grads(g[0], saved[0], saved[1], ctx->saved_data["in_features"].toSymInt(),
-                                               ctx->needs_input_grad(0), want_bias, bias_dtype);
+        const LinearGrads grads =
+            linear_grads(g[0], saved[0], saved[1], ctx->saved_data["in_features"].toSymInt(),
+                         ctx->saved_data["bits"].toInt(), ctx->needs_input_grad(0), want_bias, bias_dtype);
         return once({grads.x, {}, {}, grads.bias, {}, {}, {}, {}});
     }
 };
@@ -206,11 +231,12 @@ struct TrainedLinear : torch::autograd::Function<TrainedLinear> {
         const Tensor &g = grad_outputs[0];
         const OptionalDtype bias_dtype = ctx->saved_data["bias_dtype"].toOptional<at::ScalarType>();
         const bool want_bias = bias_dtype && ctx->needs_input_grad(2); // an absent bias has no index
-        const LinearGrads grads = linear_grads(g, saved[0], saved[1], ctx->saved_data["in_features"].toSymInt(),
+        const int64_t bits = ctx->saved_data["bits"].toInt();
+        const LinearGrads grads = linear_grads(g, saved[0], saved[1], ctx->saved_data["in_features"].toSymInt(), bits,
                                                ctx->needs_input_grad(0), want_bias, bias_dtype);
         Tensor grad_weight;
         if (ctx->needs_input_grad(1)) {
-            const Tensor x = quantized_input(saved[2], saved[3], ctx->saved_data["bits"].toInt(), g.scalar_type());
+            const Tensor x = quantized_input(saved[2], saved[3], bits, g.scalar_type());
             grad_weight = at::mm(token_rows(g).t(), token_rows(x)).to(ctx->saved_data["weight_dtype"].toScalarType());
         }
         return once({grads.x, grad_weight, grads.bias, {}, {}, {}});
@@ -302,7 +328,8 @@ TORCH_LIBRARY_IMPL(bittorch, Autograd, m) {
     m.impl("ternary_linear_w2a8", &w2a8_autograd);
     m.impl("ternary_linear", &linear_autograd);
     // Codes and scales are not differentiable.
-    for (const char *op : {"ternary_pack", "ternary_unpack", "ternary_check", "ternary_quantize", "act_quantize"})
+    for (const char *op :
+         {"ternary_pack", "ternary_unpack", "ternary_check", "ternary_transpose", "ternary_quantize", "act_quantize"})
         m.impl(op, torch::CppFunction::makeFallthrough());
 }
 

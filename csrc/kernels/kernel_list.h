@@ -9,12 +9,14 @@
 #include "ternary_linear_w2a8.h"
 #include "ternary_pack.h"
 #include "ternary_quantize.h"
+#include "ternary_transpose.h"
 #include "ternary_unpack.h"
 
 #define BT_OPS(X)                                                                                                      \
     X(ternary_pack)                                                                                                    \
     X(ternary_unpack)                                                                                                  \
     X(ternary_check)                                                                                                   \
+    X(ternary_transpose)                                                                                               \
     X(ternary_quantize)                                                                                                \
     X(act_quantize)                                                                                                    \
     X(ternary_linear_packed)                                                                                           \
@@ -24,6 +26,7 @@
     BT_TERNARY_PACK(X)                                                                                                 \
     BT_TERNARY_UNPACK(X)                                                                                               \
     BT_TERNARY_CHECK(X)                                                                                                \
+    BT_TERNARY_TRANSPOSE(X)                                                                                            \
     BT_TERNARY_QUANTIZE(X)                                                                                             \
     BT_ACT_QUANTIZE(X)                                                                                                 \
     BT_TERNARY_LINEAR_PACKED(X)                                                                                        \

@@ -1,12 +1,14 @@
-/* ternary_pack, ternary_unpack and ternary_check: the bytes of the scalar kernels. */
+/* ternary_pack, ternary_unpack, ternary_check and ternary_transpose: the bytes of the scalar kernels. */
 #include "../../csrc/kernels/ternary_check.h"
 #include "../../csrc/kernels/ternary_pack.h"
+#include "../../csrc/kernels/ternary_transpose.h"
 #include "../../csrc/kernels/ternary_unpack.h"
 #include "test.h"
 
 static const Kernel<bt_ternary_pack_fn> PACK[] = {BT_TERNARY_PACK(GPU_KERNEL)};
 static const Kernel<bt_ternary_unpack_fn> UNPACK[] = {BT_TERNARY_UNPACK(GPU_KERNEL)};
 static const Kernel<bt_ternary_check_fn> CHECK[] = {BT_TERNARY_CHECK(GPU_KERNEL)};
+static const Kernel<bt_ternary_transpose_fn> TRANSPOSE[] = {BT_TERNARY_TRANSPOSE(GPU_KERNEL)};
 
 static void pack_case(Random &random, int64_t n, int64_t k) {
     const int64_t ldc = k + random.below(3), ldw = bt_div_up(k, 4) + random.below(3);
@@ -70,11 +72,27 @@ static void check_case(Random &random, int64_t n, int64_t k, int faults) {
         });
 }
 
+static void transpose_case(Random &random, int64_t n, int64_t k) {
+    const int64_t ldw = bt_div_up(k, 4) + random.below(3), ldt = bt_div_up(n, 4) + random.below(3);
+    const Buffer packed = random_packed(random, n, k, ldw), expected(BT_I8, k, bt_div_up(n, 4), ldt);
+    bt_ternary_transpose p = {packed.data<uint8_t>(), expected.data<uint8_t>(), n, k, ldw, ldt, nullptr};
+    bt_ternary_transpose_scalar(&p, 0, bt_div_up(k, BT_TRANSPOSE_TILE));
+    for (const auto &kernel : TRANSPOSE)
+        for_orders([&](const char *order) {
+            const Buffer t(BT_I8, k, bt_div_up(n, 4), ldt);
+            p.t = t.data<uint8_t>();
+            const bt_status status = kernel.run(&p, 0, 0);
+            check(status == BT_OK && t.equals(expected), "ternary_transpose %s n=%ld k=%ld %s", kernel.variant, (long)n,
+                  (long)k, order);
+        });
+}
+
 void test_pack() {
     Random random(1);
     for (const int64_t k : SIZES)
         for (const int64_t n : {0, 1, 3, 5, 33}) {
             pack_case(random, n, k);
+            transpose_case(random, n, k);
             for (int faults = 0; faults < 40; faults += 19)
                 check_case(random, n, k, faults);
         }

@@ -65,6 +65,7 @@ def test_pack_unpack_and_check_equal_the_cpu(k: int) -> None:
                 scale = scales(granularity, n, k)
                 y = ops.ternary_unpack(packed.to(DEVICE), scale.to(DEVICE), k, dtype)
                 assert torch.equal(y.cpu(), ops.ternary_unpack(packed, scale, k, dtype))
+        assert torch.equal(ops.ternary_transpose(packed.to(DEVICE), k).cpu(), ops.ternary_transpose(packed, k))
         faulty = packed.clone()
         if packed.numel():
             faulty.view(-1)[torch.randint(packed.numel(), (3,))] |= 0xC0

@@ -47,6 +47,7 @@ int report(void);
 void test_half(void);
 void test_ternary_pack(void);
 void test_ternary_quantize(void);
+void test_ternary_transpose(void);
 void test_act_quantize(void);
 void test_ternary_linear_packed(void);
 void test_ternary_linear_w2a8(void);

@@ -23,6 +23,7 @@ int main(int argc, char **argv) {
     test_half();
     for (at_end = quick; at_end < 2; at_end++) {
         test_ternary_pack();
+        test_ternary_transpose();
         if (!quick || has_rows_to_compare(BT_OP_ternary_quantize))
             test_ternary_quantize();
         test_act_quantize();

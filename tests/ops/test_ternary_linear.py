@@ -105,6 +105,35 @@ def test_linear_gradients_are_straight_through(
             helpers.assert_near(grad, exact, GRADIENT_TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("activation_bits", [0, 8, 16, 24])
+def test_gradient_of_x_is_float32_grade_over_many_outputs(activation_bits: int) -> None:
+    problem = _Problem(m=70, n=1030, k=261)
+    g = helpers.randn(70, 1030, seed=9) * helpers.randn(1030, seed=8).exp()
+    problem.run(activation_bits).backward(g)
+    helpers.assert_near(problem.x.grad, problem.exact_gradients(g, activation_bits)["x"], 1e-6)
+
+
+def test_gradient_of_x_in_float16_has_the_range_of_its_result() -> None:
+    """g * scale is below the smallest normal float16, their sum is not."""
+    n, k = 2048, 64
+    x = torch.zeros(2, k, dtype=torch.float16, requires_grad=True)
+    weight = torch.full((n, k), 1e-3, dtype=torch.float16)
+    ops.ternary_linear(x, weight, None, *_args()).backward(torch.full((2, n), 1e-4, dtype=torch.float16))
+    helpers.assert_near(x.grad, torch.full((2, k), n * 1e-7, dtype=torch.float64), 2e-3)
+
+
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+@pytest.mark.parametrize("activation_bits", [0, 8, 16, 24])
+def test_gradient_of_x_is_not_finite_where_that_of_y_is_not(value: float, activation_bits: int) -> None:
+    problem = _Problem(m=3)
+    g = torch.ones(3, 7)
+    g[1, 2] = value
+    problem.run(activation_bits).backward(g)
+    finite = problem.x.grad.isfinite()
+    assert finite[0].all() and finite[2].all()
+    assert not finite[1].any()
+
+
 @pytest.mark.parametrize("shape", [(20,), (0, 20), (2, 3, 20)], ids=str)
 def test_linear_gradients_of_batch_shapes(shape: tuple[int, ...]) -> None:
     problem = _Problem(k=20)
