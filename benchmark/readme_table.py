@@ -26,6 +26,7 @@ TRAINING = {
     "TernaryLinear fp32": "TernaryLinear fp32",
     "TernaryLinear bf16": "TernaryLinear bf16",
     "TernaryLinear fp32 A8": "TernaryLinear fp32, int8 x",
+    "TernaryLinear fp32 A24": "TernaryLinear fp32, 24-bit x",
 }
 
 

@@ -32,9 +32,9 @@ def ternary_linear(
     layer gives the same bits. For the backward pass the packed codes are kept, not the dense quantised weight, and with
     ``activation_bits=8`` the int8 activations.
 
-    The gradient is straight-through: ``grad_x = g @ (codes * scale)``, ``grad_weight = g^T @ Q(x)``. On a CPU ``grad_x``
-    is a packed product of ``g * scale`` with the transposed codes, in 24-bit digits with ``activation_bits`` and float32,
-    but for a scale per group, where the weight is decoded.
+    The gradient is straight-through: ``grad_x = g @ (codes * scale)``, ``grad_weight = g^T @ Q(x)``. On a CPU
+    ``grad_x`` is a packed product of ``g * scale`` with the transposed codes, in 24-bit digits with
+    ``activation_bits`` and float32, but for a scale per group, where the weight is decoded.
 
     Args:
         x: ``(..., in_features)`` of the dtype of ``weight``; under autocast ``x`` alone is cast.

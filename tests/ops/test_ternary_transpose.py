@@ -36,7 +36,7 @@ def test_transpose_with_two_threads_equals_one() -> None:
 
 def test_transpose_refuses_other_shapes_and_dtypes() -> None:
     packed = helpers.pack(helpers.random_codes(3, 9))
-    with pytest.raises(ValueError, match="w_packed must be .* for in_features=13"):
+    with pytest.raises(ValueError, match=r"w_packed must be .* for in_features=13"):
         ops.ternary_transpose(packed, 13)
     with pytest.raises(TypeError, match="w_packed must be uint8"):
         ops.ternary_transpose(packed.to(torch.int8), 9)

@@ -27,8 +27,8 @@ static inline void fill(buffer_t *buffer, const uint8_t *w, int64_t ldw, int64_t
     for (int r = 0; r < rows; r++)
         memcpy(run[r], w + (4 * quad + r) * ldw, bytes);
     for (int j = 0; j < BYTES; j++)
-        words[j] = transpose_4x4(run[0][j] | (uint32_t)run[1][j] << 8 | (uint32_t)run[2][j] << 16 |
-                                 (uint32_t)run[3][j] << 24);
+        words[j] =
+            transpose_4x4(run[0][j] | (uint32_t)run[1][j] << 8 | (uint32_t)run[2][j] << 16 | (uint32_t)run[3][j] << 24);
     for (int j = 0; j < BYTES; j++)
         for (int i = 0; i < 4; i++)
             buffer->row[4 * j + i][quad] = (uint8_t)(words[j] >> (8 * i));
