@@ -138,9 +138,10 @@ def _make_packed(k: int, n: int, variant: str) -> Bind:
     return lambda x: partial(torch.ops.bittorch.ternary_linear_packed, x, w_packed, scale, None, variant)
 
 
-def _make_w2a8(k: int, n: int, variant: str) -> Bind:
+def _make_w2a8(k: int, n: int, variant: str, bits: int = 8) -> Bind:
     w_packed, scale = _packed_weights(k, n)
-    return lambda x: partial(torch.ops.bittorch.ternary_linear_w2a8, x, w_packed, scale, None, variant=variant)
+    op = torch.ops.bittorch.ternary_linear_w2a8
+    return lambda x: partial(op, x, w_packed, scale, None, None, None, bits, variant)
 
 
 def ours(k: int, n: int, args: argparse.Namespace) -> Iterator[Candidate]:
@@ -157,6 +158,9 @@ def ours(k: int, n: int, args: argparse.Namespace) -> Iterator[Candidate]:
             yield Candidate(f"{short} {variant}", partial(make, k, n, variant), size, peaks, of)
             if args.threads > 1 and variant == _C.chosen_kernel(op, "cpu", dtype):
                 yield Candidate(f"{short} {variant}{ONE_THREAD}", partial(make, k, n, variant), size, peaks, of, 1)
+    for bits in (16, 24):  # no share of a peak: two and three products count as one
+        variant = _C.chosen_kernel("ternary_linear_w2a8", "cpu", "int8")
+        yield Candidate(f"w2a{bits} {variant}", partial(_make_w2a8, k, n, variant, bits), size, ())
     if (k, n) == (4096, 4096):
         yield Candidate(A8_MODULE, partial(_make_module, k, n), size, INT8_PEAKS)
 
@@ -489,6 +493,10 @@ def verdicts(rows: list[dict[str, Any]], args: argparse.Namespace) -> list[dict[
     goals.want(f"{bf16}, batch 1, speed over {BF16}", 10, over(BF16, bf16), _one, shapes=square)
     goals.want(f"{bf16}, batch >= 32, speed over {BF16}", 0.9, over(BF16, bf16), _many)
     goals.want(f"{A8_MODULE}, batch 1, speed over {FP32}", 20, over(FP32, A8_MODULE), _one, shapes=square)
+    for bits, one, more in ((16, 2, 1.8), (24, 1.5, 1.3)):
+        digits = f"w2a{bits} {a8.split()[1]}"
+        goals.want(f"{digits}, batch 1, speed over {fp32}", one, over(fp32, digits), _one, shapes=[(2560, 2560)])
+        goals.want(f"{digits}, batch >= 8, speed over {fp32}", more, over(fp32, digits), _eight, shapes=[(2560, 2560)])
     return goals.found
 
 

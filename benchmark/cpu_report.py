@@ -1,4 +1,4 @@
-"""Writes the tables of docs/benchmarks.md and its plots from benchmark/results/cpu_kernels_*.json.
+"""Writes the tables of docs/benchmarks.md and its plots from cpu_kernels_*.json and call_overhead_*.json.
 
 Run: python benchmark/cpu_report.py              (tables between the markers, plots to docs/images)
      python benchmark/cpu_report.py --print      (only prints the tables)
@@ -29,7 +29,13 @@ PEERS = [
     ("onnxruntime 4 bit", "#9c7a2f", "^"),
     ("onnxruntime 2 bit", "#9c7a2f", "s"),
 ]
-OURS = [("w2a8", "#d55e00", "D"), ("packed bf16 x", "#009e73", "D"), ("packed fp32 x", "#0072b2", "D")]
+OURS = [
+    ("w2a8", "#d55e00", "D"),
+    ("w2a16", "#d55e00", "v"),
+    ("w2a24", "#d55e00", "s"),
+    ("packed bf16 x", "#009e73", "D"),
+    ("packed fp32 x", "#0072b2", "D"),
+]
 ROOFS = {
     "vpdpbusd": "vpdpbusd (int8)",
     "vpmaddubsw": "vpmaddubsw (int8, AVX2)",
@@ -116,10 +122,9 @@ def peer_table(record: Record, mode: str, batches: list[int]) -> str:
     return _table(["batch, in → out", *names], rows) if rows else ""
 
 
-def goal_table(record: Record) -> str:
+def goal_table(goals: list[dict[str, Any]]) -> str:
     rows = [
-        ["yes" if goal["pass"] else "**no**", goal["what"], goal["wanted"], f"{goal['value']:.2f}"]
-        for goal in record.data["wanted"]
+        ["yes" if goal["pass"] else "**no**", goal["what"], goal["wanted"], f"{goal['value']:.2f}"] for goal in goals
     ]
     return _table(["met", "goal", "wanted", "measured"], rows) if rows else ""
 
@@ -141,7 +146,7 @@ def section(record: Record) -> str:
         ]
     parts += [
         "### What is wanted, beside the worst case measured",
-        goal_table(record),
+        goal_table(record.data["wanted"]),
         "### Our kernels, weights hot: Gop/s and share of the peak of their instruction",
         kernel_table(record),
         "### Latency, weights hot",
@@ -157,6 +162,31 @@ def section(record: Record) -> str:
         f"{machine['busy_cpus_before']} CPUs busy with other work just before."
     )
     return "\n\n".join(part for part in parts if part)
+
+
+def calls_section(data: dict[str, Any]) -> str:
+    """What a call costs besides its kernel, and what a busy core costs it."""
+    machine = data["machine"]
+    found = {(row["name"], row["size"], row["grad"]): f"{row['median_s'] * 1e6:.1f} µs" for row in data["small"]}
+    cases = list(dict.fromkeys((size, grad) for _, size, grad in found))
+    names = dict.fromkeys(name for name, _, _ in found)
+    small = [[name, *(found[name, size, grad] for size, grad in cases)] for name in names]
+    titles = [f"1, {size} → {size}, {'with' if grad else 'no'} gradients" for size, grad in cases]
+    busy = [
+        [f"{row['m']}, {row['k']} → {row['n']}", row["name"]]
+        + [time_text(row[state][key]) for state in ("idle", "one core busy") for key in ("median_s", "mean_s", "p99_s")]
+        for row in data["busy_core"]
+    ]
+    figures = [f"{state}: {what}" for state in ("idle", "one core busy") for what in ("median", "mean", "p99")]
+    parts = [
+        f"## Calls: {machine['name']}, {machine['threads']} thread(s)",
+        goal_table(data["wanted"]),
+        _table(["call", *titles], small),
+        _table(["batch, in → out", "layer", *figures], busy),
+        f"`{machine['command']}`, {machine['date']}: torch {machine['torch']}, bittorch {machine['bittorch']}, "
+        f"{machine['busy_cpus_before']} CPUs busy with other work just before.",
+    ]
+    return "\n\n".join(parts)
 
 
 def has_plots(record: Record) -> bool:
@@ -280,7 +310,9 @@ def main() -> None:
     if not paths:
         sys.exit("no benchmark/results/cpu_kernels_*.json; run: python benchmark/bench_cpu_kernels.py --threads 1")
     records = [Record(path) for path in paths]
-    text = "\n\n".join(map(section, records))
+    calls = sorted((ROOT / "benchmark" / "results").glob("call_overhead_*.json"))
+    sections = [*map(section, records), *(calls_section(json.loads(path.read_text())) for path in calls)]
+    text = "\n\n".join(sections)
     if args.print:
         print(text)
         return

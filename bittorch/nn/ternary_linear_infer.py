@@ -75,8 +75,8 @@ class TernaryLinearInference(nn.Module):
         if self.activation_bits is None:
             return torch.ops.bittorch.ternary_linear_packed.default(input, *weights, _env.INFER_VARIANT)
         return torch.ops.bittorch.ternary_linear_w2a8.default(
-            input, *weights, activation_bits=self.activation_bits, variant=_env.INFER_VARIANT
-        )
+            input, *weights, None, None, self.activation_bits, _env.INFER_VARIANT
+        )  # by position: keywords cost half a microsecond
 
     def extra_repr(self) -> str:
         parts = [f"in_features={self.in_features}", f"out_features={self.out_features}"]

@@ -52,7 +52,6 @@ def _(
     w_packed: Tensor,
     scale: Tensor,
     bias: Tensor | None = None,
-    *,
     x_scale: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
     activation_bits: int = 8,

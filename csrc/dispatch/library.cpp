@@ -16,7 +16,7 @@ TORCH_LIBRARY(bittorch, m) {
     m.def("act_quantize(Tensor x, int bits=8) -> (Tensor, Tensor)");
     m.def("ternary_linear_packed(Tensor x, Tensor w_packed, Tensor scale, Tensor? bias=None, str variant='auto') -> "
           "Tensor");
-    m.def("ternary_linear_w2a8(Tensor x, Tensor w_packed, Tensor scale, Tensor? bias=None, *, Tensor? x_scale=None, "
+    m.def("ternary_linear_w2a8(Tensor x, Tensor w_packed, Tensor scale, Tensor? bias=None, Tensor? x_scale=None, "
           "ScalarType? out_dtype=None, int activation_bits=8, str variant='auto') -> Tensor");
     m.def("ternary_linear(Tensor x, Tensor weight, Tensor? bias, str method, str scale_rule, float threshold_factor, "
           "str granularity, int group_size, int activation_bits=0, str variant='auto') -> Tensor");

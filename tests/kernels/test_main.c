@@ -1,6 +1,7 @@
 /* Every usable kernel against the scalar one of its op, and the scalar ones against the plain formulas.
  * `test_kernels quick`, for emulators, does only the pass with guard pages behind the buffers, and leaves out
- * ternary_quantize where only the scalar kernel would run. */
+ * ternary_quantize where only the scalar kernel would run. `all` fails where a kernel of this architecture cannot run.
+ */
 #include "harness.h"
 
 #include <stdio.h>
@@ -13,8 +14,24 @@ static int has_rows_to_compare(bt_op op) {
     return 0;
 }
 
+static int given(int argc, char **argv, const char *word) {
+    for (int i = 1; i < argc; i++)
+        if (strcmp(argv[i], word) == 0)
+            return 1;
+    return 0;
+}
+
+static void check_all_usable(void) {
+    for (const bt_kernel *kernel = bt_kernels; kernel < bt_kernels + bt_kernel_count; kernel++) {
+        set_context("%s %s", bt_op_name(kernel->op), kernel->variant);
+        check(kernel->device != BT_CPU || bt_kernel_usable(kernel), "usable on this CPU");
+    }
+}
+
 int main(int argc, char **argv) {
-    const int quick = argc > 1 && strcmp(argv[1], "quick") == 0;
+    const int quick = given(argc, argv, "quick");
+    if (given(argc, argv, "all"))
+        check_all_usable();
     printf("compared with scalar:");
     for (const bt_kernel *kernel = bt_kernels; kernel < bt_kernels + bt_kernel_count; kernel++)
         if (to_be_compared(kernel, kernel->op))
