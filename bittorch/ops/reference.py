@@ -17,10 +17,12 @@ def _in_features(scale: Tensor, in_features: int) -> Tensor:
 
 
 def ternary_pack(codes: Tensor) -> Tensor:
-    n, k = codes.shape
-    bits = torch.zeros(n, (k + 3) // 4 * 4, dtype=torch.uint8, device=codes.device)
-    bits[:, :k] = (codes == 1).to(torch.uint8) + 2 * (codes == -1).to(torch.uint8)
-    quads = bits.view(n, (k + 3) // 4, 4)
+    return _pack_raw((codes == 1).to(torch.uint8) + 2 * (codes == -1).to(torch.uint8))
+
+
+def _pack_raw(raw: Tensor) -> Tensor:
+    n, k = raw.shape
+    quads = torch.nn.functional.pad(raw, (0, -k % 4)).view(n, (k + 3) // 4, 4)
     return quads[..., 0] | quads[..., 1] << 2 | quads[..., 2] << 4 | quads[..., 3] << 6
 
 
@@ -36,11 +38,7 @@ def ternary_unpack(w_packed: Tensor, scale: Tensor | None, in_features: int, dty
 
 
 def ternary_transpose(w_packed: Tensor, in_features: int) -> Tensor:
-    n = len(w_packed)
-    raw = torch.zeros(in_features, (n + 3) // 4 * 4, dtype=torch.uint8, device=w_packed.device)
-    raw[:, :n] = _raw_codes(w_packed)[:, :in_features].t()
-    quads = raw.view(in_features, (n + 3) // 4, 4)
-    return quads[..., 0] | quads[..., 1] << 2 | quads[..., 2] << 4 | quads[..., 3] << 6
+    return _pack_raw(_raw_codes(w_packed)[:, :in_features].t())
 
 
 def ternary_check(w_packed: Tensor, in_features: int) -> Tensor:
