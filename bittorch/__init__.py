@@ -18,6 +18,8 @@ from bittorch.utils import (  # noqa: E402
     export_for_inference,
     export_linear_to_inference,
     load_ternary_inference_checkpoint,
+    quantize_,
+    quantize_model,
     save_ternary_inference_checkpoint,
 )
 
@@ -34,6 +36,8 @@ __all__ = [
     "nn",
     "ops",
     "quant",
+    "quantize_",
+    "quantize_model",
     "save_ternary_inference_checkpoint",
     "ternary_quantize",
     "ternary_quantize_ste",

@@ -81,7 +81,7 @@ def _check_not_wrapped(model: nn.Module) -> None:
         )
 
 
-def _check_called(model: nn.Module, packed: dict[int, nn.Module]) -> None:
+def check_called(model: nn.Module, packed: dict[int, nn.Module]) -> None:
     """Raises where torch takes the weight of a layer without calling it: in attention, in the encoder's fast path."""
     for name, parent in model.named_modules():
         slots: tuple[str, ...] = ()
@@ -127,7 +127,7 @@ def export_for_inference(model: nn.Module, skip: SkipPredicate | None = None) ->
     for name, module in model.named_modules():
         if isinstance(module, TernaryLinear) and not (skip and skip(name, module)):
             twins[id(module)] = export_linear_to_inference(module, name or "the model")
-    _check_called(model, twins)
+    check_called(model, twins)
     if not twins:
         warnings.warn(
             "the model has no TernaryLinear to export (or skip left out all of them); the result is a plain copy",

@@ -1,0 +1,163 @@
+"""Ordinary models to ternary ones: which layers, with which configuration."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import fnmatch
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from torch import nn
+
+from bittorch.nn import TernaryLinear
+from bittorch.quant import TernaryQuantConfig
+from bittorch.utils.export import check_called
+
+Filter = Callable[[nn.Module, str], bool] | str | Iterable[str]
+Config = TernaryQuantConfig | Mapping[str, TernaryQuantConfig | None]
+
+# What each kind of layer becomes. Subclasses are left alone: they may compute something else.
+TWINS: dict[type[nn.Module], type[TernaryLinear]] = {nn.Linear: TernaryLinear}
+
+
+def _patterns(names: str | Iterable[str]) -> list[str]:
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _check_patterns(patterns: list[str], names: list[str], what: str) -> None:
+    """Warns of patterns that no layer bears, with the names that come near."""
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            near = difflib.get_close_matches(pattern.strip("*."), names, n=3, cutoff=0.3) or names[:3]
+            warnings.warn(
+                f"{what} {pattern!r} matches no layer that can become ternary; there is {', '.join(near) or 'none'}",
+                stacklevel=5,  # the caller of quantize_
+            )
+
+
+def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Each layer once, by its first name, as `named_modules` gives it."""
+    for name, module in model.named_modules():
+        if type(module) in TWINS:
+            yield name, module
+
+
+def _config_of(name: str, config: Config | None) -> TernaryQuantConfig | None:
+    if config is None:
+        return TernaryQuantConfig(method="twn")
+    if isinstance(config, TernaryQuantConfig):
+        return config
+    return next((value for pattern, value in config.items() if fnmatch.fnmatchcase(name, pattern)), None)
+
+
+def _chosen(
+    model: nn.Module, config: Config | None, filter_fn: Filter | None, skip: str | Iterable[str]
+) -> dict[str, TernaryQuantConfig]:
+    """The configuration of each layer to convert, by name."""
+    found = dict(_candidates(model))
+    names, skipped = list(found), _patterns(skip)
+    _check_patterns(skipped, names, "skip")
+    if isinstance(config, Mapping):
+        _check_patterns(list(config), names, "config")
+    if filter_fn is not None and not callable(filter_fn):
+        wanted = _patterns(filter_fn)
+        _check_patterns(wanted, names, "filter_fn")
+        taken = [name for name in names if _matches(name, wanted)]
+    else:
+        taken = [name for name in names if filter_fn is None or filter_fn(found[name], name)]
+        if filter_fn is not None and names and not taken:
+            warnings.warn(f"filter_fn takes none of the layers, such as {', '.join(names[:3])}", stacklevel=4)
+    if not names and not any(isinstance(module, TernaryLinear) for module in model.modules()):
+        warnings.warn("the model has no layer that can become ternary (nn.Linear)", stacklevel=4)
+    configs = {name: _config_of(name, config) for name in taken if not _matches(name, skipped)}
+    return {name: value for name, value in configs.items() if value is not None}
+
+
+def _twin(module: nn.Module, name: str, config: TernaryQuantConfig) -> nn.Module:
+    what = name or "the model"
+    if module._forward_hooks or module._forward_pre_hooks:
+        raise ValueError(f"cannot convert {what}: it has forward hooks, which would be lost; remove them first")
+    weight = module.weight
+    assert isinstance(weight, nn.Parameter)
+    if not weight.is_floating_point():
+        raise TypeError(f"cannot convert {what}: its weight is {weight.dtype}, and ternary masters are floating")
+    try:
+        return TWINS[type(module)].from_linear(module, config)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ValueError(f"cannot convert {what}: {error}") from None
+
+
+def _twins(
+    model: nn.Module, config: Config | None, filter_fn: Filter | None, skip: str | Iterable[str]
+) -> dict[int, nn.Module]:
+    """The ternary twin of each chosen layer, by the identity of the layer; nothing is changed yet."""
+    modules = dict(_candidates(model))
+    chosen = _chosen(model, config, filter_fn, skip)
+    twins = {id(modules[name]): _twin(modules[name], name, value) for name, value in chosen.items()}
+    check_called(model, twins)
+    return twins
+
+
+def _swap(model: nn.Module, twins: dict[int, nn.Module]) -> None:
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():  # named_children() leaves out second places
+            if id(child) in twins:
+                setattr(parent, name, twins[id(child)])
+
+
+def quantize_(
+    model: nn.Module,
+    config: Config | None = None,
+    filter_fn: Filter | None = None,
+    *,
+    skip: str | Iterable[str] = (),
+) -> None:
+    """Makes layers of a model ternary in place: `torch.nn.Linear` becomes `bittorch.TernaryLinear`.
+
+    Parameters stay the same objects, so tied weights stay tied and an optimiser keeps working. A layer that appears in
+    several places stays one layer. Layers that are ternary already, and subclasses of `torch.nn.Linear`, are left as
+    they are. Nothing is left out silently: first, last and head layers are converted unless ``skip`` names them.
+
+    Args:
+        model: any model; its weights are what training goes on from.
+        config: one for all layers, or a mapping of name patterns to configurations, of which the first that matches
+            counts; None there, or no match, leaves the layer. Default: ``TernaryQuantConfig(method="twn")``, which
+            loses least of trained weights.
+        filter_fn: which layers: ``filter_fn(module, name) -> bool``, or name patterns such as ``"*.mlp.*"``.
+        skip: name patterns of layers to leave, such as ``"lm_head"``.
+
+    Raises:
+        ValueError: groups that do not divide a layer's in_features, a layer with forward hooks, one whose weight torch
+            reads without calling it; the model itself is the layer. The model is then as it was.
+        TypeError: a weight that is not floating.
+
+    Warns:
+        UserWarning: a pattern or filter that matches nothing, with names that come near; a model without such layers.
+
+    Source: the signature is torchao's ``quantize_``.
+    """
+    twins = _twins(model, config, filter_fn, skip)
+    if id(model) in twins:
+        raise ValueError("the model itself is the layer and cannot change in place; use quantize_model")
+    _swap(model, twins)
+
+
+def quantize_model(
+    model: nn.Module,
+    config: Config | None = None,
+    filter_fn: Filter | None = None,
+    *,
+    skip: str | Iterable[str] = (),
+) -> nn.Module:
+    """A copy of the model with its layers made ternary; see `quantize_` for the arguments. The model is not touched."""
+    duplicate = copy.deepcopy(model)
+    twins = _twins(duplicate, config, filter_fn, skip)
+    if id(duplicate) in twins:
+        return twins[id(duplicate)]
+    _swap(duplicate, twins)
+    return duplicate

@@ -1,0 +1,199 @@
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import bittorch
+from bittorch import TernaryLinear, TernaryQuantConfig, quantize_, quantize_model
+from tests import helpers
+
+
+class _Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(16, 32), nn.Linear(32, 16, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.down(self.up(x).relu())
+
+
+def _model() -> nn.Sequential:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(8, 16), _Block(), _Block(), nn.LayerNorm(16), nn.Linear(16, 4))
+
+
+def _ternary(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, TernaryLinear)]
+
+
+ALL = ["0", "1.up", "1.down", "2.up", "2.down", "4"]
+
+
+def test_quantize_converts_every_linear_and_keeps_its_parameters() -> None:
+    model = _model()
+    before = dict(model.named_parameters())
+    assert quantize_(model) is None
+    assert _ternary(model) == ALL
+    assert all(before[name] is parameter for name, parameter in model.named_parameters())
+    assert model[0].config == TernaryQuantConfig(method="twn")
+
+
+def test_quantized_model_computes_with_the_quantised_weights() -> None:
+    model = _model()
+    ternary, x = quantize_model(model), helpers.randn(5, 8)
+    dense = copy.deepcopy(model)
+    for name, module in ternary.named_modules():
+        if isinstance(module, TernaryLinear):
+            dense.get_submodule(name).weight.data = module.get_quantized_weight()
+    helpers.assert_near(ternary(x), dense(x).double())
+    assert not torch.allclose(ternary(x), model(x))
+
+
+def test_quantize_model_leaves_the_original_alone() -> None:
+    model = _model()
+    ternary = quantize_model(model)
+    assert _ternary(model) == []
+    assert _ternary(ternary) == ALL
+    assert ternary[0].weight is not model[0].weight
+    assert torch.equal(ternary[0].weight, model[0].weight)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_quantize_keeps_the_mode(training: bool) -> None:
+    model = _model().train(training)
+    quantize_(model)
+    assert model[0].training == training
+
+
+@pytest.mark.parametrize(
+    ("filter_fn", "expected"),
+    [
+        ("1.*", ["1.up", "1.down"]),
+        (["*.up", "4"], ["1.up", "2.up", "4"]),
+        (lambda module, _: module.bias is None, ["1.down", "2.down"]),
+        (lambda _, name: name != "0", ALL[1:]),
+    ],
+    ids=["pattern", "patterns", "by module", "by name"],
+)
+def test_filter_chooses_layers(filter_fn: object, expected: list[str]) -> None:
+    model = _model()
+    quantize_(model, filter_fn=filter_fn)
+    assert _ternary(model) == expected
+
+
+@pytest.mark.parametrize(("skip", "expected"), [("4", ALL[:-1]), (["0", "*.down"], ["1.up", "2.up", "4"])])
+def test_skip_leaves_layers(skip: object, expected: list[str]) -> None:
+    model = _model()
+    quantize_(model, skip=skip)
+    assert _ternary(model) == expected
+
+
+def test_configs_by_pattern_first_match_counts() -> None:
+    model, up, other = _model(), TernaryQuantConfig(method="absmean"), TernaryQuantConfig(activation_bits=8)
+    quantize_(model, {"1.down": None, "*.up": up, "[12].*": other})
+    assert _ternary(model) == ["1.up", "2.up", "2.down"]
+    assert model[1].up.config == up
+    assert model[2].down.config == other
+
+
+def test_shared_layer_stays_one_and_tied_weights_stay_tied() -> None:
+    layer, embedding, head = nn.Linear(8, 8), nn.Embedding(10, 8), nn.Linear(8, 10, bias=False)
+    head.weight = embedding.weight
+    model = nn.Sequential(embedding, layer, nn.ReLU(), layer, head)
+    for result in (quantize_model(model), model):
+        if result is model:
+            quantize_(model)
+        assert isinstance(result[1], TernaryLinear)
+        assert result[1] is result[3]
+        assert isinstance(result[4], TernaryLinear)
+        assert result[4].weight is result[0].weight
+
+
+def test_one_layer_under_two_names_of_a_parent_is_swapped_in_both() -> None:
+    model = nn.Module()
+    model.a = model.b = nn.Linear(4, 4)
+    quantize_(model)
+    assert isinstance(model.b, TernaryLinear)
+    assert model.a is model.b
+
+
+def test_second_conversion_changes_nothing() -> None:
+    model = quantize_model(_model())
+    layers = [model.get_submodule(name) for name in ALL]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quantize_(model, TernaryQuantConfig(method="absmean"))
+    assert [model.get_submodule(name) for name in ALL] == layers
+    assert model[0].config.method == "twn"
+
+
+def test_model_that_is_a_layer() -> None:
+    linear = nn.Linear(8, 4)
+    with pytest.raises(ValueError, match="use quantize_model"):
+        quantize_(linear)
+    assert isinstance(quantize_model(linear), TernaryLinear)
+
+
+def test_subclasses_are_left_alone() -> None:
+    attention = nn.MultiheadAttention(8, 2)
+    with pytest.warns(UserWarning, match="no layer that can become ternary"):
+        quantize_(attention)
+    assert _ternary(attention) == []
+
+
+def test_pattern_without_a_layer_warns_with_near_names() -> None:
+    model = _model()
+    for arguments in ({"filter_fn": "1.upp"}, {"skip": "1.upp"}, {"config": {"1.upp": TernaryQuantConfig()}}):
+        with pytest.warns(UserWarning, match=r"'1\.upp' matches no layer .* 1\.up") as caught:
+            quantize_model(model, **arguments)
+        assert caught[0].filename == __file__
+
+
+def test_filter_without_a_layer_warns() -> None:
+    with pytest.warns(UserWarning, match="takes none of the layers, such as 0, 1.up") as caught:
+        quantize_(_model(), filter_fn=lambda *_: False)
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Sequential(nn.ReLU()), lambda: nn.Embedding(3, 4)])
+def test_model_without_layers_warns(make: object) -> None:
+    with pytest.warns(UserWarning, match="no layer that can become ternary"):
+        quantize_(make())
+
+
+def test_a_layer_that_cannot_be_converted_is_named_and_nothing_changes() -> None:
+    model = _model()
+    with pytest.raises(ValueError, match=r"cannot convert 0: group_size must divide in_features, got group_size=16"):
+        quantize_(model, TernaryQuantConfig(granularity="group", group_size=16))
+    model[4].register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="cannot convert 4: it has forward hooks"):
+        quantize_(model)
+    model = _model()
+    model[1].up.weight = nn.Parameter(torch.zeros(32, 16, dtype=torch.complex64))
+    with pytest.raises(TypeError, match=r"cannot convert 1\.up: its weight is torch.complex64"):
+        quantize_(model)
+    assert _ternary(model) == []
+
+
+def test_encoder_that_reads_weights_itself_is_refused() -> None:
+    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    with pytest.raises(ValueError, match="reads its weight without calling it"):
+        quantize_(model)
+    assert _ternary(model) == []
+
+
+def test_converted_model_trains_and_exports() -> None:
+    model = quantize_model(_model(), skip="4")
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    x, y = helpers.randn(64, 8), helpers.randn(64, 4, seed=2)
+    losses = []
+    for _ in range(20):
+        loss = nn.functional.mse_loss(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+    assert torch.equal(bittorch.export_for_inference(model)(x), model.eval()(x))
