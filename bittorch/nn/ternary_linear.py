@@ -116,7 +116,7 @@ class TernaryLinear(nn.Linear):
         Raises:
             ValueError: the weight holds NaN or Inf.
         """
-        weight = _gathered(self.weight).detach()
+        weight = gathered(self.weight).detach()
         return TernaryQuantizer(self.config).quantize_ste(weight) if self.quantize else weight.clone()
 
     def extra_repr(self) -> str:
@@ -133,7 +133,7 @@ class TernaryLinear(nn.Linear):
         return ", ".join(parts)
 
 
-def _gathered(weight: Tensor) -> Tensor:
+def gathered(weight: Tensor) -> Tensor:
     """The whole of a weight that is sharded over processes (FSDP2), any other weight itself."""
     full_tensor = getattr(weight, "full_tensor", None)
     return full_tensor() if full_tensor else weight

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from bittorch.nn import TernaryLinear, TernaryLinearInference
-from bittorch.nn.ternary_linear import _gathered
+from bittorch.nn.ternary_linear import gathered
 from bittorch.quant import TernaryQuantizer
 
 SkipPredicate = Callable[[str, nn.Module], bool]
 
 
 def _packed(linear: TernaryLinear, name: str) -> tuple[Tensor, Tensor]:
-    weight = _gathered(linear.weight)
+    weight = gathered(linear.weight)
     if weight.device.type == "meta":
         raise ValueError(f"{name} is on the meta device and has no weights to export; load them first")
     try:
@@ -60,15 +60,15 @@ def export_linear_to_inference(linear: TernaryLinear, name: str = "the layer") -
     )
     layer.weight_packed, layer.scale = w_packed, scale
     if linear.bias is not None:
-        layer.bias = _gathered(linear.bias).detach().clone()
+        layer.bias = gathered(linear.bias).detach().clone()
     return layer.train(linear.training)
 
 
 def _plain_linear(linear: TernaryLinear) -> nn.Linear:
     plain = nn.Linear(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
-    plain.weight = nn.Parameter(_gathered(linear.weight).detach().clone(), linear.weight.requires_grad)
+    plain.weight = nn.Parameter(gathered(linear.weight).detach().clone(), linear.weight.requires_grad)
     if linear.bias is not None:
-        plain.bias = nn.Parameter(_gathered(linear.bias).detach().clone(), linear.bias.requires_grad)
+        plain.bias = nn.Parameter(gathered(linear.bias).detach().clone(), linear.bias.requires_grad)
     return plain.train(linear.training)
 
 

@@ -1,0 +1,84 @@
+import pytest
+import torch
+from torch import nn
+
+import bittorch
+from bittorch import TernaryLinear, TernaryQuantConfig
+from bittorch.utils import summary
+from tests import helpers
+
+
+def _model() -> nn.Sequential:
+    torch.manual_seed(0)
+    grouped = TernaryQuantConfig(granularity="group", group_size=16)
+    return nn.Sequential(
+        nn.Embedding(10, 48), TernaryLinear(48, 32), TernaryLinear(32, 6, bias=False, config=grouped), nn.LayerNorm(6)
+    )
+
+
+def test_summary_counts_codes_bits_error_and_bytes() -> None:
+    model = _model()
+    first, second = summary(model).layers
+    assert (first.name, first.kind, first.shape) == ("1", "TernaryLinear", (32, 48))
+    codes, scale = bittorch.ternary_quantize(model[1].weight)
+    assert first.negative == pytest.approx((codes == -1).double().mean().item())
+    assert first.zero == pytest.approx((codes == 0).double().mean().item())
+    assert first.positive == pytest.approx((codes == 1).double().mean().item())
+    weight = model[1].weight.detach().double()
+    error = (weight - helpers.dense(codes, scale)).square().sum() / weight.square().sum()
+    assert first.relative_error == pytest.approx(error.item())
+    assert first.bytes == 32 * 12 + 4 * 32 + 4 * 32
+    assert first.bits_per_weight == pytest.approx(2 + 32 / 48)
+    assert second.bytes == 6 * 8 + 4 * 6 * 2
+    assert second.bits_per_weight == pytest.approx(2 + 32 / 16)
+
+
+def test_summary_of_the_model_adds_up() -> None:
+    model = _model()
+    found = summary(model)
+    assert found.other_bytes == 4 * (10 * 48 + 6 + 6)
+    assert found.dense_bytes == sum(4 * p.numel() for p in model.parameters())
+    packed = bittorch.export_for_inference(model)
+    assert found.bytes == sum(t.numel() * t.element_size() for t in packed.state_dict().values())
+
+
+def test_summary_of_an_exported_model_is_the_same_but_for_the_error() -> None:
+    model = _model()
+    trained, packed = summary(model), summary(bittorch.export_for_inference(model))
+    assert packed.dense_bytes == trained.dense_bytes
+    for a, b in zip(trained.layers, packed.layers, strict=True):
+        assert b.kind == "TernaryLinearInference"
+        assert b.relative_error is None
+        assert (a.shape, a.negative, a.zero, a.positive, a.bytes) == (b.shape, b.negative, b.zero, b.positive, b.bytes)
+
+
+def test_tied_weight_counts_where_it_stays_dense() -> None:
+    model = _model()
+    head = TernaryLinear(48, 10, bias=False)
+    head.weight = model[0].weight
+    both = nn.Sequential(model[0], head)
+    found = summary(both)
+    assert found.other_bytes == 4 * 480
+    assert found.bytes == 4 * 480 + 10 * 12 + 4 * 10
+
+
+def test_layer_without_quantisation_and_shared_layer() -> None:
+    layer = TernaryLinear(8, 8)
+    found = summary(nn.Sequential(layer, layer, TernaryLinear(8, 8, quantize=False)))
+    assert [row.name for row in found.layers] == ["0"]
+    assert found.other_bytes == 4 * (64 + 8)
+
+
+def test_table_names_every_layer() -> None:
+    text = str(summary(_model()))
+    assert text.splitlines()[1].split()[:2] == ["1", "32x48"]
+    assert f"2 ternary layers; {summary(_model()).bytes:,} bytes packed" in text
+    assert summary(nn.Sequential()).bytes == 0
+    assert "0 ternary layers" in str(summary(nn.ReLU()))
+
+
+def test_weight_that_is_not_finite_raises() -> None:
+    model = _model()
+    model[1].weight.data[3, 4] = torch.nan
+    with pytest.raises(ValueError, match="w must be finite"):
+        summary(model)
