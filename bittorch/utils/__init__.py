@@ -1,11 +1,14 @@
 """Whole-model tools: conversion, export, checkpoints and reports."""
 
+from bittorch.utils.accuracy_doctor import AccuracyDoctor, Finding
 from bittorch.utils.checkpoint import load_ternary_inference_checkpoint, save_ternary_inference_checkpoint
 from bittorch.utils.convert import quantize_, quantize_model
 from bittorch.utils.export import export_for_inference, export_linear_to_inference
 from bittorch.utils.summary import LayerSummary, ModelSummary, summary
 
 __all__ = [
+    "AccuracyDoctor",
+    "Finding",
     "LayerSummary",
     "ModelSummary",
     "export_for_inference",

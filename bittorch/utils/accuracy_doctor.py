@@ -1,0 +1,132 @@
+"""Finds, while a model trains, what is known to ruin ternary training."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from bittorch import ops
+from bittorch.nn import TernaryLinear
+from bittorch.nn.ternary_linear import gathered
+from bittorch.quant import TernaryQuantizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """Something that is wrong with a layer, or ``value`` beyond what is healthy."""
+
+    layer: str
+    kind: str
+    value: float
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.layer or 'the model'}: {self.message}"
+
+
+@dataclasses.dataclass
+class _Past:
+    """A layer as it was: at the first check its scale, at the last one the rest."""
+
+    first_scale: Tensor
+    codes: Tensor
+    weight: Tensor | None  # of half-precision masters alone
+
+
+class AccuracyDoctor:
+    """Looks at the ternary layers of a model whenever ``check()`` is called, and compares with the last time.
+
+    What it finds, by ``kind``:
+
+    - ``scale_rule``: ``scale="max"`` makes every kept weight as large as the largest; the error of the weights is then
+      20 to 40 times that of least squares.
+    - ``dead_rows``: rows without a code but 0; they give the bias alone.
+    - ``stalled``: a float16 or bfloat16 master most of whose weights did not move though they have a gradient: an
+      update below half a unit in the last place is lost. Keep masters in float32, with autocast.
+    - ``scale_drift``: the mean scale moved by more than ``drift`` since the first check.
+    - ``flip_rate``: more than ``flips`` of the codes changed since the last check: the rate is too high, or no longer
+      decays. ``value`` is the share.
+
+    Args:
+        model: with `TernaryLinear` layers, on any device. Codes are kept between checks, 1 byte a weight.
+        flips: share of codes that may change between two checks; choose checks an epoch or some hundred steps apart.
+        drift: factor by which a scale may grow or shrink.
+        stalled: share of weights with a gradient that may stand still.
+
+    >>> doctor = bittorch.utils.AccuracyDoctor(model)
+    >>> for epoch in range(epochs):
+    ...     train(model)
+    ...     for finding in doctor.check():
+    ...         print(finding)
+
+    Source: the thresholds are rules of thumb, not limits of a proof.
+    """
+
+    def __init__(self, model: nn.Module, *, flips: float = 0.1, drift: float = 3.0, stalled: float = 0.9) -> None:
+        if not (0 < flips <= 1 and drift > 1 and 0 < stalled <= 1):
+            raise ValueError(
+                f"wanted 0 < flips <= 1, drift > 1 and 0 < stalled <= 1, "
+                f"got flips={flips}, drift={drift}, stalled={stalled}"
+            )
+        self.model = model
+        self.flips, self.drift, self.stalled = flips, drift, stalled
+        self._past: dict[str, _Past] = {}
+
+    @torch.no_grad()
+    def check(self) -> list[Finding]:
+        """What is wrong now, layer by layer; empty when nothing is. Call it before gradients are set to None.
+
+        Raises:
+            ValueError: a weight holds NaN or Inf.
+        """
+        found: list[Finding] = []
+        for name, module in self.model.named_modules():
+            if isinstance(module, TernaryLinear) and module.quantize:
+                found += self._check_layer(name, module)
+        return found
+
+    def _check_layer(self, name: str, layer: TernaryLinear) -> Iterator[Finding]:
+        weight = gathered(layer.weight).detach()
+        w_packed, scale = TernaryQuantizer(layer.config).quantize_packed(weight)
+        codes = ops.ternary_unpack(w_packed, None, layer.in_features, torch.int8)
+        half = weight.dtype in (torch.float16, torch.bfloat16)
+        past = self._past.get(name)
+        self._past[name] = _Past(past.first_scale if past else scale.clone(), codes, weight.clone() if half else None)
+        if layer.config.scale == "max":
+            yield Finding(name, "scale_rule", 1.0, "scale='max' ruins the weights; use scale='ls'")
+        dead = int((codes == 0).all(1).sum()) if codes.numel() else 0
+        if dead:
+            yield Finding(name, "dead_rows", dead, f"{dead} of {len(codes)} rows hold no code but 0")
+        if past and past.codes.shape == codes.shape and codes.numel():
+            yield from self._compare(name, layer, past, codes, scale, weight)
+
+    def _compare(
+        self, name: str, layer: TernaryLinear, past: _Past, codes: Tensor, scale: Tensor, weight: Tensor
+    ) -> Iterator[Finding]:
+        flips = float((codes != past.codes).double().mean())
+        if flips > self.flips:
+            yield Finding(
+                name,
+                "flip_rate",
+                flips,
+                f"{flips:.1%} of the codes changed since the last check, above {self.flips:.0%}",
+            )
+        ratio = float(scale.double().mean() / past.first_scale.double().mean())
+        if not 1 / self.drift <= ratio <= self.drift:
+            yield Finding(name, "scale_drift", ratio, f"the mean scale is {ratio:.2f} times that of the first check")
+        grad = layer.weight.grad
+        if past.weight is not None and grad is not None:
+            moved = gathered(grad) != 0
+            if int(moved.sum()):
+                still = float((weight == past.weight)[moved].double().mean())
+                if still > self.stalled:
+                    yield Finding(
+                        name,
+                        "stalled",
+                        still,
+                        f"{still:.1%} of the {weight.dtype} weights with a gradient did not move since the last check; "
+                        f"keep masters in float32",
+                    )
