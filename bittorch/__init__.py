@@ -11,7 +11,7 @@ from bittorch._version import __version__
 
 _extension.load()
 
-from bittorch import _C, nn, ops, quant, utils  # noqa: E402
+from bittorch import _C, nn, ops, quant, train, utils  # noqa: E402
 from bittorch.nn import TernaryLinear, TernaryLinearInference  # noqa: E402
 from bittorch.quant import TernaryQuantConfig, TernaryQuantizer, ternary_quantize, ternary_quantize_ste  # noqa: E402
 from bittorch.utils import (  # noqa: E402
@@ -41,5 +41,6 @@ __all__ = [
     "save_ternary_inference_checkpoint",
     "ternary_quantize",
     "ternary_quantize_ste",
+    "train",
     "utils",
 ]

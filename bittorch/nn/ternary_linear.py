@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from bittorch import _C, ops
 from bittorch.ops import reference
-from bittorch.quant import TernaryQuantConfig, TernaryQuantizer
+from bittorch.quant import TernaryQuantConfig, TernaryQuantizer, learned
+from bittorch.quant.ternary import check_finite
 
 Backend = Literal["auto", "cuda", "python"]
 
@@ -59,6 +60,12 @@ class TernaryLinear(nn.Linear):
         config: everything else of `bittorch.TernaryQuantConfig`: method, scale rule, granularity.
         activation_bits: None for floating activations, else 8, 16 or 24, as in `bittorch.TernaryQuantConfig`.
 
+    Attributes:
+        weight_scale: with a learned method the parameter that it learns, float32; else None. Leave it out of weight
+            decay.
+        quant_lambda: below 1, the share of quantisation in training: weight and activations are
+            ``v + quant_lambda * (Q(v) - v)``; `bittorch.train.QuantWarmup` raises it. ``eval()`` always quantises.
+
     Shape:
         ``(..., in_features)`` to ``(..., out_features)``, in the dtype of ``weight`` or of autocast.
 
@@ -68,6 +75,8 @@ class TernaryLinear(nn.Linear):
 
     Source: Li et al. 2016 (ternary weight networks); Bengio et al. 2013 (straight-through estimator).
     """
+
+    weight_scale: nn.Parameter | None
 
     def __init__(
         self,
@@ -90,6 +99,32 @@ class TernaryLinear(nn.Linear):
         super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
         self.quantize = quantize
         self.backend = backend
+        self.quant_lambda = 1.0
+        self._make_scale()
+
+    def _make_scale(self) -> None:
+        self.register_parameter("weight_scale", None)
+        if self.config.learned:
+            shape = learned.scale_shape(
+                str(self.config.granularity), self.out_features, self.in_features, self.config.group_size
+            )
+            shape = shape if self.config.packs else (2, *shape)
+            self.weight_scale = nn.Parameter(torch.empty(shape, dtype=torch.float32, device=self.weight.device))
+            self.reset_scale()
+
+    @torch.no_grad()
+    def reset_scale(self) -> None:
+        """The learned scale starts where a good fixed rule has its own."""
+        if self.weight_scale is None or self.weight_scale.is_meta:
+            return
+        rule = ("twn", "ls", 0.75, str(self.config.granularity), self.config.group_size)
+        _, scale = ops.ternary_quantize(gathered(self.weight), *rule)
+        self.weight_scale.copy_(learned.initial_step(self.config.method, scale) if self.config.packs else scale)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if self._parameters.get("weight_scale") is not None:  # not yet there when nn.Linear.__init__ calls this
+            self.reset_scale()
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, config: TernaryQuantConfig | None = None) -> TernaryLinear:
@@ -98,6 +133,7 @@ class TernaryLinear(nn.Linear):
             linear.in_features, linear.out_features, linear.bias is not None, config=config, device="meta"
         )  # meta: no weights are made only to be thrown away
         layer.weight, layer.bias = linear.weight, linear.bias
+        layer._make_scale()
         return layer.train(linear.training)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -106,18 +142,70 @@ class TernaryLinear(nn.Linear):
         if self.backend == "cuda" and not input.is_cuda:
             raise RuntimeError(f"backend='cuda', but the input is on {input.device}; move it with .to('cuda')")
         ops.check_input(input, self.weight)
+        if self.config.learned or self.config.ste == "clipped" or (self.training and self.quant_lambda < 1):
+            return self._forward_in_parts(input)
         op = reference.ternary_linear if self.backend == "python" else torch.ops.bittorch.ternary_linear.default
         activation_bits = self.config.activation_bits or 0
         return op(input, self.weight, self.bias, *self.config.op_args(), activation_bits)
 
+    def _forward_in_parts(self, input: Tensor) -> Tensor:
+        """Codes first, so that their gradient can go another way than straight through."""
+        weight, step, config = self.weight, self.weight_scale, self.config
+        if step is not None and not config.packs:
+            dense = learned.two_scales(weight, step, float(config.threshold_factor or 0))
+            if self.training and self.quant_lambda < 1:
+                dense = torch.lerp(weight, dense, self.quant_lambda)
+            return nn.functional.linear(input, dense, self.bias)
+        if step is not None:
+            w_packed, scale = learned.quantize_packed(weight, step, config.method)
+            routed = learned.route(weight, step, config.method)
+        else:
+            w_packed, scale = ops.ternary_quantize(weight.detach(), *config.op_args())
+            routed = learned.clipped(weight, scale) if config.ste == "clipped" else weight
+        if self.training and self.quant_lambda < 1:
+            return self._warming_up(input, routed, w_packed, scale)
+        op = reference.ternary_linear_ste if self.backend == "python" else torch.ops.bittorch.ternary_linear_ste.default
+        return op(input, routed, w_packed, scale, self.bias, config.activation_bits or 0)
+
+    def _warming_up(self, input: Tensor, routed: Tensor, w_packed: Tensor, scale: Tensor) -> Tensor:
+        with torch.no_grad():
+            quantized = ops.ternary_unpack(w_packed, scale, self.in_features, self.weight.dtype)
+            mixed = torch.lerp(self.weight, quantized, self.quant_lambda)
+        if self.config.activation_bits:
+            rounded = reference.fake_quantize(input.detach(), self.config.activation_bits)
+            input = reference.straight_through(input, torch.lerp(input.detach(), rounded, self.quant_lambda))
+        return nn.functional.linear(input, reference.straight_through(routed, mixed), self.bias)
+
+    def quantize_packed(self) -> tuple[Tensor, Tensor]:
+        """Packed codes and float32 scales of ``weight`` as it stands: what export keeps.
+
+        Raises:
+            ValueError: NaN or Inf in the weight or the learned scale; method ttq, which has no packed form.
+        """
+        weight = gathered(self.weight).detach()
+        if self.weight_scale is None:
+            return TernaryQuantizer(self.config).quantize_packed(weight)
+        if not self.config.packs:
+            raise ValueError(
+                "method 'ttq' has two scales, and a packed row holds one; train with method='lsq' to export"
+            )
+        w_packed, scale = learned.quantize_packed(weight, gathered(self.weight_scale), self.config.method)
+        check_finite(weight, scale)
+        return w_packed, scale
+
     def get_quantized_weight(self) -> Tensor:
-        """``codes * scale`` in the dtype of ``weight``, detached: what the forward pass multiplies by.
+        """The weight that the forward pass multiplies by, in the dtype of ``weight``, detached.
 
         Raises:
             ValueError: the weight holds NaN or Inf.
         """
         weight = gathered(self.weight).detach()
-        return TernaryQuantizer(self.config).quantize_ste(weight) if self.quantize else weight.clone()
+        if not self.quantize:
+            return weight.clone()
+        if self.weight_scale is not None and not self.config.packs:
+            factor = float(self.config.threshold_factor or 0)
+            return learned.two_scales(weight, gathered(self.weight_scale).detach(), factor)
+        return ops.ternary_unpack(*self.quantize_packed(), self.in_features, weight.dtype)
 
     def extra_repr(self) -> str:
         parts = [super().extra_repr(), f"method={self.config.method}", f"scale={self.config.scale}"]
@@ -126,6 +214,8 @@ class TernaryLinear(nn.Linear):
         parts.append(f"granularity={self.config.granularity}{groups}")
         if self.config.activation_bits:
             parts.append(f"activation_bits={self.config.activation_bits}")
+        if self.config.ste != "identity":
+            parts.append(f"ste={self.config.ste}")
         if not self.quantize:
             parts.append("quantize=False")
         if self.backend != "auto":

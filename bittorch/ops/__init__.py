@@ -2,7 +2,7 @@
 
 from bittorch.ops.act_quantize import act_quantize
 from bittorch.ops.ternary_check import check_packed, ternary_check
-from bittorch.ops.ternary_linear import check_input, ternary_linear
+from bittorch.ops.ternary_linear import check_input, ternary_linear, ternary_linear_ste
 from bittorch.ops.ternary_linear_packed import ternary_linear_packed
 from bittorch.ops.ternary_linear_w2a8 import ternary_linear_w2a8
 from bittorch.ops.ternary_pack import ternary_pack
@@ -17,6 +17,7 @@ __all__ = [
     "ternary_check",
     "ternary_linear",
     "ternary_linear_packed",
+    "ternary_linear_ste",
     "ternary_linear_w2a8",
     "ternary_pack",
     "ternary_quantize",

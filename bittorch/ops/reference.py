@@ -186,6 +186,28 @@ def straight_through(source: Tensor, value: Tensor) -> Tensor:
     return _StraightThrough.apply(source, value)
 
 
+def fake_quantize(x: Tensor, activation_bits: int) -> Tensor:
+    """The codes of ``x`` times their scale, in its dtype."""
+    q, x_scale = _act_codes(x, activation_bits)
+    return (q * x_scale).to(x.dtype)
+
+
+def ternary_linear_ste(
+    x: Tensor,
+    weight: Tensor,
+    w_packed: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    activation_bits: int = 0,
+    variant: str = "auto",
+) -> Tensor:
+    quantized = ternary_unpack(w_packed, scale, weight.shape[1], x.dtype)
+    if activation_bits:
+        x = straight_through(x, fake_quantize(x.detach(), activation_bits))
+    w = straight_through(weight.to(x.dtype), quantized)
+    return torch.nn.functional.linear(x, w, None if bias is None else bias.to(x.dtype))
+
+
 def ternary_linear(
     x: Tensor,
     weight: Tensor,
@@ -199,10 +221,5 @@ def ternary_linear(
     variant: str = "auto",
 ) -> Tensor:
     with torch.no_grad():
-        w_packed, scale = ternary_quantize(weight, method, scale_rule, threshold_factor, granularity, group_size)
-        quantized = ternary_unpack(w_packed, scale, weight.shape[1], x.dtype)
-    if activation_bits:
-        q, x_scale = _act_codes(x.detach(), activation_bits)
-        x = straight_through(x, (q * x_scale).to(x.dtype))
-    w = straight_through(weight.to(x.dtype), quantized)
-    return torch.nn.functional.linear(x, w, None if bias is None else bias.to(x.dtype))
+        packed = ternary_quantize(weight, method, scale_rule, threshold_factor, granularity, group_size)
+    return ternary_linear_ste(x, weight, *packed, bias, activation_bits)

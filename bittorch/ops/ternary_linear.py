@@ -56,3 +56,28 @@ def ternary_linear(
     return torch.ops.bittorch.ternary_linear.default(
         x, weight, bias, method, scale_rule, threshold_factor, granularity, group_size, activation_bits, variant
     )
+
+
+def ternary_linear_ste(
+    x: Tensor,
+    weight: Tensor,
+    w_packed: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    activation_bits: int = 0,
+    variant: str = "auto",
+) -> Tensor:
+    """`ternary_linear` of codes and scales that the caller made of ``weight``, for quantisers with other gradients.
+
+    The value of ``weight`` does not matter: it receives ``g^T @ Q(x)``, the gradient of ``codes * scale``. Give it the
+    master weight, or a tensor whose backward leads that gradient on.
+
+    Args:
+        weight: ``(out_features, in_features)``.
+        w_packed, scale: as in `ternary_linear_packed`.
+        x, bias, activation_bits, variant: as in `ternary_linear`.
+
+    Returns and Raises: as `ternary_linear`.
+    """
+    check_input(x, weight)
+    return torch.ops.bittorch.ternary_linear_ste.default(x, weight, w_packed, scale, bias, activation_bits, variant)

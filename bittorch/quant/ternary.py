@@ -11,9 +11,11 @@ from torch import Tensor
 from bittorch import ops
 from bittorch.ops import reference
 from bittorch.quant.base import QuantConfig, Quantizer, QuantType
+from bittorch.quant.learned import LEARNED, RULES, TWO_SCALES
 
-Method = Literal["max", "twn", "absmean", "absmedian", "optimal"]
-ScaleRule = Literal["ls", "mean", "max"]
+Method = Literal["max", "twn", "absmean", "absmedian", "optimal", "lsq", "seq", "ttq"]
+ScaleRule = Literal["ls", "mean", "max", "learned"]
+Ste = Literal["identity", "clipped"]
 Granularity = Literal["tensor", "channel", "group"]
 
 
@@ -28,10 +30,14 @@ _METHODS: dict[str, _Defaults] = {
     "absmean": _Defaults(0.5, "mean"),
     "absmedian": _Defaults(0.5, "ls"),
     "optimal": _Defaults(0.0, "ls"),
+    **{name: _Defaults(rule.threshold, "learned") for name, rule in RULES.items()},
+    TWO_SCALES: _Defaults(0.05, "learned"),
 }
+_OWN_THRESHOLD = ("optimal", *RULES)
 ACTIVATION_BITS = (None, 8, 16, 24)
 _MAX_INT8_IN_FEATURES = 1 << 22
 _SCALES = ("ls", "mean", "max")
+_STES = ("identity", "clipped")
 _GRANULARITIES = ("tensor", "channel", "group")
 
 
@@ -49,22 +55,37 @@ def check_activation_bits(activation_bits: int | None, in_features: int) -> None
         )
 
 
+def check_finite(rows: Tensor, scale: Tensor) -> None:
+    """Raises ValueError where a scale is not finite, which tells of NaN or Inf in the weights; waits for the device."""
+    if bool(torch.isfinite(scale).all()):
+        return
+    bad = int((~torch.isfinite(rows)).sum())
+    if not bad:
+        raise ValueError(f"the learned scale must be finite, got {scale[~torch.isfinite(scale)][0]}")
+    row = int((~torch.isfinite(rows)).any(1).nonzero()[0])
+    raise ValueError(f"w must be finite, got {bad} NaN or Inf of {rows.numel()} values, the first in row {row}")
+
+
 @dataclasses.dataclass(frozen=True)
 class TernaryQuantConfig(QuantConfig):
     """How weights become ternary; `bittorch.ops.ternary_quantize` has the formulas.
 
     Args:
         threshold_factor: in [0, 1], of the method's measure; None is the method's own: max 0.05 (of the largest),
-            twn 0.75 (of the mean), absmean and absmedian 0.5 (round to nearest). ``optimal`` finds its own.
+            twn 0.75 (of the mean), absmean and absmedian 0.5 (round to nearest), ttq 0.05 (of the largest). The others
+            have their own.
         per_channel: False is ``granularity="tensor"``.
-        method: ``max``, ``twn``, ``absmean`` (the codes of BitNet b1.58), ``absmedian`` or ``optimal``.
+        method: ``max``, ``twn``, ``absmean`` (the codes of BitNet b1.58), ``absmedian`` or ``optimal``; or, with the
+            scale a parameter of the layer, ``lsq``, ``seq`` or ``ttq`` (`bittorch.quant.learned` has the formulas).
         scale: ``ls`` (least squares: the mean of the kept magnitudes), ``mean`` or ``max``; None is the method's own,
-            ``ls`` but for absmean, whose is ``mean``. ``max`` reproduces libraries that scale by the largest weight,
-            and ruins the weights: see docs/ternary_format.md.
+            ``ls`` but for absmean, whose is ``mean``, and ``learned`` where it is a parameter. ``max`` is
+            that of libraries that scale by the largest weight, and ruins the weights: see docs/ternary_format.md.
         granularity: what shares a scale: ``tensor``, ``channel`` (the default) or ``group``.
         group_size: columns of a group, a multiple of 4 that divides in_features; used with granularity ``group``.
         activation_bits: None for floating activations, 8 for int8 with one scale a token (W1.58A8), 16 or 24 for
             exact sums of two or three int8 digits: the same bits on every device, docs/ops.md has the errors.
+        ste: the straight-through gradient of a weight: ``identity``, or ``clipped``, zero where ``|w| > 1.5 scale``.
+            lsq and seq have their own clip.
 
     None is resolved at once: ``TernaryQuantConfig().threshold_factor == 0.05``.
 
@@ -82,6 +103,7 @@ class TernaryQuantConfig(QuantConfig):
     granularity: Granularity | None = None
     group_size: int = 128
     activation_bits: int | None = None
+    ste: Ste = "identity"
 
     def __post_init__(self) -> None:
         _one_of("method", self.method, tuple(_METHODS))
@@ -89,10 +111,13 @@ class TernaryQuantConfig(QuantConfig):
         threshold = own.threshold_factor if self.threshold_factor is None else float(self.threshold_factor)
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold_factor must be in [0, 1], got {self.threshold_factor!r}")
-        if self.method == "optimal" and threshold != own.threshold_factor:
-            raise ValueError(f"method 'optimal' finds its own threshold; leave out threshold_factor={threshold}")
+        if self.method in _OWN_THRESHOLD and threshold != own.threshold_factor:
+            raise ValueError(f"method {self.method!r} finds its own threshold; leave out threshold_factor={threshold}")
         scale = own.scale if self.scale is None else self.scale
-        _one_of("scale", scale, _SCALES)
+        _one_of("scale", scale, ("learned",) if self.learned else _SCALES)
+        _one_of("ste", self.ste, ("identity",) if self.learned else _STES)
+        if self.method == TWO_SCALES and self.activation_bits is not None:
+            raise ValueError(f"method 'ttq' takes floating activations, got activation_bits={self.activation_bits}")
         granularity = self.granularity or ("channel" if self.per_channel else "tensor")
         _one_of("granularity", granularity, _GRANULARITIES)
         if not self.per_channel and granularity != "tensor":
@@ -107,6 +132,16 @@ class TernaryQuantConfig(QuantConfig):
             ("granularity", granularity),
         ):
             object.__setattr__(self, name, value)
+
+    @property
+    def learned(self) -> bool:
+        """Whether the scale is a parameter of the layer."""
+        return self.method in LEARNED
+
+    @property
+    def packs(self) -> bool:
+        """Whether trained layers have a packed form: ttq has two scales, and a packed row holds one."""
+        return self.method != TWO_SCALES
 
     def op_args(self) -> tuple[str, str, float, str, int]:
         """The arguments that `bittorch.ops.ternary_quantize` and `ternary_linear` take after their tensors."""
@@ -128,10 +163,15 @@ class TernaryQuantizer(Quantizer):
     """Quantises weights by one configuration.
 
     Weights have at least two dimensions; the first is out_features, the others together are in_features.
+
+    Raises:
+        ValueError: a method whose scale is a parameter; a `bittorch.TernaryLinear` has it.
     """
 
     def __init__(self, config: TernaryQuantConfig | None = None) -> None:
         self.config = config or TernaryQuantConfig()
+        if self.config.learned:
+            raise ValueError(f"method {self.config.method!r} learns its scale, in a layer; a quantiser has none to use")
 
     def __repr__(self) -> str:
         return f"TernaryQuantizer({self.config})"
@@ -147,10 +187,7 @@ class TernaryQuantizer(Quantizer):
         rows = w.detach().flatten(1)
         self.config.check_in_features(rows.shape[1])
         w_packed, scale = ops.ternary_quantize(rows, *self.config.op_args())
-        if not bool(torch.isfinite(scale).all()):
-            bad = int((~torch.isfinite(rows)).sum())
-            row = int((~torch.isfinite(rows)).any(1).nonzero()[0])
-            raise ValueError(f"w must be finite, got {bad} NaN or Inf of {rows.numel()} values, the first in row {row}")
+        check_finite(rows, scale)
         return w_packed, scale
 
     def quantize(self, w: Tensor) -> tuple[Tensor, Tensor]:

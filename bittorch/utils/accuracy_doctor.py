@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from bittorch import ops
 from bittorch.nn import TernaryLinear
 from bittorch.nn.ternary_linear import gathered
-from bittorch.quant import TernaryQuantizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,13 +83,13 @@ class AccuracyDoctor:
         """
         found: list[Finding] = []
         for name, module in self.model.named_modules():
-            if isinstance(module, TernaryLinear) and module.quantize:
+            if isinstance(module, TernaryLinear) and module.quantize and module.config.packs:
                 found += self._check_layer(name, module)
         return found
 
     def _check_layer(self, name: str, layer: TernaryLinear) -> Iterator[Finding]:
         weight = gathered(layer.weight).detach()
-        w_packed, scale = TernaryQuantizer(layer.config).quantize_packed(weight)
+        w_packed, scale = layer.quantize_packed()
         codes = ops.ternary_unpack(w_packed, None, layer.in_features, torch.int8)
         half = weight.dtype in (torch.float16, torch.bfloat16)
         past = self._past.get(name)

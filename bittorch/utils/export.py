@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from bittorch.nn import TernaryLinear, TernaryLinearInference
 from bittorch.nn.ternary_linear import gathered
-from bittorch.quant import TernaryQuantizer
 
 SkipPredicate = Callable[[str, nn.Module], bool]
 
@@ -21,7 +20,7 @@ def _packed(linear: TernaryLinear, name: str) -> tuple[Tensor, Tensor]:
     if weight.device.type == "meta":
         raise ValueError(f"{name} is on the meta device and has no weights to export; load them first")
     try:
-        return TernaryQuantizer(linear.config).quantize_packed(weight)
+        return linear.quantize_packed()
     except ValueError as error:
         raise ValueError(f"cannot export {name}: {error}") from None
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from bittorch import ops
 from bittorch.nn import TernaryLinear, TernaryLinearInference
 from bittorch.nn.ternary_linear import gathered
-from bittorch.quant import TernaryQuantizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,9 +80,8 @@ def _bytes(*tensors: Tensor | None) -> int:
 
 def _packed(module: nn.Module) -> tuple[Tensor, Tensor, Tensor | None] | None:
     """Packed codes, scales and master weight of a ternary layer."""
-    if isinstance(module, TernaryLinear) and module.quantize:
-        weight = gathered(module.weight).detach()
-        return *TernaryQuantizer(module.config).quantize_packed(weight), weight
+    if isinstance(module, TernaryLinear) and module.quantize and module.config.packs:
+        return *module.quantize_packed(), gathered(module.weight).detach()
     if isinstance(module, TernaryLinearInference):
         return module.weight_packed, module.scale, None
     return None
@@ -121,7 +119,8 @@ def _layer(name: str, module: nn.Module) -> LayerSummary | None:
 def summary(model: nn.Module) -> ModelSummary:
     """Codes, sparsity, bits per weight, quantisation error and bytes of every ternary layer of a model.
 
-    A layer that appears in several places counts once. Training layers are quantised as they stand now.
+    A layer that appears in several places counts once. Training layers are quantised as they stand now; those of method
+    ttq have no packed form and count as they are.
 
     Args:
         model: with `TernaryLinear` or `TernaryLinearInference` layers; others count as they are.

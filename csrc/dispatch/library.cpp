@@ -7,7 +7,7 @@
 // m tokens, n = out_features, k = in_features. w_packed (n, ceil(k/4)) uint8; scale (1,), (n,) or (n, k/group_size)
 // float32; variant "auto", "baseline", "tiled" or a kernel's variant.
 TORCH_LIBRARY(bittorch, m) {
-    m.def("ternary_pack(Tensor codes) -> Tensor");
+    m.def("ternary_pack(Tensor codes, bool check=True) -> Tensor");
     m.def("ternary_unpack(Tensor w_packed, Tensor? scale, SymInt in_features, ScalarType dtype) -> Tensor");
     m.def("ternary_check(Tensor w_packed, SymInt in_features) -> Tensor");
     m.def("ternary_transpose(Tensor w_packed, SymInt in_features) -> Tensor");
@@ -20,6 +20,8 @@ TORCH_LIBRARY(bittorch, m) {
           "ScalarType? out_dtype=None, int activation_bits=8, str variant='auto') -> Tensor");
     m.def("ternary_linear(Tensor x, Tensor weight, Tensor? bias, str method, str scale_rule, float threshold_factor, "
           "str granularity, int group_size, int activation_bits=0, str variant='auto') -> Tensor");
+    m.def("ternary_linear_ste(Tensor x, Tensor weight, Tensor w_packed, Tensor scale, Tensor? bias=None, "
+          "int activation_bits=0, str variant='auto') -> Tensor");
 }
 
 namespace bittorch {

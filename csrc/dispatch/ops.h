@@ -9,7 +9,7 @@
 
 namespace bittorch {
 
-at::Tensor ternary_pack(const at::Tensor &codes);
+at::Tensor ternary_pack(const at::Tensor &codes, bool check);
 
 at::Tensor ternary_unpack(const at::Tensor &w_packed, const std::optional<at::Tensor> &scale, int64_t in_features,
                           at::ScalarType dtype);

@@ -18,6 +18,8 @@
 #include <torch/csrc/autograd/functions/basic_ops.h>
 #include <torch/library.h>
 
+#include <functional>
+
 namespace bittorch {
 namespace {
 
@@ -198,13 +200,17 @@ Tensor dequantize(const Tensor &q, const Tensor &scale, at::ScalarType dtype) {
     return code.mul_(scale.to(at::kFloat)).to(dtype);
 }
 
+// Codes and scales of a weight.
+using Packed = std::tuple<Tensor, Tensor>;
+
 // bits: 0 for floating activations, 8, or 16 and 24 for digits. The backward pass needs Q(x): codes of 8 bits are kept,
 // a fourth of x; digits would take as much as x, which is kept instead and quantised once more.
 struct TrainedLinear : torch::autograd::Function<TrainedLinear> {
+    // `quantize` makes codes and scales, or has them.
     static Tensor forward(AutogradContext *ctx, const Tensor &x, const Tensor &weight, const OptionalTensor &bias,
-                          const QuantizeArgs &args, int64_t bits, const std::string &variant) {
+                          const std::function<Packed()> &quantize, int64_t bits, const std::string &variant) {
         const at::AutoDispatchBelowADInplaceOrView below;
-        const auto [w_packed, scale] = call_quantize(weight, args);
+        const auto [w_packed, scale] = quantize();
         Tensor kept = weight.requires_grad() ? x : Tensor(), kept_scale;
         ctx->saved_data["bias_dtype"] = dtype_of(bias);
         ctx->saved_data["weight_dtype"] = weight.scalar_type();
@@ -243,9 +249,9 @@ struct TrainedLinear : torch::autograd::Function<TrainedLinear> {
     }
 };
 
-Tensor linear_forward(const Tensor &x, const Tensor &weight, const OptionalTensor &bias, const QuantizeArgs &args,
-                      int64_t bits, const std::string &variant) {
-    const auto [w_packed, scale] = call_quantize(weight, args);
+Tensor linear_forward(const Tensor &x, const Packed &packed, const OptionalTensor &bias, int64_t bits,
+                      const std::string &variant) {
+    const auto &[w_packed, scale] = packed;
     return bits ? call_w2a8(x, w_packed, scale, bias, std::nullopt, std::nullopt, bits, variant)
                 : call_packed(x, w_packed, scale, bias, variant);
 }
@@ -260,18 +266,37 @@ Tensor linear_autograd(const Tensor &x, const Tensor &weight, const OptionalTens
                        int64_t group_size, int64_t activation_bits, const std::string &variant) {
     const QuantizeArgs args{method, scale_rule, threshold_factor, granularity, group_size};
     check_activation_bits(activation_bits);
+    const std::function<Packed()> quantize = [&] { return call_quantize(weight, args); };
     if (wants_grad({x, weight, bias}))
-        return TrainedLinear::apply(x, weight, bias, args, activation_bits, variant);
+        return TrainedLinear::apply(x, weight, bias, quantize, activation_bits, variant);
     const at::AutoDispatchBelowADInplaceOrView below;
-    return linear_forward(x, weight, bias, args, activation_bits, variant);
+    return linear_forward(x, quantize(), bias, activation_bits, variant);
 }
 
 Tensor linear_composite(const Tensor &x, const Tensor &weight, const OptionalTensor &bias, const std::string &method,
                         const std::string &scale_rule, double threshold_factor, const std::string &granularity,
                         int64_t group_size, int64_t activation_bits, const std::string &variant) {
     check_activation_bits(activation_bits);
-    return linear_forward(x, weight, bias, {method, scale_rule, threshold_factor, granularity, group_size},
-                          activation_bits, variant);
+    return linear_forward(x, call_quantize(weight, {method, scale_rule, threshold_factor, granularity, group_size}),
+                          bias, activation_bits, variant);
+}
+
+// The same product of codes that the caller made of `weight`, whose value does not matter here: it takes the gradient
+// of codes * scale, and leads it on to whatever the codes were made of.
+Tensor linear_ste_autograd(const Tensor &x, const Tensor &weight, const Tensor &w_packed, const Tensor &scale,
+                           const OptionalTensor &bias, int64_t activation_bits, const std::string &variant) {
+    check_activation_bits(activation_bits);
+    const std::function<Packed()> given = [&] { return Packed(w_packed, scale); };
+    if (wants_grad({x, weight, bias}))
+        return TrainedLinear::apply(x, weight, bias, given, activation_bits, variant);
+    const at::AutoDispatchBelowADInplaceOrView below;
+    return linear_forward(x, given(), bias, activation_bits, variant);
+}
+
+Tensor linear_ste_composite(const Tensor &x, const Tensor &, const Tensor &w_packed, const Tensor &scale,
+                            const OptionalTensor &bias, int64_t activation_bits, const std::string &variant) {
+    check_activation_bits(activation_bits);
+    return linear_forward(x, {w_packed, scale}, bias, activation_bits, variant);
 }
 
 // Autocast casts x alone: the master weight keeps its precision, codes and scales have no other, a bias is added in
@@ -310,10 +335,20 @@ template <c10::DeviceType device> struct Autocast {
                        activation_bits, variant);
     }
 
+    static Tensor linear_ste(const Tensor &x, const Tensor &weight, const Tensor &w_packed, const Tensor &scale,
+                             const OptionalTensor &bias, int64_t activation_bits, const std::string &variant) {
+        static const auto op =
+            find_op<Tensor(const Tensor &, const Tensor &, const Tensor &, const Tensor &, const OptionalTensor &,
+                           int64_t, const std::string &)>("bittorch::ternary_linear_ste");
+        const auto guard = off();
+        return op.call(cast(x), weight, w_packed, scale, bias, activation_bits, variant);
+    }
+
     static void implement(torch::Library &m) {
         m.impl("ternary_linear_packed", &packed);
         m.impl("ternary_linear_w2a8", &w2a8);
         m.impl("ternary_linear", &linear);
+        m.impl("ternary_linear_ste", &linear_ste);
     }
 };
 
@@ -321,12 +356,14 @@ template <c10::DeviceType device> struct Autocast {
 
 TORCH_LIBRARY_IMPL(bittorch, CompositeExplicitAutograd, m) {
     m.impl("ternary_linear", &linear_composite);
+    m.impl("ternary_linear_ste", &linear_ste_composite);
 }
 
 TORCH_LIBRARY_IMPL(bittorch, Autograd, m) {
     m.impl("ternary_linear_packed", &packed_autograd);
     m.impl("ternary_linear_w2a8", &w2a8_autograd);
     m.impl("ternary_linear", &linear_autograd);
+    m.impl("ternary_linear_ste", &linear_ste_autograd);
     // Codes and scales are not differentiable.
     for (const char *op :
          {"ternary_pack", "ternary_unpack", "ternary_check", "ternary_transpose", "ternary_quantize", "act_quantize"})

@@ -15,7 +15,7 @@ static void refuse_illegal(const at::Tensor &codes, const at::Tensor &packed) {
                           r, ", column ", first[r]);
 }
 
-at::Tensor ternary_pack(const at::Tensor &codes) {
+at::Tensor ternary_pack(const at::Tensor &codes, bool check) {
     TORCH_CHECK_TYPE(codes.scalar_type() == at::kChar, "codes must be int8, got ", dtype_name(codes));
     TORCH_CHECK_VALUE(codes.dim() == 2, "codes must be (out_features, in_features), got ", codes.sizes());
     const bt_kernel &kernel = find_kernel(BT_OP_ternary_pack, device_kind(codes, "codes"), BT_I8, "auto");
@@ -34,7 +34,8 @@ at::Tensor ternary_pack(const at::Tensor &codes) {
         check_status(run(&p, 0, n), kernel);
     else
         parallel_tiles(n, n * k, [&](int64_t begin, int64_t end) { run(&p, begin, end); });
-    refuse_illegal(codes, packed);
+    if (check) // waits for the device
+        refuse_illegal(codes, packed);
     return packed;
 }
 

@@ -63,7 +63,16 @@ def test_config_fields_after_per_channel_are_keyword_only() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"method": "lsq"}, "method must be one of 'max', 'twn', 'absmean', 'absmedian', 'optimal', got 'lsq'"),
+        (
+            {"method": "tern"},
+            "method must be one of 'max', 'twn', 'absmean', 'absmedian', 'optimal', 'lsq', 'seq', 'ttq', got 'tern'",
+        ),
+        ({"method": "lsq", "scale": "ls"}, "scale must be one of 'learned', got 'ls'"),
+        ({"method": "max", "scale": "learned"}, "scale must be one of 'ls', 'mean', 'max', got 'learned'"),
+        ({"method": "seq", "threshold_factor": 0.2}, "'seq' finds its own threshold.*0.2"),
+        ({"method": "lsq", "ste": "clipped"}, "ste must be one of 'identity', got 'clipped'"),
+        ({"ste": "tanh"}, "ste must be one of 'identity', 'clipped', got 'tanh'"),
+        ({"method": "ttq", "activation_bits": 8}, "method 'ttq' takes floating activations, got activation_bits=8"),
         ({"scale": "rms"}, "scale must be one of 'ls', 'mean', 'max', got 'rms'"),
         ({"granularity": "row"}, "granularity must be one of 'tensor', 'channel', 'group', got 'row'"),
         ({"threshold_factor": 1.5}, r"threshold_factor must be in \[0, 1\], got 1.5"),
