@@ -32,6 +32,29 @@ static void check_pack(int64_t n, int64_t k, int64_t gap) {
     release();
 }
 
+/* Any byte in place of a trit, and every variant against the scalar kernel. */
+static void check_pack_variants(int64_t n, int64_t k, int64_t gap) {
+    set_context("ternary_pack of any bytes n=%ld k=%ld gap=%ld", (long)n, (long)k, (long)gap);
+    const int64_t bytes = (k + 3) / 4, ldc = k + gap, ldw = bytes + gap;
+    const size_t size = matrix_bytes(n, bytes, ldw, BT_I8);
+    int8_t *codes = buffer(matrix_bytes(n, k, ldc, BT_I8));
+    for (int64_t i = 0; i < n * ldc - gap && k; i++)
+        codes[i] = (int8_t)(random_below(8) ? random_below(3) - 1 : random_below(256) - 128);
+    bt_ternary_pack p = {.codes = codes, .packed = buffer(size), .n = n, .k = k, .ldc = ldc, .ldw = ldw};
+    const uint8_t *expected = p.packed;
+    bt_ternary_pack_scalar(&p, 0, n);
+    for (const bt_kernel *kernel = bt_kernels; kernel < bt_kernels + bt_kernel_count; kernel++) {
+        if (!to_be_compared(kernel, BT_OP_ternary_pack))
+            continue;
+        bt_ternary_pack_fn *run = (bt_ternary_pack_fn *)kernel->run;
+        p.packed = buffer(size);
+        run(&p, n / 2, n);
+        run(&p, 0, n / 2);
+        check(memcmp(p.packed, expected, size) == 0, kernel->variant);
+    }
+    release();
+}
+
 static void check_unpack(int64_t n, int64_t k, int64_t gap, int type, int scaled, int64_t group) {
     set_context("ternary_unpack n=%ld k=%ld gap=%ld %s scale=%d group=%ld", (long)n, (long)k, (long)gap,
                 type_name(type), scaled, (long)group);
@@ -95,6 +118,7 @@ void test_ternary_pack(void) {
             for (int gap = 0; gap < 8; gap += 7) {
                 const int64_t k = some_k[i], n = some_n[j];
                 check_pack(n, k, gap);
+                check_pack_variants(n, k, gap);
                 check_check(n, k, gap);
                 for (int type = BT_F32; type <= BT_I8; type++) {
                     check_unpack(n, k, gap, type, 0, k);

@@ -29,14 +29,6 @@ BT_ALWAYS_INLINE __m512d to_double(__m256 v) {
     const __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128(v)), high = _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1));
     return _mm512_castsi512_pd(bt_join(_mm256_castpd_si256(low), _mm256_castpd_si256(high)));
 }
-BT_ALWAYS_INLINE __m512i madd_words(__m512i a, __m512i b) {
-    return bt_join(_mm256_madd_epi16(bt_low(a), bt_low(b)), _mm256_madd_epi16(bt_high(a), bt_high(b)));
-}
-BT_ALWAYS_INLINE __m128i to_bytes(__m512i v) {
-    const __m256i words = _mm256_packus_epi32(bt_low(v), bt_high(v));
-    const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
-    return _mm_shuffle_epi32(bytes, _MM_SHUFFLE(3, 1, 2, 0));
-}
 #else
 BT_ALWAYS_INLINE __m512 widen_f16(__m256i half) {
     return _mm512_cvtph_ps(half);
@@ -52,12 +44,6 @@ BT_ALWAYS_INLINE __m256 high_ps(__m512 v) {
 }
 BT_ALWAYS_INLINE __m512d to_double(__m256 v) {
     return _mm512_cvtps_pd(v);
-}
-BT_ALWAYS_INLINE __m512i madd_words(__m512i a, __m512i b) {
-    return _mm512_madd_epi16(a, b);
-}
-BT_ALWAYS_INLINE __m128i to_bytes(__m512i v) {
-    return _mm512_cvtepi32_epi8(v);
 }
 #endif
 
@@ -85,13 +71,12 @@ BT_ALWAYS_INLINE uint32_t largest(__m512 v) {
     return (uint32_t)_mm_cvtsi128_si32(most);
 }
 
-/* 64 codes to 16 bytes. The packs leave four codes of one byte in each 32-bit lane, where multiplications by 1, 4, 16
- * and 64 join them; the shuffle transposes the 4 x 4 bytes of four vectors with four 128-bit quarters. */
+/* 64 codes to 16 bytes. The packs leave four codes of one byte in each 32-bit lane; the shuffle transposes the 4 x 4
+ * bytes of four vectors with four 128-bit quarters. */
 BT_ALWAYS_INLINE __m128i join_codes(const __m512i code[VECTORS]) {
     const __m512i words = _mm512_packs_epi32(code[0], code[1]), more = _mm512_packs_epi32(code[2], code[3]);
-    const __m512i pairs = _mm512_maddubs_epi16(_mm512_packs_epi16(words, more), _mm512_set1_epi16(0x0401));
-    const __m512i bytes = madd_words(pairs, _mm512_set1_epi32(0x00100001));
-    return _mm_shuffle_epi8(to_bytes(bytes), _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    const __m128i bytes = bt_join4(_mm512_packs_epi16(words, more));
+    return _mm_shuffle_epi8(bytes, _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
 }
 
 BT_ALWAYS_INLINE void store_codes(uint8_t *packed, int64_t left, const __m512i code[VECTORS]) {
