@@ -1,8 +1,8 @@
 /* CPU time of one thread. Both products with the step that prepares the activations, in Gop/s = 2 m n k / time; that
  * step of the float product alone; ternary_quantize, in GB/s of the weights, which it reads twice and which are
- * counted once, beside a sum of the same weights; and ternary_pack, ternary_unpack and ternary_check, in GB/s of what is
- * read and written. A row of the table is run for about 0.1 s three times and the best counts; the scalar rows, which
- * are slow, run once. `bench products`, `bench quantize` and `bench pack` do a part of it. */
+ * counted once, beside a sum of the same weights; and ternary_pack, ternary_unpack and ternary_check, in GB/s of what
+ * is read and written. A row of the table is run for about 0.1 s three times and the best counts; the scalar rows,
+ * which are slow, run once. `bench products`, `bench quantize` and `bench pack` do a part of it. */
 #define _POSIX_C_SOURCE 199309L
 #include "../../csrc/dispatch/kernel_table.h"
 #include "../../csrc/kernels/cpu/half.h"
