@@ -196,15 +196,29 @@ static void run_quantize(const bt_kernel *kernel, const void *problem, int64_t g
     ((bt_ternary_quantize_fn *)kernel->run)(problem, 0, bt_ternary_quantize_tiles(problem));
 }
 
-/* group: 0 for the whole matrix. */
+static void run_sum(const bt_kernel *kernel, const void *problem, int64_t group) {
+    const bt_ternary_quantize *p = problem;
+    const float *w = p->w;
+    float lane[16] = {0};
+    (void)kernel, (void)group;
+    for (int64_t i = 0; i < p->n * p->k; i += 16)
+        for (int l = 0; l < 16; l++)
+            lane[l] += w[i + l];
+    for (int l = 0; l < 16; l++)
+        p->scale[0] += lane[l];
+}
+
+/* Every method and rule; group: 0 for the whole matrix. `mean` and `max` cost the same. */
 static void measure_quantize(int64_t n, int64_t k, int64_t group, int type) {
+    static const char *const methods[] = {"max", "twn", "absmean", "absmedian", "optimal"};
+    static const char *const rules[] = {"ls", "mean"};
     const size_t size = type == BT_F32 ? sizeof(float) : sizeof(uint16_t);
-    void *w = malloc((size_t)(n * k) * size);
+    void *w = allocate(n * k, size);
     for (int64_t i = 0; i < n * k; i++)
-        bt_store(w, type, i, (float)(rand() % 2001 - 1000) / 500.0f);
+        bt_store(w, type, i, (float)(rand() % 20001 - 10000) / 5000.0f + (float)(rand() % 20001 - 10000) / 5000.0f);
     bt_ternary_quantize p = {.w = w,
-                             .packed = malloc((size_t)(n * k / 4)),
-                             .scale = malloc((size_t)(group ? n * k / group : 1) * sizeof(float)),
+                             .packed = allocate(n * k / 4, 1),
+                             .scale = allocate(group ? n * k / group : 1, sizeof(float)),
                              .n = n,
                              .k = k,
                              .ldx = k,
@@ -212,14 +226,22 @@ static void measure_quantize(int64_t n, int64_t k, int64_t group, int type) {
                              .lds = group ? k / group : 0,
                              .group = group ? group : k,
                              .w_type = type,
-                             .method = BT_METHOD_ABSMEAN,
-                             .rule = BT_SCALE_LS,
                              .threshold_factor = 0.5f};
+    if (type == BT_F32) {
+        printf("%5ld x %5ld  %-34s", (long)n, (long)k, "");
+        print_elements("a sum of the weights", "", seconds(run_sum, NULL, &p, 0), n * k, size);
+    }
     for (const bt_kernel *kernel = bt_kernels; kernel < bt_kernels + bt_kernel_count; kernel++) {
         if (kernel->op != BT_OP_ternary_quantize || kernel->device != BT_CPU || !bt_kernel_usable(kernel))
             continue;
-        printf("%5ld x %5ld  group %4ld  %-4s  ", (long)n, (long)k, (long)group, type_names[type]);
-        print_elements("ternary_quantize", kernel->variant, seconds(run_quantize, kernel, &p, group), n * k, size);
+        for (int i = 0; i < 10; i++) {
+            p.method = i / 2, p.rule = i % 2 ? BT_SCALE_MEAN : BT_SCALE_LS;
+            p.workspace = malloc(bt_ternary_quantize_workspace(&p));
+            printf("%5ld x %5ld  group %4ld  %-4s %-9s %-4s  ", (long)n, (long)k, (long)group, type_names[type],
+                   methods[i / 2], rules[i % 2]);
+            print_elements("ternary_quantize", kernel->variant, seconds(run_quantize, kernel, &p, group), n * k, size);
+            free(p.workspace);
+        }
     }
     free(w), free(p.packed), free(p.scale);
 }
@@ -299,10 +321,10 @@ static void measure_products(void) {
 
 static void measure_quantizes(void) {
     for (int type = BT_F32; type <= BT_BF16; type++)
-        for (int64_t group = 0; group <= 2560; group = group == 0 ? 64 : group == 64 ? 128 : group * 20)
-            measure_quantize(256, 2560, group, type);
+        measure_quantize(256, 2560, 128, type);
     measure_quantize(4096, 4096, 0, BT_F32);
     measure_quantize(4096, 4096, 4096, BT_F32);
+    measure_quantize(4096, 4096, 128, BT_F32);
 }
 
 static int wanted(int argc, char **argv, const char *part) {

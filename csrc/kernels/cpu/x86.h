@@ -165,15 +165,6 @@ BT_ALWAYS_INLINE const void *bt_opaque(const void *p) {
     return p;
 }
 
-/* `count` elements from x on, or, when fewer are left, a copy of these followed by zeros. */
-BT_ALWAYS_INLINE const void *bt_padded(const void *x, size_t size, int64_t left, int64_t count, void *buffer) {
-    if (left >= count)
-        return x;
-    memset(buffer, 0, size * (size_t)count);
-    memcpy(buffer, x, size * (size_t)left);
-    return buffer;
-}
-
 /* Lanes l + (l + 8), then l + (l + 4), as far as the quarters go. */
 BT_ALWAYS_INLINE __m128 bt_quarters_f32(const float *lanes, int quarters) {
     const __m128 first = _mm_loadu_ps(lanes);
