@@ -2,7 +2,7 @@
  *
  * A variant brings bt_unpack_fill, for the columns that share a scale. One that works on vectors looks at bytes alone,
  * whatever their type: byte b of a vector belongs to column b / size, whose code is in the bits `bits` of packed byte
- * `from`, and takes its byte of one of three values. Both repeat after 16 bytes but for what is added to `from`. */
+ * `from`, and takes its byte of one of three values. Shorter vectors use the first of these places. */
 #ifndef BT_CPU_UNPACK_ROWS_H
 #define BT_CPU_UNPACK_ROWS_H
 
