@@ -25,6 +25,9 @@ typedef bt_status bt_ternary_pack_fn(const bt_ternary_pack *p, int64_t row_begin
 
 #define BT_TERNARY_PACK(X)                                                                                             \
     BT_ON_CUDA(X(ternary_pack, BT_GPU, BT_SET(BT_I8), cuda_baseline, 0))                                               \
+    BT_ON_X86(X(ternary_pack, BT_CPU, BT_SET(BT_I8), avx512, BT_CPU_AVX512))                                           \
+    BT_ON_X86(X(ternary_pack, BT_CPU, BT_SET(BT_I8), avx2, BT_CPU_AVX2))                                               \
+    BT_ON_ARM(X(ternary_pack, BT_CPU, BT_SET(BT_I8), neon, BT_CPU_NEON))                                               \
     X(ternary_pack, BT_CPU, BT_SET(BT_I8), scalar, 0)
 
 BT_TERNARY_PACK(BT_DECLARE_KERNEL)

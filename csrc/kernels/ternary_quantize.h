@@ -94,6 +94,7 @@ static inline size_t bt_ternary_quantize_cuda_workspace(const bt_ternary_quantiz
     BT_ON_CUDA(X(ternary_quantize, BT_GPU, BT_FLOATS, cuda_baseline, 0))                                               \
     BT_ON_X86(X(ternary_quantize, BT_CPU, BT_FLOATS, avx512, BT_CPU_AVX512))                                           \
     BT_ON_X86(X(ternary_quantize, BT_CPU, BT_FLOATS, avx2, BT_CPU_AVX2))                                               \
+    BT_ON_ARM(X(ternary_quantize, BT_CPU, BT_FLOATS, neon, BT_CPU_NEON))                                               \
     X(ternary_quantize, BT_CPU, BT_FLOATS, scalar, 0)
 
 BT_TERNARY_QUANTIZE(BT_DECLARE_KERNEL)

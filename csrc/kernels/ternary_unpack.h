@@ -24,6 +24,9 @@ typedef bt_status bt_ternary_unpack_fn(const bt_ternary_unpack *p, int64_t row_b
 
 #define BT_TERNARY_UNPACK(X)                                                                                           \
     BT_ON_CUDA(X(ternary_unpack, BT_GPU, BT_FLOATS | BT_SET(BT_I8), cuda_baseline, 0))                                 \
+    BT_ON_X86(X(ternary_unpack, BT_CPU, BT_FLOATS | BT_SET(BT_I8), avx512, BT_CPU_AVX512))                             \
+    BT_ON_X86(X(ternary_unpack, BT_CPU, BT_FLOATS | BT_SET(BT_I8), avx2, BT_CPU_AVX2))                                 \
+    BT_ON_ARM(X(ternary_unpack, BT_CPU, BT_FLOATS | BT_SET(BT_I8), neon, BT_CPU_NEON))                                 \
     X(ternary_unpack, BT_CPU, BT_FLOATS | BT_SET(BT_I8), scalar, 0)
 
 BT_TERNARY_UNPACK(BT_DECLARE_KERNEL)

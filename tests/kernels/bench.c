@@ -1,7 +1,8 @@
 /* CPU time of one thread. Both products with the step that prepares the activations, in Gop/s = 2 m n k / time; that
- * step of the float product alone; and ternary_quantize, in GB/s of the weights, which it reads twice and which are
- * counted once. A row of the table is run for about 0.1 s three times and the best counts; the scalar rows, which
- * are slow, run once. */
+ * step of the float product alone; ternary_quantize, in GB/s of the weights, which it reads twice and which are
+ * counted once, beside a sum of the same weights; and ternary_pack, ternary_unpack and ternary_check, in GB/s of what
+ * is read and written. A row of the table is run for about 0.1 s three times and the best counts; the scalar rows,
+ * which are slow, run once. `bench products`, `bench quantize` and `bench pack` do a part of it. */
 #define _POSIX_C_SOURCE 199309L
 #include "../../csrc/dispatch/kernel_table.h"
 #include "../../csrc/kernels/cpu/half.h"
@@ -11,7 +12,7 @@
 #include <string.h>
 #include <time.h>
 
-static const char *const type_names[] = {"f32", "f16", "bf16"};
+static const char *const type_names[] = {"f32", "f16", "bf16", "i8"};
 
 typedef struct problem_t {
     int64_t m, n, k;
@@ -195,15 +196,29 @@ static void run_quantize(const bt_kernel *kernel, const void *problem, int64_t g
     ((bt_ternary_quantize_fn *)kernel->run)(problem, 0, bt_ternary_quantize_tiles(problem));
 }
 
-/* group: 0 for the whole matrix. */
+static void run_sum(const bt_kernel *kernel, const void *problem, int64_t group) {
+    const bt_ternary_quantize *p = problem;
+    const float *w = p->w;
+    float lane[16] = {0};
+    (void)kernel, (void)group;
+    for (int64_t i = 0; i < p->n * p->k; i += 16)
+        for (int l = 0; l < 16; l++)
+            lane[l] += w[i + l];
+    for (int l = 0; l < 16; l++)
+        p->scale[0] += lane[l];
+}
+
+/* Every method and rule; group: 0 for the whole matrix. `mean` and `max` cost the same. */
 static void measure_quantize(int64_t n, int64_t k, int64_t group, int type) {
+    static const char *const methods[] = {"max", "twn", "absmean", "absmedian", "optimal"};
+    static const char *const rules[] = {"ls", "mean"};
     const size_t size = type == BT_F32 ? sizeof(float) : sizeof(uint16_t);
-    void *w = malloc((size_t)(n * k) * size);
+    void *w = allocate(n * k, size);
     for (int64_t i = 0; i < n * k; i++)
-        bt_store(w, type, i, (float)(rand() % 2001 - 1000) / 500.0f);
+        bt_store(w, type, i, (float)(rand() % 20001 - 10000) / 5000.0f + (float)(rand() % 20001 - 10000) / 5000.0f);
     bt_ternary_quantize p = {.w = w,
-                             .packed = malloc((size_t)(n * k / 4)),
-                             .scale = malloc((size_t)(group ? n * k / group : 1) * sizeof(float)),
+                             .packed = allocate(n * k / 4, 1),
+                             .scale = allocate(group ? n * k / group : 1, sizeof(float)),
                              .n = n,
                              .k = k,
                              .ldx = k,
@@ -211,19 +226,90 @@ static void measure_quantize(int64_t n, int64_t k, int64_t group, int type) {
                              .lds = group ? k / group : 0,
                              .group = group ? group : k,
                              .w_type = type,
-                             .method = BT_METHOD_ABSMEAN,
-                             .rule = BT_SCALE_LS,
                              .threshold_factor = 0.5f};
+    if (type == BT_F32) {
+        printf("%5ld x %5ld  %-34s", (long)n, (long)k, "");
+        print_elements("a sum of the weights", "", seconds(run_sum, NULL, &p, 0), n * k, size);
+    }
     for (const bt_kernel *kernel = bt_kernels; kernel < bt_kernels + bt_kernel_count; kernel++) {
         if (kernel->op != BT_OP_ternary_quantize || kernel->device != BT_CPU || !bt_kernel_usable(kernel))
             continue;
-        printf("%5ld x %5ld  group %4ld  %-4s  ", (long)n, (long)k, (long)group, type_names[type]);
-        print_elements("ternary_quantize", kernel->variant, seconds(run_quantize, kernel, &p, group), n * k, size);
+        for (int i = 0; i < 10; i++) {
+            p.method = i / 2, p.rule = i % 2 ? BT_SCALE_MEAN : BT_SCALE_LS;
+            p.workspace = malloc(bt_ternary_quantize_workspace(&p));
+            printf("%5ld x %5ld  group %4ld  %-4s %-9s %-4s  ", (long)n, (long)k, (long)group, type_names[type],
+                   methods[i / 2], rules[i % 2]);
+            print_elements("ternary_quantize", kernel->variant, seconds(run_quantize, kernel, &p, group), n * k, size);
+            free(p.workspace);
+        }
     }
     free(w), free(p.packed), free(p.scale);
 }
 
-int main(void) {
+static void run_pack(const bt_kernel *kernel, const void *problem, int64_t group) {
+    (void)group;
+    ((bt_ternary_pack_fn *)kernel->run)(problem, 0, ((const bt_ternary_pack *)problem)->n);
+}
+
+static void run_unpack(const bt_kernel *kernel, const void *problem, int64_t group) {
+    (void)group;
+    ((bt_ternary_unpack_fn *)kernel->run)(problem, 0, ((const bt_ternary_unpack *)problem)->n);
+}
+
+static void run_check(const bt_kernel *kernel, const void *problem, int64_t group) {
+    (void)group;
+    ((bt_ternary_check_fn *)kernel->run)(problem, 0, ((const bt_ternary_check *)problem)->n);
+}
+
+static void print_bytes(const bt_kernel *kernel, const char *type, int64_t n, int64_t k, int64_t group, double time,
+                        double bytes) {
+    printf("%5ld x %5ld  group %4ld  %-4s  %-22s %-11s %8.1f us %6.1f GB/s\n", (long)n, (long)k, (long)group, type,
+           bt_op_name(kernel->op), kernel->variant, 1e6 * time, 1e-9 * bytes / time);
+    fflush(stdout);
+}
+
+static void measure_unpack(const bt_kernel *kernel, bt_ternary_unpack u) {
+    static const size_t sizes[] = {4, 2, 2, 1};
+    const int64_t groups[] = {u.k, 128, 64, 32};
+    for (u.y_type = BT_F32; u.y_type <= BT_I8; u.y_type++)
+        for (int i = 0; i < (u.y_type == BT_I8 ? 1 : 4); i++) {
+            bt_ternary_unpack p = u;
+            p.scale = u.y_type == BT_I8 ? NULL : u.scale;
+            p.group = groups[i], p.lds = u.k / p.group;
+            const double bytes = (double)(u.n * u.k) * (0.25 + (double)sizes[u.y_type]);
+            const double time = seconds(run_unpack, kernel, &p, 0);
+            print_bytes(kernel, type_names[u.y_type], u.n, u.k, p.group, time, bytes);
+        }
+}
+
+/* Of trits, and of the bytes that they are packed to. */
+static void measure_pack(int64_t n, int64_t k) {
+    int8_t *codes = allocate(n * k, 1);
+    uint8_t *packed = allocate(n * k / 4, 1);
+    float *scale = allocate(n * k / 32, sizeof *scale), *y = allocate(n * k, sizeof *y);
+    int64_t *column = allocate(n, sizeof *column);
+    for (int64_t i = 0; i < n * k; i++)
+        codes[i] = (int8_t)(rand() % 3 - 1);
+    for (int64_t i = 0; i < n * k / 32; i++)
+        scale[i] = 0.01f;
+    memset(y, 0, (size_t)(n * k) * sizeof *y);
+    const bt_ternary_pack p = {.codes = codes, .packed = packed, .n = n, .k = k, .ldc = k, .ldw = k / 4};
+    const bt_ternary_unpack u = {.w = packed, .scale = scale, .y = y, .n = n, .k = k, .ldw = k / 4, .ldy = k};
+    const bt_ternary_check c = {.w = packed, .column = column, .n = n, .k = k, .ldw = k / 4};
+    for (const bt_kernel *kernel = bt_kernels; kernel < bt_kernels + bt_kernel_count; kernel++) {
+        if (kernel->device != BT_CPU || !bt_kernel_usable(kernel))
+            continue;
+        if (kernel->op == BT_OP_ternary_pack)
+            print_bytes(kernel, "i8", n, k, 0, seconds(run_pack, kernel, &p, 0), 1.25 * (double)(n * k));
+        if (kernel->op == BT_OP_ternary_unpack)
+            measure_unpack(kernel, u);
+        if (kernel->op == BT_OP_ternary_check)
+            print_bytes(kernel, "i8", n, k, 0, seconds(run_check, kernel, &c, 0), 0.25 * (double)(n * k));
+    }
+    free(codes), free(packed), free(scale), free(y), free(column);
+}
+
+static void measure_products(void) {
     measure(1, 2560, 2560);
     measure(8, 2560, 2560);
     measure(32, 2560, 2560);
@@ -231,10 +317,28 @@ int main(void) {
     measure_prepares(1, 2560);
     measure_prepares(1, 4096);
     measure_prepares(512, 2560);
+}
+
+static void measure_quantizes(void) {
     for (int type = BT_F32; type <= BT_BF16; type++)
-        for (int64_t group = 0; group <= 2560; group = group == 0 ? 64 : group == 64 ? 128 : group * 20)
-            measure_quantize(256, 2560, group, type);
+        measure_quantize(256, 2560, 128, type);
     measure_quantize(4096, 4096, 0, BT_F32);
     measure_quantize(4096, 4096, 4096, BT_F32);
+    measure_quantize(4096, 4096, 128, BT_F32);
+}
+
+static int wanted(int argc, char **argv, const char *part) {
+    return argc < 2 || strcmp(argv[1], part) == 0;
+}
+
+int main(int argc, char **argv) {
+    if (wanted(argc, argv, "products"))
+        measure_products();
+    if (wanted(argc, argv, "quantize"))
+        measure_quantizes();
+    if (wanted(argc, argv, "pack")) {
+        measure_pack(256, 2560);
+        measure_pack(8192, 8192);
+    }
     return 0;
 }

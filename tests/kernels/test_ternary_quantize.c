@@ -1,15 +1,16 @@
 /* ternary_quantize against the rules of its header, in fp64, and every variant bit for bit against the scalar kernel.
  *
  * For the rules the weights are multiples of 1/256, so that sums are exact in any order and scales must agree to the
- * last bit; many of them are equal and lie on thresholds. For the variants they are also normal numbers, and such that
- * the rounding of a scale shows the order of the sum. */
+ * last bit; many of them are equal and lie on thresholds. They fill the high bits of an fp32 alone, so that the codes
+ * of the methods that sort are compared for normal numbers too. For the variants they are also normal numbers, and such
+ * that the rounding of a scale shows the order of the sum. */
 #include "harness.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { ORDINARY, SPECIAL, NORMAL, TIES }; /* weights */
+enum { ORDINARY, SPECIAL, NORMAL, TIES, NEAR_ONE }; /* weights */
 enum { ZERO_GROUP = 1, NAN_GROUP = 2, INF_GROUP = 3, GROUP_KINDS = 5 };
 
 static int descending(const void *a, const void *b) {
@@ -110,6 +111,8 @@ static void fill(const bt_ternary_quantize *p, void *w, int64_t groups, int weig
             float value = (float)(random_below(257) - 128) / 256.0f;
             if (weights == NORMAL)
                 value = random_normal();
+            if (weights == NEAR_ONE)
+                value = 1.0f + (float)random_below(200) * 0x1p-23f;
             if (weights == SPECIAL)
                 value = special_weight(g, c, p->group, value);
             store_value(w, p->w_type, r * p->ldx + c, value);
@@ -135,7 +138,7 @@ static void fill_ties(const bt_ternary_quantize *p, float *w) {
         }
 }
 
-static void compare(const bt_ternary_quantize *p, int64_t groups, int64_t bytes) {
+static void compare(const bt_ternary_quantize *p, int64_t groups, int64_t bytes, int sums_are_exact) {
     const int64_t size = p->lds == 0 ? p->n * p->k : p->group;
     float *w = malloc((size_t)(size + 1) * sizeof *w);
     int8_t *codes = malloc((size_t)(size + 1));
@@ -156,7 +159,7 @@ static void compare(const bt_ternary_quantize *p, int64_t groups, int64_t bytes)
     for (int64_t r = 0; r < p->n && p->k % 4; r++)
         codes_agree = codes_agree && p->packed[r * p->ldw + bytes - 1] >> (2 * (p->k % 4)) == 0;
     check(codes_agree, "codes");
-    check(scales_agree, "scales");
+    check(scales_agree || !sums_are_exact, "scales");
     check(gaps_untouched(p->packed, p->n, bytes, p->ldw, BT_I8), "bytes between rows");
     free(w);
     free(codes);
@@ -205,6 +208,7 @@ static float check_quantize(int64_t n, int64_t k, int64_t group, int type, int m
     p.packed = buffer(matrix_bytes(n, bytes, p.ldw, BT_I8));
     p.scale = buffer((size_t)scales * sizeof *p.scale);
     p.threshold_factor = weights == TIES                                 ? 0.0f
+                         : weights == NEAR_ONE                           ? 1.0f
                          : weights == SPECIAL && method == BT_METHOD_MAX ? 1.5f
                                                                          : factors[method];
     p.workspace = buffer(bt_ternary_quantize_workspace(&p));
@@ -214,8 +218,10 @@ static float check_quantize(int64_t n, int64_t k, int64_t group, int type, int m
         bt_ternary_quantize_scalar(&p, 0, tiles / 2);
     if (k == 0)
         check(n == 0 || p.scale[0] == 1e-5f, "scale of empty rows");
-    else if (weights == ORDINARY || weights == SPECIAL)
-        compare(&p, groups, bytes);
+    else if (weights == ORDINARY || weights == SPECIAL || weights == NEAR_ONE)
+        compare(&p, groups, bytes, 1);
+    else if (weights == NORMAL && (method == BT_METHOD_ABSMEDIAN || method == BT_METHOD_OPTIMAL))
+        compare(&p, groups, bytes, 0);
     compare_variants(p, scales, bytes);
     const float first = scales ? p.scale[0] : 0.0f;
     release();
@@ -252,6 +258,8 @@ void test_ternary_quantize(void) {
     static const int64_t rows[] = {0, 1, 5}, columns[] = {0, 1, 3, 4, 5, 33, 63, 64, 65, 108, 256, 257, 1000, 2560};
     int turn = 0;
     check_order_of_sums();
+    for (int method = BT_METHOD_ABSMEDIAN; method <= BT_METHOD_OPTIMAL; method++)
+        check_groups(3, 2560, BT_F32, method, BT_SCALE_LS, NEAR_ONE);
     for (int method = BT_METHOD_MAX; method <= BT_METHOD_OPTIMAL; method++)
         for (int rule = BT_SCALE_LS; rule <= BT_SCALE_MAX; rule++)
             for (int i = 0; i < 14; i++)

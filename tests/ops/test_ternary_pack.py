@@ -1,9 +1,20 @@
+from collections.abc import Iterator
+
 import pytest
 import torch
 
 from bittorch import ops
 from bittorch.ops import reference
 from tests import helpers
+
+OP = "ternary_pack"
+
+
+@pytest.fixture(autouse=True, params=helpers.variants(OP))
+def _kernel(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test runs once with each kernel of the op."""
+    with helpers.forced(OP, request.param):
+        yield
 
 
 @pytest.mark.parametrize(

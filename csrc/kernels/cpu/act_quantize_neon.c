@@ -9,24 +9,10 @@
 
 enum { STEP = 64 };
 
-BT_NEON_INLINE float32x4_t load4(const void *x, int type, int64_t at) {
-    if (type == BT_F32)
-        return vld1q_f32((const float *)x + at);
-    const uint16x4_t half = vld1_u16((const uint16_t *)x + at);
-    if (type == BT_BF16)
-        return vreinterpretq_f32_u32(vshll_n_u16(half, 16));
-    return vcvt_f32_f16(vreinterpret_f16_u16(half));
-}
-
 /* The columns from c on, of which STEP can be read: in place, or through the buffer. */
 BT_NEON_INLINE const void *step_at(const void *x, int type, int64_t c, int64_t k, void *buffer) {
     const size_t size = type == BT_F32 ? sizeof(float) : sizeof(uint16_t);
-    const char *at = (const char *)x + (size_t)c * size;
-    if (c + STEP <= k)
-        return at;
-    memset(buffer, 0, STEP * size);
-    memcpy(buffer, at, (size_t)(k - c) * size);
-    return buffer;
+    return bt_padded((const char *)x + (size_t)c * size, size, k - c, STEP, buffer);
 }
 
 BT_NEON_INLINE uint32_t find_absmax(const void *x, int type, int64_t k) {
@@ -36,7 +22,7 @@ BT_NEON_INLINE uint32_t find_absmax(const void *x, int type, int64_t k) {
         const void *at = step_at(x, type, c, k, buffer);
 #pragma GCC unroll 16
         for (int j = 0; j < STEP / 4; j++) {
-            const uint32x4_t bits = vreinterpretq_u32_f32(load4(at, type, 4 * j));
+            const uint32x4_t bits = vreinterpretq_u32_f32(bt_neon_load4(at, type, 4 * j));
             most[j % 4] = vmaxq_u32(most[j % 4], vbicq_u32(bits, vdupq_n_u32(0x80000000u)));
         }
     }
@@ -47,7 +33,7 @@ BT_NEON_INLINE int8x16_t quantize16(const void *x, int type, int64_t at, float i
     int32x4_t code[4];
 #pragma GCC unroll 4
     for (int j = 0; j < 4; j++)
-        code[j] = vcvtnq_s32_f32(vmulq_n_f32(load4(x, type, at + 4 * j), inverse));
+        code[j] = vcvtnq_s32_f32(vmulq_n_f32(bt_neon_load4(x, type, at + 4 * j), inverse));
     const int16x8_t low = vcombine_s16(vqmovn_s32(code[0]), vqmovn_s32(code[1]));
     const int16x8_t high = vcombine_s16(vqmovn_s32(code[2]), vqmovn_s32(code[3]));
     return vmaxq_s8(vcombine_s8(vqmovn_s16(low), vqmovn_s16(high)), vdupq_n_s8(-127));
@@ -124,7 +110,7 @@ static void encode_digits(const bt_act_quantize *p, const char *x, size_t size, 
         const void *at = step_at(x, p->x_type, c, p->k, buffer);
         int32x4_t code[STEP / 4];
         for (int j = 0; j < STEP / 4; j++)
-            code[j] = scaled_codes(load4(at, p->x_type, 4 * j), inverse, bt_digits_max(p->digits));
+            code[j] = scaled_codes(bt_neon_load4(at, p->x_type, 4 * j), inverse, bt_digits_max(p->digits));
         for (int d = 0; d < p->digits; d++) {
             int8x16_t digit[4];
             for (int j = 0; j < 4; j++) {

@@ -95,6 +95,16 @@ static inline void bt_load_many(const void *base, int type, int64_t index, int64
         memcpy(out, (const float *)base + index, (size_t)count * sizeof *out);
 }
 
+/* `count` elements from x on, or, when fewer are left, a copy of these followed by zeros. */
+static inline __attribute__((always_inline)) const void *bt_padded(const void *x, size_t size, int64_t left,
+                                                                   int64_t count, void *buffer) {
+    if (left >= count)
+        return x;
+    memset(buffer, 0, size * (size_t)count);
+    memcpy(buffer, x, size * (size_t)left);
+    return buffer;
+}
+
 /* The sum of a product with its bias, when there is one, as the output wants it. */
 BT_INLINE void bt_finish(void *y, int y_type, int64_t index, float value, const void *bias, int bias_type,
                          int64_t row) {

@@ -17,6 +17,15 @@
 
 enum { BT_QUARTER = 64, BT_QUARTER_BYTES = 16 };
 
+BT_NEON_INLINE float32x4_t bt_neon_load4(const void *x, int type, int64_t at) {
+    if (type == BT_F32)
+        return vld1q_f32((const float *)x + at);
+    const uint16x4_t half = vld1_u16((const uint16_t *)x + at);
+    if (type == BT_BF16)
+        return vreinterpretq_f32_u32(vshll_n_u16(half, 16));
+    return vcvt_f32_f16(vreinterpret_f16_u16(half));
+}
+
 /* Four planes of {-1, 0, +1}, looked up by nibble: two codes select the trit of the lower or of the upper one. */
 BT_NEON_INLINE int8x16x4_t bt_neon_trits(uint8x16_t packed) {
     const int8x16_t lower = {0, 1, -1, 0, 0, 1, -1, 0, 0, 1, -1, 0, 0, 1, -1, 0};

@@ -1,8 +1,8 @@
 /* The frame of ternary_quantize on a CPU: which elements share a scale, the rule that keeps them, what the scale is.
  *
- * A variant brings the passes over a group: `measure` for its statistics, `find_rule`, and `encode`, which writes the
- * codes and returns the scale that the rule ls wants, which is not read with another rule. Sums have eight fp64 lanes:
- * lane i % 8 takes element i of a row of the group, row after row, in rising order. */
+ * A variant brings the passes over a group: `measure` for its statistics, and `encode`, which writes the codes and
+ * returns the scale that the rule ls wants, which is not read with another rule. Sums have eight fp64 lanes: lane i % 8
+ * takes element i of a row of the group, row after row, in rising order. */
 #ifndef BT_CPU_QUANTIZE_GROUP_H
 #define BT_CPU_QUANTIZE_GROUP_H
 
@@ -19,7 +19,7 @@ typedef struct bt_group {
 
 typedef struct bt_group_stats {
     uint32_t absmax; /* as bits: a NaN is above Inf, Inf above every number */
-    double sum;      /* finite unless the group is not */
+    double sum;      /* finite unless the group is not; not read unless bt_needs_mean() */
 } bt_group_stats;
 
 /* keep fl(|w| * multiplier) > threshold */
@@ -29,7 +29,6 @@ typedef struct bt_keep_rule {
 
 typedef struct bt_group_passes {
     bt_group_stats (*measure)(const bt_ternary_quantize *p, const bt_group *g);
-    bt_keep_rule (*find_rule)(const bt_ternary_quantize *p, const bt_group *g, float absmax, float mean);
     float (*encode)(const bt_ternary_quantize *p, const bt_group *g, bt_keep_rule rule);
 } bt_group_passes;
 
@@ -44,6 +43,22 @@ static inline float bt_at_least_eps(float mean) {
     return mean > BT_SCALE_EPS ? mean : BT_SCALE_EPS;
 }
 
+/* One chain of additions a lane is slower than the memory: where no mean is wanted, `measure` leaves it out. */
+static inline int bt_needs_mean(const bt_ternary_quantize *p) {
+    return p->rule == BT_SCALE_MEAN || p->method == BT_METHOD_TWN || p->method == BT_METHOD_ABSMEAN;
+}
+
+/* How far ahead `encode` fetches: to the next row or group, when it adds up and `measure` did not. Then the one is
+ * slower than the memory and the other waits for it; in the other cases the fetches only stood in the way. */
+static inline uintptr_t bt_fetch_ahead(const bt_ternary_quantize *p, int64_t columns, size_t size) {
+    return p->rule == BT_SCALE_LS && !bt_needs_mean(p) ? (uintptr_t)columns * size : 0;
+}
+
+/* May point past the end of w. */
+static inline void bt_fetch(const char *w, uintptr_t ahead) {
+    __builtin_prefetch((const void *)((uintptr_t)w + ahead));
+}
+
 static inline int64_t bt_group_count(const bt_group *g) {
     return (g->r1 - g->r0) * (g->c1 - g->c0);
 }
@@ -56,19 +71,8 @@ static inline float bt_ls_scale(const double lane[8], int64_t kept) {
     return kept ? (float)(bt_sum_total(lane) / (double)kept) : BT_SCALE_EPS;
 }
 
-/* For the methods that do not sort. */
-static inline bt_keep_rule bt_plain_rule(const bt_ternary_quantize *p, const bt_group *g, float absmax, float mean) {
-    const float f = p->threshold_factor;
-    (void)g;
-    switch (p->method) {
-    case BT_METHOD_TWN:
-        return (bt_keep_rule){1.0f, f * mean};
-    case BT_METHOD_ABSMEAN:
-        return (bt_keep_rule){1.0f / bt_at_least_eps(mean), f};
-    default:
-        return (bt_keep_rule){1.0f, f * absmax};
-    }
-}
+/* For all methods, in ternary_quantize_scalar.c. */
+bt_keep_rule bt_find_rule(const bt_ternary_quantize *p, const bt_group *g, float absmax, float mean);
 
 static inline void bt_clear_group(const bt_ternary_quantize *p, const bt_group *g) {
     for (int64_t r = g->r0; r < g->r1; r++)
@@ -83,7 +87,7 @@ static inline float bt_encode_group(const bt_ternary_quantize *p, const bt_group
         return stats.absmax == 0 ? BT_SCALE_EPS : NAN;
     }
     const float absmax = bt_bits_float(stats.absmax), mean = (float)(stats.sum / (double)bt_group_count(g));
-    const float ls = passes->encode(p, g, passes->find_rule(p, g, absmax, mean));
+    const float ls = passes->encode(p, g, bt_find_rule(p, g, absmax, mean));
     return p->rule == BT_SCALE_MAX ? absmax : p->rule == BT_SCALE_MEAN ? bt_at_least_eps(mean) : ls;
 }
 
@@ -107,12 +111,11 @@ static inline void bt_quantize_tiles(const bt_ternary_quantize *p, int64_t tile_
     }
 }
 
-/* The same by passes that work on vectors: the methods that sort, and groups below min_group, are left to the scalar
- * kernel. */
+/* The same by passes that work on vectors: groups below min_group are left to the scalar kernel. */
 static inline bt_status bt_quantize_by_vectors(const bt_ternary_quantize *p, int64_t tile_begin, int64_t tile_end,
                                                int64_t min_group, const bt_group_passes *passes) {
     BT_ASSERT(p->w_type != BT_I8 && p->threshold_factor >= 0.0f);
-    if (p->group < min_group || p->method == BT_METHOD_ABSMEDIAN || p->method == BT_METHOD_OPTIMAL)
+    if (p->group < min_group)
         return bt_ternary_quantize_scalar(p, tile_begin, tile_end);
     bt_quantize_tiles(p, tile_begin, tile_end, passes);
     return BT_OK;

@@ -1,8 +1,7 @@
 /* ternary_quantize in steps of 32 columns; see the header for the rules, quantize_group.h for the frame.
  *
  * The eight lanes of a sum are two vectors of four. The last step of a row works on a copy padded with zeros: they add
- * nothing to a sum of magnitudes, and as no threshold is negative, none is kept. The methods that sort
- * and groups below MIN_GROUP are left to the scalar kernel. */
+ * nothing to a sum of magnitudes, and as no threshold is negative, none is kept. */
 #include "quantize_group.h"
 #include "x86.h"
 
@@ -62,6 +61,7 @@ BT_ALWAYS_INLINE void store_codes(uint8_t *packed, int64_t left, const __m256i c
 
 BT_ALWAYS_INLINE bt_group_stats measure_as(const bt_ternary_quantize *p, const bt_group *g, int type, size_t size) {
     uint32_t copy[STEP];
+    const int mean = bt_needs_mean(p);
     double lane[8];
     sum_t sum = {_mm256_setzero_pd(), _mm256_setzero_pd()};
     __m256i most = _mm256_setzero_si256();
@@ -73,7 +73,8 @@ BT_ALWAYS_INLINE bt_group_stats measure_as(const bt_ternary_quantize *p, const b
             for (int i = 0; i < VECTORS; i++) {
                 const __m256 a = magnitude(load8(from, type, LANES * i));
                 most = _mm256_max_epu32(most, _mm256_castps_si256(a));
-                add8(&sum, a);
+                if (mean)
+                    add8(&sum, a);
             }
         }
     }
@@ -83,7 +84,7 @@ BT_ALWAYS_INLINE bt_group_stats measure_as(const bt_ternary_quantize *p, const b
 
 /* One row of a group; returns how many it keeps. */
 BT_ALWAYS_INLINE int64_t encode_row(const char *w, int64_t left, int type, size_t size, bt_keep_rule rule, int ls,
-                                    uint8_t *packed, sum_t *sum) {
+                                    uintptr_t ahead, uint8_t *packed, sum_t *sum) {
     const __m256 multiplier = _mm256_set1_ps(rule.multiplier), threshold = _mm256_set1_ps(rule.threshold);
     const __m256i one = _mm256_set1_epi32(1);
     uint32_t copy[STEP];
@@ -93,6 +94,7 @@ BT_ALWAYS_INLINE int64_t encode_row(const char *w, int64_t left, int type, size_
         __m256i code[VECTORS];
         BT_UNROLL
         for (int i = 0; i < VECTORS; i++) {
+            bt_fetch(w, ahead + (uintptr_t)i * LANES * size);
             const __m256 v = load8(from, type, LANES * i), a = magnitude(v);
             const __m256 keep = _mm256_cmp_ps(_mm256_mul_ps(a, multiplier), threshold, _CMP_GT_OQ);
             const __m256i negative = _mm256_srli_epi32(_mm256_castps_si256(v), 31);
@@ -114,7 +116,7 @@ BT_ALWAYS_INLINE float encode_as(const bt_ternary_quantize *p, const bt_group *g
     for (int64_t r = g->r0; r < g->r1; r++) {
         const char *w = (const char *)p->w + (r * p->ldx + g->c0) * (int64_t)size;
         kept += encode_row(w, g->c1 - g->c0, type, size, rule, p->rule == BT_SCALE_LS,
-                           p->packed + r * p->ldw + g->c0 / 4, &sum);
+                           bt_fetch_ahead(p, g->c1 - g->c0, size), p->packed + r * p->ldw + g->c0 / 4, &sum);
     }
     store_sum(lane, sum);
     return bt_ls_scale(lane, kept);
@@ -129,6 +131,6 @@ static float encode(const bt_ternary_quantize *p, const bt_group *g, bt_keep_rul
 }
 
 bt_status bt_ternary_quantize_avx2(const bt_ternary_quantize *p, int64_t tile_begin, int64_t tile_end) {
-    static const bt_group_passes passes = {measure, bt_plain_rule, encode};
+    static const bt_group_passes passes = {measure, encode};
     return bt_quantize_by_vectors(p, tile_begin, tile_end, MIN_GROUP, &passes);
 }

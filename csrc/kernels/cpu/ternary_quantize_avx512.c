@@ -1,8 +1,7 @@
 /* ternary_quantize in steps of 64 columns; see the header for the rules, quantize_group.h for the frame.
  *
  * The eight lanes of a sum are one vector. The last step of a row works on a copy padded with zeros: they add nothing
- * to a sum of magnitudes, and as no threshold is negative, none is kept. The methods that sort and
- * groups below MIN_GROUP are left to the scalar kernel. */
+ * to a sum of magnitudes, and as no threshold is negative, none is kept. */
 #include "quantize_group.h"
 #include "x86.h"
 
@@ -29,14 +28,6 @@ BT_ALWAYS_INLINE __m512d to_double(__m256 v) {
     const __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128(v)), high = _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1));
     return _mm512_castsi512_pd(bt_join(_mm256_castpd_si256(low), _mm256_castpd_si256(high)));
 }
-BT_ALWAYS_INLINE __m512i madd_words(__m512i a, __m512i b) {
-    return bt_join(_mm256_madd_epi16(bt_low(a), bt_low(b)), _mm256_madd_epi16(bt_high(a), bt_high(b)));
-}
-BT_ALWAYS_INLINE __m128i to_bytes(__m512i v) {
-    const __m256i words = _mm256_packus_epi32(bt_low(v), bt_high(v));
-    const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
-    return _mm_shuffle_epi32(bytes, _MM_SHUFFLE(3, 1, 2, 0));
-}
 #else
 BT_ALWAYS_INLINE __m512 widen_f16(__m256i half) {
     return _mm512_cvtph_ps(half);
@@ -52,12 +43,6 @@ BT_ALWAYS_INLINE __m256 high_ps(__m512 v) {
 }
 BT_ALWAYS_INLINE __m512d to_double(__m256 v) {
     return _mm512_cvtps_pd(v);
-}
-BT_ALWAYS_INLINE __m512i madd_words(__m512i a, __m512i b) {
-    return _mm512_madd_epi16(a, b);
-}
-BT_ALWAYS_INLINE __m128i to_bytes(__m512i v) {
-    return _mm512_cvtepi32_epi8(v);
 }
 #endif
 
@@ -85,13 +70,12 @@ BT_ALWAYS_INLINE uint32_t largest(__m512 v) {
     return (uint32_t)_mm_cvtsi128_si32(most);
 }
 
-/* 64 codes to 16 bytes. The packs leave four codes of one byte in each 32-bit lane, where multiplications by 1, 4, 16
- * and 64 join them; the shuffle transposes the 4 x 4 bytes of four vectors with four 128-bit quarters. */
+/* 64 codes to 16 bytes. The packs leave four codes of one byte in each 32-bit lane; the shuffle transposes the 4 x 4
+ * bytes of four vectors with four 128-bit quarters. */
 BT_ALWAYS_INLINE __m128i join_codes(const __m512i code[VECTORS]) {
     const __m512i words = _mm512_packs_epi32(code[0], code[1]), more = _mm512_packs_epi32(code[2], code[3]);
-    const __m512i pairs = _mm512_maddubs_epi16(_mm512_packs_epi16(words, more), _mm512_set1_epi16(0x0401));
-    const __m512i bytes = madd_words(pairs, _mm512_set1_epi32(0x00100001));
-    return _mm_shuffle_epi8(to_bytes(bytes), _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    const __m128i bytes = bt_join4(_mm512_packs_epi16(words, more));
+    return _mm_shuffle_epi8(bytes, _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
 }
 
 BT_ALWAYS_INLINE void store_codes(uint8_t *packed, int64_t left, const __m512i code[VECTORS]) {
@@ -103,6 +87,7 @@ BT_ALWAYS_INLINE void store_codes(uint8_t *packed, int64_t left, const __m512i c
 
 BT_ALWAYS_INLINE bt_group_stats measure_as(const bt_ternary_quantize *p, const bt_group *g, int type, size_t size) {
     uint32_t copy[STEP];
+    const int mean = bt_needs_mean(p);
     double lane[8];
     __m512d sum = _mm512_setzero_pd();
     __m512i most = _mm512_setzero_si512();
@@ -114,7 +99,8 @@ BT_ALWAYS_INLINE bt_group_stats measure_as(const bt_ternary_quantize *p, const b
             for (int i = 0; i < VECTORS; i++) {
                 const __m512 a = magnitude(load16(from, type, LANES * i));
                 most = _mm512_max_epu32(most, _mm512_castps_si512(a));
-                sum = add16(sum, a);
+                if (mean)
+                    sum = add16(sum, a);
             }
         }
     }
@@ -124,7 +110,7 @@ BT_ALWAYS_INLINE bt_group_stats measure_as(const bt_ternary_quantize *p, const b
 
 /* One row of a group; returns how many it keeps. */
 BT_ALWAYS_INLINE int64_t encode_row(const char *w, int64_t left, int type, size_t size, bt_keep_rule rule, int ls,
-                                    uint8_t *packed, __m512d *sum) {
+                                    uintptr_t ahead, uint8_t *packed, __m512d *sum) {
     const __m512 multiplier = _mm512_set1_ps(rule.multiplier), threshold = _mm512_set1_ps(rule.threshold);
     const __m512i one = _mm512_set1_epi32(1);
     uint32_t copy[STEP];
@@ -134,6 +120,7 @@ BT_ALWAYS_INLINE int64_t encode_row(const char *w, int64_t left, int type, size_
         __m512i code[VECTORS];
         BT_UNROLL
         for (int i = 0; i < VECTORS; i++) {
+            bt_fetch(w, ahead + (uintptr_t)i * LANES * size);
             const __m512 v = load16(from, type, LANES * i), a = magnitude(v);
             const __mmask16 keep = _mm512_cmp_ps_mask(_mm512_mul_ps(a, multiplier), threshold, _CMP_GT_OQ);
             const __m512i negative = _mm512_srli_epi32(_mm512_castps_si512(v), 31);
@@ -155,7 +142,7 @@ BT_ALWAYS_INLINE float encode_as(const bt_ternary_quantize *p, const bt_group *g
     for (int64_t r = g->r0; r < g->r1; r++) {
         const char *w = (const char *)p->w + (r * p->ldx + g->c0) * (int64_t)size;
         kept += encode_row(w, g->c1 - g->c0, type, size, rule, p->rule == BT_SCALE_LS,
-                           p->packed + r * p->ldw + g->c0 / 4, &sum);
+                           bt_fetch_ahead(p, g->c1 - g->c0, size), p->packed + r * p->ldw + g->c0 / 4, &sum);
     }
     _mm512_storeu_pd(lane, sum);
     return bt_ls_scale(lane, kept);
@@ -170,6 +157,6 @@ static float encode(const bt_ternary_quantize *p, const bt_group *g, bt_keep_rul
 }
 
 bt_status bt_ternary_quantize_avx512(const bt_ternary_quantize *p, int64_t tile_begin, int64_t tile_end) {
-    static const bt_group_passes passes = {measure, bt_plain_rule, encode};
+    static const bt_group_passes passes = {measure, encode};
     return bt_quantize_by_vectors(p, tile_begin, tile_end, MIN_GROUP, &passes);
 }

@@ -2,7 +2,7 @@
  * for its codes. */
 #include "quantize_group.h"
 
-enum { SEGMENT = 1024, LANES = 8, DIGIT_BITS = 11, DIGITS = 1 << DIGIT_BITS };
+enum { SEGMENT = 1024, LANES = 8, MAX_DIGIT_BITS = 11, SHORT_DIGITS_BELOW = 4096 };
 
 /* Eight partial sums, because one is a chain of additions that no compiler may reorder. */
 typedef struct sum_t {
@@ -37,22 +37,34 @@ static bt_group_stats measure(const bt_ternary_quantize *p, const bt_group *g) {
                 const uint32_t bits = bt_float_bits(a[i]);
                 absmax = bits > absmax ? bits : absmax;
             }
-            sum_add(&sum, a, count);
+            if (bt_needs_mean(p))
+                sum_add(&sum, a, count);
         }
     return (bt_group_stats){absmax, bt_sum_total(sum.lane)};
 }
 
-/* Ascending, by the bits: non-negative floats and their bits have the same order. Three passes of 11 bits cover the 31.
- */
-static const uint32_t *sort_bits(uint32_t *keys, uint32_t *other, int64_t count) {
-    for (int shift = 0; shift < 31; shift += DIGIT_BITS) {
-        int64_t start[DIGITS + 1] = {0};
+/* Magnitudes as keys: non-negative floats and their bits have the same order, and 31 bits are three digits of 11 or
+ * four of 8. Few keys take the short digits, or the counters would cost more than the keys. */
+static int digit_bits(int64_t count) {
+    return count < SHORT_DIGITS_BELOW ? 8 : MAX_DIGIT_BITS;
+}
+
+/* Ascending. */
+static const uint32_t *sort_keys(uint32_t *keys, uint32_t *other, int64_t count) {
+    const int bits = digit_bits(count);
+    const uint32_t mask = (1u << bits) - 1;
+    for (int shift = 0; shift < 31; shift += bits) {
+        int64_t start[(1 << MAX_DIGIT_BITS) + 1];
+        for (uint32_t d = 0; d <= mask + 1; d++)
+            start[d] = 0;
         for (int64_t i = 0; i < count; i++)
-            start[(keys[i] >> shift & (DIGITS - 1)) + 1]++;
-        for (int d = 0; d < DIGITS; d++)
+            start[(keys[i] >> shift & mask) + 1]++;
+        if (start[(keys[0] >> shift & mask) + 1] == count)
+            continue;
+        for (uint32_t d = 0; d < mask; d++)
             start[d + 1] += start[d];
         for (int64_t i = 0; i < count; i++)
-            other[start[keys[i] >> shift & (DIGITS - 1)]++] = keys[i];
+            other[start[keys[i] >> shift & mask]++] = keys[i];
         uint32_t *const swap = keys;
         keys = other;
         other = swap;
@@ -60,8 +72,31 @@ static const uint32_t *sort_bits(uint32_t *keys, uint32_t *other, int64_t count)
     return keys;
 }
 
-static const uint32_t *sort_group(const bt_ternary_quantize *p, const bt_group *g) {
-    const int64_t count = bt_group_count(g);
+/* The key that `rank` others come before: of the keys only those are kept that share its digit, from the highest on. */
+static uint32_t select_key(uint32_t *keys, int64_t count, int64_t rank) {
+    const int bits = digit_bits(count);
+    const uint32_t mask = (1u << bits) - 1;
+    for (int shift = 31; shift > 0 && count > 1;) {
+        int64_t number[1 << MAX_DIGIT_BITS];
+        for (uint32_t d = 0; d <= mask; d++)
+            number[d] = 0;
+        shift = shift > bits ? shift - bits : 0;
+        for (int64_t i = 0; i < count; i++)
+            number[keys[i] >> shift & mask]++;
+        uint32_t digit = 0;
+        while (rank >= number[digit])
+            rank -= number[digit++];
+        int64_t kept = 0;
+        for (int64_t i = 0; i < count; i++) {
+            keys[kept] = keys[i];
+            kept += (keys[i] >> shift & mask) == digit;
+        }
+        count = kept;
+    }
+    return keys[rank];
+}
+
+static uint32_t *gather_keys(const bt_ternary_quantize *p, const bt_group *g) {
     uint32_t *const keys = (uint32_t *)p->workspace;
     float a[SEGMENT];
     int64_t filled = 0;
@@ -71,7 +106,7 @@ static const uint32_t *sort_group(const bt_ternary_quantize *p, const bt_group *
             memcpy(keys + filled, a, (size_t)length * sizeof *a);
             filled += length;
         }
-    return sort_bits(keys, keys + count, count);
+    return keys;
 }
 
 /* The threshold below the smallest kept magnitude. Equal magnitudes are kept together: with S and k before them, (S + j
@@ -92,17 +127,24 @@ static float optimal_threshold(const uint32_t *ascending, int64_t count) {
     return bt_bits_float(cut - 1);
 }
 
-static bt_keep_rule find_rule(const bt_ternary_quantize *p, const bt_group *g, float absmax, float mean) {
+bt_keep_rule bt_find_rule(const bt_ternary_quantize *p, const bt_group *g, float absmax, float mean) {
+    const float f = p->threshold_factor;
     const int64_t count = bt_group_count(g);
     switch (p->method) {
+    case BT_METHOD_MAX:
+        return (bt_keep_rule){1.0f, f * absmax};
+    case BT_METHOD_TWN:
+        return (bt_keep_rule){1.0f, f * mean};
+    case BT_METHOD_ABSMEAN:
+        return (bt_keep_rule){1.0f / bt_at_least_eps(mean), f};
     case BT_METHOD_ABSMEDIAN: {
-        const float median = bt_bits_float(sort_group(p, g)[(count - 1) / 2]);
-        return (bt_keep_rule){1.0f / bt_at_least_eps(median), p->threshold_factor};
+        const float median = bt_bits_float(select_key(gather_keys(p, g), count, (count - 1) / 2));
+        return (bt_keep_rule){1.0f / bt_at_least_eps(median), f};
     }
-    case BT_METHOD_OPTIMAL:
-        return (bt_keep_rule){1.0f, optimal_threshold(sort_group(p, g), count)};
-    default:
-        return bt_plain_rule(p, g, absmax, mean);
+    default: {
+        uint32_t *const keys = gather_keys(p, g);
+        return (bt_keep_rule){1.0f, optimal_threshold(sort_keys(keys, keys + count, count), count)};
+    }
     }
 }
 
@@ -141,7 +183,7 @@ static float encode(const bt_ternary_quantize *p, const bt_group *g, bt_keep_rul
 }
 
 bt_status bt_ternary_quantize_scalar(const bt_ternary_quantize *p, int64_t tile_begin, int64_t tile_end) {
-    static const bt_group_passes passes = {measure, find_rule, encode};
+    static const bt_group_passes passes = {measure, encode};
     bt_quantize_tiles(p, tile_begin, tile_end, &passes);
     return BT_OK;
 }

@@ -45,6 +45,31 @@ BT_ALWAYS_INLINE __m256i bt_dot_u8_i8(__m256i u, __m256i q) {
 }
 #endif
 
+#if defined(BT_SIMDE)
+BT_ALWAYS_INLINE __m512i bt_madd_words(__m512i a, __m512i b) {
+    return bt_join(_mm256_madd_epi16(bt_low(a), bt_low(b)), _mm256_madd_epi16(bt_high(a), bt_high(b)));
+}
+BT_ALWAYS_INLINE __m128i bt_to_bytes(__m512i v) {
+    const __m256i words = _mm256_packus_epi32(bt_low(v), bt_high(v));
+    const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    return _mm_shuffle_epi32(bytes, _MM_SHUFFLE(3, 1, 2, 0));
+}
+#elif defined(__AVX512BW__)
+BT_ALWAYS_INLINE __m512i bt_madd_words(__m512i a, __m512i b) {
+    return _mm512_madd_epi16(a, b);
+}
+BT_ALWAYS_INLINE __m128i bt_to_bytes(__m512i v) {
+    return _mm512_cvtepi32_epi8(v);
+}
+#endif
+#if defined(BT_SIMDE) || defined(__AVX512BW__)
+/* 64 codes to 16 bytes: multiplications by 1, 4, 16 and 64 join the four of a 32-bit lane. */
+BT_ALWAYS_INLINE __m128i bt_join4(__m512i codes) {
+    const __m512i pairs = _mm512_maddubs_epi16(codes, _mm512_set1_epi16(0x0401));
+    return bt_to_bytes(bt_madd_words(pairs, _mm512_set1_epi32(0x00100001)));
+}
+#endif
+
 /* Four rows of w. Past the end of a tile the last row stands in, and `count` says how many are stored. */
 typedef struct bt_rows {
     const uint8_t *w[BT_ROWS];
@@ -138,15 +163,6 @@ BT_ALWAYS_INLINE __m256i bt_codes_plus_one(__m256i bytes, const int plane) {
 BT_ALWAYS_INLINE const void *bt_opaque(const void *p) {
     __asm__ volatile("" : "+r"(p));
     return p;
-}
-
-/* `count` elements from x on, or, when fewer are left, a copy of these followed by zeros. */
-BT_ALWAYS_INLINE const void *bt_padded(const void *x, size_t size, int64_t left, int64_t count, void *buffer) {
-    if (left >= count)
-        return x;
-    memset(buffer, 0, size * (size_t)count);
-    memcpy(buffer, x, size * (size_t)left);
-    return buffer;
 }
 
 /* Lanes l + (l + 8), then l + (l + 4), as far as the quarters go. */
