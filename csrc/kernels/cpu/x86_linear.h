@@ -10,21 +10,23 @@
 #include "x86.h"
 
 /* `statement` for each block of 4 rows and at most `width` tokens of the tiles [begin, end): it sees the `rows`, the
- * first `token` and how many tokens of the tile are `left`. */
+ * first `token` and the `count` of tokens. Blocks are as even as can be, 5 tokens 3 and 2: a single token costs as much
+ * decoding as several. */
 #define BT_EACH_BLOCK(p, begin, end, width, statement)                                                                 \
-    for (int64_t index = (begin); index < (end); index++) {                                                            \
+    for (int64_t index = (begin), count; index < (end); index++) {                                                     \
         const bt_tile t = bt_tile_at((p)->m, (p)->n, index);                                                           \
-        for (int64_t token = t.m0; token < t.m1; token += (width))                                                     \
+        for (int64_t token = t.m0; token < t.m1; token += count) {                                                     \
+            count = bt_div_up(t.m1 - token, bt_div_up(t.m1 - token, (width)));                                         \
             for (int64_t row = t.n0; row < t.n1; row += BT_ROWS) {                                                     \
                 const bt_rows rows = bt_rows_at((p)->w, (p)->ldw, (p)->scale, (p)->lds, row, t.n1);                    \
-                const int64_t left = t.m1 - token;                                                                     \
                 statement                                                                                              \
             }                                                                                                          \
+        }                                                                                                              \
     }
 
 /* run(..., tokens) where tokens, at most 4, is a constant. */
-#define BT_BY_TOKENS(left, run, ...)                                                                                   \
-    switch (left) {                                                                                                    \
+#define BT_BY_TOKENS(count, run, ...)                                                                                  \
+    switch (count) {                                                                                                   \
     case 1:                                                                                                            \
         run(__VA_ARGS__, 1);                                                                                           \
         break;                                                                                                         \
@@ -69,7 +71,7 @@ BT_ALWAYS_INLINE bt_status bt_packed_tiles(const bt_ternary_linear_packed *p, in
     (void)xp_type;
     if (!bt_group_fits(p->k, p->group))
         return bt_ternary_linear_packed_scalar(p, tile_begin, tile_end);
-    BT_EACH_BLOCK(p, tile_begin, tile_end, BT_TOKENS, BT_BY_TOKENS(left, bt_packed_block, p, &rows, token, sum_span))
+    BT_EACH_BLOCK(p, tile_begin, tile_end, BT_TOKENS, BT_BY_TOKENS(count, bt_packed_block, p, &rows, token, sum_span))
     return BT_OK;
 }
 
@@ -159,12 +161,12 @@ BT_ALWAYS_INLINE void bt_w2a8_tiles(const bt_ternary_linear_w2a8 *p, int64_t til
                                     const bt_w2a8_variant v, const int whole, const int digits) {
     if (digits == 1)
         BT_EACH_BLOCK(p, tile_begin, tile_end, BT_TOKENS,
-                      BT_BY_TOKENS(left, bt_w2a8_block, p, &rows, token, v, whole, 1))
+                      BT_BY_TOKENS(count, bt_w2a8_block, p, &rows, token, v, whole, 1))
     else if (digits == 2)
-        BT_EACH_BLOCK(p, tile_begin, tile_end, 2, if (left == 1) bt_w2a8_block(p, &rows, token, v, whole, 2, 1);
+        BT_EACH_BLOCK(p, tile_begin, tile_end, 2, if (count == 1) bt_w2a8_block(p, &rows, token, v, whole, 2, 1);
                       else bt_w2a8_block(p, &rows, token, v, whole, 2, 2);)
     else
-        BT_EACH_BLOCK(p, tile_begin, tile_end, 1, bt_w2a8_block(p, &rows, token, v, whole, 3, 1); (void)left;)
+        BT_EACH_BLOCK(p, tile_begin, tile_end, 1, bt_w2a8_block(p, &rows, token, v, whole, 3, 1);)
 }
 
 /* bt_ternary_linear_w2a8_<isa> of a bt_w2a8_variant. */
