@@ -56,17 +56,16 @@ KERNELS = {
         "vpternlog",
         (
             Loop("1 token", 16, 4, 56),
-            # gcc 12 copies the four sums of one of the two tokens twice a pass; gcc 11 does not.
-            Loop("2 tokens", 32, 4, 88 + 8, copies=8),
+            Loop("2 tokens", 32, 4, 88),
             Loop("3 tokens", 48, 4, 108),
-            # gcc 12 makes several loops of this one, and in one of them copies two sums twice a pass.
-            Loop("4 tokens", 64, 4, 128 + 4, copies=4),
+            # gcc 12 copies a sum twice a pass in the loop of long groups, not in that of whole rows.
+            Loop("4 tokens", 64, 4, 128 + 2, copies=2),
         ),
     ),
-    # A pass is a step of 128 columns. Codes: prefetch for two rows; shift, two masks and 4 vpshufb a row. T = 1, 4 rows:
-    # 2, 28, 4 loads of weights, which are loaded again as operands of masks, 4 loads of x, 16 products, counters and
-    # addresses 20, of which 8 are the rows'. T = 2, 4 rows: 2, 28, 4 loads, 32 products that load x, 14. T > 2, 2 rows:
-    # 1, 14, 2 loads, 8 T products that load x, 13 + T.
+    # A pass is a step of 128 columns. Codes: prefetch for two rows; shift, two masks and 4 vpshufb a row. T = 1, 4
+    # rows: 2, 28, 4 loads of weights, which are loaded again as operands of masks, 4 loads of x, 16 products, counters
+    # and addresses 20, of which 8 are the rows'. T = 2, 4 rows: 2, 28, 4 loads, 32 products that load x, 14. T > 2, 2
+    # rows: 1, 14, 2 loads, 8 T products that load x, 13 + T.
     "ternary_linear_w2a8_avxvnni": Kernel(
         "vpdpbusd",
         "vpshufb",
@@ -138,8 +137,8 @@ KERNELS = {
         "tbl",
         (Loop("1 token", 32, 16, 28 + 4 + 32 + 10), Loop("4 tokens", 64, 8, 14 + 16 + 64 + 14)),
     ),
-    # A pass is a quarter of 4 rows. Codes as above: 28; a zip for each register of bytes that two rows share: 4; 4 loads
-    # of x and 4 zips a token; 8 T products, each of 2 rows and 2 tokens; 10 + T for counters and addresses.
+    # A pass is a quarter of 4 rows. Codes as above: 28; a zip for each register of bytes that two rows share: 4; 4
+    # loads of x and 4 zips a token; 8 T products, each of 2 rows and 2 tokens; 10 + T for counters and addresses.
     "ternary_linear_w2a8_neoni8mm": Kernel(
         "smmla",
         "tbl",

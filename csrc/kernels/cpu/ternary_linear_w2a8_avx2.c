@@ -120,23 +120,33 @@ DEFINE_ADD_STEPS(2)
 DEFINE_ADD_STEPS(3)
 DEFINE_ADD_STEPS(4)
 
-typedef void add_steps_fn(int32_t *, const uint8_t *const *, const int8_t *, int64_t, int64_t, int64_t, int);
-static add_steps_fn *const add_steps[] = {NULL, add_steps_1, add_steps_2, add_steps_3, add_steps_4};
+/* By direct calls: one through a pointer, for each block, is predicted badly and costs as much as 800 columns. */
+BT_ALWAYS_INLINE void add_steps(int32_t *lanes, const uint8_t *const *w, const int8_t *q, int64_t ldq, int64_t first,
+                                int64_t steps, int add, const int tokens) {
+    if (tokens == 1)
+        add_steps_1(lanes, w, q, ldq, first, steps, add);
+    else if (tokens == 2)
+        add_steps_2(lanes, w, q, ldq, first, steps, add);
+    else if (tokens == 3)
+        add_steps_3(lanes, w, q, ldq, first, steps, add);
+    else
+        add_steps_4(lanes, w, q, ldq, first, steps, add);
+}
 
-static void add_span(int32_t *lanes, const bt_rows *rows, const int8_t *q, int64_t ldq, int64_t begin, int64_t end,
-                     int tokens) {
+BT_ALWAYS_INLINE void add_span(int32_t *lanes, const bt_rows *rows, const int8_t *q, int64_t ldq, int64_t begin,
+                               int64_t end, const int tokens) {
     const int64_t steps = (end - begin) / BT_STEP, rest = bt_div_up((end - begin) % BT_STEP, 4);
     const uint8_t *w[BT_ROWS];
     for (int r = 0; r < BT_ROWS; r++)
         w[r] = rows->w[r] + begin / 4;
     if (steps)
-        add_steps[tokens](lanes, w, q, ldq, begin / BT_STEP, steps, 0);
+        add_steps(lanes, w, q, ldq, begin / BT_STEP, steps, 0, tokens);
     if (rest) {
         uint8_t tail[BT_ROWS][BT_STEP_BYTES];
         bt_copy_tail(tail[0], BT_STEP_BYTES, w, steps * BT_STEP_BYTES, rest);
         for (int r = 0; r < BT_ROWS; r++)
             w[r] = tail[r];
-        add_steps[tokens](lanes, w, q, ldq, begin / BT_STEP + steps, 1, steps > 0);
+        add_steps(lanes, w, q, ldq, begin / BT_STEP + steps, 1, steps > 0, tokens);
     }
 }
 

@@ -182,12 +182,17 @@ BT_ALWAYS_INLINE void bt_w2a8_tiles(const bt_ternary_linear_w2a8 *p, int64_t til
     BT_W2A8_CASE(groups_2, variant, 0, 2)                                                                              \
     BT_W2A8_CASE(groups_3, variant, 0, 3)                                                                              \
     bt_status bt_ternary_linear_w2a8_##isa(const bt_ternary_linear_w2a8 *p, int64_t tile_begin, int64_t tile_end) {    \
-        static void (*const cases[2][3])(const bt_ternary_linear_w2a8 *, int64_t, int64_t) = {                         \
-            {groups_1, groups_2, groups_3}, {whole_1, whole_2, whole_3}};                                              \
         BT_ASSERT(p->ldq % BT_ACT_BLOCK == 0 && p->k <= BT_W2A8_MAX_K && p->digits >= 1 && p->digits <= 3);            \
         if (!bt_group_fits(p->k, p->group))                                                                            \
             return bt_ternary_linear_w2a8_scalar(p, tile_begin, tile_end);                                             \
-        cases[p->group == p->k][p->digits - 1](p, tile_begin, tile_end);                                               \
+        if (p->group == p->k)                                                                                          \
+            p->digits == 1   ? whole_1(p, tile_begin, tile_end)                                                        \
+            : p->digits == 2 ? whole_2(p, tile_begin, tile_end)                                                        \
+                             : whole_3(p, tile_begin, tile_end);                                                       \
+        else                                                                                                           \
+            p->digits == 1   ? groups_1(p, tile_begin, tile_end)                                                       \
+            : p->digits == 2 ? groups_2(p, tile_begin, tile_end)                                                       \
+                             : groups_3(p, tile_begin, tile_end);                                                      \
         return BT_OK;                                                                                                  \
     }
 
