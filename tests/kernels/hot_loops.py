@@ -20,7 +20,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent.parent
 SOURCES = ROOT / "csrc" / "kernels" / "cpu"
 MACHINE = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
-HOT = 16  # products in a pass; loops of fewer take the bias off again, or are tails
+HOT = 12  # products in a pass; loops of fewer take the bias off again, or are tails
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,24 @@ KERNELS = {
         "vpternlog",
         (
             Loop("1 token", 16, 4, 56),
-            # gcc 12 copies the four sums of one of the two tokens twice a pass; gcc 11 does not.
-            Loop("2 tokens", 32, 4, 88 + 8, copies=8),
+            Loop("2 tokens", 32, 4, 88),
             Loop("3 tokens", 48, 4, 108),
-            # gcc 12 makes several loops of this one, and in one of them copies two sums twice a pass.
-            Loop("4 tokens", 64, 4, 128 + 4, copies=4),
+            # gcc 12 copies a sum twice a pass in the loop of long groups, not in that of whole rows.
+            Loop("4 tokens", 64, 4, 128 + 2, copies=2),
+        ),
+    ),
+    # A pass is a step of 128 columns. Codes: prefetch for two rows; shift, two masks and 4 vpshufb a row. T = 1, 4
+    # rows: 2, 28, 4 loads of weights, which are loaded again as operands of masks, 4 loads of x, 16 products, counters
+    # and addresses 20, of which 8 are the rows'. T = 2, 4 rows: 2, 28, 4 loads, 32 products that load x, 14. T > 2, 2
+    # rows: 1, 14, 2 loads, 8 T products that load x, 13 + T.
+    "ternary_linear_w2a8_avxvnni": Kernel(
+        "vpdpbusd",
+        "vpshufb",
+        (
+            Loop("1 token", 16, 16, 74),
+            Loop("2 tokens", 32, 16, 80),
+            Loop("3 tokens", 24, 8, 57),
+            Loop("4 tokens", 32, 8, 66),
         ),
     ),
     # A pass is a step of 128 columns. T = 1, 4 rows: 4 loads, 2 prefetches, shift and two masks a row: 12, 16 vpshufb,
@@ -89,7 +102,19 @@ KERNELS = {
             Loop("4 tokens", 64, 16, 115),
         ),
     ),
-    # The same in half vectors; two rows where T > 1.
+    # A pass is four of the 8 steps of a block where T < 3, else one: 4 vpermd and 4 shifts a step, T loads of x, 4 T
+    # products; counter 3.
+    "ternary_linear_packed_avx512bf16": Kernel(
+        "vdpbf16ps",
+        "vpermd",
+        (
+            Loop("1 token", 16, 16, 55),
+            Loop("2 tokens", 32, 16, 75),
+            Loop("3 tokens", 12, 4, 26),
+            Loop("4 tokens", 16, 4, 31),
+        ),
+    ),
+    # The same as avx512 in half vectors; two rows where T > 1.
     "ternary_linear_packed_avx2": Kernel(
         "vfmadd",
         "vpermilps",
@@ -111,6 +136,21 @@ KERNELS = {
         "smlal",
         "tbl",
         (Loop("1 token", 32, 16, 28 + 4 + 32 + 10), Loop("4 tokens", 64, 8, 14 + 16 + 64 + 14)),
+    ),
+    # A pass is a quarter of 4 rows. Codes as above: 28; a zip for each register of bytes that two rows share: 4; 4
+    # loads of x and 4 zips a token; 8 T products, each of 2 rows and 2 tokens; 10 + T for counters and addresses.
+    "ternary_linear_w2a8_neoni8mm": Kernel(
+        "smmla",
+        "tbl",
+        (Loop("2 tokens", 16, 16, 28 + 4 + 8 + 8 + 16 + 12), Loop("4 tokens", 32, 16, 28 + 4 + 16 + 16 + 32 + 14)),
+    ),
+    # A pass is a byte of the 4 words of each row: the bytes spread, two nibbles and'ed or shifted and or'ed, 4 tbl of
+    # their codes: 9 a row; 4 loads of x a token; products; the table that spreads, counters: 4, and T more where T > 1.
+    "ternary_linear_packed_neon": Kernel(
+        "fmla",
+        "tbl",
+        # gcc keeps one of the eight sums of 2 x 4 in another register between passes.
+        (Loop("1 token", 16, 20, 36 + 4 + 16 + 4), Loop("4 tokens", 32, 10, 18 + 16 + 32 + 4 + 2, copies=2)),
     ),
 }
 
@@ -175,7 +215,7 @@ _COMMENT = re.compile(r"\s*(//|#\s).*$")
 _JUMP = re.compile(r"j\w+$|b$|b\.\w+$|cbn?z$|tbn?z$")
 _TARGET = re.compile(r"(?:^|[\s,])([0-9a-f]+) <")
 _NO_RETURN = re.compile(r"jmp\w*$|b$|br$|ret\w*$|ud2$|hlt$")
-_PREFIXES = ("notrack", "bnd", "rep", "repz", "lock", "cs", "data16")
+_PREFIXES = ("{vex}", "notrack", "bnd", "rep", "repz", "lock", "cs", "data16")
 
 
 def functions(text: str) -> dict[str, list[Instruction]]:

@@ -80,7 +80,7 @@ BT_ALWAYS_INLINE void sum_span(bt_lanes_f32 lanes, const bt_rows *rows, const vo
     for (int64_t k = begin; k < stop; k += CHUNK * BT_BLOCK) {
         const int64_t left = (stop - k) / BT_BLOCK;
         for (int i = 0; i < BT_ROWS * CHUNK; i++)
-            bt_prefetch(rows->w[0], BT_ROWS * k / 4 + i * BT_BLOCK_BYTES);
+            bt_prefetch(rows->w, BT_ROWS * k / 4 + i * BT_BLOCK_BYTES);
         for (int r = 0; r < BT_ROWS; r++)
             w[r] = rows->w[r] + k / 4;
         add_blocks(lanes, w, xp + k, ldxp, left < CHUNK ? left : CHUNK, k > begin, tokens);

@@ -40,7 +40,7 @@ BT_ALWAYS_INLINE void add_blocks(tile_t *tile, const uint8_t *const w[BT_ROWS], 
         __m512i codes[BT_ROWS];
         BT_UNROLL
         for (int r = 0; r < BT_ROWS; r++) {
-            bt_prefetch(w[0], (BT_ROWS * b + r) * BT_BLOCK_BYTES);
+            bt_prefetch(w, (BT_ROWS * b + r) * BT_BLOCK_BYTES);
             codes[r] = _mm512_loadu_si512(w[r] + BT_BLOCK_BYTES * b);
         }
         BT_UNROLL

@@ -36,7 +36,7 @@ BT_ALWAYS_INLINE __m512i load_codes_plus_two(const uint8_t *w) {
 }
 
 BT_ALWAYS_INLINE void prefetch(const uint8_t *const w[BT_ROWS], int64_t block, int row) {
-    bt_prefetch(w[0], (BT_ROWS * block + row) * BT_BLOCK_BYTES);
+    bt_prefetch(w, (BT_ROWS * block + row) * BT_BLOCK_BYTES);
 }
 
 BT_ALWAYS_INLINE void clear(tile_t *tile, const int columns) {
@@ -141,14 +141,13 @@ BT_ALWAYS_INLINE void fold_planes(tile_t *tile) {
     }
 }
 
-/* The lanes of columns [begin, end), where begin is a multiple of 256; of code + 2. */
+/* Adds the products of columns [begin, end), where begin is a multiple of 256. */
 BT_ALWAYS_INLINE void add_span(tile_t *tile, const bt_rows *rows, const int8_t *q, int64_t ldq, int64_t begin,
                                int64_t end, const int tokens) {
     const int64_t blocks = (end - begin) / BT_BLOCK, rest = bt_div_up((end - begin) % BT_BLOCK, 4);
     const uint8_t *w[BT_ROWS];
     for (int r = 0; r < BT_ROWS; r++)
         w[r] = rows->w[r] + begin / 4;
-    clear(tile, tokens == 1 ? 4 : tokens);
     add_blocks(tile, w, q + begin, ldq, blocks, tokens);
     if (rest) {
         tile_t copy = *tile; /* in memory, while that of the loop stays in registers */
@@ -159,44 +158,67 @@ BT_ALWAYS_INLINE void add_span(tile_t *tile, const bt_rows *rows, const int8_t *
         fold_planes(tile);
 }
 
-/* Takes 2 sum q from every lane of a token; needed where the sums of single groups are not known. */
-BT_ALWAYS_INLINE void remove_bias(tile_t *tile, const int8_t *q, int64_t begin, int64_t end, const int token) {
-    const __m512i two = _mm512_set1_epi8(2);
-    __m512i bias = _mm512_setzero_si512();
-    for (int64_t k = begin; k < end; k += 64)
-        bias = dot_u8_i8(bias, two, _mm512_loadu_si512(q + k));
-    BT_UNROLL
+/* The same of one block or less. Folding the planes of one token would cost more than shifting its codes. */
+BT_ALWAYS_INLINE void add_one_block(tile_t *tile, const bt_rows *rows, const int8_t *q, int64_t ldq, int64_t begin,
+                                    int64_t end, const int tokens) {
+    uint8_t copy[BT_ROWS][BT_BLOCK_BYTES];
+    const uint8_t *w[BT_ROWS];
     for (int r = 0; r < BT_ROWS; r++)
-        tile->acc[r][token] = _mm512_sub_epi32(tile->acc[r][token], bias);
+        w[r] = rows->w[r] + begin / 4;
+    if (end - begin < BT_BLOCK) {
+        bt_copy_tail(copy[0], BT_BLOCK_BYTES, w, 0, bt_div_up(end - begin, 4));
+        for (int r = 0; r < BT_ROWS; r++)
+            w[r] = copy[r];
+    }
+    add_tokens(tile, w, q + begin, ldq, 1, tokens);
 }
 
-/* The sums over the lanes of four vectors. Interleaving two vectors and adding the halves sums both at once. */
-BT_ALWAYS_INLINE __m128i sum_lanes(__m512i a, __m512i b, __m512i c, __m512i d) {
+/* What code + 2 adds to the lanes of a row: 2 sum q. */
+BT_ALWAYS_INLINE __m512i offset_lanes(const int8_t *q, int64_t begin, int64_t end) {
+    __m512i sum = _mm512_setzero_si512();
+    for (int64_t k = begin; k < end; k += BT_BLOCK) {
+        BT_UNROLL
+        for (int p = 0; p < 4; p++)
+            sum = dot_u8_i8(sum, _mm512_set1_epi8(2), _mm512_loadu_si512(q + k + 64 * p));
+    }
+    return sum;
+}
+
+/* For each 128-bit part of four vectors, the sums over its lanes. Interleaving two vectors and adding the halves sums
+ * both at once. */
+BT_ALWAYS_INLINE __m512i sum_parts(__m512i a, __m512i b, __m512i c, __m512i d) {
     const __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
     const __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
-    const __m512i abcd = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
-    const __m256i half = _mm256_add_epi32(bt_low(abcd), bt_high(abcd));
-    return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    return _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
 }
 
 BT_ALWAYS_INLINE void dot_span(bt_span_dots *dots, const bt_rows *rows, const int8_t *q, int64_t ldq, int64_t begin,
-                               int64_t end, int remove_offset, int in_lanes, const int q_rows) {
+                               int64_t end, int remove_offset, int in_parts, const int q_rows) {
     tile_t tile;
-    add_span(&tile, rows, q, ldq, begin, end, q_rows);
+    clear(&tile, q_rows == 1 ? 4 : q_rows);
+    if (remove_offset) {
+        BT_UNROLL
+        for (int c = 0; c < q_rows; c++) {
+            const __m512i offset = offset_lanes(q + c * ldq, begin, end);
+            BT_UNROLL
+            for (int r = 0; r < BT_ROWS; r++)
+                tile.acc[r][c] = _mm512_sub_epi32(tile.acc[r][c], offset);
+        }
+    }
+    if (in_parts)
+        add_one_block(&tile, rows, q, ldq, begin, end, q_rows);
+    else
+        add_span(&tile, rows, q, ldq, begin, end, q_rows);
     BT_UNROLL
     for (int c = 0; c < q_rows; c++) {
-        if (remove_offset)
-            remove_bias(&tile, q + c * ldq, begin, bt_div_up(end, BT_BLOCK) * BT_BLOCK, c);
-        if (!in_lanes) {
-            dots->whole[c] = sum_lanes(tile.acc[0][c], tile.acc[1][c], tile.acc[2][c], tile.acc[3][c]);
-            continue;
-        }
-        BT_UNROLL
-        for (int r = 0; r < BT_ROWS; r++)
-            _mm512_storeu_si512(dots->lanes + 16 * (BT_ROWS * c + r), tile.acc[r][c]);
+        const __m512i parts = sum_parts(tile.acc[0][c], tile.acc[1][c], tile.acc[2][c], tile.acc[3][c]);
+        if (in_parts)
+            _mm512_store_si512(dots->part[c], parts);
+        else
+            dots->part[c][0] = bt_add_halves(_mm256_add_epi32(bt_low(parts), bt_high(parts)));
     }
 }
 
-static const bt_w2a8_variant variant = {.count = 16, .offset = 2, .dot_span = dot_span};
+static const bt_w2a8_variant variant = {.unit = BT_BLOCK, .offset = 2, .dot_span = dot_span};
 
 BT_DEFINE_W2A8(avx512vnni, variant)

@@ -87,7 +87,7 @@ BT_ALWAYS_INLINE void run_pass(int32_t *lanes, const uint8_t *const *w, const in
         for (int c = 0; c < tokens; c++)
             x[c] = bt_opaque(q + c * ldq + bt_step_at(first + done));
         for (int r = 0; r < rows; r += 2)
-            bt_prefetch(w[0], (BT_ROWS * done + row + r) * BT_STEP_BYTES);
+            bt_prefetch(w, (BT_ROWS * done + row + r) * BT_STEP_BYTES);
         if (tokens == 1) {
             add_token(sum, w, BT_STEP_BYTES * done, x[0]);
             continue;
@@ -107,11 +107,16 @@ BT_ALWAYS_INLINE void run_pass(int32_t *lanes, const uint8_t *const *w, const in
 }
 
 /* Eight sums at a time, or six: with the decoding they fill 16 registers, and they are independent enough for an
- * instruction of 5 cycles. Not inlined: among other loops gcc 12 spills them. */
+ * instruction of 5 cycles. */
+BT_ALWAYS_INLINE int rows_at_once(const int tokens) {
+    return tokens <= 2 ? 4 : 2;
+}
+
+/* Not inlined: among other loops gcc 12 spills the sums. */
 #define DEFINE_ADD_STEPS(tokens)                                                                                       \
     static __attribute__((noinline)) void add_steps_##tokens(int32_t *lanes, const uint8_t *const *w, const int8_t *q, \
                                                              int64_t ldq, int64_t first, int64_t steps, int add) {     \
-        const int rows = tokens <= 2 ? 4 : 2;                                                                          \
+        const int rows = rows_at_once(tokens);                                                                         \
         for (int row = 0; row < BT_ROWS; row += rows)                                                                  \
             run_pass(lanes, w, q, ldq, first, steps, add, row, rows, tokens);                                          \
     }
@@ -120,49 +125,91 @@ DEFINE_ADD_STEPS(2)
 DEFINE_ADD_STEPS(3)
 DEFINE_ADD_STEPS(4)
 
-typedef void add_steps_fn(int32_t *, const uint8_t *const *, const int8_t *, int64_t, int64_t, int64_t, int);
-static add_steps_fn *const add_steps[] = {NULL, add_steps_1, add_steps_2, add_steps_3, add_steps_4};
+/* By direct calls: one through a pointer, for each block, costs as much as 700 columns. */
+BT_ALWAYS_INLINE void add_steps(int32_t *lanes, const uint8_t *const *w, const int8_t *q, int64_t ldq, int64_t first,
+                                int64_t steps, int add, const int tokens) {
+    if (tokens == 1)
+        add_steps_1(lanes, w, q, ldq, first, steps, add);
+    else if (tokens == 2)
+        add_steps_2(lanes, w, q, ldq, first, steps, add);
+    else if (tokens == 3)
+        add_steps_3(lanes, w, q, ldq, first, steps, add);
+    else
+        add_steps_4(lanes, w, q, ldq, first, steps, add);
+}
 
-static void add_span(int32_t *lanes, const bt_rows *rows, const int8_t *q, int64_t ldq, int64_t begin, int64_t end,
-                     int tokens) {
+BT_ALWAYS_INLINE void add_span(int32_t *lanes, const bt_rows *rows, const int8_t *q, int64_t ldq, int64_t begin,
+                               int64_t end, const int tokens) {
     const int64_t steps = (end - begin) / BT_STEP, rest = bt_div_up((end - begin) % BT_STEP, 4);
     const uint8_t *w[BT_ROWS];
     for (int r = 0; r < BT_ROWS; r++)
         w[r] = rows->w[r] + begin / 4;
     if (steps)
-        add_steps[tokens](lanes, w, q, ldq, begin / BT_STEP, steps, 0);
+        add_steps(lanes, w, q, ldq, begin / BT_STEP, steps, 0, tokens);
     if (rest) {
         uint8_t tail[BT_ROWS][BT_STEP_BYTES];
         bt_copy_tail(tail[0], BT_STEP_BYTES, w, steps * BT_STEP_BYTES, rest);
         for (int r = 0; r < BT_ROWS; r++)
             w[r] = tail[r];
-        add_steps[tokens](lanes, w, q, ldq, begin / BT_STEP + steps, 1, steps > 0);
+        add_steps(lanes, w, q, ldq, begin / BT_STEP + steps, 1, steps > 0, tokens);
     }
 }
 
-/* Takes sum q from every lane of a token; needed where the sums of single groups are not known. */
-static void remove_bias(int32_t *lanes, const int8_t *q, int64_t begin, int64_t end, int token) {
-    __m256i bias = _mm256_setzero_si256();
-    for (int64_t step = begin / BT_STEP; step < bt_div_up(end, BT_STEP); step++)
-        for (int plane = 0; plane < 4; plane++)
-            bias = dot_loaded(bias, _mm256_set1_epi8(1), q + bt_step_at(step) + 64 * plane);
-    for (int r = 0; r < BT_ROWS; r++) {
-        int32_t *const lane = lanes + LANES * (BT_ROWS * token + r);
-        _mm256_storeu_si256((__m256i *)lane, _mm256_sub_epi32(load(lane), bias));
+/* The same of one step or less, for small groups: a call and loops of one pass cost more than the step. */
+BT_ALWAYS_INLINE void add_one_step(int32_t *lanes, const bt_rows *rows, const int8_t *q, int64_t ldq, int64_t begin,
+                                   int64_t end, const int tokens) {
+    uint8_t tail[BT_ROWS][BT_STEP_BYTES];
+    const uint8_t *w[BT_ROWS];
+    for (int r = 0; r < BT_ROWS; r++)
+        w[r] = rows->w[r] + begin / 4;
+    if (end - begin < BT_STEP) {
+        bt_copy_tail(tail[0], BT_STEP_BYTES, w, 0, bt_div_up(end - begin, 4));
+        for (int r = 0; r < BT_ROWS; r++)
+            w[r] = tail[r];
     }
+    const int at_once = rows_at_once(tokens);
+    BT_UNROLL
+    for (int row = 0; row < BT_ROWS; row += at_once)
+        run_pass(lanes, w, q, ldq, begin / BT_STEP, 1, 0, row, at_once, tokens);
+}
+
+/* What code + 1 adds to the lanes of a row: sum q. */
+BT_ALWAYS_INLINE __m256i offset_lanes(const int8_t *q, int64_t begin, int64_t end) {
+    __m256i offset = _mm256_setzero_si256();
+    for (int64_t step = begin / BT_STEP; step < bt_div_up(end, BT_STEP); step++) {
+        BT_UNROLL
+        for (int plane = 0; plane < 4; plane++)
+            offset = dot_loaded(offset, _mm256_set1_epi8(1), q + bt_step_at(step) + 64 * plane);
+    }
+    return offset;
 }
 
 BT_ALWAYS_INLINE void dot_span(bt_span_dots *dots, const bt_rows *rows, const int8_t *q, int64_t ldq, int64_t begin,
-                               int64_t end, int remove_offset, int in_lanes, const int q_rows) {
-    add_span(dots->lanes, rows, q, ldq, begin, end, q_rows);
+                               int64_t end, int remove_offset, int in_parts, const int q_rows) {
+    int32_t lanes[BT_TOKENS][BT_ROWS][LANES];
+    if (remove_offset && end - begin <= BT_STEP)
+        add_one_step(lanes[0][0], rows, q, ldq, begin, end, q_rows);
+    else
+        add_span(lanes[0][0], rows, q, ldq, begin, end, q_rows);
     for (int c = 0; c < q_rows; c++) {
-        if (remove_offset)
-            remove_bias(dots->lanes, q + c * ldq, begin, end, c);
-        if (!in_lanes)
-            dots->whole[c] = bt_sums(dots->lanes + LANES * BT_ROWS * c, LANES, LANES / 4);
+        __m256i row[BT_ROWS];
+        BT_UNROLL
+        for (int r = 0; r < BT_ROWS; r++)
+            row[r] = load(lanes[c][r]);
+        if (remove_offset) {
+            const __m256i offset = offset_lanes(q + c * ldq, begin, end);
+            BT_UNROLL
+            for (int r = 0; r < BT_ROWS; r++)
+                row[r] = _mm256_sub_epi32(row[r], offset);
+        }
+        const __m256i parts = bt_sum_parts(row[0], row[1], row[2], row[3]);
+        if (in_parts)
+            _mm256_storeu_si256((__m256i *)dots->part[c], parts);
+        else
+            dots->part[c][0] = bt_add_halves(parts);
     }
 }
 
-static const bt_w2a8_variant variant = {.count = LANES, .offset = 1, .dot_span = dot_span};
+static const bt_w2a8_variant variant = {.unit = BT_STEP, .offset = 1, .dot_span = dot_span};
 
 BT_DEFINE_W2A8(avxvnni, variant)

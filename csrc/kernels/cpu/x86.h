@@ -21,10 +21,12 @@
 
 enum { BT_ROWS = 4, BT_TOKENS = 4, BT_BLOCK = 256, BT_BLOCK_BYTES = 64, BT_PREFETCH = 4096 };
 
-/* Several rows at once are more streams than the hardware follows, but together they are one: the rows lie one after
- * the other in memory, so the next lines are fetched in the order of addresses. May point past the end of w. */
-BT_ALWAYS_INLINE void bt_prefetch(const void *w, int64_t offset) {
-    __builtin_prefetch((const void *)((uintptr_t)w + (uintptr_t)(offset + BT_PREFETCH)), 0, 3);
+/* Four rows at once are more streams than the hardware follows, but together they are one: the rows lie one after the
+ * other in memory, so the next lines are fetched in the order of addresses, `offset` counting from the first row. The
+ * distance is from the last row, so that its lines are on their way however long the rows are. May point past the end
+ * of w. */
+BT_ALWAYS_INLINE void bt_prefetch(const uint8_t *const w[BT_ROWS], int64_t offset) {
+    __builtin_prefetch((const void *)((uintptr_t)w[BT_ROWS - 1] + (uintptr_t)(offset + BT_PREFETCH)), 0, 3);
 }
 
 #if defined(BT_SIMDE) || defined(__AVX512F__)
@@ -184,19 +186,13 @@ BT_ALWAYS_INLINE __m128 bt_tree(const float *lanes, int64_t stride, int quarters
     return _mm_add_ps(_mm_add_ps(a, c), _mm_add_ps(b, d));
 }
 
-BT_ALWAYS_INLINE __m128i bt_sum_quarters(const int32_t *lanes, int quarters) {
-    __m128i sum = _mm_loadu_si128((const __m128i *)lanes);
-    for (int i = 1; i < quarters; i++)
-        sum = _mm_add_epi32(sum, _mm_loadu_si128((const __m128i *)(lanes + 4 * i)));
-    return sum;
+/* For each 128-bit part of four vectors, the sums over its lanes. */
+BT_ALWAYS_INLINE __m256i bt_sum_parts(__m256i a, __m256i b, __m256i c, __m256i d) {
+    return _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
 }
 
-/* The sums over the lanes of four rows. */
-BT_ALWAYS_INLINE __m128i bt_sums(const int32_t *lanes, int64_t stride, int quarters) {
-    const __m128i ab = _mm_hadd_epi32(bt_sum_quarters(lanes, quarters), bt_sum_quarters(lanes + stride, quarters));
-    const __m128i cd =
-        _mm_hadd_epi32(bt_sum_quarters(lanes + 2 * stride, quarters), bt_sum_quarters(lanes + 3 * stride, quarters));
-    return _mm_hadd_epi32(ab, cd);
+BT_ALWAYS_INLINE __m128i bt_add_halves(__m256i v) {
+    return _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
 }
 
 BT_ALWAYS_INLINE __m128 bt_load4(const void *base, int type, int64_t index) {

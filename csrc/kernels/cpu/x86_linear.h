@@ -10,21 +10,23 @@
 #include "x86.h"
 
 /* `statement` for each block of 4 rows and at most `width` tokens of the tiles [begin, end): it sees the `rows`, the
- * first `token` and how many tokens of the tile are `left`. */
+ * first `token` and the `count` of tokens. Blocks are as even as can be, 5 tokens 3 and 2: a single token costs as much
+ * decoding as several. */
 #define BT_EACH_BLOCK(p, begin, end, width, statement)                                                                 \
-    for (int64_t index = (begin); index < (end); index++) {                                                            \
+    for (int64_t index = (begin), count; index < (end); index++) {                                                     \
         const bt_tile t = bt_tile_at((p)->m, (p)->n, index);                                                           \
-        for (int64_t token = t.m0; token < t.m1; token += (width))                                                     \
+        for (int64_t token = t.m0; token < t.m1; token += count) {                                                     \
+            count = bt_div_up(t.m1 - token, bt_div_up(t.m1 - token, (width)));                                         \
             for (int64_t row = t.n0; row < t.n1; row += BT_ROWS) {                                                     \
                 const bt_rows rows = bt_rows_at((p)->w, (p)->ldw, (p)->scale, (p)->lds, row, t.n1);                    \
-                const int64_t left = t.m1 - token;                                                                     \
                 statement                                                                                              \
             }                                                                                                          \
+        }                                                                                                              \
     }
 
 /* run(..., tokens) where tokens, at most 4, is a constant. */
-#define BT_BY_TOKENS(left, run, ...)                                                                                   \
-    switch (left) {                                                                                                    \
+#define BT_BY_TOKENS(count, run, ...)                                                                                  \
+    switch (count) {                                                                                                   \
     case 1:                                                                                                            \
         run(__VA_ARGS__, 1);                                                                                           \
         break;                                                                                                         \
@@ -69,34 +71,30 @@ BT_ALWAYS_INLINE bt_status bt_packed_tiles(const bt_ternary_linear_packed *p, in
     (void)xp_type;
     if (!bt_group_fits(p->k, p->group))
         return bt_ternary_linear_packed_scalar(p, tile_begin, tile_end);
-    BT_EACH_BLOCK(p, tile_begin, tile_end, BT_TOKENS, BT_BY_TOKENS(left, bt_packed_block, p, &rows, token, sum_span))
+    BT_EACH_BLOCK(p, tile_begin, tile_end, BT_TOKENS, BT_BY_TOKENS(count, bt_packed_block, p, &rows, token, sum_span))
     return BT_OK;
 }
 
-/* What a variant finds over a span of columns, for rows of q one after the other. The lanes hold code + `offset`:
- * offset times sum q is taken off again. That is known for a row of q, `q_sum`; where a group is less than all columns,
- * the variant is asked to `remove_offset` itself. A span of several groups is wanted `in_lanes`, any other in `whole`.
- *
- *   lanes   `count` lanes for each of the four rows of w; 16 suffice for every variant */
+/* What a variant finds over a span of columns, for rows of q one after the other: the dot products with four rows of w.
+ * Its weights are code + `offset`, and offset times sum q is taken off again. That is known for a row of q, `q_sum`;
+ * where a group is less than all columns, the variant is asked to `remove_offset` itself. A span of several groups is
+ * `unit` columns or the last of them, and is wanted `in_parts` of 64 columns; any other is part 0. */
 typedef struct bt_span_dots {
-    __m128i whole[BT_TOKENS];
-    int32_t lanes[BT_TOKENS * BT_ROWS * 16];
+    _Alignas(64) __m128i part[BT_TOKENS][4];
 } bt_span_dots;
 typedef void bt_dot_span(bt_span_dots *dots, const bt_rows *rows, const int8_t *q, int64_t ldq, int64_t begin,
-                         int64_t end, int remove_offset, int in_lanes, const int q_rows);
+                         int64_t end, int remove_offset, int in_parts, const int q_rows);
 typedef struct bt_w2a8_variant {
-    int count;  /* lanes of a row: BT_BLOCK columns if 16, half of that if 8 */
+    int unit;   /* 256 or 128 */
     int offset; /* 0: nothing to remove */
     bt_dot_span *dot_span;
 } bt_w2a8_variant;
 
-/* The dot products of a group of four rows with row c of q: of the whole span, or of `quarters` from `lane` on. */
-BT_ALWAYS_INLINE __m128i bt_group_dots(const bt_span_dots *dots, const bt_w2a8_variant v, int c, int64_t lane,
-                                       int quarters, int32_t q_sum) {
-    const __m128i sums = quarters == v.count / 4
-                             ? dots->whole[c]
-                             : bt_sums(&dots->lanes[BT_ROWS * v.count * c + lane], v.count, quarters);
-    return _mm_sub_epi32(sums, _mm_set1_epi32(v.offset * q_sum));
+/* The dot products of a group, `parts` (1 or 2) from `part` on, with row c of q. */
+BT_ALWAYS_INLINE __m128i bt_group_dots(const bt_span_dots *dots, int c, int64_t part, int parts, int32_t offset) {
+    const __m128i first = dots->part[c][part];
+    const __m128i sum = parts == 1 ? first : _mm_add_epi32(first, dots->part[c][part + 1]);
+    return _mm_sub_epi32(sum, _mm_set1_epi32(offset));
 }
 
 BT_ALWAYS_INLINE __m128 bt_scaled_dot(__m128i dot, float q_scale, __m128 scale) {
@@ -104,22 +102,22 @@ BT_ALWAYS_INLINE __m128 bt_scaled_dot(__m128i dot, float q_scale, __m128 scale) 
 }
 
 /* The digits of a token, which begin with row c of q, joined: exact, and so is every order of it. */
-BT_ALWAYS_INLINE __m256d bt_joined_dots(const bt_span_dots *dots, const bt_w2a8_variant v, int c, int64_t lane,
-                                        int quarters, const int32_t *q_sum, const int digits) {
+BT_ALWAYS_INLINE __m256d bt_joined_dots(const bt_span_dots *dots, int c, int64_t part, int parts, const int32_t *q_sum,
+                                        int32_t offset, const int digits) {
     __m256d sum = _mm256_setzero_pd();
     for (int d = digits - 1; d >= 0; d--) {
-        const __m128i dot = bt_group_dots(dots, v, c + d, lane, quarters, q_sum ? q_sum[c + d] : 0);
+        const __m128i dot = bt_group_dots(dots, c + d, part, parts, q_sum ? offset * q_sum[c + d] : 0);
         sum = _mm256_add_pd(_mm256_mul_pd(sum, _mm256_set1_pd(256.0)), _mm256_cvtepi32_pd(dot));
     }
     return sum;
 }
 
-/* Four rows by `tokens` tokens of `digits` rows of q each. */
+/* Four rows by `tokens` tokens of `digits` rows of q each. `whole`: all columns are one group. */
 BT_ALWAYS_INLINE void bt_w2a8_block(const bt_ternary_linear_w2a8 *p, const bt_rows *rows, int64_t token,
-                                    const bt_w2a8_variant v, const int digits, const int tokens) {
+                                    const bt_w2a8_variant v, const int whole, const int digits, const int tokens) {
     const int8_t *q = p->q + digits * token * p->ldq;
-    const int64_t span = bt_span(p->k, p->group, 16 * v.count);
-    const int quarters = span == p->group ? v.count / 4 : (int)(p->group / 64), whole = p->group == p->k;
+    const int64_t span = whole ? p->k : bt_span(p->k, p->group, v.unit);
+    const int in_parts = !whole && span != p->group, parts = in_parts ? (int)(p->group / 64) : 1;
     const int32_t *q_sum = whole ? p->q_sum + digits * token : NULL;
     __m128 sum[BT_TOKENS];
     __m256d wide_sum[BT_TOKENS];
@@ -129,68 +127,73 @@ BT_ALWAYS_INLINE void bt_w2a8_block(const bt_ternary_linear_w2a8 *p, const bt_ro
         wide_sum[c] = _mm256_setzero_pd();
     }
     for (int64_t begin = 0; begin < p->k; begin += span) {
-        const int64_t end = begin + span < p->k ? begin + span : p->k;
+        const int64_t end = !whole && begin + span < p->k ? begin + span : p->k;
         bt_span_dots dots;
-        v.dot_span(&dots, rows, q, p->ldq, begin, end, !whole, span != p->group, digits * tokens);
-        for (int64_t at = begin, lane = 0; at < end; at += p->group, lane += 4 * quarters, g++) {
+        v.dot_span(&dots, rows, q, p->ldq, begin, end, !whole, in_parts, digits * tokens);
+        int64_t part = 0;
+        for (int64_t at = begin; at < end; at += whole ? p->k : p->group, part += parts, g++) {
             const __m128 scales = bt_scales(rows, g);
             for (int c = 0; c < tokens; c++) {
                 if (digits == 1) {
-                    const __m128i dot = bt_group_dots(&dots, v, c, lane, quarters, q_sum ? q_sum[c] : 0);
+                    const __m128i dot = bt_group_dots(&dots, c, part, parts, whole ? v.offset * q_sum[c] : 0);
                     sum[c] = _mm_add_ps(sum[c], bt_scaled_dot(dot, p->q_scale[token + c], scales));
                 } else {
-                    const __m256d dot = bt_joined_dots(&dots, v, digits * c, lane, quarters, q_sum, digits);
+                    const __m256d dot = bt_joined_dots(&dots, digits * c, part, parts, q_sum, v.offset, digits);
                     const __m256d scaled = _mm256_mul_pd(dot, _mm256_set1_pd(p->q_step[token + c]));
                     wide_sum[c] = _mm256_add_pd(wide_sum[c], _mm256_mul_pd(scaled, _mm256_cvtps_pd(scales)));
                 }
             }
+            if (whole)
+                break;
         }
+        if (whole)
+            break;
     }
     for (int c = 0; c < tokens; c++)
         bt_finish4(p->y, p->y_type, (token + c) * p->ldy + rows->first,
                    digits == 1 ? sum[c] : _mm256_cvtpd_ps(wide_sum[c]), p->bias, p->bias_type, rows);
 }
 
-/* Tokens of one digit. */
-BT_ALWAYS_INLINE bt_status bt_w2a8_tiles(const bt_ternary_linear_w2a8 *p, int64_t tile_begin, int64_t tile_end,
-                                         const bt_w2a8_variant v) {
-    BT_ASSERT(p->ldq % BT_ACT_BLOCK == 0 && p->k <= BT_W2A8_MAX_K && p->digits == 1);
-    if (!bt_group_fits(p->k, p->group))
-        return bt_ternary_linear_w2a8_scalar(p, tile_begin, tile_end);
-    BT_EACH_BLOCK(p, tile_begin, tile_end, BT_TOKENS, BT_BY_TOKENS(left, bt_w2a8_block, p, &rows, token, v, 1))
-    return BT_OK;
-}
-
-/* Tokens of `digits` digits, two or three. In functions of their own in a variant, not inlined: the loops of all are
- * more than gcc 12 has registers for, but each wants to be inlined into the walk over blocks, whose end then overlaps
- * with the next block (8 % of a row of 2560 columns). */
-BT_ALWAYS_INLINE bt_status bt_digits_tiles(const bt_ternary_linear_w2a8 *p, int64_t tile_begin, int64_t tile_end,
-                                           const bt_w2a8_variant v, const int digits) {
-    BT_ASSERT(p->ldq % BT_ACT_BLOCK == 0 && p->k <= BT_W2A8_MAX_K && p->digits == digits);
-    if (!bt_group_fits(p->k, p->group))
-        return bt_ternary_linear_w2a8_scalar(p, tile_begin, tile_end);
-    if (digits == 2)
-        BT_EACH_BLOCK(p, tile_begin, tile_end, 2, if (left == 1) bt_w2a8_block(p, &rows, token, v, 2, 1);
-                      else bt_w2a8_block(p, &rows, token, v, 2, 2);)
+/* Blocks of `digits` digits, of at most four rows of q. Each case is a function of its own in a variant, not inlined:
+ * the loops of all are more than gcc 12 has registers for, but each wants to be inlined into the walk over blocks,
+ * whose end then overlaps with the next block (8 % of a row of 2560 columns). */
+BT_ALWAYS_INLINE void bt_w2a8_tiles(const bt_ternary_linear_w2a8 *p, int64_t tile_begin, int64_t tile_end,
+                                    const bt_w2a8_variant v, const int whole, const int digits) {
+    if (digits == 1)
+        BT_EACH_BLOCK(p, tile_begin, tile_end, BT_TOKENS,
+                      BT_BY_TOKENS(count, bt_w2a8_block, p, &rows, token, v, whole, 1))
+    else if (digits == 2)
+        BT_EACH_BLOCK(p, tile_begin, tile_end, 2, if (count == 1) bt_w2a8_block(p, &rows, token, v, whole, 2, 1);
+                      else bt_w2a8_block(p, &rows, token, v, whole, 2, 2);)
     else
-        BT_EACH_BLOCK(p, tile_begin, tile_end, 1, bt_w2a8_block(p, &rows, token, v, 3, 1); (void)left;)
-    return BT_OK;
+        BT_EACH_BLOCK(p, tile_begin, tile_end, 1, bt_w2a8_block(p, &rows, token, v, whole, 3, 1);)
 }
 
 /* bt_ternary_linear_w2a8_<isa> of a bt_w2a8_variant. */
+#define BT_W2A8_CASE(name, variant, whole, digits)                                                                     \
+    static __attribute__((noinline)) void name(const bt_ternary_linear_w2a8 *p, int64_t begin, int64_t end) {          \
+        bt_w2a8_tiles(p, begin, end, variant, whole, digits);                                                          \
+    }
 #define BT_DEFINE_W2A8(isa, variant)                                                                                   \
-    static __attribute__((noinline)) bt_status two_digits(const bt_ternary_linear_w2a8 *p, int64_t begin,              \
-                                                          int64_t end) {                                               \
-        return bt_digits_tiles(p, begin, end, variant, 2);                                                             \
-    }                                                                                                                  \
-    static __attribute__((noinline)) bt_status three_digits(const bt_ternary_linear_w2a8 *p, int64_t begin,            \
-                                                            int64_t end) {                                             \
-        return bt_digits_tiles(p, begin, end, variant, 3);                                                             \
-    }                                                                                                                  \
+    BT_W2A8_CASE(whole_1, variant, 1, 1)                                                                               \
+    BT_W2A8_CASE(whole_2, variant, 1, 2)                                                                               \
+    BT_W2A8_CASE(whole_3, variant, 1, 3)                                                                               \
+    BT_W2A8_CASE(groups_1, variant, 0, 1)                                                                              \
+    BT_W2A8_CASE(groups_2, variant, 0, 2)                                                                              \
+    BT_W2A8_CASE(groups_3, variant, 0, 3)                                                                              \
     bt_status bt_ternary_linear_w2a8_##isa(const bt_ternary_linear_w2a8 *p, int64_t tile_begin, int64_t tile_end) {    \
-        return p->digits == 1   ? bt_w2a8_tiles(p, tile_begin, tile_end, variant)                                      \
-               : p->digits == 2 ? two_digits(p, tile_begin, tile_end)                                                  \
-                                : three_digits(p, tile_begin, tile_end);                                               \
+        BT_ASSERT(p->ldq % BT_ACT_BLOCK == 0 && p->k <= BT_W2A8_MAX_K && p->digits >= 1 && p->digits <= 3);            \
+        if (!bt_group_fits(p->k, p->group))                                                                            \
+            return bt_ternary_linear_w2a8_scalar(p, tile_begin, tile_end);                                             \
+        if (p->group == p->k)                                                                                          \
+            p->digits == 1   ? whole_1(p, tile_begin, tile_end)                                                        \
+            : p->digits == 2 ? whole_2(p, tile_begin, tile_end)                                                        \
+                             : whole_3(p, tile_begin, tile_end);                                                       \
+        else                                                                                                           \
+            p->digits == 1   ? groups_1(p, tile_begin, tile_end)                                                       \
+            : p->digits == 2 ? groups_2(p, tile_begin, tile_end)                                                       \
+                             : groups_3(p, tile_begin, tile_end);                                                      \
+        return BT_OK;                                                                                                  \
     }
 
 #endif
