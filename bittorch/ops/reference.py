@@ -61,6 +61,15 @@ def _optimal_threshold(a: Tensor) -> Tensor:
     return ordered.gather(1, best).nextafter(torch.zeros((), device=a.device))
 
 
+def _drop_smallest(w: Tensor) -> Tensor:
+    """``w`` without the smallest of each four columns, of equal ones the first."""
+    k = w.shape[1]
+    quads = torch.nn.functional.pad(w, (0, -k % 4)).unflatten(1, (-1, 4))
+    a = quads.abs()
+    smallest = (a == a.amin(2, keepdim=True)).to(torch.int8).argmax(2, keepdim=True)
+    return quads.scatter(2, smallest, 0.0).flatten(1)[:, :k]
+
+
 def _kept(a: Tensor, mean: Tensor, method: str, f: Tensor) -> Tensor:
     if method == "max":
         return a > f * a.amax(1, keepdim=True)
@@ -72,11 +81,14 @@ def _kept(a: Tensor, mean: Tensor, method: str, f: Tensor) -> Tensor:
     return a * (1.0 / center.clamp(min=EPS)) > f
 
 
-def _quantize_rows(w: Tensor, method: str, scale_rule: str, threshold_factor: float) -> tuple[Tensor, Tensor]:
-    """Codes and scales of a matrix whose rows are the groups."""
+def _quantize_rows(
+    w: Tensor, left: Tensor | None, method: str, scale_rule: str, threshold_factor: float
+) -> tuple[Tensor, Tensor]:
+    """Codes and scales of a matrix whose rows are the groups; ``left`` is what nm34 leaves of it."""
     a = w.abs()
     mean = a.double().mean(1, keepdim=True).float()
-    kept = _kept(a, mean, method, torch.tensor(threshold_factor, dtype=torch.float32, device=w.device))
+    f = torch.tensor(threshold_factor, dtype=torch.float32, device=w.device)
+    kept = _kept(a, mean, method, f) if left is None else left != 0
     count = kept.sum(1, keepdim=True)
     ls = (torch.where(kept, a.double(), 0.0).sum(1, keepdim=True) / count).float()
     scale = {"ls": ls.where(count > 0, EPS), "mean": mean.clamp(min=EPS), "max": a.amax(1, keepdim=True)}[scale_rule]
@@ -101,7 +113,8 @@ def ternary_quantize(
         return ternary_pack(w.to(torch.int8)), w.new_full(shape, EPS, dtype=torch.float32)
     width = {"tensor": n * k, "channel": k, "group": group_size}[granularity]
     with torch.no_grad():
-        codes, scale = _quantize_rows(w.float().reshape(-1, width), method, scale_rule, threshold_factor)
+        left = _drop_smallest(w.float()).reshape(-1, width) if method == "nm34" else None
+        codes, scale = _quantize_rows(w.float().reshape(-1, width), left, method, scale_rule, threshold_factor)
     return ternary_pack(codes.view(n, k)), scale.view(shape)
 
 

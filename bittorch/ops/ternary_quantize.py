@@ -19,6 +19,7 @@ def ternary_quantize(
     absmean    ``a / max(mean(a), 1e-5) > f``      (f = 0.5: round to nearest)
     absmedian  ``a / max(median(a), 1e-5) > f``    (the lower median)
     optimal    the k largest, k maximising ``(their sum)^2 / k``; f is unused
+    nm34       ``a`` is not 0 nor the smallest of its four columns; f is unused
     ========== ==============================================================
 
     and 0 elsewhere. Scale: ``ls`` the mean of the kept ``a``, ``mean`` the mean of all, ``max`` the largest. Sums are
@@ -39,7 +40,7 @@ def ternary_quantize(
     Raises:
         TypeError, ValueError: another dtype, shape, name or value; the message names both.
 
-    Source: Li et al. 2016 (TWN); Ma et al. 2024 (BitNet b1.58, absmean).
+    Source: Li et al. 2016 (TWN); Ma et al. 2024 (BitNet b1.58, absmean); Huang et al. 2025 (Sherry, 3:4 sparse).
     """
     return torch.ops.bittorch.ternary_quantize(w, method, scale_rule, threshold_factor, granularity, group_size)
 

@@ -13,7 +13,7 @@ from bittorch.ops import reference
 from bittorch.quant.base import QuantConfig, Quantizer, QuantType
 from bittorch.quant.learned import LEARNED, RULES, TWO_SCALES
 
-Method = Literal["max", "twn", "absmean", "absmedian", "optimal", "lsq", "seq", "ttq"]
+Method = Literal["max", "twn", "absmean", "absmedian", "optimal", "nm34", "lsq", "seq", "ttq"]
 ScaleRule = Literal["ls", "mean", "max", "learned"]
 Ste = Literal["identity", "clipped"]
 Granularity = Literal["tensor", "channel", "group"]
@@ -30,10 +30,11 @@ _METHODS: dict[str, _Defaults] = {
     "absmean": _Defaults(0.5, "mean"),
     "absmedian": _Defaults(0.5, "ls"),
     "optimal": _Defaults(0.0, "ls"),
+    "nm34": _Defaults(0.0, "ls"),
     **{name: _Defaults(rule.threshold, "learned") for name, rule in RULES.items()},
     TWO_SCALES: _Defaults(0.05, "learned"),
 }
-_OWN_THRESHOLD = ("optimal", *RULES)
+_OWN_THRESHOLD = ("optimal", "nm34", *RULES)
 ACTIVATION_BITS = (None, 8, 16, 24)
 _MAX_INT8_IN_FEATURES = 1 << 22
 _SCALES = ("ls", "mean", "max")
@@ -75,8 +76,9 @@ class TernaryQuantConfig(QuantConfig):
             twn 0.75 (of the mean), absmean and absmedian 0.5 (round to nearest), ttq 0.05 (of the largest). The others
             have their own.
         per_channel: False is ``granularity="tensor"``.
-        method: ``max``, ``twn``, ``absmean`` (the codes of BitNet b1.58), ``absmedian`` or ``optimal``; or, with the
-            scale a parameter of the layer, ``lsq``, ``seq`` or ``ttq`` (`bittorch.quant.learned` has the formulas).
+        method: ``max``, ``twn``, ``absmean`` (the codes of BitNet b1.58), ``absmedian``, ``optimal`` or ``nm34``
+            (3:4 sparse: one of four columns is 0); or, with the scale a parameter of the layer, ``lsq``, ``seq`` or
+            ``ttq`` (`bittorch.quant.learned` has the formulas).
         scale: ``ls`` (least squares: the mean of the kept magnitudes), ``mean`` or ``max``; None is the method's own,
             ``ls`` but for absmean, whose is ``mean``, and ``learned`` where it is a parameter. ``max`` is
             that of libraries that scale by the largest weight, and ruins the weights: see docs/ternary_format.md.

@@ -21,7 +21,7 @@ static int parse(const std::string &name, const std::array<const char *, count> 
     TORCH_CHECK_VALUE(false, what, " must be one of ", listed, ", got '", name, "'");
 }
 
-constexpr std::array<const char *, 5> methods{"max", "twn", "absmean", "absmedian", "optimal"};
+constexpr std::array<const char *, 6> methods{"max", "twn", "absmean", "absmedian", "optimal", "nm34"};
 constexpr std::array<const char *, 3> scale_rules{"ls", "mean", "max"};
 constexpr std::array<const char *, 3> granularities{"tensor", "channel", "group"};
 

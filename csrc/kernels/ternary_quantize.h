@@ -7,16 +7,21 @@
  *   absmean    keep fl(a * fl(1 / max(mean a, 1e-5))) > f         f = 0.5 is round-half-to-even
  *   absmedian  the same with the median (of an even count, the lower)
  *   optimal    keep the k largest that maximise (their sum)^2 / k; f is not used
+ *   nm34       keep all but the smallest of the four columns of a byte (of equal ones the first goes), and no zero;
+ *              f is not used
  * Scale: ls = mean of the kept a, mean = max(mean a, 1e-5), max = max a. A group that keeps nothing has codes 0 and,
  * with ls, scale 1e-5; so has an all-zero group with any rule. A non-finite group has codes 0 and scale NaN. */
 #ifndef BT_TERNARY_QUANTIZE_H
 #define BT_TERNARY_QUANTIZE_H
 #include "bt_common.h"
+
+#include <math.h>
+
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-enum { BT_METHOD_MAX, BT_METHOD_TWN, BT_METHOD_ABSMEAN, BT_METHOD_ABSMEDIAN, BT_METHOD_OPTIMAL };
+enum { BT_METHOD_MAX, BT_METHOD_TWN, BT_METHOD_ABSMEAN, BT_METHOD_ABSMEDIAN, BT_METHOD_OPTIMAL, BT_METHOD_NM34 };
 enum { BT_SCALE_LS, BT_SCALE_MEAN, BT_SCALE_MAX };
 #define BT_SCALE_EPS 1e-5f
 
@@ -33,6 +38,15 @@ typedef struct bt_ternary_quantize {
 
 /* A tile is a row; with lds = 0 there is one tile, the whole matrix. */
 typedef bt_status bt_ternary_quantize_fn(const bt_ternary_quantize *p, int64_t tile_begin, int64_t tile_end);
+
+/* Zeroes what nm34 drops of the four weights of a byte. Of fewer the missing ones, zeros, are the smallest. */
+BT_INLINE void bt_drop_smallest(float w[4]) {
+    int smallest = 0;
+    for (int i = 1; i < 4; i++)
+        if (fabsf(w[i]) < fabsf(w[smallest]))
+            smallest = i;
+    w[smallest] = 0.0f;
+}
 
 static inline int64_t bt_ternary_quantize_tiles(const bt_ternary_quantize *p) {
     return p->lds == 0 ? 1 : p->n;

@@ -3,7 +3,7 @@
 #include "test.h"
 
 static const Kernel<bt_ternary_quantize_fn> KERNELS[] = {BT_TERNARY_QUANTIZE(GPU_KERNEL)};
-static const char *const METHODS[] = {"max", "twn", "absmean", "absmedian", "optimal"};
+static const char *const METHODS[] = {"max", "twn", "absmean", "absmedian", "optimal", "nm34"};
 
 static bool same_scale(float a, float b) {
     if (std::isnan(a) || std::isnan(b))
@@ -53,7 +53,7 @@ static float usual_factor(int method) {
 
 static void all_methods(const Buffer &w, int rule, const char *what) {
     for (const auto &grouping : groupings(w.rows, w.columns))
-        for (int method = BT_METHOD_MAX; method <= BT_METHOD_OPTIMAL; method++)
+        for (int method = BT_METHOD_MAX; method <= BT_METHOD_NM34; method++)
             compare(w, grouping, method, (rule + method) % 3, usual_factor(method), what);
 }
 

@@ -18,7 +18,7 @@ DEVICE = "cuda"
 SIZES = (1, 3, 4, 5, 31, 32, 33, 63, 64, 65, 127, 257)
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 6e-4, torch.bfloat16: 5e-3}
-METHODS = {"max": 0.05, "twn": 0.7, "absmean": 0.5, "absmedian": 0.5, "optimal": 0.0}
+METHODS = {"max": 0.05, "twn": 0.7, "absmean": 0.5, "absmedian": 0.5, "optimal": 0.0, "nm34": 0.0}
 
 
 def variants(op: str) -> list[str]:

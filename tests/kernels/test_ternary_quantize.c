@@ -36,6 +36,19 @@ typedef struct statistics_t {
     float most, mean, median, optimal;
 } statistics_t;
 
+/* Of nm34, for column `column` of a row of `width`. */
+static int keeps_of_four(const float *row, int64_t column, int64_t width) {
+    const int64_t first = column / 4 * 4;
+    if (row[column] == 0.0f)
+        return 0;
+    if (first + 4 > width)
+        return 1;
+    for (int64_t c = first; c < first + 4; c++)
+        if (fabsf(row[c]) < fabsf(row[column]) || (c < column && fabsf(row[c]) == fabsf(row[column])))
+            return 1;
+    return 0;
+}
+
 static int keeps(const bt_ternary_quantize *p, float a, statistics_t of) {
     const float f = p->threshold_factor;
     switch (p->method) {
@@ -52,8 +65,9 @@ static int keeps(const bt_ternary_quantize *p, float a, statistics_t of) {
     }
 }
 
-/* One group, gathered into w[count]. */
-static float quantize_reference(const bt_ternary_quantize *p, const float *w, int64_t count, int8_t *codes) {
+/* One group, gathered into w[count], in rows of `width`. */
+static float quantize_reference(const bt_ternary_quantize *p, const float *w, int64_t count, int64_t width,
+                                int8_t *codes) {
     double sum = 0.0, kept = 0.0;
     int64_t number = 0;
     float most = 0.0f;
@@ -71,7 +85,8 @@ static float quantize_reference(const bt_ternary_quantize *p, const float *w, in
         qsort(sorted, (size_t)count, sizeof *sorted, descending);
         const statistics_t of = {most, mean, sorted[count - 1 - (count - 1) / 2], optimal_from(sorted, count)};
         for (int64_t i = 0; i < count; i++)
-            if (keeps(p, fabsf(w[i]), of)) {
+            if (p->method == BT_METHOD_NM34 ? keeps_of_four(w + i - i % width, i % width, width)
+                                            : keeps(p, fabsf(w[i]), of)) {
                 codes[i] = (int8_t)(w[i] > 0.0f ? 1 : -1);
                 kept += (double)fabsf(w[i]);
                 number++;
@@ -148,7 +163,7 @@ static void compare(const bt_ternary_quantize *p, int64_t groups, int64_t bytes,
         const int64_t width = p->lds == 0 ? p->k : p->group;
         for (int64_t i = 0; i < size; i++)
             w[i] = (float)value_at(p->w, p->w_type, (row + i / width) * p->ldx + column + i % width);
-        const float scale = quantize_reference(p, w, size, codes);
+        const float scale = quantize_reference(p, w, size, width, codes);
         scales_agree = scales_agree && same_values(&scale, &p->scale[g], BT_F32, 1);
         for (int64_t i = 0; i < size; i++) {
             const int64_t c = column + i % width;
@@ -187,7 +202,7 @@ static void compare_variants(bt_ternary_quantize p, int64_t scales, int64_t byte
 static float check_quantize(int64_t n, int64_t k, int64_t group, int type, int method, int rule, int weights) {
     set_context("ternary_quantize n=%ld k=%ld group=%ld %s method=%d rule=%d weights=%d", (long)n, (long)k, (long)group,
                 type_name(type), method, rule, weights);
-    static const float factors[] = {0.25f, 0.75f, 0.5f, 0.5f, 0.0f};
+    static const float factors[] = {0.25f, 0.75f, 0.5f, 0.5f, 0.0f, 0.0f};
     const int64_t bytes = (k + 3) / 4, groups = group && k ? k / group : 1, gap = weights == ORDINARY ? 0 : 5;
     const int64_t scales = group ? n * groups : 1;
     bt_ternary_quantize p = {.n = n,
@@ -260,7 +275,7 @@ void test_ternary_quantize(void) {
     check_order_of_sums();
     for (int method = BT_METHOD_ABSMEDIAN; method <= BT_METHOD_OPTIMAL; method++)
         check_groups(3, 2560, BT_F32, method, BT_SCALE_LS, NEAR_ONE);
-    for (int method = BT_METHOD_MAX; method <= BT_METHOD_OPTIMAL; method++)
+    for (int method = BT_METHOD_MAX; method <= BT_METHOD_NM34; method++)
         for (int rule = BT_SCALE_LS; rule <= BT_SCALE_MAX; rule++)
             for (int i = 0; i < 14; i++)
                 for (int j = 0; j < 3; j++)

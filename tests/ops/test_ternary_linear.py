@@ -15,7 +15,7 @@ GRADIENT_TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 
 
 
 def _args(granularity: Granularity = CHANNEL, method: str = "max") -> tuple[str, str, float, str, int]:
-    factor = {"max": 0.05, "twn": 0.75, "absmean": 0.5, "absmedian": 0.5, "optimal": 0.0}[method]
+    factor = {"max": 0.05, "twn": 0.75, "absmean": 0.5, "absmedian": 0.5, "optimal": 0.0, "nm34": 0.0}[method]
     return method, "ls", factor, granularity.name, granularity.group
 
 
@@ -78,7 +78,7 @@ def test_linear_equals_quantize_then_product(
     assert torch.equal(y, problem.product(problem.x, activation_bits))
 
 
-@pytest.mark.parametrize("method", ["max", "twn", "absmean", "absmedian", "optimal"])
+@pytest.mark.parametrize("method", ["max", "twn", "absmean", "absmedian", "optimal", "nm34"])
 def test_linear_of_every_method_is_near_float64(method: str) -> None:
     x, w = helpers.randn(5, 100), helpers.randn(7, 100, seed=2)
     packed, scale = reference.ternary_quantize(w, *_args(method=method))

@@ -11,7 +11,7 @@ from bittorch.ops import reference
 from tests import helpers
 
 OP = "ternary_quantize"
-FACTORS = {"max": 0.05, "twn": 0.75, "absmean": 0.5, "absmedian": 0.5, "optimal": 0.0}
+FACTORS = {"max": 0.05, "twn": 0.75, "absmean": 0.5, "absmedian": 0.5, "optimal": 0.0, "nm34": 0.0}
 EPS = np.float32(1e-5)
 
 
@@ -42,12 +42,20 @@ def _kept(a: np.ndarray, method: str, factor: float) -> np.ndarray:
     return a * (np.float32(1) / max(center, EPS)) > f
 
 
-def _group(w: np.ndarray, method: str, rule: str, factor: float) -> tuple[np.ndarray, np.float32]:
+def _three_of_four(row: np.ndarray) -> np.ndarray:
+    """What nm34 keeps of a row."""
+    kept = row != 0
+    for start in range(0, len(row) - 3, 4):
+        kept[start + int(np.argmin(np.abs(row[start : start + 4])))] = False
+    return kept
+
+
+def _group(w: np.ndarray, three: np.ndarray, method: str, rule: str, factor: float) -> tuple[np.ndarray, np.float32]:
     """Codes and scale of one finite group, straight from the table of the documentation."""
     a = np.abs(w)
     if not a.any():
         return np.zeros(len(w), np.int8), EPS
-    kept = _kept(a, method, factor)
+    kept = three if method == "nm34" else _kept(a, method, factor)
     scale = {
         "ls": np.float32(math.fsum(a[kept].tolist()) / kept.sum()) if kept.any() else EPS,
         "mean": max(np.float32(math.fsum(a.tolist()) / len(a)), EPS),
@@ -61,7 +69,9 @@ def _expected(
 ) -> tuple[Tensor, Tensor]:
     n, k = w.shape
     width = {"tensor": n * k, "channel": k}.get(granularity.name, granularity.group)
-    parts = [_group(part, method, rule, factor) for part in w.float().numpy().reshape(-1, width)]
+    rows = w.float().numpy()
+    three = np.stack([_three_of_four(row) for row in rows]).reshape(-1, width)
+    parts = [_group(*part, method, rule, factor) for part in zip(rows.reshape(-1, width), three, strict=True)]
     codes = torch.from_numpy(np.concatenate([codes for codes, _ in parts])).view(n, k)
     scale = torch.tensor(np.array([scale for _, scale in parts], dtype=np.float32)).view(granularity.scale_shape(n, k))
     return codes, scale.flatten() if scale.shape[-1] == 1 else scale
@@ -298,7 +308,10 @@ def test_quantize_with_two_threads_equals_one(method: str, granularity: helpers.
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("mode", "ls", 0.05, "channel", 0), "method must be one of max, twn, absmean, absmedian, optimal, got 'mode'"),
+        (
+            ("mode", "ls", 0.05, "channel", 0),
+            "method must be one of max, twn, absmean, absmedian, optimal, nm34, got 'mode'",
+        ),
         (("max", "rms", 0.05, "channel", 0), "scale must be one of ls, mean, max, got 'rms'"),
         (("max", "ls", 0.05, "row", 0), "granularity must be one of tensor, channel, group, got 'row'"),
         (("max", "ls", 1.5, "channel", 0), r"threshold_factor must be in \[0, 1\], got 1.5"),

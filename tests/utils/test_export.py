@@ -42,7 +42,7 @@ def test_export_gives_the_same_bits(
     assert torch.equal(packed(x[0, 0]), model(x[0, 0]))
 
 
-@pytest.mark.parametrize("method", ["max", "twn", "absmean", "absmedian", "optimal"])
+@pytest.mark.parametrize("method", ["max", "twn", "absmean", "absmedian", "optimal", "nm34"])
 @pytest.mark.parametrize("scale", ["ls", "mean", "max"])
 def test_export_of_every_method_gives_the_same_bits(method: str, scale: str) -> None:
     model, x = _model(method=method, scale=scale), helpers.randn(5, 48)

@@ -111,11 +111,11 @@ static inline void bt_quantize_tiles(const bt_ternary_quantize *p, int64_t tile_
     }
 }
 
-/* The same by passes that work on vectors: groups below min_group are left to the scalar kernel. */
+/* The same by passes that work on vectors: nm34, and groups below min_group, are left to the scalar kernel. */
 static inline bt_status bt_quantize_by_vectors(const bt_ternary_quantize *p, int64_t tile_begin, int64_t tile_end,
                                                int64_t min_group, const bt_group_passes *passes) {
     BT_ASSERT(p->w_type != BT_I8 && p->threshold_factor >= 0.0f);
-    if (p->group < min_group)
+    if (p->group < min_group || p->method == BT_METHOD_NM34)
         return bt_ternary_quantize_scalar(p, tile_begin, tile_end);
     bt_quantize_tiles(p, tile_begin, tile_end, passes);
     return BT_OK;

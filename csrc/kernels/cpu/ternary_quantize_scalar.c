@@ -141,6 +141,8 @@ bt_keep_rule bt_find_rule(const bt_ternary_quantize *p, const bt_group *g, float
         const float median = bt_bits_float(select_key(gather_keys(p, g), count, (count - 1) / 2));
         return (bt_keep_rule){1.0f / bt_at_least_eps(median), f};
     }
+    case BT_METHOD_NM34:
+        return (bt_keep_rule){1.0f, 0.0f}; /* of what `encode` leaves */
     default: {
         uint32_t *const keys = gather_keys(p, g);
         return (bt_keep_rule){1.0f, optimal_threshold(sort_keys(keys, keys + count, count), count)};
@@ -176,6 +178,8 @@ static float encode(const bt_ternary_quantize *p, const bt_group *g, bt_keep_rul
         for (int64_t c = g->c0; c < g->c1; c += SEGMENT) {
             const int64_t count = g->c1 - c < SEGMENT ? g->c1 - c : SEGMENT;
             bt_load_many(p->w, p->w_type, r * p->ldx + c, count, w);
+            for (int64_t i = 0; p->method == BT_METHOD_NM34 && i + 4 <= count; i += 4)
+                bt_drop_smallest(w + i);
             number += encode_segment(w, count, rule, kept, p->packed + r * p->ldw + c / 4);
             sum_add(&sum, kept, count);
         }

@@ -117,7 +117,7 @@ static __device__ rule_t rule_of(const bt_ternary_quantize &p, uint32_t absmax, 
         return {1.0f, __fmul_rn(f, mean), absmax, mean};
     if (p.method == BT_METHOD_ABSMEAN)
         return {__fdiv_rn(1.0f, fmaxf(mean, BT_SCALE_EPS)), f, absmax, mean};
-    return {1.0f, 0.0f, absmax, mean}; /* the methods that sort replace it */
+    return {1.0f, 0.0f, absmax, mean}; /* the methods that sort replace it; for nm34 it keeps what is not zero */
 }
 
 static __global__ void rules(bt_ternary_quantize p, plan_t plan) {
@@ -226,7 +226,9 @@ static __global__ void encode(bt_ternary_quantize p, plan_t plan) {
         double sum = 0.0;
         int64_t number = 0;
         for (int64_t at = begin + threadIdx.x; at < end; at += blockDim.x) {
-            const four_t four = load_four(p, g, at);
+            four_t four = load_four(p, g, at);
+            if (p.method == BT_METHOD_NM34)
+                bt_drop_smallest(four.w);
             unsigned byte = 0;
             for (int i = 0; i < 4; i++) {
                 const float w = four.w[i], a = fabsf(w);
