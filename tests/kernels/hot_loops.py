@@ -58,8 +58,7 @@ KERNELS = {
             Loop("1 token", 16, 4, 56),
             Loop("2 tokens", 32, 4, 88),
             Loop("3 tokens", 48, 4, 108),
-            # gcc 12 copies a sum twice a pass in the loop of long groups, not in that of whole rows.
-            Loop("4 tokens", 64, 4, 128 + 2, copies=2),
+            Loop("4 tokens", 64, 4, 128),
         ),
     ),
     # A pass is a step of 128 columns. Codes: prefetch for two rows; shift, two masks and 4 vpshufb a row. T = 1, 4

@@ -65,7 +65,8 @@ def test_config_fields_after_per_channel_are_keyword_only() -> None:
     [
         (
             {"method": "tern"},
-            "method must be one of 'max', 'twn', 'absmean', 'absmedian', 'optimal', 'nm34', 'lsq', 'seq', 'ttq', got 'tern'",
+            "method must be one of 'max', 'twn', 'absmean', 'absmedian', 'optimal', 'nm34', 'lsq', 'seq', 'ttq', "
+            "got 'tern'",
         ),
         ({"method": "lsq", "scale": "ls"}, "scale must be one of 'learned', got 'ls'"),
         ({"method": "max", "scale": "learned"}, "scale must be one of 'ls', 'mean', 'max', got 'learned'"),

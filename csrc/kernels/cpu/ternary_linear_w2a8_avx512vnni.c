@@ -20,7 +20,15 @@ BT_ALWAYS_INLINE __m512i dot_u8_i8(__m512i acc, __m512i u, __m512i q) {
 BT_ALWAYS_INLINE __m512i quarter_of(__m512i v) {
     return bt_join(_mm256_srai_epi32(bt_low(v), 2), _mm256_srai_epi32(bt_high(v), 2));
 }
+BT_ALWAYS_INLINE __m512i in_register(__m512i v) {
+    return v;
+}
 #else
+/* v, in one register at the end of a pass: gcc 12 copies some sums otherwise. */
+BT_ALWAYS_INLINE __m512i in_register(__m512i v) {
+    __asm__("" : "+v"(v));
+    return v;
+}
 BT_ALWAYS_INLINE __m512i dot_u8_i8(__m512i acc, __m512i u, __m512i q) {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(u), "v"(q));
     return acc;
@@ -92,6 +100,12 @@ BT_ALWAYS_INLINE void add_tokens(tile_t *tile, const uint8_t *const w[BT_ROWS], 
                 for (int r = 0; r < BT_ROWS; r++)
                     tile->acc[r][c] = dot_u8_i8(tile->acc[r][c], low[r], x);
             }
+        }
+        BT_UNROLL
+        for (int r = 0; r < BT_ROWS; r++) {
+            BT_UNROLL
+            for (int c = 0; c < tokens; c++)
+                tile->acc[r][c] = in_register(tile->acc[r][c]);
         }
     }
 }

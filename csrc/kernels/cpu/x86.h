@@ -83,10 +83,11 @@ typedef struct bt_rows {
 BT_ALWAYS_INLINE bt_rows bt_rows_at(const uint8_t *w, int64_t ldw, const float *scale, int64_t lds, int64_t first,
                                     int64_t end) {
     bt_rows rows = {.first = first, .count = end - first < BT_ROWS ? (int)(end - first) : BT_ROWS};
-    for (int r = 0; r < BT_ROWS; r++) {
-        const int64_t row = first + (r < rows.count ? r : rows.count - 1);
-        rows.w[r] = w + row * ldw;
-        rows.scale[r] = scale + row * lds;
+    rows.w[0] = w + first * ldw;
+    rows.scale[0] = scale + first * lds;
+    for (int r = 1; r < BT_ROWS; r++) { /* by additions: gcc multiplies in vectors, which takes longer than a block */
+        rows.w[r] = rows.w[r - 1] + (r < rows.count ? ldw : 0);
+        rows.scale[r] = rows.scale[r - 1] + (r < rows.count ? lds : 0);
     }
     return rows;
 }
@@ -221,18 +222,35 @@ BT_ALWAYS_INLINE void bt_store4(void *base, int type, int64_t index, __m128 valu
     _mm_storel_epi64((__m128i *)((uint16_t *)base + index), half);
 }
 
-/* bt_finish() for the sums of four rows of one token; y_index is where the first one goes. */
-BT_ALWAYS_INLINE void bt_finish4(void *y, int y_type, int64_t y_index, __m128 value, const void *bias, int bias_type,
-                                 const bt_rows *rows) {
-    if (rows->count == BT_ROWS) {
-        const __m128 sum = bias ? _mm_add_ps(value, bt_load4(bias, bias_type, rows->first)) : value;
-        bt_store4(y, y_type, y_index, sum);
-        return;
-    }
+/* Where sums go: y[token][row], with the bias of the row. */
+typedef struct bt_output {
+    void *y;
+    const void *bias;
+    int64_t ldy;
+    int y_type, bias_type;
+} bt_output;
+
+/* bt_finish() for fewer than four rows; not inlined, because it is rare and long. */
+static __attribute__((noinline, unused)) void bt_finish_few(const bt_output *out, int64_t token, __m128 value,
+                                                            const bt_rows *rows) {
     float single[BT_ROWS];
     _mm_storeu_ps(single, value);
     for (int r = 0; r < rows->count; r++)
-        bt_finish(y, y_type, y_index + r, single[r], bias, bias_type, rows->first + r);
+        bt_finish(out->y, out->y_type, token * out->ldy + rows->first + r, single[r], out->bias, out->bias_type,
+                  rows->first + r);
+}
+
+/* bt_finish() for the sums of four rows and some tokens, the first of which is number `token`. */
+BT_ALWAYS_INLINE void bt_finish_block(const bt_output *out, int64_t token, const __m128 *value, const bt_rows *rows,
+                                      const int tokens) {
+    if (rows->count < BT_ROWS) {
+        for (int c = 0; c < tokens; c++)
+            bt_finish_few(out, token + c, value[c], rows);
+        return;
+    }
+    const __m128 bias = out->bias ? bt_load4(out->bias, out->bias_type, rows->first) : _mm_set1_ps(-0.0f);
+    for (int c = 0; c < tokens; c++)
+        bt_store4(out->y, out->y_type, (token + c) * out->ldy + rows->first, _mm_add_ps(value[c], bias));
 }
 
 #endif

@@ -61,8 +61,8 @@ BT_ALWAYS_INLINE void bt_packed_block(const bt_ternary_linear_packed *p, const b
                 sum[c] = _mm_add_ps(sum[c], _mm_mul_ps(bt_tree(&lanes[c][0][lane], 16, quarters), scales));
         }
     }
-    for (int c = 0; c < tokens; c++)
-        bt_finish4(p->y, p->y_type, (token + c) * p->ldy + rows->first, sum[c], p->bias, p->bias_type, rows);
+    const bt_output out = {p->y, p->bias, p->ldy, p->y_type, p->bias_type};
+    bt_finish_block(&out, token, sum, rows, tokens);
 }
 
 BT_ALWAYS_INLINE bt_status bt_packed_tiles(const bt_ternary_linear_packed *p, int64_t tile_begin, int64_t tile_end,
@@ -149,9 +149,10 @@ BT_ALWAYS_INLINE void bt_w2a8_block(const bt_ternary_linear_w2a8 *p, const bt_ro
         if (whole)
             break;
     }
-    for (int c = 0; c < tokens; c++)
-        bt_finish4(p->y, p->y_type, (token + c) * p->ldy + rows->first,
-                   digits == 1 ? sum[c] : _mm256_cvtpd_ps(wide_sum[c]), p->bias, p->bias_type, rows);
+    for (int c = 0; c < tokens && digits > 1; c++)
+        sum[c] = _mm256_cvtpd_ps(wide_sum[c]);
+    const bt_output out = {p->y, p->bias, p->ldy, p->y_type, p->bias_type};
+    bt_finish_block(&out, token, sum, rows, tokens);
 }
 
 /* Blocks of `digits` digits, of at most four rows of q. Each case is a function of its own in a variant, not inlined:
