@@ -139,7 +139,7 @@ def test_export_of_a_root_layer() -> None:
 
 def test_exported_model_can_be_exported_again_with_a_warning() -> None:
     packed, x = export_for_inference(_model()), helpers.randn(2, 48)
-    with pytest.warns(UserWarning, match="no TernaryLinear to export"):
+    with pytest.warns(UserWarning, match="no ternary layer to export"):
         again = export_for_inference(packed)
     assert torch.equal(again(x), packed(x))
 
@@ -200,7 +200,7 @@ def test_export_skips_what_the_predicate_says() -> None:
 
 
 def test_export_that_skips_everything_warns() -> None:
-    with pytest.warns(UserWarning, match="no TernaryLinear to export"):
+    with pytest.warns(UserWarning, match="no ternary layer to export"):
         packed = export_for_inference(_model(), lambda name, module: True)
     assert isinstance(packed[0], TernaryLinear)
 
