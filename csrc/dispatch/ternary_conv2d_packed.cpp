@@ -167,7 +167,7 @@ Tensor unfolded(const Tensor &x, const Tensor &w_packed, const Tensor &scale, co
                     : unfolded_floats(x, w_packed, scale, p, g, variant == "unfold" ? "auto" : variant);
     if (bias)
         y = y + bias->to(at::kFloat);
-    return y.to(x.scalar_type()).transpose(1, 2).reshape({p.samples, p.n, p.out_h, p.out_w});
+    return y.to(x.scalar_type()).transpose(1, 2).contiguous().view({p.samples, p.n, p.out_h, p.out_w});
 }
 
 } // namespace
