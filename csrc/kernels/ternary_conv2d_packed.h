@@ -26,7 +26,7 @@
 extern "C" {
 #endif
 
-enum { BT_CONV_POSITIONS = 64, BT_CONV_ROWS = 64, BT_CONV_SLACK = 16, BT_CONV_MAX_K = 1 << 22 };
+enum { BT_CONV_POSITIONS = 64, BT_CONV_ROWS = 64, BT_CONV_SLACK = 32, BT_CONV_MAX_K = 1 << 22 };
 
 typedef struct bt_ternary_conv2d_packed {
     const void *x;        /* digits * samples images of channels x height x width, of type x_type */

@@ -52,8 +52,7 @@ static inline bt_conv_pieces bt_conv_pieces_of(const bt_ternary_conv2d_packed *p
     int64_t oh = t->position / p->out_w, ow = t->position % p->out_w;
     for (int lane = 0; lane < t->positions;) {
         const int64_t left = p->out_w - ow;
-        int run = left < width ? (int)left : width;
-        run = run < t->positions - lane ? run : t->positions - lane;
+        const int run = left < width ? (int)left : width;
         pieces.from[pieces.count] = oh * p->stride_h * bt_conv_row(p) + ow;
         pieces.lane[pieces.count++] = lane;
         lane += run;
@@ -66,7 +65,7 @@ static inline bt_conv_pieces bt_conv_pieces_of(const bt_ternary_conv2d_packed *p
 
 /* How many elements a piece is copied with. */
 static inline int bt_conv_width(const bt_ternary_conv2d_packed *p) {
-    return p->out_w <= 4 ? 4 : p->out_w <= 8 ? 8 : 16;
+    return p->out_w <= 4 ? 4 : p->out_w <= 8 ? 8 : p->out_w <= 24 ? 16 : 32;
 }
 
 /* `count` columns from (channel, i, j) on, which move on: each as a row of lanes. `width` and `size` are constants. */
@@ -80,10 +79,10 @@ static inline __attribute__((always_inline)) void bt_conv_copy_columns(const bt_
                                                                        const int width, const size_t size) {
     const int64_t plane = bt_conv_plane(p), row = bt_conv_row(p), pitch = bt_conv_pitch(p);
     for (int64_t c = 0; c < count; c++, to += BT_CONV_LANES * size) {
-        const int64_t jw = at->j * p->dilation_w;
-        const char *from = image + (size_t)(at->channel * plane + at->i * p->dilation_h * row +
-                                            jw % p->stride_w * pitch + jw / p->stride_w) *
-                                       size;
+        int64_t jw = at->j * p->dilation_w;
+        if (p->stride_w > 1)
+            jw = jw % p->stride_w * pitch + jw / p->stride_w;
+        const char *from = image + (size_t)(at->channel * plane + at->i * p->dilation_h * row + jw) * size;
         for (int i = 0; i < pieces->count; i++)
             memcpy(to + (size_t)pieces->lane[i] * size, from + (size_t)pieces->from[i] * size, (size_t)width * size);
         if (++at->j == p->kernel_w) {
@@ -102,8 +101,10 @@ static inline __attribute__((always_inline)) void bt_conv_columns(const bt_terna
         bt_conv_copy_columns(p, pieces, image, at, count, to, 4, size);
     else if (width == 8)
         bt_conv_copy_columns(p, pieces, image, at, count, to, 8, size);
-    else
+    else if (width == 16)
         bt_conv_copy_columns(p, pieces, image, at, count, to, 16, size);
+    else
+        bt_conv_copy_columns(p, pieces, image, at, count, to, 32, size);
 }
 
 /* Four rows of lanes to one row of quads. */
@@ -125,7 +126,7 @@ static inline void bt_conv_gather(const bt_ternary_conv2d_packed *p, const bt_co
                (size_t)(columns - p->k) * BT_CONV_LANES * sizeof(float));
         return;
     }
-    uint8_t lanes[16 * BT_CONV_LANES + BT_CONV_SLACK] = {0};
+    uint8_t lanes[16 * BT_CONV_LANES + BT_CONV_SLACK]; /* past the last column anything: its codes are 0 */
     for (int64_t c = 0; c < columns; c += 16) {
         const int64_t count = p->k - c < 16 ? p->k - c : 16;
         bt_conv_columns(p, pieces, image, &at, count, (char *)lanes, width, 1);
@@ -179,7 +180,7 @@ static inline void bt_conv_sum_f32(const bt_ternary_conv2d_packed *p, const bt_c
         for (int r = 0; r < rows->count; r++) {
             const float scale = rows->scale[r][g];
             for (int i = 0; i < 16 * vectors; i++)
-                value[r][i] += dot[r][i] * scale;
+                value[r][i] = dot[r][i] * scale + (g ? value[r][i] : 0.0f);
         }
     }
 }
@@ -194,7 +195,7 @@ static inline void bt_conv_sum_i8(const bt_ternary_conv2d_packed *p, const bt_co
             const int32_t offset = bt_conv_offset(rows->w[r], begin, begin + p->group);
             const float factor = p->q_scale[sample] * rows->scale[r][g];
             for (int i = 0; i < 16 * vectors; i++)
-                value[r][i] += (float)(dot[r][i] - offset) * factor;
+                value[r][i] = (float)(dot[r][i] - offset) * factor + (g ? value[r][i] : 0.0f);
         }
     }
 }
@@ -231,7 +232,9 @@ static inline void bt_conv_rows_of_tile(const bt_ternary_conv2d_packed *p, const
     const int vectors = (t->positions + 15) / 16;
     for (int64_t row = t->r0; row < t->r1; row += BT_CONV_STEP) {
         const bt_conv_rows rows = bt_conv_rows_at(p, row, t->r1);
-        bt_conv_f32 value = {{0}};
+        bt_conv_f32 value;
+        if (p->k == 0)
+            memset(value, 0, sizeof value);
         if (p->x_type != BT_I8)
             bt_conv_sum_f32(p, &rows, vectors, v, value);
         else if (p->digits == 1)
