@@ -123,6 +123,17 @@ static void fill_input(const case_t *t, void *x, int64_t count) {
                                                                : random_below(256) - 128);
 }
 
+/* Weights of one sign, for sums at their bounds. */
+static void fill_weights(uint8_t *w, int64_t n, int64_t k, int64_t ldw, int8_t *trits) {
+    const int code = random_below(2) ? 1 : 2;
+    for (int64_t i = 0; i < n * k; i++) {
+        const int64_t r = i / k, c = i % k;
+        uint8_t *byte = w + r * ldw + c / 4;
+        *byte = (uint8_t)((c % 4 ? *byte : 0) | code << (2 * (c % 4)));
+        trits[i] = code == 1 ? 1 : -1;
+    }
+}
+
 static int64_t out_size(int64_t in, int64_t pad, int64_t kernel, int64_t stride, int64_t dilation) {
     const int64_t left = in + 2 * pad - dilation * (kernel - 1) - 1;
     return left < 0 ? 0 : left / stride + 1;
@@ -164,7 +175,10 @@ static void check_case(const case_t *t) {
     const int64_t count = images * t->channels * t->height * t->width;
     const size_t y_bytes = (size_t)(t->samples * t->n * p.out_h * p.out_w) * type_size(t->y_type);
     int8_t *trits = malloc((size_t)(t->n * k) + 1);
-    p.w = random_weights(t->n, k, p.ldw, trits);
+    uint8_t *w = random_weights(t->n, k, p.ldw, trits);
+    if (t->fill != RANDOM)
+        fill_weights(w, t->n, k, p.ldw, trits);
+    p.w = w;
     void *x = buffer((size_t)count * type_size(t->x_type));
     double *q_step = buffer((size_t)t->samples * sizeof *q_step);
     float *q_scale = buffer((size_t)t->samples * sizeof *q_scale), *scale = buffer((size_t)scales * sizeof *scale);
@@ -193,7 +207,7 @@ static void check_types(case_t t) {
     static int turn;
     const int i = turn++;
     t.y_type = i % 3, t.bias_type = i / 3 % 3, t.with_bias = i % 4 > 0, t.gap = i % 2 * 3;
-    t.x_type = t.y_type, t.digits = 1;
+    t.x_type = t.y_type, t.digits = 1, t.fill = RANDOM;
     check_case(&t);
     t.x_type = BT_I8, t.fill = i % 5 < FILLS ? i % 5 : RANDOM;
     for (t.digits = 1; t.digits <= 3; t.digits++)
