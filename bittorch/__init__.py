@@ -12,9 +12,15 @@ from bittorch._version import __version__
 _extension.load()
 
 from bittorch import _C, nn, ops, quant, train, utils  # noqa: E402
-from bittorch.nn import TernaryLinear, TernaryLinearInference  # noqa: E402
+from bittorch.nn import (  # noqa: E402
+    TernaryConv2d,
+    TernaryConv2dInference,
+    TernaryLinear,
+    TernaryLinearInference,
+)
 from bittorch.quant import TernaryQuantConfig, TernaryQuantizer, ternary_quantize, ternary_quantize_ste  # noqa: E402
 from bittorch.utils import (  # noqa: E402
+    export_conv2d_to_inference,
     export_for_inference,
     export_linear_to_inference,
     load_ternary_inference_checkpoint,
@@ -25,11 +31,14 @@ from bittorch.utils import (  # noqa: E402
 
 __all__ = [
     "_C",
+    "TernaryConv2d",
+    "TernaryConv2dInference",
     "TernaryLinear",
     "TernaryLinearInference",
     "TernaryQuantConfig",
     "TernaryQuantizer",
     "__version__",
+    "export_conv2d_to_inference",
     "export_for_inference",
     "export_linear_to_inference",
     "load_ternary_inference_checkpoint",

@@ -1,8 +1,8 @@
 """The BITTORCH_* variables of the environment; nothing else reads them, and C never does.
 
-BITTORCH_PACKED_KERNEL   auto (default), baseline, tiled or a variant such as avx2: the kernel of both packed products,
+BITTORCH_PACKED_KERNEL   auto (default), baseline, tiled or a variant such as avx2: the kernel of the packed products,
                          for every call that does not name one itself. An op that lacks the variant stays automatic.
-BITTORCH_INFER_KERNEL    packed (default) or baseline: the same switch for TernaryLinearInference alone.
+BITTORCH_INFER_KERNEL    packed (default) or baseline: the same switch for the inference layers alone.
 
 Both are read once, at import. Precedence: the variant argument of a call, then _C.force_kernel(), then
 BITTORCH_INFER_KERNEL, then BITTORCH_PACKED_KERNEL, then automatic.
@@ -13,7 +13,7 @@ from types import ModuleType
 
 PACKED_KERNEL = "BITTORCH_PACKED_KERNEL"
 INFER_KERNEL = "BITTORCH_INFER_KERNEL"
-PRODUCTS = ("ternary_linear_packed", "ternary_linear_w2a8")
+PRODUCTS = ("ternary_linear_packed", "ternary_linear_w2a8", "ternary_conv2d_packed")
 INFER_KERNELS = {"packed": "auto", "baseline": "?baseline"}  # a wish: what force_kernel says goes first
 
 

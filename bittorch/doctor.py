@@ -100,6 +100,20 @@ def _check_w2a8(device: str, variant: str) -> bool:
     return torch.equal(y, reference.ternary_linear_w2a8(x, w_packed, scale))
 
 
+def _check_conv2d(device: str, variant: str, dtypes: list[str]) -> bool:
+    """With floating activations near the reference, and with int8 ones equal to it, as far as the kernel takes both."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 8, 9, 9, generator=generator).to(device)
+    w_packed = ops.ternary_pack(torch.randint(-1, 2, (6, 72), generator=generator, dtype=torch.int8)).to(device)
+    arguments = x, w_packed, torch.rand(6, generator=generator).to(device), None, (3, 3), (2, 1), (1, 0)
+    right = True
+    for bits in [0] * ("float32" in dtypes) + [8] * ("int8" in dtypes):
+        y = ops.ternary_conv2d_packed(*arguments, activation_bits=bits, variant=variant)
+        expected = reference.ternary_conv2d_packed(*arguments, activation_bits=bits)
+        right = right and (torch.equal(y, expected) if bits else torch.allclose(y, expected, rtol=1e-4, atol=1e-4))
+    return right
+
+
 def _checks(device: str) -> Iterator[tuple[str, Callable[[], bool]]]:
     yield "storage and quantiser", lambda: _check_storage(device)
     yield "activation quantiser", lambda: _check_act_quantize(device)
@@ -110,6 +124,12 @@ def _checks(device: str) -> Iterator[tuple[str, Callable[[], bool]]]:
         )
     for variant, _ in _variants("ternary_linear_w2a8", device):
         yield f"ternary_linear_w2a8 {variant}", lambda v=variant: _check_w2a8(device, v)  # type: ignore[misc]
+    unfolded = [("unfold", ["float32", "int8"])]  # no kernel: torch's patches and the linear products
+    for variant, dtypes in _variants("ternary_conv2d_packed", device) or unfolded:
+        yield (
+            f"ternary_conv2d_packed {variant}",
+            lambda v=variant, d=dtypes: _check_conv2d(device, v, d),  # type: ignore[misc]
+        )
 
 
 def _outcome(check: Callable[[], bool]) -> str:

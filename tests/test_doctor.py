@@ -30,12 +30,14 @@ def test_doctor_tests_every_usable_product(capsys: pytest.CaptureFixture[str]) -
     assert doctor.run() == 0
     text = capsys.readouterr().out
     for row in _C.kernels():
-        if row["op"].startswith("ternary_linear") and row["usable"] and row["device"] == "cpu":
+        if row["op"].startswith(("ternary_linear", "ternary_conv2d")) and row["usable"] and row["device"] == "cpu":
             line = next(line for line in text.splitlines() if f"{row['op']} {row['variant']} " in line)
             assert line.endswith("ok")
 
 
-@pytest.mark.parametrize("op", ["ternary_linear_packed", "ternary_linear_w2a8", "ternary_unpack", "act_quantize"])
+@pytest.mark.parametrize(
+    "op", ["ternary_linear_packed", "ternary_linear_w2a8", "ternary_conv2d_packed", "ternary_unpack", "act_quantize"]
+)
 def test_doctor_finds_a_wrong_kernel(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], op: str
 ) -> None:

@@ -5,7 +5,7 @@ import pytest
 from bittorch import _C, _env
 from tests import helpers
 
-PRODUCTS = {"ternary_linear_packed": "float32", "ternary_linear_w2a8": "int8"}
+PRODUCTS = {"ternary_linear_packed": "float32", "ternary_linear_w2a8": "int8", "ternary_conv2d_packed": "float32"}
 VARIANTS = sorted({variant for op in PRODUCTS for variant in helpers.variants(op)})
 
 REPORT = f"""

@@ -1,6 +1,8 @@
-"""Layers: `TernaryLinear` trains, `TernaryLinearInference` runs what was trained."""
+"""Layers: `TernaryLinear` and `TernaryConv2d` train, their ``Inference`` twins run what was trained."""
 
+from bittorch.nn.packed_layer import PackedLayer
+from bittorch.nn.ternary_conv2d import TernaryConv2d, TernaryConv2dInference
 from bittorch.nn.ternary_linear import TernaryLinear
 from bittorch.nn.ternary_linear_infer import TernaryLinearInference
 
-__all__ = ["TernaryLinear", "TernaryLinearInference"]
+__all__ = ["PackedLayer", "TernaryConv2d", "TernaryConv2dInference", "TernaryLinear", "TernaryLinearInference"]

@@ -208,19 +208,23 @@ class TernaryLinear(nn.Linear):
         return ops.ternary_unpack(*self.quantize_packed(), self.in_features, weight.dtype)
 
     def extra_repr(self) -> str:
-        parts = [super().extra_repr(), f"method={self.config.method}", f"scale={self.config.scale}"]
-        parts.append(f"threshold_factor={self.config.threshold_factor:g}")
-        groups = f"({self.config.group_size})" if self.config.granularity == "group" else ""
-        parts.append(f"granularity={self.config.granularity}{groups}")
-        if self.config.activation_bits:
-            parts.append(f"activation_bits={self.config.activation_bits}")
-        if self.config.ste != "identity":
-            parts.append(f"ste={self.config.ste}")
-        if not self.quantize:
-            parts.append("quantize=False")
-        if self.backend != "auto":
-            parts.append(f"backend={self.backend}")
-        return ", ".join(parts)
+        return ", ".join([super().extra_repr(), *_describe(self.config, self.quantize, self.backend)])
+
+
+def _describe(config: TernaryQuantConfig, quantize: bool, backend: str) -> list[str]:
+    """What a training layer adds to its repr."""
+    parts = [f"method={config.method}", f"scale={config.scale}", f"threshold_factor={config.threshold_factor:g}"]
+    groups = f"({config.group_size})" if config.granularity == "group" else ""
+    parts.append(f"granularity={config.granularity}{groups}")
+    if config.activation_bits:
+        parts.append(f"activation_bits={config.activation_bits}")
+    if config.ste != "identity":
+        parts.append(f"ste={config.ste}")
+    if not quantize:
+        parts.append("quantize=False")
+    if backend != "auto":
+        parts.append(f"backend={backend}")
+    return parts
 
 
 def gathered(weight: Tensor) -> Tensor:

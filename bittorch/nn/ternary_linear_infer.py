@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from bittorch import _env, ops
-from bittorch.quant.ternary import check_activation_bits
+from bittorch import _env
+from bittorch.nn.packed_layer import PackedLayer
 
 
-class TernaryLinearInference(nn.Module):
+class TernaryLinearInference(PackedLayer):
     """``y = x @ (codes * scale)^T + bias`` from packed codes.
 
     Buffers only: ``weight_packed`` ``(out_features, ceil(in_features / 4))`` uint8, ``scale`` float32, ``bias`` or
@@ -32,10 +29,6 @@ class TernaryLinearInference(nn.Module):
         from ``load_state_dict`` RuntimeError, for the reserved code 11, wrong padding, or a scale that is not finite.
     """
 
-    weight_packed: Tensor
-    scale: Tensor
-    bias: Tensor | None
-
     def __init__(
         self,
         in_features: int,
@@ -47,25 +40,20 @@ class TernaryLinearInference(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        check_activation_bits(activation_bits, in_features)
         if groups < 0 or (groups > 1 and (in_features % groups or in_features // groups % 4)):
             raise ValueError(f"groups={groups} do not cut in_features={in_features} into equal multiples of 4")
+        super().__init__(out_features, in_features, bias, groups, activation_bits, device, dtype)
         self.in_features = in_features
         self.out_features = out_features
-        self.activation_bits = activation_bits
-        scale_shape = (1,) if groups == 0 else (out_features,) if groups == 1 else (out_features, groups)
-        packed_shape = (out_features, (in_features + 3) // 4)
-        self.register_buffer("weight_packed", torch.zeros(packed_shape, dtype=torch.uint8, device=device))
-        self.register_buffer("scale", torch.zeros(scale_shape, dtype=torch.float32, device=device))
-        self.register_buffer("bias", torch.zeros(out_features, dtype=dtype, device=device) if bias else None)
+
+    @property
+    def columns(self) -> int:
+        return self.in_features
 
     @property
     def groups(self) -> int:
         """Scales of a row; 0 when the layer has a single one."""
-        if self.scale.dim() == 2:
-            return self.scale.shape[1]
-        return 0 if self.scale.shape[0] == 1 and self.out_features != 1 else 1
+        return self._scale_groups()
 
     def forward(self, input: Tensor) -> Tensor:
         if input.dim() == 0 or input.shape[-1] != self.in_features:  # packed rows know it only to a whole byte
@@ -84,35 +72,3 @@ class TernaryLinearInference(nn.Module):
         if self.activation_bits:
             parts.append(f"activation_bits={self.activation_bits}")
         return ", ".join(parts)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TernaryLinearInference:
-        """Moves all buffers, but no cast changes codes and scale: a rounded scale would change every output."""
-        before = {"weight_packed": self.weight_packed, "scale": self.scale}
-        super()._apply(fn, recurse)
-        for name, tensor in before.items():
-            moved = getattr(self, name)
-            if moved.dtype != tensor.dtype:
-                setattr(self, name, torch.empty_like(tensor, device=moved.device))
-                if tensor.device.type != "meta":
-                    getattr(self, name).copy_(tensor)
-        return self
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        self._check_state(state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
-
-    def _check_state(self, state: dict[str, Any], prefix: str) -> None:
-        """Refuses weights that no kernel defines; shapes and missing keys are torch's own errors."""
-        packed, scale = state.get(prefix + "weight_packed"), state.get(prefix + "scale")
-        if packed is not None and packed.shape == self.weight_packed.shape and packed.device.type != "meta":
-            if packed.dtype != torch.uint8:
-                raise RuntimeError(f"{prefix}weight_packed must be uint8, got {packed.dtype}")
-            try:
-                ops.check_packed(packed, self.in_features, prefix + "weight_packed")
-            except ValueError as error:
-                raise RuntimeError(str(error)) from None
-        if scale is not None and scale.device.type != "meta":
-            if scale.dtype != torch.float32:
-                raise RuntimeError(f"{prefix}scale must be float32, got {scale.dtype}")
-            if not bool(torch.isfinite(scale).all()):
-                raise RuntimeError(f"{prefix}scale must be finite, got NaN or Inf; the checkpoint is damaged")

@@ -2,6 +2,8 @@
 
 from bittorch.ops.act_quantize import act_quantize
 from bittorch.ops.ternary_check import check_packed, ternary_check
+from bittorch.ops.ternary_conv2d import check_conv2d_input, ternary_conv2d
+from bittorch.ops.ternary_conv2d_packed import ternary_conv2d_packed
 from bittorch.ops.ternary_linear import check_input, ternary_linear, ternary_linear_ste
 from bittorch.ops.ternary_linear_packed import ternary_linear_packed
 from bittorch.ops.ternary_linear_w2a8 import ternary_linear_w2a8
@@ -12,9 +14,12 @@ from bittorch.ops.ternary_unpack import ternary_unpack
 
 __all__ = [
     "act_quantize",
+    "check_conv2d_input",
     "check_input",
     "check_packed",
     "ternary_check",
+    "ternary_conv2d",
+    "ternary_conv2d_packed",
     "ternary_linear",
     "ternary_linear_packed",
     "ternary_linear_ste",

@@ -3,6 +3,8 @@
 Products are summed in float64, so they are the exact answer to about 1e-15 before the last rounding.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -236,3 +238,73 @@ def ternary_linear(
     with torch.no_grad():
         packed = ternary_quantize(weight, method, scale_rule, threshold_factor, granularity, group_size)
     return ternary_linear_ste(x, weight, *packed, bias, activation_bits)
+
+
+def _unflattened(w: Tensor, x: Tensor, kernel_size: Sequence[int], groups: int) -> Tensor:
+    return w.view(len(w), x.shape[1] // groups, *kernel_size)
+
+
+def ternary_conv2d_packed(
+    x: Tensor,
+    w_packed: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    kernel_size: Sequence[int],
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+    activation_bits: int = 0,
+    variant: str = "auto",
+) -> Tensor:
+    k = x.shape[1] // groups * kernel_size[0] * kernel_size[1]
+    codes = ternary_unpack(w_packed, None, k, torch.float64)
+    steps = list(stride), list(padding), list(dilation), groups
+    if not activation_bits:
+        weight = _unflattened(codes * _in_features(scale.double(), k), x, kernel_size, groups)
+        y = torch.nn.functional.conv2d(x.double(), weight, None, *steps).float()
+    else:
+        q, x_scale = _act_codes(x.flatten(1), activation_bits)
+        x_scale = x_scale[:, :, None, None]
+        parts = scale.shape[1] if scale.dim() == 2 else 1
+        scales = scale if scale.dim() == 2 else scale[:, None]
+        shape = torch.nn.functional.conv2d(x[:0], _unflattened(codes.to(x.dtype), x, kernel_size, groups), None, *steps)
+        y = torch.zeros(len(x), *shape.shape[1:], dtype=x_scale.dtype, device=x.device)
+        for g in range(parts):
+            part = torch.zeros_like(codes)
+            columns = slice(g * k // parts, (g + 1) * k // parts)
+            part[:, columns] = codes[:, columns]
+            weight = _unflattened(part, x, kernel_size, groups)
+            dot = torch.nn.functional.conv2d(q.view(x.shape), weight, None, *steps).to(y.dtype)  # exact: below 2^53
+            s = scales[:, g, None, None]
+            y = y + (dot * (x_scale * s) if activation_bits == 8 else dot * x_scale * s.double())
+        y = y.float()
+    return _add_bias(y, None if bias is None else bias[:, None, None], x.dtype)
+
+
+def ternary_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    method: str,
+    scale_rule: str,
+    threshold_factor: float,
+    granularity: str,
+    group_size: int = 0,
+    activation_bits: int = 0,
+    variant: str = "auto",
+) -> Tensor:
+    rows = weight.flatten(1)
+    with torch.no_grad():
+        w_packed, scale = ternary_quantize(rows, method, scale_rule, threshold_factor, granularity, group_size)
+        quantized = ternary_unpack(w_packed, scale, rows.shape[1], x.dtype).view(weight.shape)
+    if activation_bits:
+        q, x_scale = _act_codes(x.detach().flatten(1), activation_bits)
+        x = straight_through(x, (q * x_scale).to(x.dtype).view(x.shape))
+    w = straight_through(weight.to(x.dtype), quantized)
+    bias = None if bias is None else bias.to(x.dtype)
+    return torch.nn.functional.conv2d(x, w, bias, list(stride), list(padding), list(dilation), groups)

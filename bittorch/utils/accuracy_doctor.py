@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bittorch import ops
-from bittorch.nn import TernaryLinear
+from bittorch.nn import TernaryConv2d, TernaryLinear
 from bittorch.nn.ternary_linear import gathered
 
 
@@ -50,7 +50,8 @@ class AccuracyDoctor:
       decays. ``value`` is the share.
 
     Args:
-        model: with `TernaryLinear` layers, on any device. Codes are kept between checks, 1 byte a weight.
+        model: with `TernaryLinear` or `TernaryConv2d` layers, on any device. Codes are kept between checks,
+            1 byte a weight.
         flips: share of codes that may change between two checks; choose checks an epoch or some hundred steps apart.
         drift: factor by which a scale may grow or shrink.
         stalled: share of weights with a gradient that may stand still.
@@ -83,14 +84,14 @@ class AccuracyDoctor:
         """
         found: list[Finding] = []
         for name, module in self.model.named_modules():
-            if isinstance(module, TernaryLinear) and module.quantize and module.config.packs:
+            if isinstance(module, TernaryLinear | TernaryConv2d) and module.quantize and module.config.packs:
                 found += self._check_layer(name, module)
         return found
 
-    def _check_layer(self, name: str, layer: TernaryLinear) -> Iterator[Finding]:
-        weight = gathered(layer.weight).detach()
+    def _check_layer(self, name: str, layer: TernaryLinear | TernaryConv2d) -> Iterator[Finding]:
+        weight = gathered(layer.weight).detach().flatten(1)
         w_packed, scale = layer.quantize_packed()
-        codes = ops.ternary_unpack(w_packed, None, layer.in_features, torch.int8)
+        codes = ops.ternary_unpack(w_packed, None, weight.shape[1], torch.int8)
         half = weight.dtype in (torch.float16, torch.bfloat16)
         past = self._past.get(name)
         self._past[name] = _Past(past.first_scale if past else scale.clone(), codes, weight.clone() if half else None)
@@ -103,7 +104,7 @@ class AccuracyDoctor:
             yield from self._compare(name, layer, past, codes, scale, weight)
 
     def _compare(
-        self, name: str, layer: TernaryLinear, past: _Past, codes: Tensor, scale: Tensor, weight: Tensor
+        self, name: str, layer: TernaryLinear | TernaryConv2d, past: _Past, codes: Tensor, scale: Tensor, weight: Tensor
     ) -> Iterator[Finding]:
         flips = float((codes != past.codes).double().mean())
         if flips > self.flips:
@@ -118,7 +119,7 @@ class AccuracyDoctor:
             yield Finding(name, "scale_drift", ratio, f"the mean scale is {ratio:.2f} times that of the first check")
         grad = layer.weight.grad
         if past.weight is not None and grad is not None:
-            moved = gathered(grad) != 0
+            moved = gathered(grad).flatten(1) != 0
             if int(moved.sum()):
                 still = float((weight == past.weight)[moved].double().mean())
                 if still > self.stalled:

@@ -18,20 +18,28 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bittorch.nn import TernaryLinear, TernaryLinearInference
+from bittorch.nn import (
+    PackedLayer,
+    TernaryConv2d,
+    TernaryConv2dInference,
+    TernaryLinear,
+    TernaryLinearInference,
+)
+from bittorch.nn.ternary_conv2d import _geometry
 
 FORMAT_VERSION = 1
 LAYOUT = "2bit-lsb-first-rows"
 
 
-def _layer_config(layer: TernaryLinearInference) -> dict[str, Any]:
-    return {
-        "in_features": layer.in_features,
-        "out_features": layer.out_features,
-        "bias": layer.bias is not None,
-        "groups": layer.groups,
-        "activation_bits": layer.activation_bits,
-    }
+def _layer_config(layer: PackedLayer) -> dict[str, Any]:
+    """The arguments of the layer's class; the kind says which, and a layer without one is linear."""
+    common = {"bias": layer.bias is not None, "activation_bits": layer.activation_bits}
+    if isinstance(layer, TernaryConv2dInference):
+        sizes = {"in_channels": layer.in_channels, "out_channels": layer.out_channels, **_geometry(layer)}
+        return {"kind": "conv2d", **sizes, "scale_groups": layer.scale_groups, **common}
+    assert isinstance(layer, TernaryLinearInference)
+    sizes = {"in_features": layer.in_features, "out_features": layer.out_features}
+    return {**sizes, "groups": layer.groups, **common}
 
 
 def _split_aliases(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -61,11 +69,11 @@ def save_ternary_inference_checkpoint(model: nn.Module, path: str | os.PathLike[
         ValueError: the model has no packed layer, is on the meta device, or has state that is not tensors.
         OSError: the file cannot be written.
     """
-    layers = {n: m for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, TernaryLinearInference)}
-    training = [name for name, module in model.named_modules() if isinstance(module, TernaryLinear)]
+    layers = {n: m for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, PackedLayer)}
+    training = [name for name, module in model.named_modules() if isinstance(module, TernaryLinear | TernaryConv2d)]
     if not layers:
         hint = "call export_for_inference(model) first" if training else "it has no ternary layers"
-        raise ValueError(f"the model holds no TernaryLinearInference; {hint}")
+        raise ValueError(f"the model holds no packed layer; {hint}")
     state = model.state_dict()
     if others := [name for name, value in state.items() if not isinstance(value, Tensor)]:
         raise ValueError(f"{others[0]} is a {type(state[others[0]]).__name__}; a checkpoint holds tensors only")
@@ -128,11 +136,23 @@ def _read(path: Path, device: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return header, state
 
 
-def _build_layer(name: str, config: Any, state: dict[str, Tensor], path: Path) -> TernaryLinearInference:
+def _made(config: Any) -> PackedLayer:
+    fields = dict(config)
+    kind = fields.pop("kind", "linear")
+    if kind == "conv2d":
+        pairs = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}  # JSON has no tuples
+        return TernaryConv2dInference(**{**fields, **pairs}, device="meta")
+    if kind != "linear":
+        raise ValueError(f"unknown kind {kind!r}; update bittorch")
+    return TernaryLinearInference(**fields, device="meta")
+
+
+def _build_layer(name: str, config: Any, state: dict[str, Tensor], path: Path) -> PackedLayer:
     """An empty layer of the recorded configuration, after checking that the stored tensors fit it."""
     try:
-        layer = TernaryLinearInference(**config, device="meta")
-    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: sizes that no tensor can have
+        layer = _made(config)
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError) as error:
+        # RuntimeError: sizes that no tensor can have; the last two: sizes of zero, pairs of another length
         raise ValueError(f"{path} has a bad configuration for layer {name!r}: {error}") from None
     expected = dict(layer.named_buffers())
     for key, buffer in expected.items():
@@ -141,8 +161,7 @@ def _build_layer(name: str, config: Any, state: dict[str, Tensor], path: Path) -
             raise ValueError(f"{path} describes layer {name!r} but holds no tensor {full!r}")
         if state[full].shape != buffer.shape:
             raise ValueError(
-                f"{path}: {full} must be {tuple(buffer.shape)} for in_features={layer.in_features}, "
-                f"out_features={layer.out_features}, got {tuple(state[full].shape)}"
+                f"{path}: {full} must be {tuple(buffer.shape)} for {_sizes_text(layer)}, got {tuple(state[full].shape)}"
             )
         _check_floating(full, buffer, state[full], path)
         if state[full].dtype == torch.float64:
@@ -166,11 +185,29 @@ def _put(model: nn.Module, name: str, value: nn.Module | nn.Parameter) -> nn.Mod
     return model
 
 
-def _check_fits(model: nn.Module, name: str, layer: TernaryLinearInference, path: Path) -> None:
+def _sizes_text(layer: PackedLayer) -> str:
+    if isinstance(layer, TernaryConv2dInference):
+        return f"in_channels={layer.in_channels}, out_channels={layer.out_channels}, kernel_size={layer.kernel_size}"
+    return f"in_features={layer.columns}, out_features={len(layer.weight_packed)}"
+
+
+def _conv2d_text(module: nn.Module) -> str:
+    names = "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"
+    return f"{type(module).__name__}({', '.join(f'{name}={getattr(module, name)!r}' for name in names)})"
+
+
+def _check_fits(model: nn.Module, name: str, layer: PackedLayer, path: Path) -> None:
     try:
         module = model.get_submodule(name)
     except AttributeError:
         raise ValueError(f"{path} has a packed layer {name!r}, which the model lacks") from None
+    if isinstance(layer, TernaryConv2dInference):
+        is_conv = isinstance(module, nn.Conv2d | TernaryConv2dInference)
+        has = _conv2d_text(module) if is_conv else type(module).__name__
+        if not is_conv or has.partition("(")[2] != _conv2d_text(layer).partition("(")[2]:
+            raise ValueError(f"{path}: {name!r} is a {_conv2d_text(layer)}, but the model has {has} there")
+        return
+    assert isinstance(layer, TernaryLinearInference)
     sizes = getattr(module, "in_features", None), getattr(module, "out_features", None)
     if not isinstance(module, nn.Linear | TernaryLinearInference) or sizes != (layer.in_features, layer.out_features):
         raise ValueError(
@@ -186,12 +223,13 @@ def load_ternary_inference_checkpoint(
 
     Args:
         model: a model of the same architecture, trained or not, packed or not, also on the meta device. Its
-            `torch.nn.Linear` and `TernaryLinear` layers that the file holds packed are replaced in place.
+            `torch.nn.Linear` and `torch.nn.Conv2d` layers, ternary or not, that the file holds packed are replaced in
+            place.
         path: the file.
         device: where the tensors go.
 
     Returns:
-        The model, in eval mode; another object only where the model itself is a single linear layer.
+        The model, in eval mode; another object only where the model itself is a single layer.
 
     Raises:
         FileNotFoundError: no such file.
@@ -200,8 +238,8 @@ def load_ternary_inference_checkpoint(
     """
     path = Path(path)
     header, state = _read(path, str(device))
-    layers: dict[str, TernaryLinearInference] = {}
-    shared: dict[tuple[str, ...], TernaryLinearInference] = {}
+    layers: dict[str, PackedLayer] = {}
+    shared: dict[tuple[str, ...], PackedLayer] = {}
     for name, config in header["layers"].items():
         layer = _build_layer(name, config, state, path)
         keys = [f"{name}.{key}" if name else key for key, _ in layer.named_buffers()]
@@ -235,9 +273,7 @@ def _tied_parameters(model: nn.Module) -> list[list[str]]:
     return [group for group in names.values() if len(group) > 1]
 
 
-def _check_rest(
-    model: nn.Module, layers: dict[str, TernaryLinearInference], state: dict[str, Tensor], path: Path
-) -> None:
+def _check_rest(model: nn.Module, layers: dict[str, PackedLayer], state: dict[str, Tensor], path: Path) -> None:
     """Raises where the tensors outside the packed layers are not those of the model."""
 
     packed = {f"{name}.{key}" if name else key for name, layer in layers.items() for key, _ in layer.named_buffers()}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from torch import nn
 
-from bittorch.nn import TernaryLinear
+from bittorch.nn import TernaryConv2d, TernaryLinear
 from bittorch.quant import TernaryQuantConfig
 from bittorch.utils.export import check_called
 
@@ -18,7 +18,10 @@ Filter = Callable[[nn.Module, str], bool] | str | Iterable[str]
 Config = TernaryQuantConfig | Mapping[str, TernaryQuantConfig | None]
 
 # What each kind of layer becomes. Subclasses are left alone: they may compute something else.
-TWINS: dict[type[nn.Module], type[TernaryLinear]] = {nn.Linear: TernaryLinear}
+TWINS: dict[type[nn.Module], Callable[..., nn.Module]] = {
+    nn.Linear: TernaryLinear.from_linear,
+    nn.Conv2d: TernaryConv2d.from_conv2d,
+}
 
 
 def _patterns(names: str | Iterable[str]) -> list[str]:
@@ -72,8 +75,8 @@ def _chosen(
         taken = [name for name in names if filter_fn is None or filter_fn(found[name], name)]
         if filter_fn is not None and names and not taken:
             warnings.warn(f"filter_fn takes none of the layers, such as {', '.join(names[:3])}", stacklevel=4)
-    if not names and not any(isinstance(module, TernaryLinear) for module in model.modules()):
-        warnings.warn("the model has no layer that can become ternary (nn.Linear)", stacklevel=4)
+    if not names and not any(isinstance(module, TernaryLinear | TernaryConv2d) for module in model.modules()):
+        warnings.warn("the model has no layer that can become ternary (nn.Linear, nn.Conv2d)", stacklevel=4)
     configs = {name: _config_of(name, config) for name in taken if not _matches(name, skipped)}
     return {name: value for name, value in configs.items() if value is not None}
 
@@ -87,7 +90,7 @@ def _twin(module: nn.Module, name: str, config: TernaryQuantConfig) -> nn.Module
     if not weight.is_floating_point():
         raise TypeError(f"cannot convert {what}: its weight is {weight.dtype}, and ternary masters are floating")
     try:
-        return TWINS[type(module)].from_linear(module, config)  # type: ignore[arg-type]
+        return TWINS[type(module)](module, config)
     except ValueError as error:
         raise ValueError(f"cannot convert {what}: {error}") from None
 
@@ -117,11 +120,12 @@ def quantize_(
     *,
     skip: str | Iterable[str] = (),
 ) -> None:
-    """Makes layers of a model ternary in place: `torch.nn.Linear` becomes `bittorch.TernaryLinear`.
+    """Makes layers of a model ternary in place: `torch.nn.Linear` becomes `bittorch.TernaryLinear`, `torch.nn.Conv2d`
+    `bittorch.TernaryConv2d`.
 
     Parameters stay the same objects, so tied weights stay tied and an optimiser keeps working. A layer that appears in
-    several places stays one layer. Layers that are ternary already, and subclasses of `torch.nn.Linear`, are left as
-    they are. Nothing is left out silently: first, last and head layers are converted unless ``skip`` names them.
+    several places stays one layer. Layers that are ternary already, and subclasses of the two, are left as they are.
+    Nothing is left out silently: first, last and head layers are converted unless ``skip`` names them.
 
     Args:
         model: any model; its weights are what training goes on from.

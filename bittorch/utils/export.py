@@ -9,20 +9,52 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from bittorch.nn import TernaryLinear, TernaryLinearInference
+from bittorch.nn import (
+    PackedLayer,
+    TernaryConv2d,
+    TernaryConv2dInference,
+    TernaryLinear,
+    TernaryLinearInference,
+)
+from bittorch.nn.ternary_conv2d import _geometry
 from bittorch.nn.ternary_linear import gathered
 
 SkipPredicate = Callable[[str, nn.Module], bool]
 
 
-def _packed(linear: TernaryLinear, name: str) -> tuple[Tensor, Tensor]:
-    weight = gathered(linear.weight)
+def _packed(layer: TernaryLinear | TernaryConv2d, name: str) -> tuple[Tensor, Tensor]:
+    weight = gathered(layer.weight)
     if weight.device.type == "meta":
         raise ValueError(f"{name} is on the meta device and has no weights to export; load them first")
     try:
-        return linear.quantize_packed()
+        return layer.quantize_packed()
     except ValueError as error:
         raise ValueError(f"cannot export {name}: {error}") from None
+
+
+def _check_exportable(layer: nn.Module, kind: type[TernaryLinear] | type[TernaryConv2d], name: str) -> None:
+    if not isinstance(layer, kind):
+        raise TypeError(f"{name} must be a {kind.__name__}, got {type(layer).__name__}")
+    if type(layer).forward is not kind.forward:
+        raise TypeError(f"cannot export {name}: {type(layer).__name__} overrides forward, which packing would lose")
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        raise ValueError(f"cannot export {name}: it has forward hooks, which packing would lose; remove them first")
+
+
+def _filled(twin: PackedLayer, layer: TernaryLinear | TernaryConv2d, name: str) -> PackedLayer:
+    """``twin``, made on the meta device, with the codes, scale and bias of ``layer``."""
+    twin.weight_packed, twin.scale = _packed(layer, name)
+    if layer.bias is not None:
+        twin.bias = gathered(layer.bias).detach().clone()
+    return twin.train(layer.training)
+
+
+def _plain(plain: nn.Linear | nn.Conv2d, layer: TernaryLinear | TernaryConv2d) -> nn.Module:
+    """``plain``, made on the meta device, with copies of the parameters of ``layer``."""
+    plain.weight = nn.Parameter(gathered(layer.weight).detach().clone(), layer.weight.requires_grad)
+    if layer.bias is not None:
+        plain.bias = nn.Parameter(gathered(layer.bias).detach().clone(), layer.bias.requires_grad)
+    return plain.train(layer.training)
 
 
 def export_linear_to_inference(linear: TernaryLinear, name: str = "the layer") -> nn.Module:
@@ -41,34 +73,26 @@ def export_linear_to_inference(linear: TernaryLinear, name: str = "the layer") -
         TypeError: ``linear`` is not a `TernaryLinear`, or a subclass with a forward of its own.
         ValueError: its weight holds NaN or Inf, or is on the meta device; it has forward hooks.
     """
-    if not isinstance(linear, TernaryLinear):
-        raise TypeError(f"{name} must be a TernaryLinear, got {type(linear).__name__}")
-    if type(linear).forward is not TernaryLinear.forward:
-        raise TypeError(f"cannot export {name}: {type(linear).__name__} overrides forward, which packing would lose")
-    if linear._forward_hooks or linear._forward_pre_hooks:
-        raise ValueError(f"cannot export {name}: it has forward hooks, which packing would lose; remove them first")
+    _check_exportable(linear, TernaryLinear, name)
+    sizes = linear.in_features, linear.out_features, linear.bias is not None
     if not linear.quantize:
-        return _plain_linear(linear)
-    w_packed, scale = _packed(linear, name)
-    layer = TernaryLinearInference(
-        linear.in_features,
-        linear.out_features,
-        linear.bias is not None,
-        activation_bits=linear.config.activation_bits,
-        device="meta",
-    )
-    layer.weight_packed, layer.scale = w_packed, scale
-    if linear.bias is not None:
-        layer.bias = gathered(linear.bias).detach().clone()
-    return layer.train(linear.training)
+        return _plain(nn.Linear(*sizes, device="meta"), linear)
+    bits = linear.config.activation_bits
+    return _filled(TernaryLinearInference(*sizes, activation_bits=bits, device="meta"), linear, name)
 
 
-def _plain_linear(linear: TernaryLinear) -> nn.Linear:
-    plain = nn.Linear(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
-    plain.weight = nn.Parameter(gathered(linear.weight).detach().clone(), linear.weight.requires_grad)
-    if linear.bias is not None:
-        plain.bias = nn.Parameter(gathered(linear.bias).detach().clone(), linear.bias.requires_grad)
-    return plain.train(linear.training)
+def export_conv2d_to_inference(conv: TernaryConv2d, name: str = "the layer") -> nn.Module:
+    """The packed form of one trained convolution; ``conv`` is not touched.
+
+    As `export_linear_to_inference`: the result is a `TernaryConv2dInference`, or a `torch.nn.Conv2d` for
+    ``quantize=False``, and the same things are refused.
+    """
+    _check_exportable(conv, TernaryConv2d, name)
+    channels, geometry = (conv.in_channels, conv.out_channels), {**_geometry(conv), "bias": conv.bias is not None}
+    if not conv.quantize:
+        return _plain(nn.Conv2d(*channels, **geometry, device="meta"), conv)
+    bits = conv.config.activation_bits
+    return _filled(TernaryConv2dInference(*channels, **geometry, activation_bits=bits, device="meta"), conv, name)
 
 
 def _check_not_wrapped(model: nn.Module) -> None:
@@ -100,7 +124,8 @@ def check_called(model: nn.Module, packed: dict[int, nn.Module]) -> None:
 
 
 def export_for_inference(model: nn.Module, skip: SkipPredicate | None = None) -> nn.Module:
-    """A copy of the model in eval mode with every `TernaryLinear` packed; the model itself is not touched.
+    """A copy of the model in eval mode with every `TernaryLinear` and `TernaryConv2d` packed; the model itself is not
+    touched.
 
     A module that appears in several places stays one module. Everything else is copied as it is. A wrapped model is
     exported from inside: ``model.module`` of DistributedDataParallel; with ``fully_shard`` (FSDP2), before sharding, or
@@ -124,12 +149,13 @@ def export_for_inference(model: nn.Module, skip: SkipPredicate | None = None) ->
     _check_not_wrapped(model)
     twins: dict[int, nn.Module] = {}
     for name, module in model.named_modules():
-        if isinstance(module, TernaryLinear) and not (skip and skip(name, module)):
-            twins[id(module)] = export_linear_to_inference(module, name or "the model")
+        if isinstance(module, TernaryLinear | TernaryConv2d) and not (skip and skip(name, module)):
+            export = export_linear_to_inference if isinstance(module, TernaryLinear) else export_conv2d_to_inference
+            twins[id(module)] = export(module, name or "the model")  # type: ignore[arg-type]
     check_called(model, twins)
     if not twins:
         warnings.warn(
-            "the model has no TernaryLinear to export (or skip left out all of them); the result is a plain copy",
+            "the model has no ternary layer to export (or skip left out all of them); the result is a plain copy",
             stacklevel=2,
         )
     # deepcopy's memo maps what it has met to its copy: seeded with the twins, it puts them where their originals stand.

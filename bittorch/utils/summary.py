@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bittorch import ops
-from bittorch.nn import TernaryLinear, TernaryLinearInference
+from bittorch.nn import PackedLayer, TernaryConv2d, TernaryLinear
 from bittorch.nn.ternary_linear import gathered
 
 
@@ -80,9 +80,9 @@ def _bytes(*tensors: Tensor | None) -> int:
 
 def _packed(module: nn.Module) -> tuple[Tensor, Tensor, Tensor | None] | None:
     """Packed codes, scales and master weight of a ternary layer."""
-    if isinstance(module, TernaryLinear) and module.quantize and module.config.packs:
-        return *module.quantize_packed(), gathered(module.weight).detach()
-    if isinstance(module, TernaryLinearInference):
+    if isinstance(module, TernaryLinear | TernaryConv2d) and module.quantize and module.config.packs:
+        return *module.quantize_packed(), gathered(module.weight).detach().flatten(1)
+    if isinstance(module, PackedLayer):
         return module.weight_packed, module.scale, None
     return None
 
@@ -92,12 +92,12 @@ def _layer(name: str, module: nn.Module) -> LayerSummary | None:
     if found is None:
         return None
     w_packed, scale, weight = found
-    in_features: int = module.in_features  # type: ignore[assignment]
-    codes = ops.ternary_unpack(w_packed, None, in_features, torch.int8)
+    columns = module.columns if isinstance(module, PackedLayer) else weight.shape[1]  # type: ignore[union-attr]
+    codes = ops.ternary_unpack(w_packed, None, columns, torch.int8)
     error = None
     if weight is not None:
         dense = weight.double()
-        quantized = ops.ternary_unpack(w_packed, scale, in_features, torch.float32).double()
+        quantized = ops.ternary_unpack(w_packed, scale, columns, torch.float32).double()
         norm = float(dense.square().sum())
         error = float((dense - quantized).square().sum()) / norm if norm else 0.0
     count = max(1, codes.numel())
@@ -123,7 +123,7 @@ def summary(model: nn.Module) -> ModelSummary:
     ttq have no packed form and count as they are.
 
     Args:
-        model: with `TernaryLinear` or `TernaryLinearInference` layers; others count as they are.
+        model: with ternary layers, training or packed; others count as they are.
 
     Returns:
         `ModelSummary`; ``print`` shows it as a table.

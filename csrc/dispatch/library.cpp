@@ -22,6 +22,13 @@ TORCH_LIBRARY(bittorch, m) {
           "str granularity, int group_size, int activation_bits=0, str variant='auto') -> Tensor");
     m.def("ternary_linear_ste(Tensor x, Tensor weight, Tensor w_packed, Tensor scale, Tensor? bias=None, "
           "int activation_bits=0, str variant='auto') -> Tensor");
+    // x (samples, channels, height, width), k = channels / groups * kernel height * kernel width
+    m.def("ternary_conv2d_packed(Tensor x, Tensor w_packed, Tensor scale, Tensor? bias, int[2] kernel_size, "
+          "int[2] stride, int[2] padding, int[2] dilation, int groups, int activation_bits=0, str variant='auto') -> "
+          "Tensor");
+    m.def("ternary_conv2d(Tensor x, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation, "
+          "int groups, str method, str scale_rule, float threshold_factor, str granularity, int group_size, "
+          "int activation_bits=0, str variant='auto') -> Tensor");
 }
 
 namespace bittorch {
@@ -36,6 +43,7 @@ static void implement(torch::Library &m) {
     m.impl("act_quantize", &act_quantize);
     m.impl("ternary_linear_packed", &ternary_linear_packed);
     m.impl("ternary_linear_w2a8", &ternary_linear_w2a8);
+    m.impl("ternary_conv2d_packed", &ternary_conv2d_packed);
 }
 
 TORCH_LIBRARY_IMPL(bittorch, CPU, m) {

@@ -32,4 +32,9 @@ at::Tensor ternary_linear_w2a8(const at::Tensor &x, const at::Tensor &w_packed, 
                                std::optional<at::ScalarType> out_dtype, int64_t activation_bits,
                                const std::string &variant);
 
+at::Tensor ternary_conv2d_packed(const at::Tensor &x, const at::Tensor &w_packed, const at::Tensor &scale,
+                                 const std::optional<at::Tensor> &bias, at::IntArrayRef kernel_size,
+                                 at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                                 int64_t groups, int64_t activation_bits, const std::string &variant);
+
 } // namespace bittorch

@@ -9,29 +9,15 @@
 // On a CPU grad_x is a packed product too, (g * scale) @ codes with the codes transposed; its activations are 24-bit
 // digits where the layer's own are quantised. A scale per group is no factor of g, and cuBLAS is faster than what a
 // CUDA kernel of ours would be: there the weight is decoded.
-#include "ops.h"
+#include "autograd.h"
 
-#include <ATen/autocast_mode.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/mm.h>
-#include <torch/csrc/autograd/custom_function.h>
-#include <torch/csrc/autograd/functions/basic_ops.h>
 #include <torch/library.h>
 
 #include <functional>
 
 namespace bittorch {
 namespace {
-
-using at::Tensor;
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
-using OptionalTensor = std::optional<Tensor>;
-using OptionalDtype = std::optional<at::ScalarType>;
-
-template <typename Signature> auto find_op(const char *name) {
-    return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
 
 Tensor call_packed(const Tensor &x, const Tensor &w_packed, const Tensor &scale, const OptionalTensor &bias,
                    const std::string &variant) {
@@ -49,64 +35,13 @@ Tensor call_w2a8(const Tensor &x, const Tensor &w_packed, const Tensor &scale, c
     return op.call(x, w_packed, scale, bias, x_scale, out_dtype, bits, variant);
 }
 
-Tensor call_unpack(const Tensor &w_packed, const Tensor &scale, const c10::SymInt &in_features, at::ScalarType dtype) {
-    static const auto op = find_op<Tensor(const Tensor &, const OptionalTensor &, c10::SymInt, at::ScalarType)>(
-        "bittorch::ternary_unpack");
-    return op.call(w_packed, scale, in_features, dtype);
-}
-
 Tensor call_transpose(const Tensor &w_packed, const c10::SymInt &in_features) {
     static const auto op = find_op<Tensor(const Tensor &, c10::SymInt)>("bittorch::ternary_transpose");
     return op.call(w_packed, in_features);
 }
 
-std::tuple<Tensor, Tensor> call_act_quantize(const Tensor &x, int64_t bits) {
-    static const auto op = find_op<std::tuple<Tensor, Tensor>(const Tensor &, int64_t)>("bittorch::act_quantize");
-    return op.call(x, bits);
-}
-
-struct QuantizeArgs {
-    std::string method, scale_rule;
-    double threshold_factor;
-    std::string granularity;
-    int64_t group_size;
-};
-
-std::tuple<Tensor, Tensor> call_quantize(const Tensor &w, const QuantizeArgs &a) {
-    static const auto op =
-        find_op<std::tuple<Tensor, Tensor>(const Tensor &, const std::string &, const std::string &, double,
-                                           const std::string &, int64_t)>("bittorch::ternary_quantize");
-    return op.call(w, a.method, a.scale_rule, a.threshold_factor, a.granularity, a.group_size);
-}
-
-// Whether the product has to be an autograd node. Forward mode is refused: its tangents would silently be zero.
-bool wants_grad(std::initializer_list<OptionalTensor> inputs) {
-    bool wanted = false;
-    for (const OptionalTensor &t : inputs) {
-        if (!t || !t->defined())
-            continue;
-        TORCH_CHECK_NOT_IMPLEMENTED(!t->_fw_grad(/*level=*/0).defined(),
-                                    "bittorch: the ternary products have no forward-mode derivative; use backward()");
-        wanted = wanted || t->requires_grad();
-    }
-    return wanted && at::GradMode::is_enabled();
-}
-
 Tensor token_rows(const Tensor &t) {
     return t.reshape_symint({c10::multiply_integers(t.sym_sizes().slice(0, t.dim() - 1)), t.sym_size(-1)});
-}
-
-// A second derivative would silently miss the quantiser, so asking for one raises.
-variable_list once(variable_list grads) {
-    if (!at::GradMode::is_enabled())
-        return grads;
-    for (Tensor &grad : grads)
-        if (grad.defined())
-            grad = grad.detach().requires_grad_(); // else the error would wait for an output gradient that has a graph
-    const auto error = std::make_shared<torch::autograd::DelayedError>(
-        "bittorch: the straight-through estimator has no second derivative; double backward is not supported",
-        static_cast<int64_t>(grads.size()));
-    return (*error)(std::move(grads));
 }
 
 // What every backward shares: through the decoded weight to x, and to the bias.
@@ -140,10 +75,6 @@ LinearGrads linear_grads(const Tensor &g, const Tensor &w_packed, const Tensor &
     if (want_bias)
         grads.bias = token_rows(g).sum(0).to(*bias_dtype);
     return grads;
-}
-
-OptionalDtype dtype_of(const OptionalTensor &t) {
-    return t ? OptionalDtype(t->scalar_type()) : std::nullopt;
 }
 
 // Frozen codes: x and the bias get gradients. Serves ternary_linear_packed and, with int8 activations,
@@ -187,17 +118,6 @@ Tensor w2a8_autograd(const Tensor &x, const Tensor &w_packed, const Tensor &scal
         return FrozenLinear::apply(x, w_packed, scale, bias, activation_bits, x_scale, out_dtype, variant);
     const at::AutoDispatchBelowADInplaceOrView below;
     return call_w2a8(x, w_packed, scale, bias, x_scale, out_dtype, activation_bits, variant);
-}
-
-// Q(x), from the codes of x or of its digits: a code has at most 24 bits, so it is exact in fp32.
-Tensor dequantize(const Tensor &q, const Tensor &scale, at::ScalarType dtype) {
-    if (scale.scalar_type() == at::kFloat)
-        return (q * scale).to(dtype);
-    const int64_t digits = q.size(-2);
-    Tensor code = q.select(-2, digits - 1).to(at::kFloat);
-    for (int64_t d = digits - 2; d >= 0; d--)
-        code = code.mul_(256).add_(q.select(-2, d));
-    return code.mul_(scale.to(at::kFloat)).to(dtype);
 }
 
 // Codes and scales of a weight.
@@ -256,11 +176,6 @@ Tensor linear_forward(const Tensor &x, const Packed &packed, const OptionalTenso
                 : call_packed(x, w_packed, scale, bias, variant);
 }
 
-void check_activation_bits(int64_t bits) {
-    TORCH_CHECK_VALUE(bits == 0 || bits == 8 || bits == 16 || bits == 24,
-                      "activation_bits must be 8, 16, 24, or 0 for floating activations, got ", bits);
-}
-
 Tensor linear_autograd(const Tensor &x, const Tensor &weight, const OptionalTensor &bias, const std::string &method,
                        const std::string &scale_rule, double threshold_factor, const std::string &granularity,
                        int64_t group_size, int64_t activation_bits, const std::string &variant) {
@@ -299,16 +214,8 @@ Tensor linear_ste_composite(const Tensor &x, const Tensor &, const Tensor &w_pac
     return linear_forward(x, {w_packed, scale}, bias, activation_bits, variant);
 }
 
-// Autocast casts x alone: the master weight keeps its precision, codes and scales have no other, a bias is added in
-// fp32.
-template <c10::DeviceType device> struct Autocast {
-    static Tensor cast(const Tensor &x) {
-        return at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), x, device);
-    }
-
-    static c10::impl::ExcludeDispatchKeyGuard off() {
-        return c10::impl::ExcludeDispatchKeyGuard(at::autocast::get_autocast_dispatch_key_from_device_type(device));
-    }
+template <c10::DeviceType device> struct Autocast : AutocastInput<device> {
+    using AutocastInput<device>::cast, AutocastInput<device>::off;
 
     static Tensor packed(const Tensor &x, const Tensor &w_packed, const Tensor &scale, const OptionalTensor &bias,
                          const std::string &variant) {

@@ -5,6 +5,7 @@
 
 #include "act_quantize.h"
 #include "ternary_check.h"
+#include "ternary_conv2d_packed.h"
 #include "ternary_linear_packed.h"
 #include "ternary_linear_w2a8.h"
 #include "ternary_pack.h"
@@ -20,7 +21,8 @@
     X(ternary_quantize)                                                                                                \
     X(act_quantize)                                                                                                    \
     X(ternary_linear_packed)                                                                                           \
-    X(ternary_linear_w2a8)
+    X(ternary_linear_w2a8)                                                                                             \
+    X(ternary_conv2d_packed)
 
 #define BT_ALL_KERNELS(X)                                                                                              \
     BT_TERNARY_PACK(X)                                                                                                 \
@@ -30,6 +32,7 @@
     BT_TERNARY_QUANTIZE(X)                                                                                             \
     BT_ACT_QUANTIZE(X)                                                                                                 \
     BT_TERNARY_LINEAR_PACKED(X)                                                                                        \
-    BT_TERNARY_LINEAR_W2A8(X)
+    BT_TERNARY_LINEAR_W2A8(X)                                                                                          \
+    BT_TERNARY_CONV2D_PACKED(X)
 
 #endif

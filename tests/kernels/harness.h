@@ -51,5 +51,6 @@ void test_ternary_transpose(void);
 void test_act_quantize(void);
 void test_ternary_linear_packed(void);
 void test_ternary_linear_w2a8(void);
+void test_ternary_conv2d_packed(void);
 
 #endif

@@ -46,6 +46,7 @@ int main(int argc, char **argv) {
         test_act_quantize();
         test_ternary_linear_packed();
         test_ternary_linear_w2a8();
+        test_ternary_conv2d_packed();
     }
     return report();
 }

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from bittorch import TernaryLinear, TernaryQuantConfig
+from bittorch import TernaryConv2d, TernaryLinear, TernaryQuantConfig
 from bittorch.utils import AccuracyDoctor
 from tests import helpers
 
@@ -89,6 +89,12 @@ def test_master_that_moves_and_float32_master_are_not_stalled() -> None:
             model(helpers.randn(4, 64, dtype=dtype)).float().square().mean().backward()
             optimizer.step()
             assert "stalled" not in {finding.kind for finding in doctor.check()}
+
+
+def test_convolutions_are_looked_at() -> None:
+    model = TernaryConv2d(3, 8, 3, config=TernaryQuantConfig(scale="max"))
+    model.weight.data[2] = 0
+    assert _kinds(AccuracyDoctor(model)) == [("", "scale_rule"), ("", "dead_rows")]
 
 
 def test_layers_that_are_not_quantised_are_left_out() -> None:

@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bittorch import (
+    TernaryConv2d,
+    TernaryConv2dInference,
     TernaryLinear,
     TernaryLinearInference,
     TernaryQuantConfig,
@@ -564,3 +566,129 @@ def test_state_that_is_not_a_tensor_is_an_error(path: Path) -> None:
     with pytest.raises(ValueError, match=r"1\._extra_state is a dict; a checkpoint holds tensors only"):
         save(model, path)
     assert not list(path.parent.iterdir())
+
+
+# Convolutions
+
+
+class _ConvNet(nn.Module):
+    """Every setting of a convolution that the header records, a shared one and a linear layer."""
+
+    def __init__(self, plain: bool = False, device: str = "cpu") -> None:
+        super().__init__()
+        group = TernaryQuantConfig(granularity="group", group_size=12)
+
+        def conv(*sizes: object, **arguments: object) -> nn.Conv2d:
+            if plain:
+                for name in ("config", "activation_bits", "per_channel"):
+                    arguments.pop(name, None)
+            return (nn.Conv2d if plain else TernaryConv2d)(*sizes, device=device, **arguments)
+
+        self.first = conv(3, 8, 3, padding="same", per_channel=False)
+        self.group = conv(8, 8, (3, 3), 1, 1, config=group, bias=False)
+        self.down = conv(8, 12, (3, 2), (2, 1), (1, 0), (1, 2), 2, activation_bits=8)
+        self.round = conv(12, 4, 3, padding=1, padding_mode="circular", activation_bits=24)
+        self.again = self.group
+        self.head = (nn.Linear if plain else TernaryLinear)(4, 3, device=device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.again(self.group(self.first(x)))
+        return self.head(self.round(self.down(x)).mean((2, 3)))
+
+
+IMAGES = helpers.randn(2, 3, 9, 9)
+
+
+@pytest.fixture
+def saved_convs(path: Path) -> Path:
+    torch.manual_seed(2)
+    model = _ConvNet().eval()
+    save(export_for_inference(model), path)
+    torch.save(model(IMAGES), path.with_suffix(".expected"))
+    return path
+
+
+@pytest.mark.parametrize("target", ["trained", "packed", "plain", "meta"])
+def test_round_trip_of_convolutions_gives_the_same_bits(saved_convs: Path, target: str) -> None:
+    torch.manual_seed(5)
+    model = _ConvNet(plain=target == "plain", device="meta" if target == "meta" else "cpu")
+    loaded = load(export_for_inference(model) if target == "packed" else model, saved_convs)
+    assert loaded is not None
+    assert isinstance(loaded.down, TernaryConv2dInference)
+    assert loaded.again is loaded.group
+    assert torch.equal(loaded(IMAGES), torch.load(saved_convs.with_suffix(".expected")))
+
+
+def test_header_describes_convolutions(saved_convs: Path) -> None:
+    with safe_open(saved_convs, "pt") as file:
+        header = json.loads(file.metadata()["bittorch"])
+    assert header["version"] == 1
+    assert header["layers"]["down"] == {
+        "kind": "conv2d",
+        "in_channels": 8,
+        "out_channels": 12,
+        "kernel_size": [3, 2],
+        "stride": [2, 1],
+        "padding": [1, 0],
+        "dilation": [1, 2],
+        "groups": 2,
+        "padding_mode": "zeros",
+        "scale_groups": 1,
+        "bias": True,
+        "activation_bits": 8,
+    }
+    assert "kind" not in header["layers"]["head"]
+    assert header["aliases"]["again.weight_packed"] == "group.weight_packed"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": "conv3d"},
+        {"kind": None},
+        {"in_channels": 16},
+        {"in_channels": 0},
+        {"in_channels": "8"},
+        {"out_channels": 10},
+        {"kernel_size": [3, 3]},
+        {"kernel_size": [3]},
+        {"kernel_size": []},
+        {"kernel_size": None},
+        {"kernel_size": [2**40, 2**40]},
+        {"stride": [1, 1]},
+        {"padding": "same"},
+        {"padding": [-1, 0]},
+        {"dilation": [1, 1]},
+        {"groups": 0},
+        {"groups": 3},
+        {"groups": 1},
+        {"padding_mode": "other"},
+        {"scale_groups": 0},
+        {"scale_groups": 5},
+        {"bias": False},
+        {"activation_bits": 9},
+        {"surplus": 1},
+    ],
+    ids=str,
+)
+def test_header_that_contradicts_its_convolution_is_refused(saved_convs: Path, change: dict[str, object]) -> None:
+    with safe_open(saved_convs, "pt") as file:
+        layers = json.loads(file.metadata()["bittorch"])["layers"]
+    layers["down"] |= change
+    _edit(saved_convs, layers=layers)
+    model = _ConvNet()
+    before = _snapshot(model)
+    with pytest.raises(ValueError, match=str(saved_convs)):
+        load(model, saved_convs)
+    assert _snapshot(model).keys() == before.keys()
+    assert type(model.down) is TernaryConv2d
+
+
+def test_model_with_another_convolution_is_refused(saved_convs: Path) -> None:
+    model = _ConvNet()
+    model.down = nn.Conv2d(8, 12, (3, 2), (2, 2), (1, 0), (1, 2), 2)
+    with pytest.raises(ValueError, match=r"'down' is a TernaryConv2dInference\(.*stride=\(2, 1\).*stride=\(2, 2\)"):
+        load(model, saved_convs)
+    model.down = nn.Linear(8, 12)
+    with pytest.raises(ValueError, match="but the model has Linear there"):
+        load(model, saved_convs)

@@ -157,6 +157,18 @@ def test_filter_without_a_layer_warns() -> None:
     assert caught[0].filename == __file__
 
 
+def test_convolutions_become_ternary_too() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, stride=2), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.Flatten(), nn.Linear(64, 2)
+    )
+    before = dict(model.named_parameters())
+    quantize_(model)
+    assert [type(model[i]) for i in (0, 2, 4)] == [bittorch.TernaryConv2d, bittorch.TernaryConv2d, TernaryLinear]
+    assert all(before[name] is parameter for name, parameter in model.named_parameters())
+    x = helpers.randn(2, 3, 8, 8)
+    assert torch.equal(bittorch.export_for_inference(model)(x), model.eval()(x))
+
+
 @pytest.mark.parametrize("make", [lambda: nn.Sequential(nn.ReLU()), lambda: nn.Embedding(3, 4)])
 def test_model_without_layers_warns(make: object) -> None:
     with pytest.warns(UserWarning, match="no layer that can become ternary"):

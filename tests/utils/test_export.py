@@ -6,7 +6,14 @@ import torch
 from torch import Tensor, nn
 
 import bittorch
-from bittorch import TernaryLinear, TernaryLinearInference, TernaryQuantConfig, export_for_inference
+from bittorch import (
+    TernaryConv2d,
+    TernaryConv2dInference,
+    TernaryLinear,
+    TernaryLinearInference,
+    TernaryQuantConfig,
+    export_for_inference,
+)
 from tests import helpers
 
 GRANULARITIES = {"tensor": {"per_channel": False}, "channel": {}, "group": {"granularity": "group", "group_size": 16}}
@@ -139,7 +146,7 @@ def test_export_of_a_root_layer() -> None:
 
 def test_exported_model_can_be_exported_again_with_a_warning() -> None:
     packed, x = export_for_inference(_model()), helpers.randn(2, 48)
-    with pytest.warns(UserWarning, match="no TernaryLinear to export"):
+    with pytest.warns(UserWarning, match="no ternary layer to export"):
         again = export_for_inference(packed)
     assert torch.equal(again(x), packed(x))
 
@@ -200,7 +207,7 @@ def test_export_skips_what_the_predicate_says() -> None:
 
 
 def test_export_that_skips_everything_warns() -> None:
-    with pytest.warns(UserWarning, match="no TernaryLinear to export"):
+    with pytest.warns(UserWarning, match="no ternary layer to export"):
         packed = export_for_inference(_model(), lambda name, module: True)
     assert isinstance(packed[0], TernaryLinear)
 
@@ -311,3 +318,79 @@ def test_export_of_a_wrapped_model_says_what_to_export() -> None:
 
     with pytest.raises(TypeError, match="sharded by fully_shard; export before"):
         export_for_inference(Sharded(TernaryLinear(4, 4)))
+
+
+class _ConvNet(nn.Module):
+    """Convolutions of every kind, one of them twice, and a linear layer."""
+
+    def __init__(self, activation_bits: int | None = None, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        config = TernaryQuantConfig(activation_bits=activation_bits)
+        group = TernaryQuantConfig(activation_bits=activation_bits, granularity="group", group_size=36)
+        self.first = TernaryConv2d(3, 8, 3, padding="same", bias=False, config=config, dtype=dtype)
+        self.twice = TernaryConv2d(8, 8, 3, padding=1, config=group, dtype=dtype)
+        self.down = TernaryConv2d(8, 12, (3, 2), 2, padding=(1, 0), groups=2, config=config, dtype=dtype)
+        self.round = TernaryConv2d(12, 4, 3, padding=1, padding_mode="circular", config=config, dtype=dtype)
+        self.plain = TernaryConv2d(4, 4, 1, quantize=False, dtype=dtype)
+        self.again = self.twice
+        self.head = TernaryLinear(4 * 5 * 5, 3, config=config, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.again(self.twice(self.first(x).relu()).relu()).relu()
+        return self.head(self.plain(self.round(self.down(x).relu())).flatten(1))
+
+
+def _conv_net(*args: object, **arguments: object) -> _ConvNet:
+    torch.manual_seed(4)
+    return _ConvNet(*args, **arguments)
+
+
+@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+@pytest.mark.parametrize("activation_bits", [None, 8, 16, 24])
+def test_export_of_convolutions_gives_the_same_bits(activation_bits: int | None, dtype: torch.dtype) -> None:
+    model = _conv_net(activation_bits, dtype)
+    packed = export_for_inference(model)
+    kinds = [type(module) for module in (packed.first, packed.twice, packed.down, packed.round, packed.plain)]
+    assert kinds == [TernaryConv2dInference] * 4 + [nn.Conv2d]
+    assert packed.again is packed.twice
+    model.eval()
+    for samples in (0, 1, 3):
+        x = helpers.randn(samples, 3, 10, 10, dtype=dtype)
+        assert torch.equal(packed(x), model(x))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(packed(x), model(x))
+
+
+@pytest.mark.parametrize("activation_bits", [None, 8])
+def test_traced_export_of_convolutions_gives_the_same_bits(activation_bits: int | None) -> None:
+    torch._dynamo.reset()
+    model, x = _conv_net(activation_bits), helpers.randn(2, 3, 10, 10)
+    packed = export_for_inference(model)
+    with torch.no_grad():
+        assert torch.equal(torch.compile(packed, fullgraph=True, backend="aot_eager")(x), model.eval()(x))
+
+
+class _OwnConvForward(TernaryConv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+def test_export_refuses_convolutions_that_packing_would_change() -> None:
+    with pytest.raises(TypeError, match="cannot export 0: _OwnConvForward overrides forward"):
+        export_for_inference(nn.Sequential(_OwnConvForward(1, 1, 1)))
+    hooked = TernaryConv2d(1, 1, 1)
+    hooked.register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="cannot export 0: it has forward hooks"):
+        export_for_inference(nn.Sequential(hooked))
+    with pytest.raises(TypeError, match="the layer must be a TernaryConv2d, got Conv2d"):
+        bittorch.export_conv2d_to_inference(nn.Conv2d(1, 1, 1))
+    with pytest.raises(ValueError, match="0 is on the meta device"):
+        export_for_inference(nn.Sequential(TernaryConv2d(1, 1, 1, device="meta")))
+
+
+def test_export_skips_convolutions_that_the_predicate_names() -> None:
+    model = _conv_net()
+    packed = export_for_inference(model, skip=lambda name, module: name == "first")
+    assert type(packed.first) is TernaryConv2d
+    x = helpers.randn(2, 3, 10, 10)
+    assert torch.equal(packed(x), model.eval()(x))

@@ -62,6 +62,15 @@ def test_tied_weight_counts_where_it_stays_dense() -> None:
     assert found.bytes == 4 * 480 + 10 * 12 + 4 * 10
 
 
+def test_convolution_counts_as_rows_of_filters() -> None:
+    model = nn.Sequential(bittorch.TernaryConv2d(3, 8, 3), nn.Flatten())
+    for found in (summary(model), summary(bittorch.export_for_inference(model))):
+        (row,) = found.layers
+        assert row.shape == (8, 27)
+        assert row.bytes == 8 * 7 + 4 * 8 + 4 * 8
+        assert found.dense_bytes == 4 * (8 * 27 + 8)
+
+
 def test_layer_without_quantisation_and_shared_layer() -> None:
     layer = TernaryLinear(8, 8)
     found = summary(nn.Sequential(layer, layer, TernaryLinear(8, 8, quantize=False)))

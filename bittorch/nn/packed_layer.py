@@ -1,0 +1,84 @@
+"""What the deployed layers share: their buffers, and what may happen to these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bittorch import ops
+from bittorch.quant.ternary import check_activation_bits
+
+
+class PackedLayer(nn.Module):
+    """Buffers only: ``weight_packed`` ``(rows, ceil(columns / 4))`` uint8, ``scale`` float32, ``bias`` or None.
+
+    ``.half()`` and ``.to(dtype)`` cast the bias and leave codes and scale as they are.
+    """
+
+    weight_packed: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        rows: int,
+        columns: int,
+        bias: bool,
+        scale_groups: int,
+        activation_bits: int | None,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        check_activation_bits(activation_bits, columns)
+        self.activation_bits = activation_bits
+        scale_shape = (1,) if scale_groups == 0 else (rows,) if scale_groups == 1 else (rows, scale_groups)
+        self.register_buffer("weight_packed", torch.zeros((rows, (columns + 3) // 4), dtype=torch.uint8, device=device))
+        self.register_buffer("scale", torch.zeros(scale_shape, dtype=torch.float32, device=device))
+        self.register_buffer("bias", torch.zeros(rows, dtype=dtype, device=device) if bias else None)
+
+    @property
+    def columns(self) -> int:
+        """Weights of a row."""
+        raise NotImplementedError
+
+    def _scale_groups(self) -> int:
+        """Scales of a row; 0 when the layer has a single one."""
+        if self.scale.dim() == 2:
+            return self.scale.shape[1]
+        return 0 if self.scale.shape[0] == 1 and self.weight_packed.shape[0] != 1 else 1
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedLayer:
+        """Moves all buffers, but no cast changes codes and scale: a rounded scale would change every output."""
+        before = {"weight_packed": self.weight_packed, "scale": self.scale}
+        super()._apply(fn, recurse)
+        for name, tensor in before.items():
+            moved = getattr(self, name)
+            if moved.dtype != tensor.dtype:
+                setattr(self, name, torch.empty_like(tensor, device=moved.device))
+                if tensor.device.type != "meta":
+                    getattr(self, name).copy_(tensor)
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        self._check_state(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def _check_state(self, state: dict[str, Any], prefix: str) -> None:
+        """Refuses weights that no kernel defines; shapes and missing keys are torch's own errors."""
+        packed, scale = state.get(prefix + "weight_packed"), state.get(prefix + "scale")
+        if packed is not None and packed.shape == self.weight_packed.shape and packed.device.type != "meta":
+            if packed.dtype != torch.uint8:
+                raise RuntimeError(f"{prefix}weight_packed must be uint8, got {packed.dtype}")
+            try:
+                ops.check_packed(packed, self.columns, prefix + "weight_packed")
+            except ValueError as error:
+                raise RuntimeError(str(error)) from None
+        if scale is not None and scale.device.type != "meta":
+            if scale.dtype != torch.float32:
+                raise RuntimeError(f"{prefix}scale must be float32, got {scale.dtype}")
+            if not bool(torch.isfinite(scale).all()):
+                raise RuntimeError(f"{prefix}scale must be finite, got NaN or Inf; the checkpoint is damaged")

@@ -1,0 +1,110 @@
+// What the autograd nodes of the products share: calls through the dispatcher, what a backward pass needs, autocast.
+#pragma once
+
+#include <ATen/autocast_mode.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/functions/basic_ops.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+
+namespace bittorch {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+using OptionalTensor = std::optional<Tensor>;
+using OptionalDtype = std::optional<at::ScalarType>;
+
+template <typename Signature> auto find_op(const char *name) {
+    return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+inline Tensor call_unpack(const Tensor &w_packed, const Tensor &scale, const c10::SymInt &in_features,
+                          at::ScalarType dtype) {
+    static const auto op = find_op<Tensor(const Tensor &, const OptionalTensor &, c10::SymInt, at::ScalarType)>(
+        "bittorch::ternary_unpack");
+    return op.call(w_packed, scale, in_features, dtype);
+}
+
+inline std::tuple<Tensor, Tensor> call_act_quantize(const Tensor &x, int64_t bits) {
+    static const auto op = find_op<std::tuple<Tensor, Tensor>(const Tensor &, int64_t)>("bittorch::act_quantize");
+    return op.call(x, bits);
+}
+
+struct QuantizeArgs {
+    std::string method, scale_rule;
+    double threshold_factor;
+    std::string granularity;
+    int64_t group_size;
+};
+
+inline std::tuple<Tensor, Tensor> call_quantize(const Tensor &w, const QuantizeArgs &a) {
+    static const auto op =
+        find_op<std::tuple<Tensor, Tensor>(const Tensor &, const std::string &, const std::string &, double,
+                                           const std::string &, int64_t)>("bittorch::ternary_quantize");
+    return op.call(w, a.method, a.scale_rule, a.threshold_factor, a.granularity, a.group_size);
+}
+
+// Whether the product has to be an autograd node. Forward mode is refused: its tangents would silently be zero.
+inline bool wants_grad(std::initializer_list<OptionalTensor> inputs) {
+    bool wanted = false;
+    for (const OptionalTensor &t : inputs) {
+        if (!t || !t->defined())
+            continue;
+        TORCH_CHECK_NOT_IMPLEMENTED(!t->_fw_grad(/*level=*/0).defined(),
+                                    "bittorch: the ternary products have no forward-mode derivative; use backward()");
+        wanted = wanted || t->requires_grad();
+    }
+    return wanted && at::GradMode::is_enabled();
+}
+
+// A second derivative would silently miss the quantiser, so asking for one raises.
+inline variable_list once(variable_list grads) {
+    if (!at::GradMode::is_enabled())
+        return grads;
+    for (Tensor &grad : grads)
+        if (grad.defined())
+            grad = grad.detach().requires_grad_(); // else the error would wait for an output gradient that has a graph
+    const auto error = std::make_shared<torch::autograd::DelayedError>(
+        "bittorch: the straight-through estimator has no second derivative; double backward is not supported",
+        static_cast<int64_t>(grads.size()));
+    return (*error)(std::move(grads));
+}
+
+inline OptionalDtype dtype_of(const OptionalTensor &t) {
+    return t ? OptionalDtype(t->scalar_type()) : std::nullopt;
+}
+
+// Q(x), from the codes of x or of its digits: a code has at most 24 bits, so it is exact in fp32.
+inline Tensor dequantize(const Tensor &q, const Tensor &scale, at::ScalarType dtype) {
+    if (scale.scalar_type() == at::kFloat)
+        return (q * scale).to(dtype);
+    const int64_t digits = q.size(-2);
+    Tensor code = q.select(-2, digits - 1).to(at::kFloat);
+    for (int64_t d = digits - 2; d >= 0; d--)
+        code = code.mul_(256).add_(q.select(-2, d));
+    return code.mul_(scale.to(at::kFloat)).to(dtype);
+}
+
+inline void check_activation_bits(int64_t bits) {
+    TORCH_CHECK_VALUE(bits == 0 || bits == 8 || bits == 16 || bits == 24,
+                      "activation_bits must be 8, 16, 24, or 0 for floating activations, got ", bits);
+}
+
+// Autocast casts x alone: the master weight keeps its precision, codes and scales have no other, a bias is added in
+// fp32.
+template <c10::DeviceType device> struct AutocastInput {
+    static Tensor cast(const Tensor &x) {
+        return at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), x, device);
+    }
+
+    static c10::impl::ExcludeDispatchKeyGuard off() {
+        return c10::impl::ExcludeDispatchKeyGuard(at::autocast::get_autocast_dispatch_key_from_device_type(device));
+    }
+};
+
+} // namespace bittorch

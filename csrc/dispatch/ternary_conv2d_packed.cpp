@@ -1,0 +1,213 @@
+#include "checks.h"
+#include "ops.h"
+#include "parallel.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/im2col.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/zeros.h>
+
+namespace bittorch {
+namespace {
+
+using at::IntArrayRef;
+using at::Tensor;
+
+// Bytes of padded input that are made at once: bounds the scratch whatever the batch.
+constexpr int64_t scratch_bytes = 1 << 22;
+
+struct Geometry {
+    IntArrayRef kernel_size, stride, padding, dilation;
+    int64_t groups;
+};
+
+void check_pair(const char *name, IntArrayRef values, int64_t least) {
+    TORCH_CHECK_VALUE(values.size() == 2 && values[0] >= least && values[1] >= least, name,
+                      " must be two integers of at least ", least, ", got ", values);
+}
+
+int64_t out_size(const Geometry &g, int64_t in, int d, const Tensor &x) {
+    const int64_t padded = in + 2 * g.padding[d], kernel = g.dilation[d] * (g.kernel_size[d] - 1) + 1;
+    TORCH_CHECK_VALUE(padded >= kernel, "the padded input is smaller than the kernel: x ", x.sizes(), " with padding ",
+                      g.padding, " against kernel_size ", g.kernel_size, " with dilation ", g.dilation);
+    return (padded - kernel) / g.stride[d] + 1;
+}
+
+// Sizes and steps, checked.
+bt_ternary_conv2d_packed problem_of(const Tensor &x, const Tensor &w_packed, const Geometry &g) {
+    TORCH_CHECK_VALUE(x.dim() == 4, "x must be (samples, channels, height, width), got ", x.sizes());
+    check_pair("kernel_size", g.kernel_size, 1);
+    check_pair("stride", g.stride, 1);
+    check_pair("padding", g.padding, 0);
+    check_pair("dilation", g.dilation, 1);
+    bt_ternary_conv2d_packed p{};
+    p.samples = x.size(0), p.channels = x.size(1), p.height = x.size(2), p.width = x.size(3);
+    p.n = w_packed.dim() == 2 ? w_packed.size(0) : 0;
+    TORCH_CHECK_VALUE(g.groups >= 1 && p.channels % g.groups == 0 && p.n % g.groups == 0,
+                      "groups must divide channels and out_channels, got groups=", g.groups, ", ", p.channels,
+                      " channels in x and w_packed ", w_packed.sizes());
+    p.groups = g.groups;
+    p.kernel_h = g.kernel_size[0], p.kernel_w = g.kernel_size[1];
+    p.stride_h = g.stride[0], p.stride_w = g.stride[1];
+    p.pad_h = g.padding[0], p.pad_w = g.padding[1];
+    p.dilation_h = g.dilation[0], p.dilation_w = g.dilation[1];
+    p.k = p.channels / p.groups * p.kernel_h * p.kernel_w;
+    p.out_h = out_size(g, p.height, 0, x), p.out_w = out_size(g, p.width, 1, x);
+    if (p.out_w == 1)
+        p.stride_w = 1; // a stride that leads nowhere must not make xp as wide
+    return p;
+}
+
+// Where the codes or digits of some samples and their scales lie.
+struct Codes {
+    int8_t *q;
+    double *scales; // floats with one digit
+};
+
+void quantize(bt_ternary_conv2d_packed &p, const void *x, int x_type, const Codes &codes) {
+    const bt_kernel &quantizer = find_kernel(BT_OP_act_quantize, BT_CPU, x_type, "auto");
+    bt_act_quantize a{};
+    a.x = x, a.x_type = x_type, a.q = codes.q, a.digits = p.digits, a.order = BT_ORDER_NATURAL;
+    a.m = p.samples, a.k = a.ldx = a.ldq = p.channels * p.height * p.width;
+    a.scale = p.digits == 1 ? reinterpret_cast<float *>(codes.scales) : nullptr;
+    a.step = p.digits == 1 ? nullptr : codes.scales;
+    const auto run = reinterpret_cast<bt_act_quantize_fn *>(quantizer.run);
+    parallel_tiles(a.m, a.m * a.k * a.digits, [&](int64_t begin, int64_t end) { run(&a, begin, end); });
+    p.x = codes.q, p.x_type = BT_I8, p.q_scale = a.scale, p.q_step = a.step;
+}
+
+void run_on_cpu(const bt_kernel &kernel, const bt_ternary_conv2d_packed &all, bool floating) {
+    const auto run = reinterpret_cast<bt_ternary_conv2d_packed_fn *>(kernel.run);
+    bt_ternary_conv2d_packed p = all;
+    p.x_type = floating ? all.x_type : BT_I8;
+    const int64_t x_bytes = all.x_type == BT_F32 ? 4 : 2, y_bytes = all.y_type == BT_F32 ? 4 : 2;
+    const int64_t elements = p.channels * p.height * p.width, size = bt_conv_size(&p);
+    const int64_t image = p.digits * bt_conv_image(&p), patch_bytes = bt_conv_patch_bytes(&p);
+    const int64_t block = std::clamp<int64_t>(scratch_bytes / std::max<int64_t>(1, image * size), 1, all.samples);
+    const int64_t code_count = floating ? 0 : block * p.digits * elements;
+    Scratch scratch(Scratch::bytes_of<char>((block * image + BT_CONV_SLACK) * size) +
+                    Scratch::bytes_of<int8_t>(code_count) + Scratch::bytes_of<double>(block));
+    p.xp = scratch.take<char>((block * image + BT_CONV_SLACK) * size);
+    const Codes codes{scratch.take<int8_t>(code_count), scratch.take<double>(block)};
+    for (int64_t first = 0; first < all.samples; first += block) {
+        p.samples = std::min(block, all.samples - first);
+        p.x = static_cast<const char *>(all.x) + first * elements * x_bytes;
+        p.y = static_cast<char *>(all.y) + first * all.n * all.out_h * all.out_w * y_bytes;
+        if (!floating)
+            quantize(p, p.x, all.x_type, codes);
+        const int64_t planes = p.samples * p.digits * p.channels;
+        parallel_tiles(planes, planes * bt_conv_plane(&p),
+                       [&](int64_t begin, int64_t end) { bt_ternary_conv2d_packed_prepare(&p, begin, end); });
+        const int64_t products = p.samples * p.n * p.k * p.out_h * p.out_w;
+        parallel_tiles(bt_conv_tiles(&p), floating ? products : p.digits * products / 4,
+                       [&](int64_t begin, int64_t end) {
+                           Scratch patches(Scratch::bytes_of<char>(patch_bytes));
+                           bt_ternary_conv2d_packed part = p;
+                           part.patch = patches.take<char>(patch_bytes);
+                           run(&part, begin, end);
+                       });
+    }
+}
+
+// Patches by torch, (groups, samples, positions, k).
+Tensor unfold(const Tensor &x, const bt_ternary_conv2d_packed &p, const Geometry &g) {
+    return at::im2col(x, g.kernel_size, g.dilation, g.padding, g.stride)
+        .view({p.samples, p.groups, p.k, p.out_h * p.out_w})
+        .permute({1, 0, 3, 2});
+}
+
+// The exact sums of integers below 2^53, as float64, then the epilogue of the header with one rounding an operation.
+Tensor unfolded_codes(const Tensor &x, const Tensor &w_packed, const Tensor &scale, const bt_ternary_conv2d_packed &p,
+                      const Geometry &geometry, int64_t bits) {
+    const auto [q, q_scale] = act_quantize(x.flatten(1), bits);
+    Tensor codes = q.to(at::kDouble);
+    if (bits > 8) {
+        Tensor joined = codes.select(1, bits / 8 - 1);
+        for (int64_t d = bits / 8 - 2; d >= 0; d--)
+            joined = joined * 256 + codes.select(1, d);
+        codes = joined;
+    }
+    const Tensor patches = unfold(codes.view(x.sizes()), p, geometry);
+    const Tensor weight = ternary_unpack(w_packed, std::nullopt, p.k, at::kChar).to(at::kDouble);
+    const Tensor scales = scale.dim() == 2 ? scale : scale.numel() == 1 ? scale.expand({p.n, 1}) : scale.view({p.n, 1});
+    const Tensor step = q_scale.view({p.samples, 1, 1});
+    const int64_t rows = p.n / p.groups, columns = p.k / scales.size(1);
+    std::vector<Tensor> parts;
+    for (int64_t g = 0; g < p.groups; g++) {
+        Tensor sum = at::zeros({p.samples, p.out_h * p.out_w, rows}, q_scale.options());
+        for (int64_t s = 0; s < scales.size(1); s++) {
+            const Tensor part = weight.narrow(0, g * rows, rows).narrow(1, s * columns, columns);
+            const Tensor dot = at::matmul(patches[g].narrow(-1, s * columns, columns), part.t());
+            const Tensor factor = scales.narrow(0, g * rows, rows).select(1, s);
+            sum = sum + (bits == 8 ? dot.to(at::kFloat) * (step * factor) : dot * step * factor.to(at::kDouble));
+        }
+        parts.push_back(sum.to(at::kFloat));
+    }
+    return at::cat(parts, -1);
+}
+
+Tensor unfolded_floats(const Tensor &x, const Tensor &w_packed, const Tensor &scale, const bt_ternary_conv2d_packed &p,
+                       const Geometry &geometry, const std::string &variant) {
+    const Tensor patches = unfold(x, p, geometry);
+    const int64_t rows = p.n / p.groups;
+    std::vector<Tensor> parts;
+    for (int64_t g = 0; g < p.groups; g++)
+        parts.push_back(
+            ternary_linear_packed(patches[g].contiguous().to(at::kFloat), w_packed.narrow(0, g * rows, rows),
+                                  scale.numel() == 1 ? scale : scale.narrow(0, g * rows, rows), std::nullopt, variant));
+    return at::cat(parts, -1);
+}
+
+// CUDA, and variant "unfold" on a CPU, where it can be compared with the kernels.
+Tensor unfolded(const Tensor &x, const Tensor &w_packed, const Tensor &scale, const std::optional<Tensor> &bias,
+                const bt_ternary_conv2d_packed &p, const Geometry &g, int64_t bits, const std::string &variant) {
+    Tensor y = bits ? unfolded_codes(x, w_packed, scale, p, g, bits)
+                    : unfolded_floats(x, w_packed, scale, p, g, variant == "unfold" ? "auto" : variant);
+    if (bias)
+        y = y + bias->to(at::kFloat);
+    return y.to(x.scalar_type()).transpose(1, 2).contiguous().view({p.samples, p.n, p.out_h, p.out_w});
+}
+
+} // namespace
+
+Tensor ternary_conv2d_packed(const Tensor &x, const Tensor &w_packed, const Tensor &scale,
+                             const std::optional<Tensor> &bias, IntArrayRef kernel_size, IntArrayRef stride,
+                             IntArrayRef padding, IntArrayRef dilation, int64_t groups, int64_t activation_bits,
+                             const std::string &variant) {
+    const Geometry geometry{kernel_size, stride, padding, dilation, groups};
+    const int x_type = float_type(x, "x");
+    check_same_device({{"x", &x}, {"w_packed", &w_packed}, {"scale", &scale}});
+    if (bias)
+        check_same_device({{"x", &x}, {"bias", &*bias}});
+    bt_ternary_conv2d_packed p = problem_of(x, w_packed, geometry);
+    check_packed(w_packed, p.k);
+    check_bias(bias, p.n);
+    p.digits = activation_bits ? digit_count(activation_bits, "activation_bits") : 1;
+    TORCH_CHECK_VALUE(!activation_bits || p.k <= BT_CONV_MAX_K, "a patch must hold at most ", int64_t{BT_CONV_MAX_K},
+                      " int8 activations for int32 sums, got ", p.k);
+    const ScaleLayout layout = check_scale(scale, p.n, p.k);
+
+    const c10::DeviceGuard guard(x.device());
+    if (p.samples == 0 || p.n == 0)
+        return at::empty({p.samples, p.n, p.out_h, p.out_w}, x.options());
+    if (device_kind(x, "x") == BT_GPU || variant == "unfold")
+        return unfolded(x.contiguous(), w_packed, scale, bias, p, geometry, activation_bits, variant);
+    const bt_kernel &kernel =
+        find_kernel(BT_OP_ternary_conv2d_packed, BT_CPU, activation_bits ? BT_I8 : x_type, variant);
+    const Tensor images = x.contiguous(), w = as_rows(w_packed, "w_packed"), scales = scale.contiguous();
+    const Tensor biases = bias ? bias->contiguous() : Tensor();
+    Tensor y = at::empty({p.samples, p.n, p.out_h, p.out_w}, x.options());
+    p.x = images.const_data_ptr(), p.x_type = p.y_type = x_type;
+    p.w = w.const_data_ptr<uint8_t>();
+    p.scale = scales.const_data_ptr<float>();
+    p.bias = bias ? biases.const_data_ptr() : nullptr;
+    p.bias_type = bias ? float_type(*bias, "bias") : BT_F32;
+    p.y = y.mutable_data_ptr();
+    p.ldw = w.stride(0), p.lds = layout.lds, p.group = layout.group;
+    run_on_cpu(kernel, p, activation_bits == 0);
+    return y;
+}
+
+} // namespace bittorch
