@@ -281,6 +281,16 @@ cudaError_t cudaGetLastError() {
     return std::exchange(cusim::last_error, cudaSuccess);
 }
 
+cudaError_t cudaGetDevice(int *device) {
+    *device = 0;
+    return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetAttribute(int *value, int attribute, int) {
+    *value = attribute == cudaDevAttrComputeCapabilityMajor ? 8 : 0;
+    return cudaSuccess;
+}
+
 const char *cudaGetErrorString(cudaError_t error) {
     return error == cudaSuccess ? "no error" : "invalid configuration argument";
 }

@@ -32,7 +32,12 @@ struct dim3 {
 typedef void *cudaStream_t;
 typedef enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9 } cudaError_t;
 
+/* The one device has compute capability 8.0. */
+enum { cudaDevAttrComputeCapabilityMajor = 75, cudaDevAttrComputeCapabilityMinor = 76 };
+
 cudaError_t cudaGetLastError();
+cudaError_t cudaGetDevice(int *device);
+cudaError_t cudaDeviceGetAttribute(int *value, int attribute, int device);
 const char *cudaGetErrorString(cudaError_t error);
 
 extern dim3 gridDim, blockDim, blockIdx, threadIdx;
