@@ -175,7 +175,7 @@ static __device__ __forceinline__ void bt_skinny_put(const typename Op::Sum (&su
 
 /* One scale a row or one for all. The warps of a block take the steps of its part of k in turn and add their sums in
  * the order of the warps. With several parts the sums go to the workspace, [part][column][n], where finish_parts adds
- * them in the order of the parts: the order depends on n and k alone. */
+ * them in the order of the parts. That order depends on n, k and whether there are more than 8 columns. */
 template <class Op, int TILES, int ROW_TILES, int WARPS>
 static __global__ void __launch_bounds__(32 * WARPS, 16 / WARPS) bt_skinny_rows(typename Op::Params p, int parts) {
     typedef typename Op::Sum Sum;
