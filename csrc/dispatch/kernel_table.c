@@ -48,7 +48,7 @@ int bt_kernel_usable(const bt_kernel *kernel) {
 }
 
 uint32_t bt_problem_offers(const bt_problem *p) {
-    const uint32_t lacks = bt_skinny_lacks(p->digits * p->m, p->k, p->ldw, p->w, p->group);
+    const uint32_t lacks = bt_tensor_lacks(p->m, p->digits, p->k, p->ldw, p->w, p->group);
     return BT_GPU_NEEDS & ~lacks & ~(p->sm >= 80 ? 0u : (uint32_t)BT_GPU_SM80);
 }
 
@@ -60,6 +60,8 @@ const char *bt_need_text(uint32_t bit) {
         return "at most 16 rows of activations, a token of 16 or 24 bits being 2 or 3 of them";
     case BT_GPU_GROUPS:
         return "in_features > 0 and one scale, one a row, or groups that are multiples of 64 up to 1024";
+    case BT_GPU_LONG_GROUPS:
+        return "in_features > 0 and one scale, one a row, or groups of a multiple of 64 for 8 bits and halves";
     default:
         return "rows of w_packed at multiples of 16 bytes";
     }

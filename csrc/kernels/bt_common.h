@@ -45,9 +45,11 @@ enum {
 enum {
     BT_GPU_SM80 = 1 << 16,         /* compute capability 8.0 */
     BT_GPU_FEW_COLUMNS = 1 << 17,  /* at most 16 rows of activations, each digit of a token being one */
-    BT_GPU_GROUPS = 1 << 18,       /* k > 0; scale groups as bt_skinny_lacks() has them, or a scale a row or for all */
+    BT_GPU_GROUPS = 1 << 18,       /* k > 0; a scale a row or for all, or groups of a multiple of 64 up to 1024 */
     BT_GPU_ALIGNED_ROWS = 1 << 19, /* rows of w begin at multiples of 16 bytes */
-    BT_GPU_NEEDS = 15 << 16,
+    BT_GPU_LONG_GROUPS = 1 << 20,  /* the same with groups of any length, but of one digit a token */
+    BT_GPU_NEEDS = 31 << 16,
+    BT_GPU_BULK = BT_GPU_SM80 | BT_GPU_LONG_GROUPS | BT_GPU_ALIGNED_ROWS,
     BT_GPU_SKINNY = BT_GPU_SM80 | BT_GPU_FEW_COLUMNS | BT_GPU_GROUPS | BT_GPU_ALIGNED_ROWS
 };
 

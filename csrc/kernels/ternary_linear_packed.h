@@ -24,7 +24,7 @@
  * CUDA: fp32 sums in an order that the shape alone decides; a token's result may differ from the CPU's in rounding. */
 #ifndef BT_TERNARY_LINEAR_PACKED_H
 #define BT_TERNARY_LINEAR_PACKED_H
-#include "cuda_skinny.h"
+#include "cuda_tensor.h"
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -64,11 +64,12 @@ static inline void *bt_packed_xp_row(const bt_ternary_linear_packed *p, int64_t 
 }
 
 static inline size_t bt_ternary_linear_packed_cuda_workspace(const bt_ternary_linear_packed *p) {
-    return bt_skinny_workspace(p->m, p->n, p->k, p->group);
+    return bt_tensor_workspace(p->m, p->n, p->k, p->group);
 }
 
 #define BT_TERNARY_LINEAR_PACKED(X)                                                                                    \
     BT_ON_CUDA(X(ternary_linear_packed, BT_GPU, BT_SET(BT_F16) | BT_SET(BT_BF16), cuda_skinny, BT_GPU_SKINNY))         \
+    BT_ON_CUDA(X(ternary_linear_packed, BT_GPU, BT_SET(BT_F16) | BT_SET(BT_BF16), cuda_bulk, BT_GPU_BULK))             \
     BT_ON_CUDA(X(ternary_linear_packed, BT_GPU, BT_FLOATS, cuda_tiled, 0))                                             \
     BT_ON_CUDA(X(ternary_linear_packed, BT_GPU, BT_FLOATS, cuda_baseline, 0))                                          \
     BT_ON_X86(X(ternary_linear_packed, BT_CPU, BT_SET(BT_BF16), avx512bf16, BT_CPU_AVX512BF16))                        \

@@ -31,7 +31,7 @@ static void compare(bt_ternary_linear_w2a8 p, const Buffer &q, const Grouping &g
     p.q = q.data<int8_t>();
     p.ldq = q.stride;
     p.q_sum = nullptr;
-    const uint32_t lacks = bt_skinny_lacks(p.digits * p.m, p.k, p.ldw, p.w, p.group);
+    const uint32_t lacks = bt_tensor_lacks(p.m, p.digits, p.k, p.ldw, p.w, p.group);
     const auto workspace_bytes = (int64_t)bt_ternary_linear_w2a8_cuda_workspace(&p);
     for (const auto &kernel : KERNELS)
         for_orders([&](const char *order) {
@@ -143,6 +143,20 @@ static void fused(void) {
     }
 }
 
+/* More columns than one tile, tiles that are not full, digits that a tile keeps together, long groups. */
+static void bulk(Random &random) {
+    aligned(random, 17, 140, 300, {"channel", 1, 300, 140}, 1);
+    aligned(random, 66, 9, 130, {"tensor", 0, 130, 1}, 1);
+    aligned(random, 40, 17, 513, {"channel", 1, 513, 17}, 2);
+    aligned(random, 23, 20, 64, {"channel", 1, 64, 20}, 3);
+    aligned(random, 18, 5, 4160, {"channel", 1, 4160, 5}, 1);
+    aligned(random, 9, 5, 2100, {"channel", 1, 2100, 5}, 2);
+    aligned(random, 20, 20, 320, {"group", 5, 64, 100}, 1);
+    aligned(random, 35, 20, 256, {"group", 2, 128, 40}, 1);
+    aligned(random, 3, 20, 3072, {"group", 2, 1536, 40}, 1);
+    aligned(random, 33, 9, 768, {"group", 3, 256, 27}, 1);
+}
+
 /* The extremes of the sums, and a scale that is NaN. */
 static void extremes(Random &random, int64_t k, int64_t ldw) {
     const Grouping channel = {"channel", 1, k, 3};
@@ -210,5 +224,6 @@ void test_linear_w2a8() {
     extremes(random, 1032, 272);
     extremes(random, 40000, 10000);
     skinny(random);
+    bulk(random);
     parts(random);
 }

@@ -46,7 +46,7 @@ static void needs() {
         for (const int64_t m : {0, 1, 8, 9, 16})
             expect(op, dtype, product(m, 4096, 4096), "cuda_skinny");
         for (const int64_t m : {17, 64, 100000})
-            expect(op, dtype, product(m, 4096, 4096), "cuda_tiled");
+            expect(op, dtype, product(m, 4096, 4096), "cuda_bulk");
         for (const int sm : {80, 87, 89, 90, 100, 120}) {
             bt_problem p = product(1, 2560, 6912);
             p.sm = sm;
@@ -74,17 +74,26 @@ static void needs() {
             p.group = group;
             expect(op, dtype, p, "cuda_skinny");
         }
-        for (const int64_t group : {4, 32, 96, 1536}) {
+        for (const int64_t group : {4, 32, 96}) {
             bt_problem p = product(4, 4096, 3072);
             p.group = group;
             expect(op, dtype, p, "cuda_tiled");
         }
+        bt_problem few = product(4, 4096, 3072), many = product(40, 4096, 3072);
+        few.group = many.group = 1536;
+        expect(op, dtype, few, "cuda_bulk");
+        expect(op, dtype, many, "cuda_bulk");
+        many.group = 64;
+        expect(op, dtype, many, "cuda_bulk");
     }
     for (const int digits : {1, 2, 3})
         for (int64_t m = 1; m < 20; m++) {
             bt_problem p = product(m, 4096, 4096);
             p.digits = digits;
-            expect(BT_OP_ternary_linear_w2a8, BT_I8, p, digits * m <= 16 ? "cuda_skinny" : "cuda_tiled");
+            expect(BT_OP_ternary_linear_w2a8, BT_I8, p, digits * m <= 16 ? "cuda_skinny" : "cuda_bulk");
+            p.group = 64;
+            const char *const grouped = digits == 1 ? "cuda_bulk" : "cuda_tiled"; /* digits do not meet in a group */
+            expect(BT_OP_ternary_linear_w2a8, BT_I8, p, digits * m <= 16 ? "cuda_skinny" : grouped);
         }
     expect(BT_OP_ternary_linear_packed, BT_F32, product(1, 4096, 4096), "cuda_tiled");
 }
@@ -99,11 +108,11 @@ static void names() {
     check(pick(op, BT_F16, &many, "cuda_skinny") == "none", "bt_pick: a name that does not take the problem");
     check(pick(op, BT_F32, &few, "cuda_skinny") == "none", "bt_pick: a name that does not take the type");
     check(pick(op, BT_F16, &few, "nonsense") == "none", "bt_pick: no such name");
-    check(pick(op, BT_F16, &many, "?cuda_skinny") == "cuda_tiled", "bt_pick: a wish that does not take the problem");
+    check(pick(op, BT_F16, &many, "?cuda_skinny") == "cuda_bulk", "bt_pick: a wish that does not take the problem");
     check(pick(op, BT_F16, &few, "?baseline") == "cuda_baseline", "bt_pick: a wish");
 
     check(bt_kernel_set_default(op, "cuda_baseline") && pick(op, BT_F16, &few) == "cuda_baseline", "a default");
-    check(bt_kernel_set_default(op, "cuda_skinny") && pick(op, BT_F16, &many) == "cuda_tiled" &&
+    check(bt_kernel_set_default(op, "cuda_skinny") && pick(op, BT_F16, &many) == "cuda_bulk" &&
               pick(op, BT_F16, &few) == "cuda_skinny",
           "bt_pick: a default counts where it takes the problem");
     check(bt_kernel_set_default(op, nullptr), "no default");
@@ -115,7 +124,7 @@ static void names() {
           "bt_kernel_demanded: the forced kernel");
     check(pick(op, BT_F16, &many, "tiled") == "cuda_tiled", "bt_pick: the name in the call comes first");
     check(pick(op, BT_F32, &many) == "cuda_tiled", "bt_pick: forced where the type has no such kernel");
-    check(bt_kernel_force(op, nullptr) && pick(op, BT_F16, &many) == "cuda_tiled", "bt_pick: no longer forced");
+    check(bt_kernel_force(op, nullptr) && pick(op, BT_F16, &many) == "cuda_bulk", "bt_pick: no longer forced");
 
     for (uint32_t bit = 1; bit; bit <<= 1)
         if (bit & BT_GPU_NEEDS)

@@ -28,6 +28,11 @@ BUDGET = {
     ("groups", 4): {W2A8: (1.15, 0.52), PACKED: (1.95, 0.80)},
     ("groups", 2): {W2A8: (1.20, 0.60), PACKED: (2.10, 0.90)},
     ("groups", 1): {W2A8: (1.50, 0.85), PACKED: (2.35, 1.05)},
+    # For each tile of 8 columns: the operands are shared by four or six, and a group's end has its sums and scales.
+    ("bulk", 4): {W2A8: (0.35, 0.12), PACKED: (0.55, 0.20)},
+    ("bulk groups", 4): {W2A8: (0.65, 0.25), PACKED: (0.75, 0.25)},
+    ("bulk groups", 2): {W2A8: (0.95, 0.34), PACKED: (0.95, 0.25)},
+    ("bulk groups", 1): {W2A8: (1.65, 0.56), PACKED: (1.35, 0.35)},
 }
 
 
@@ -45,15 +50,19 @@ def _kernels(op: str, arch: int) -> list[Code]:
 
 def _skinny(op: str, arch: int) -> list[Code]:
     """The kernels that hold tensor-core products."""
-    return [code for code in _kernels(op, arch) if re.search(r"bt_skinny_(rows|groups)<", code.name)]
+    return [code for code in _kernels(op, arch) if re.search(r"bt_(skinny_rows|skinny_groups|bulk)<", code.name)]
 
 
 def _shape(code: Code) -> tuple[str, int, int, int]:
     """Which kernel; words a lane and row, tiles of 8 columns, tiles of 16 rows, from the template arguments."""
-    found = re.search(r"bt_skinny_(rows|groups)<\w+(?:<\d>)?, (\d+), (\d+)(?:, \d+)?>\(", code.name)
+    found = re.search(
+        r"bt_(?:skinny_)?(rows|groups|bulk)<\w+(?:<\d>)?, (\d+), (\d+)(?:, (\d+|true|false))?>\(", code.name
+    )
     assert found, code.name
-    kind, first, second = found.groups()
-    return (kind, 4, int(first), int(second)) if kind == "rows" else (kind, int(first), int(second), 1)
+    kind, first, second, third = found.groups()
+    if kind == "rows":
+        return kind, 4, int(first), int(second)
+    return "bulk groups" if third == "true" else kind, int(first), int(second), 1
 
 
 cases = pytest.mark.parametrize(("op", "arch"), [(op, arch) for op in (W2A8, PACKED) for arch in sass.ARCHES])
@@ -65,6 +74,7 @@ def test_every_shape_is_there(op: str, arch: int) -> None:
     shapes = Counter(_shape(code) for code in _skinny(op, arch))
     expected = [("rows", 4, 1, 1), ("rows", 4, 2, 2)]
     expected += [("groups", words, tiles, 1) for words in (4, 2, 1) for tiles in (1, 2)]
+    expected += [("bulk", 4, 4, 1), ("bulk", 4, 6, 1), *(("bulk groups", words, 4, 1) for words in (4, 2, 1))]
     assert shapes == Counter(expected * types)
 
 
@@ -99,6 +109,8 @@ def test_a_weight_takes_few_instructions(op: str, arch: int) -> None:
         for loop in code.loops(product):
             products = sum(count for opcode, count in loop.items() if opcode.startswith(product))
             weights = 32 * products / (tiles * PRODUCTS[op])
+            if kind.startswith("bulk"):
+                most, most_integer = most * tiles, most_integer * tiles
             assert weights >= 32 * words * row_tiles, code.name
             assert sum(loop.values()) <= weights * most, (code.name, loop)
             assert sass.of_the_integer_pipe(loop) <= weights * most_integer, (code.name, loop)

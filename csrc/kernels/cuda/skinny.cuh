@@ -7,7 +7,7 @@
  * 15 becomes operands by shifts and masks alone, and the activations are put in that order while they are brought to
  * shared memory: 16 bytes a lane, in the order of the lanes, so that a load of a warp meets every bank once.
  *
- *   xs[((step WORDS + i) UNITS + u) columns + column][t]         UNITS units of 16 bytes hold 16 activations
+ *   xs[((step WORDS + i) UNITS + u) pitch + column][t]           UNITS units of 16 bytes hold 16 activations
  *
  * Columns past the last and rows past n repeat the last one; what they give is not stored. Activations past k are
  * zeros; weights there may be anything, because nothing of two bits is Inf or NaN.
@@ -17,17 +17,23 @@
 #ifndef BT_CUDA_SKINNY_CUH
 #define BT_CUDA_SKINNY_CUH
 
-#include "../cuda_skinny.h"
+#include "../cuda_tensor.h"
 #include "ptx.cuh"
 
 /* An Op:
  *   Params, Sum                  the params struct of the op; int or float
  *   UNITS                        16-byte units of 16 activations: 1 of int8, 2 of halves
- *   columns(p), x(p, column)     how many columns there are, and where one begins
+ *   digits(p)                    columns a token
+ *   x(p, column)                 where a column begins
  *   arrange(in, out)             16 activations as they lie in memory to UNITS units of xs
  *   multiply(sum, low, high, b)  sum += words `low` of row g and `high` of row g + 8 times UNITS units of a column
  *   result(sum)                  the product that a sum stands for
- *   Total, add, store            sums over scale groups, and what is made of them */
+ *   Total, add, store            sums over scale groups, and what is made of them
+ *   fold, finish                 the same for one digit, without a struct */
+
+template <class Op> static __host__ __device__ int bt_skinny_columns(const typename Op::Params &p) {
+    return (int)(Op::digits(p) * p.m);
+}
 
 /* 32 KiB of activations; with the sums a block stays below the 48 KiB of static shared memory. */
 enum { BT_SKINNY_UNITS = 2048 };
@@ -82,19 +88,19 @@ static __device__ __forceinline__ void bt_skinny_read(const void *x, int64_t k0,
     }
 }
 
-/* `steps` steps from column k0 of k on, of all columns, to xs. */
+/* `steps` steps from column k0 of k on, of `columns` columns of activations, to xs, where there is room for `pitch`. */
 template <class Op, int WORDS>
-static __device__ void bt_skinny_stage(const typename Op::Params &p, int64_t k0, int steps, uint4 *xs) {
-    const int columns = Op::columns(p);
+static __device__ void bt_skinny_stage(const typename Op::Params &p, int64_t column0, int columns, int pitch,
+                                       int64_t k0, int steps, uint4 *xs) {
     for (int at = (int)threadIdx.x; at < 4 * WORDS * steps; at += (int)blockDim.x) {
         const int step = at / (4 * WORDS), t = at / WORDS % 4, i = at % WORDS;
         for (int column = 0; column < columns; column++) {
-            const void *const x = Op::x(p, column);
+            const void *const x = Op::x(p, column0 + column);
             uint4 in[Op::UNITS], out[Op::UNITS];
             bt_skinny_read<Op>(x, k0 + 16 * (int64_t)at, p.k, (uintptr_t)x % 16 == 0, in);
             Op::arrange(in, out);
             for (int u = 0; u < Op::UNITS; u++)
-                xs[(((step * WORDS + i) * Op::UNITS + u) * columns + column) * 4 + t] = out[u];
+                xs[(((step * WORDS + i) * Op::UNITS + u) * pitch + column) * 4 + t] = out[u];
         }
     }
 }
@@ -107,15 +113,16 @@ template <int TILES, int ROW_TILES> struct bt_skinny_lane {
 
 /* `at` is the byte of a row where the warp begins. */
 template <class Op, int WORDS, int TILES, int ROW_TILES>
-static __device__ __forceinline__ bt_skinny_lane<TILES, ROW_TILES> bt_skinny_place(const typename Op::Params &p,
-                                                                                   int64_t r0, int64_t at) {
+static __device__ __forceinline__ bt_skinny_lane<TILES, ROW_TILES>
+bt_skinny_place(const typename Op::Params &p, int columns, int64_t r0, int64_t at) {
     bt_skinny_lane<TILES, ROW_TILES> lane;
-    const int g = (int)threadIdx.x % 32 / 4, t = (int)threadIdx.x % 4, last = Op::columns(p) - 1;
+    const int g = (int)threadIdx.x % 32 / 4, t = (int)threadIdx.x % 4, last = columns - 1;
     for (int tile = 0; tile < ROW_TILES; tile++)
         for (int high = 0; high < 2; high++) {
             const int64_t r = r0 + BT_SKINNY_ROWS * tile + g + 8 * high;
             lane.row[tile][high] = p.w + (r < p.n ? r : p.n - 1) * p.ldw + at + 4 * WORDS * t;
         }
+    BT_UNROLL
     for (int tile = 0; tile < TILES; tile++)
         lane.unit[tile] = 4 * (8 * tile + g < last ? 8 * tile + g : last) + t;
     return lane;
@@ -153,24 +160,28 @@ static __device__ bt_skinny_weights<4, ROW_TILES> bt_skinny_fetch_end(const bt_s
 template <class Op, int WORDS, int TILES, int ROW_TILES>
 static __device__ __forceinline__ void bt_skinny_multiply(const bt_skinny_lane<TILES, ROW_TILES> &lane,
                                                           const bt_skinny_weights<WORDS, ROW_TILES> &w, const uint4 *xs,
-                                                          int columns, typename Op::Sum (&sum)[ROW_TILES][TILES][4]) {
+                                                          int pitch, typename Op::Sum (&sum)[ROW_TILES][TILES][4]) {
+    BT_UNROLL
     for (int i = 0; i < WORDS; i++)
-        for (int tile = 0; tile < TILES; tile++) {
-            uint4 b[Op::UNITS];
-            for (int u = 0; u < Op::UNITS; u++)
-                b[u] = xs[(i * Op::UNITS + u) * 4 * columns + lane.unit[tile]];
-            for (int rows = 0; rows < ROW_TILES; rows++)
-                Op::multiply(sum[rows][tile], w.row[rows][0].word[i], w.row[rows][1].word[i], b);
-        }
+        BT_UNROLL
+    for (int tile = 0; tile < TILES; tile++) {
+        uint4 b[Op::UNITS];
+        for (int u = 0; u < Op::UNITS; u++)
+            b[u] = xs[(i * Op::UNITS + u) * 4 * pitch + lane.unit[tile]];
+        for (int rows = 0; rows < ROW_TILES; rows++)
+            Op::multiply(sum[rows][tile], w.row[rows][0].word[i], w.row[rows][1].word[i], b);
+    }
 }
 
 /* The sums of a warp for 16 rows, to a place of 8 TILES columns. */
 template <class Op, int TILES>
 static __device__ __forceinline__ void bt_skinny_put(const typename Op::Sum (&sum)[TILES][4], typename Op::Sum *place) {
     const int g = (int)threadIdx.x % 32 / 4, t = (int)threadIdx.x % 4;
+    BT_UNROLL
     for (int tile = 0; tile < TILES; tile++)
-        for (int i = 0; i < 4; i++)
-            place[(8 * tile + 2 * t + i % 2) * BT_SKINNY_PITCH + g + i / 2 * 8] = Op::result(sum[tile][i]);
+        BT_UNROLL
+    for (int i = 0; i < 4; i++)
+        place[(8 * tile + 2 * t + i % 2) * BT_SKINNY_PITCH + g + i / 2 * 8] = Op::result(sum[tile][i]);
 }
 
 /* One scale a row or one for all. The warps of a block take the steps of its part of k in turn and add their sums in
@@ -183,7 +194,7 @@ static __global__ void __launch_bounds__(32 * WARPS, 16 / WARPS) bt_skinny_rows(
     enum { TURN = WARPS * STEP_BYTES }; /* from a warp's step to its next */
     __shared__ uint4 xs[BT_SKINNY_UNITS];
     __shared__ Sum sums[WARPS][ROW_TILES][PLACE];
-    const int columns = Op::columns(p), warp = (int)threadIdx.x / 32;
+    const int columns = bt_skinny_columns<Op>(p), warp = (int)threadIdx.x / 32;
     const int units = 4 * WORDS * Op::UNITS * columns; /* of a step */
     /* Of rows that do not fill the last step all but that one are whole. */
     const int steps = (int)bt_div_up(p.k, 64 * WORDS), whole = (int)(p.k / (64 * WORDS));
@@ -192,7 +203,8 @@ static __global__ void __launch_bounds__(32 * WARPS, 16 / WARPS) bt_skinny_rows(
     /* A whole number of turns, so that a warp's next step is WARPS further whether or not it is in the same chunk. */
     const int chunk = BT_SKINNY_UNITS / units / WARPS * WARPS;
     for (int64_t tile = blockIdx.x; tile < bt_div_up(p.n, ROWS); tile += gridDim.x) {
-        auto lane = bt_skinny_place<Op, WORDS, TILES, ROW_TILES>(p, tile * ROWS, (int64_t)(first + warp) * STEP_BYTES);
+        auto lane =
+            bt_skinny_place<Op, WORDS, TILES, ROW_TILES>(p, columns, tile * ROWS, (int64_t)(first + warp) * STEP_BYTES);
         Sum sum[ROW_TILES][TILES][4] = {};
         bt_skinny_weights<WORDS, ROW_TILES> next = {};
         int step = first + warp; /* which `next` holds, if there is such a step and it is whole */
@@ -200,7 +212,7 @@ static __global__ void __launch_bounds__(32 * WARPS, 16 / WARPS) bt_skinny_rows(
         for (int begin = first; begin < end; begin += chunk) {
             const int stop = end - begin < chunk ? end : begin + chunk, stop_whole = stop < whole ? stop : whole;
             const int last = end < whole ? end : whole;
-            bt_skinny_stage<Op, WORDS>(p, (int64_t)begin * 64 * WORDS, stop - begin, xs);
+            bt_skinny_stage<Op, WORDS>(p, 0, columns, columns, (int64_t)begin * 64 * WORDS, stop - begin, xs);
             __syncthreads();
             const uint4 *b = xs + warp * units;
             BT_UNROLL_TWICE
@@ -212,7 +224,7 @@ static __global__ void __launch_bounds__(32 * WARPS, 16 / WARPS) bt_skinny_rows(
             }
             if (step < stop) {
                 const int64_t at = (int64_t)step * STEP_BYTES;
-                const auto there = bt_skinny_place<Op, WORDS, TILES, ROW_TILES>(p, tile * ROWS, at);
+                const auto there = bt_skinny_place<Op, WORDS, TILES, ROW_TILES>(p, columns, tile * ROWS, at);
                 const auto now = bt_skinny_fetch_end(there, bt_div_up(p.k, 4) - at);
                 bt_skinny_multiply<Op, WORDS, TILES, ROW_TILES>(lane, now, b, columns, sum);
             }
@@ -224,7 +236,7 @@ static __global__ void __launch_bounds__(32 * WARPS, 16 / WARPS) bt_skinny_rows(
         for (int at = (int)threadIdx.x; at < ROWS * (parts > 1 ? columns : (int)p.m); at += 32 * WARPS) {
             const int64_t r = tile * ROWS + at % ROWS;
             const Sum *const from = sums[0][at / BT_SKINNY_ROWS % ROW_TILES] + at % BT_SKINNY_ROWS;
-            const auto total_of = [&](int column) {
+            const auto total_of = [&](int64_t column) {
                 Sum total = 0;
                 for (int of = 0; of < WARPS; of++)
                     total += from[(of * ROW_TILES * 8 * TILES + column) * BT_SKINNY_PITCH];
@@ -246,12 +258,12 @@ static __global__ void __launch_bounds__(32 * WARPS, 16 / WARPS) bt_skinny_rows(
 
 template <class Op> static __global__ void bt_skinny_finish_parts(typename Op::Params p, int parts) {
     typedef typename Op::Sum Sum;
-    const int64_t part = Op::columns(p) * p.n;
+    const int64_t part = bt_skinny_columns<Op>(p) * p.n;
     for (int64_t at = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; at < p.m * p.n;
          at += (int64_t)gridDim.x * blockDim.x) {
         const int64_t i = at / p.n, r = at % p.n;
         typename Op::Total total = {};
-        Op::add(p, total, i, r, 0, [&](int column) {
+        Op::add(p, total, i, r, 0, [&](int64_t column) {
             Sum sum = 0;
             for (int from = 0; from < parts; from++)
                 sum += ((const Sum *)p.workspace)[from * part + column * p.n + r];
@@ -269,14 +281,14 @@ static __global__ void __launch_bounds__(256, 2) bt_skinny_groups(typename Op::P
     enum { WARPS = 8, STEP_BYTES = 16 * WORDS, PLACE = 8 * TILES * BT_SKINNY_PITCH, PLACES = 16 / TILES };
     __shared__ uint4 xs[BT_SKINNY_UNITS];
     __shared__ Sum sums[PLACES][PLACE];
-    const int columns = Op::columns(p), warp = (int)threadIdx.x / 32;
+    const int columns = bt_skinny_columns<Op>(p), warp = (int)threadIdx.x / 32;
     const int steps = (int)p.group / (64 * WORDS); /* of a group */
     const int64_t groups = p.k / p.group;
     const int units = 4 * WORDS * Op::UNITS * columns, fit = BT_SKINNY_UNITS / (units * steps);
     const int round = fit < PLACES ? fit : PLACES;
     const int jump = ((WARPS - 1) * steps + 1) * STEP_BYTES; /* from the last step of a group to the warp's next */
     for (int64_t tile = blockIdx.x; tile < bt_div_up(p.n, BT_SKINNY_ROWS); tile += gridDim.x) {
-        auto lane = bt_skinny_place<Op, WORDS, TILES, 1>(p, tile * BT_SKINNY_ROWS, warp * steps * STEP_BYTES);
+        auto lane = bt_skinny_place<Op, WORDS, TILES, 1>(p, columns, tile * BT_SKINNY_ROWS, warp * steps * STEP_BYTES);
         const int64_t i = threadIdx.x / BT_SKINNY_ROWS, r = tile * BT_SKINNY_ROWS + threadIdx.x % BT_SKINNY_ROWS;
         const bool owner = i < p.m && r < p.n;
         typename Op::Total total = {};
@@ -285,7 +297,7 @@ static __global__ void __launch_bounds__(256, 2) bt_skinny_groups(typename Op::P
         bt_skinny_fetch<WORDS>(lane, group < groups, steps > 1 ? STEP_BYTES : jump, next);
         for (int64_t begin = 0; begin < groups; begin += round) {
             const int count = groups - begin < round ? (int)(groups - begin) : round;
-            bt_skinny_stage<Op, WORDS>(p, begin * p.group, count * steps, xs);
+            bt_skinny_stage<Op, WORDS>(p, 0, columns, columns, begin * p.group, count * steps, xs);
             __syncthreads();
             for (; group < begin + count; group += WARPS) {
                 Sum sum[1][TILES][4] = {};
@@ -302,7 +314,7 @@ static __global__ void __launch_bounds__(256, 2) bt_skinny_groups(typename Op::P
             __syncthreads();
             for (int from = 0; owner && from < count; from++) {
                 const Sum *const place = sums[from] + threadIdx.x % BT_SKINNY_ROWS;
-                Op::add(p, total, i, r, begin + from, [&](int column) { return place[column * BT_SKINNY_PITCH]; });
+                Op::add(p, total, i, r, begin + from, [&](int64_t column) { return place[column * BT_SKINNY_PITCH]; });
             }
         }
         if (owner)
@@ -330,15 +342,15 @@ template <class Op> static bt_status bt_skinny_launch_rows(const typename Op::Pa
 }
 
 template <class Op> static bt_status bt_skinny_launch(const typename Op::Params &p) {
-    const int columns = Op::columns(p);
+    const int columns = bt_skinny_columns<Op>(p);
     if (p.m == 0 || p.n == 0)
         return BT_OK;
-    if (bt_skinny_lacks(columns, p.k, p.ldw, p.w, p.group))
+    if (bt_tensor_lacks(p.m, Op::digits(p), p.k, p.ldw, p.w, p.group) & BT_GPU_SKINNY)
         return BT_ERR_PROBLEM;
     if (p.group < p.k)
         return columns <= 8 ? bt_skinny_launch_groups<Op, 1>(p) : bt_skinny_launch_groups<Op, 2>(p);
     const int parts = bt_skinny_parts(columns, p.n, p.k);
-    if (parts > 1 && p.workspace_bytes < (int64_t)bt_skinny_workspace(columns, p.n, p.k, p.group))
+    if (parts > 1 && p.workspace_bytes < 4 * (int64_t)parts * columns * p.n)
         return BT_ERR_WORKSPACE;
     const bt_status status = bt_skinny_launch_rows<Op>(p, columns, parts);
     if (status != BT_OK || parts == 1)

@@ -3,15 +3,16 @@
  * baseline  a thread makes an output.
  * tiled     a block of 32 x 8 threads makes 32 rows of w by 32 tokens; it brings 64 columns at a time to shared memory
  *           as floats, in rows of 65 so that 32 rows lie in 32 banks. Thread (tx, ty) has row tx and tokens ty + 8 j.
- * skinny    at most 16 tokens of halves on tensor cores, see skinny.cuh. A weight is +-2, in fp16 and in bf16 the code
- *           in the upper two bits, so sums are twice as large; the order of the sums is that of skinny.cuh.
+ * skinny    at most 16 tokens of halves on tensor cores, see skinny.cuh; bulk.cuh has it for more. A weight is +-2, in
+ * fp16 and in bf16 the code in the upper two bits, so sums are twice as large; the order of the sums is that of
+ * skinny.cuh.
  *
  * Steps of k start at a scale group, hence at a multiple of 4. Code times x is exact, so fmaf rounds as the sum of
  * products does; every other operation is rounded on its own. */
 #include "../cpu/half.h"
 #include "../cpu/trit.h"
 #include "../ternary_linear_packed.h"
-#include "skinny.cuh"
+#include "bulk.cuh"
 
 #include <math.h>
 
@@ -97,10 +98,10 @@ template <int TYPE> struct Halves {
         float sum;
     };
 
-    static __device__ int columns(const Params &p) {
-        return (int)p.m;
+    static __host__ __device__ int digits(const Params &) {
+        return 1;
     }
-    static __device__ const void *x(const Params &p, int column) {
+    static __device__ const void *x(const Params &p, int64_t column) {
         return (const uint16_t *)p.x + column * p.ldx;
     }
 
@@ -136,10 +137,16 @@ template <int TYPE> struct Halves {
 
     template <class Dot>
     static __device__ void add(const Params &p, Total &total, int64_t i, int64_t r, int64_t g, Dot dot) {
-        total.sum = __fadd_rn(total.sum, __fmul_rn(dot((int)i), p.scale[r * p.lds + g]));
+        total.sum = fold(p, total.sum, dot(i), i, r, g);
+    }
+    static __device__ float fold(const Params &p, float total, float dot, int64_t, int64_t r, int64_t g) {
+        return __fadd_rn(total, __fmul_rn(dot, p.scale[r * p.lds + g]));
+    }
+    static __device__ void finish(const Params &p, float total, int64_t i, int64_t r) {
+        bt_finish(p.y, p.y_type, i * p.ldy + r, total, p.bias, p.bias_type, r);
     }
     static __device__ void store(const Params &p, const Total &total, int64_t i, int64_t r) {
-        bt_finish(p.y, p.y_type, i * p.ldy + r, total.sum, p.bias, p.bias_type, r);
+        finish(p, total.sum, i, r);
     }
 };
 
@@ -163,4 +170,10 @@ extern "C" bt_status bt_ternary_linear_packed_cuda_skinny(const bt_ternary_linea
     if (p->x_type == BT_F16)
         return bt_skinny_launch<Halves<BT_F16>>(*p);
     return p->x_type == BT_BF16 ? bt_skinny_launch<Halves<BT_BF16>>(*p) : (bt_status)BT_ERR_PROBLEM;
+}
+
+extern "C" bt_status bt_ternary_linear_packed_cuda_bulk(const bt_ternary_linear_packed *p, int64_t, int64_t) {
+    if (p->x_type == BT_F16)
+        return bt_bulk_launch<Halves<BT_F16>>(*p);
+    return p->x_type == BT_BF16 ? bt_bulk_launch<Halves<BT_BF16>>(*p) : (bt_status)BT_ERR_PROBLEM;
 }

@@ -4,15 +4,15 @@
  * tiled     a block of 32 x 8 threads makes 32 rows of w by 32 tokens; it brings 64 columns at a time to shared memory
  *           as words of four int8, in rows of 17 words so that 32 rows lie in 32 banks. Thread (tx, ty) has row tx and
  *           tokens ty + 8 j.
- * skinny    at most 16 rows of q on tensor cores, see skinny.cuh. A weight is +-64, the code in the upper two bits of a
- *           byte, so sums are 64 times as large: int32 holds them for 262143 columns.
+ * skinny    at most 16 rows of q on tensor cores, see skinny.cuh; bulk.cuh has it for more. A weight is +-64, the code
+ * in the upper two bits of a byte, so sums are 64 times as large: int32 holds them for 262143 columns.
  *
  * Steps of k start at a scale group, hence at a multiple of 4 and at a byte of w; words are padded with zeros. The
  * epilogue is the header's, groups in rising order and every operation rounded on its own: the bits of the scalar. */
 #include "../cpu/half.h"
 #include "../cpu/trit.h"
 #include "../ternary_linear_w2a8.h"
-#include "skinny.cuh"
+#include "bulk.cuh"
 
 enum { THREADS = 128, TILE = 32, STEP = 64, WORDS = STEP / 4, LANES = 8, TOKENS = TILE / LANES };
 
@@ -155,10 +155,10 @@ struct Codes {
         double wide;
     };
 
-    static __device__ int columns(const Params &p) {
-        return (int)(p.digits * p.m);
+    static __host__ __device__ int digits(const Params &p) {
+        return p.digits;
     }
-    static __device__ const void *x(const Params &p, int column) {
+    static __device__ const void *x(const Params &p, int64_t column) {
         return p.q + column * p.ldq;
     }
 
@@ -184,19 +184,23 @@ struct Codes {
 
     template <class Dot>
     static __device__ void add(const Params &p, Total &total, int64_t i, int64_t r, int64_t g, Dot dot) {
-        const float scale = p.scale[r * p.lds + g];
         if (p.digits == 1) {
-            total.narrow = add_group(total.narrow, dot((int)i), p.q_scale[i], scale);
+            total.narrow = fold(p, total.narrow, dot(i), i, r, g);
             return;
         }
         double acc = 0.0;
         for (int d = p.digits - 1; d >= 0; d--)
-            acc = 256.0 * acc + dot((int)(p.digits * i + d));
-        total.wide = add_group_of_digits(total.wide, acc, p.q_step[i], scale);
+            acc = 256.0 * acc + dot(p.digits * i + d);
+        total.wide = add_group_of_digits(total.wide, acc, p.q_step[i], p.scale[r * p.lds + g]);
+    }
+    static __device__ float fold(const Params &p, float total, int dot, int64_t i, int64_t r, int64_t g) {
+        return add_group(total, dot, p.q_scale[i], p.scale[r * p.lds + g]);
+    }
+    static __device__ void finish(const Params &p, float total, int64_t i, int64_t r) {
+        bt_finish(p.y, p.y_type, i * p.ldy + r, total, p.bias, p.bias_type, r);
     }
     static __device__ void store(const Params &p, const Total &total, int64_t i, int64_t r) {
-        bt_finish(p.y, p.y_type, i * p.ldy + r, p.digits == 1 ? total.narrow : (float)total.wide, p.bias, p.bias_type,
-                  r);
+        finish(p, p.digits == 1 ? total.narrow : (float)total.wide, i, r);
     }
 };
 
@@ -218,4 +222,8 @@ extern "C" bt_status bt_ternary_linear_w2a8_cuda_tiled(const bt_ternary_linear_w
 
 extern "C" bt_status bt_ternary_linear_w2a8_cuda_skinny(const bt_ternary_linear_w2a8 *p, int64_t, int64_t) {
     return bt_skinny_launch<Codes>(*p);
+}
+
+extern "C" bt_status bt_ternary_linear_w2a8_cuda_bulk(const bt_ternary_linear_w2a8 *p, int64_t, int64_t) {
+    return bt_bulk_launch<Codes>(*p);
 }
