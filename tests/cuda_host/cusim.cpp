@@ -4,6 +4,7 @@
 
 #include "../../csrc/kernels/cpu/half.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -160,22 +161,28 @@ void let_run(unsigned begin, unsigned end) {
         fibers[t]->state = RUNNABLE;
 }
 
-/* After a round every thread waits or is done. Returns whether the block goes on. */
+/* Every thread waits at a barrier of the block or is done. Returns whether the block goes on. */
 bool release(unsigned count) {
-    bool some_warp = false;
-    for (unsigned begin = 0; begin + LANES <= count; begin += LANES)
-        if (together(begin, begin + LANES, WAITING_FOR_WARP)) {
-            let_run(begin, begin + LANES);
-            some_warp = true;
-        }
-    if (some_warp)
-        return true;
     if (together(0, count, DONE))
         return false;
     if (!together(0, count, WAITING))
         divergence(count);
     let_run(0, count);
     return true;
+}
+
+/* The threads of a warp, up to a barrier of the block: no warp waits for another before it has to, so that one that
+ * runs ahead without a barrier meets the others' data half done. */
+void run_warp(unsigned begin, unsigned end) {
+    static std::vector<unsigned> list;
+    for (;;) {
+        for (const unsigned t : turns(end - begin, list))
+            if (fibers[begin + t]->state == RUNNABLE)
+                enter(*fibers[begin + t]);
+        if (end - begin < LANES || !together(begin, end, WAITING_FOR_WARP))
+            return;
+        let_run(begin, end);
+    }
 }
 
 void run_block(unsigned count) {
@@ -188,9 +195,8 @@ void run_block(unsigned count) {
         fibers[t]->thread = dim3(t % blockDim.x, t / blockDim.x % blockDim.y, t / blockDim.x / blockDim.y);
     }
     do
-        for (const unsigned t : turns(count, list))
-            if (fibers[t]->state == RUNNABLE)
-                enter(*fibers[t]);
+        for (const unsigned warp : turns((count + LANES - 1) / LANES, list))
+            run_warp(warp * LANES, std::min(count, (warp + 1) * LANES));
     while (release(count));
 }
 
