@@ -34,10 +34,14 @@ def make(op: str, dtype: torch.dtype, variant: str, shape: tuple[int, int, int],
     return lambda: torch.ops.bittorch.ternary_linear_packed(x, w_packed, scale, None, variant)
 
 
-def usable(op: str, dtype: torch.dtype, device: str) -> list[str]:
-    name = str(dtype).removeprefix("torch.")
+def usable(op: str, dtype: torch.dtype, shape: tuple[int, int, int], device: str) -> list[str]:
+    """The kernels that take this problem."""
+    name, (m, k, n) = str(dtype).removeprefix("torch."), shape
+    major, minor = torch.cuda.get_device_capability() if device == "cuda" else (0, 0)
+    problem = (m, n, k, 10 * major + minor)
     rows = [row for row in _C.kernels() if row["op"] == op and row["device"] == device and row["usable"]]
-    return [row["variant"] for row in rows if name in row["dtypes"]]
+    variants = [row["variant"] for row in rows if name in row["dtypes"]]
+    return [variant for variant in variants if _C.chosen_kernel(op, device, name, variant, *problem)]
 
 
 def measure(shape: tuple[int, int, int], args: Any) -> tuple[list[dict[str, Any]], list[str]]:
@@ -45,7 +49,7 @@ def measure(shape: tuple[int, int, int], args: Any) -> tuple[list[dict[str, Any]
     operations = 2 * m * n * k
     keys, skipped = [], []
     for op, dtype in CASES:
-        for variant in usable(op, dtype, args.device):
+        for variant in usable(op, dtype, shape, args.device):
             key = (op, str(dtype).removeprefix("torch."), variant)
             if variant == "scalar" and operations > SCALAR_LIMIT:
                 skipped.append(f"{' '.join(key)} at {shape}")

@@ -21,7 +21,7 @@ static void *filled(int64_t bytes) {
 }
 
 static const bt_kernel *find(const char *op, int dtype, const char *variant) {
-    const bt_kernel *kernel = bt_kernel_find(bt_op_find(op), BT_CPU, dtype, variant);
+    const bt_kernel *kernel = bt_pick(bt_op_find(op), BT_CPU, dtype, NULL, variant);
     if (!kernel) {
         fprintf(stderr, "count_kernel: this CPU has no %s %s\n", op, variant);
         exit(3);

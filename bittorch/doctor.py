@@ -13,6 +13,7 @@ from bittorch._version import __version__
 from bittorch.ops import reference
 
 DTYPES = ("float32", "float16", "bfloat16", "int8")
+COLUMNS = 320  # every kernel takes rows of 80 bytes, and none of them has whole blocks only
 
 
 def _describe() -> Iterator[str]:
@@ -25,6 +26,13 @@ def _describe() -> Iterator[str]:
         for device in ("cpu", "cuda"):
             if chosen := _chosen(op, device):
                 yield f"  {op:22} {device:5} {chosen}"
+        if torch.cuda.is_available() and (few := _chosen(op, "cuda", 1, 4096, 4096, _sm())) != _chosen(op, "cuda"):
+            yield f"  {op:22} cuda  {few} for one token"
+
+
+def _sm() -> int:
+    major, minor = torch.cuda.get_device_capability()
+    return 10 * major + minor
 
 
 def _describe_cuda() -> str:
@@ -38,11 +46,11 @@ def _describe_cuda() -> str:
     return f"{built}; {', '.join(names)}"
 
 
-def _chosen(op: str, device: str) -> str:
-    """The automatic choice by dtype, dtypes with the same choice together."""
+def _chosen(op: str, device: str, *problem: int) -> str:
+    """The automatic choice by dtype, dtypes with the same choice together; for any problem, or m, n, k and sm."""
     by_variant: dict[str, list[str]] = {}
     for dtype in DTYPES:
-        if variant := _C.chosen_kernel(op, device, dtype):
+        if variant := _C.chosen_kernel(op, device, dtype, None, *problem):
             by_variant.setdefault(variant, []).append(dtype)
     return "   ".join(f"{variant} ({', '.join(dtypes)})" for variant, dtypes in by_variant.items())
 
@@ -56,26 +64,26 @@ def _variants(op: str, device: str) -> list[tuple[str, list[str]]]:
 def _weights(device: str) -> tuple[Tensor, Tensor, Tensor]:
     """Master weights of an odd shape, their codes and scales by the reference."""
     generator = torch.Generator().manual_seed(0)
-    w = torch.randn(37, 300, generator=generator).to(device)
+    w = torch.randn(37, COLUMNS, generator=generator).to(device)
     return w, *reference.ternary_quantize(w, "max", "ls", 0.05, "channel")
 
 
 def _check_storage(device: str) -> bool:
     w, w_packed, scale = _weights(device)
-    codes = reference.ternary_unpack(w_packed, None, 300, torch.int8)
+    codes = reference.ternary_unpack(w_packed, None, COLUMNS, torch.int8)
     packed, scales = ops.ternary_quantize(w, "max", "ls", 0.05, "channel")
     return (
         torch.equal(ops.ternary_pack(codes), w_packed)
-        and torch.equal(ops.ternary_unpack(w_packed, None, 300, torch.int8), codes)
-        and torch.equal(ops.ternary_transpose(w_packed, 300), reference.ternary_transpose(w_packed, 300))
-        and bool((ops.ternary_check(w_packed, 300) == -1).all())
+        and torch.equal(ops.ternary_unpack(w_packed, None, COLUMNS, torch.int8), codes)
+        and torch.equal(ops.ternary_transpose(w_packed, COLUMNS), reference.ternary_transpose(w_packed, COLUMNS))
+        and bool((ops.ternary_check(w_packed, COLUMNS) == -1).all())
         and torch.equal(packed, w_packed)
         and torch.allclose(scales, scale, rtol=1e-6)
     )
 
 
 def _activations(device: str) -> Tensor:
-    return torch.randn(5, 300, generator=torch.Generator().manual_seed(1)).to(device)
+    return torch.randn(5, COLUMNS, generator=torch.Generator().manual_seed(1)).to(device)
 
 
 def _check_act_quantize(device: str) -> bool:

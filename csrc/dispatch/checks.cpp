@@ -125,15 +125,42 @@ static std::string usable_variants(bt_op op, int device, int dtype) {
     return list.str() + "baseline, tiled, auto";
 }
 
-const bt_kernel &find_kernel(bt_op op, int device, int dtype, const std::string &name) {
-    const bt_kernel *kernel = bt_kernel_find(op, device, dtype, name.c_str());
-    TORCH_CHECK_NOT_IMPLEMENTED(kernel || bt_kernel_find(op, device, dtype, "baseline"), bt_op_name(op), " has no ",
+// What a kernel needs and the problem does not offer, with the problem's values.
+static std::string refusal(const bt_kernel &kernel, const bt_problem &p) {
+    std::ostringstream text;
+    const char *join = " needs ";
+    for (uint32_t lacks = kernel.needs & BT_GPU_NEEDS & ~bt_problem_offers(&p); lacks; lacks &= lacks - 1) {
+        text << join << bt_need_text(lacks & ~(lacks - 1));
+        join = ", and ";
+    }
+    text << "; got " << p.m << " tokens of " << 8 * p.digits << " bits, in_features=" << p.k << ", out_features=" << p.n
+         << ", groups of " << p.group << ", rows of w_packed " << p.ldw << " bytes apart from byte "
+         << reinterpret_cast<uintptr_t>(p.w) % 16 << " of 16, compute capability " << p.sm / 10 << '.' << p.sm % 10;
+    return text.str();
+}
+
+const bt_kernel &find_kernel(bt_op op, int device, int dtype, const std::string &name, const bt_problem *problem) {
+    const bt_kernel *kernel = bt_pick(op, device, dtype, problem, name.c_str());
+    TORCH_CHECK_NOT_IMPLEMENTED(kernel || bt_pick(op, device, dtype, nullptr, "baseline"), bt_op_name(op), " has no ",
                                 device == BT_GPU ? "cuda" : "cpu",
                                 " kernel in this build; rebuild bittorch where nvcc is found (BITTORCH_CUDA=1), or "
                                 "move the tensors to the cpu");
+    const bt_kernel *demanded = kernel ? nullptr : bt_kernel_demanded(op, device, dtype, name.c_str());
+    TORCH_CHECK_VALUE(!demanded, bt_op_name(op), " kernel '", demanded->variant, "'", refusal(*demanded, *problem));
     TORCH_CHECK_VALUE(kernel, bt_op_name(op), " has no kernel '", name, "' here; one of ",
                       usable_variants(op, device, dtype));
     return *kernel;
+}
+
+int compute_capability(int device) {
+    int sm = 0;
+#if defined(BT_WITH_CUDA)
+    if (device == BT_GPU) {
+        const bt_status status = bt_cuda_sm(&sm);
+        TORCH_CHECK(status == BT_OK, "cannot ask the CUDA device what it is: ", bt_cuda_error_string(status));
+    }
+#endif
+    return sm;
 }
 
 void check_status(bt_status status, const bt_kernel &kernel) {
@@ -144,6 +171,11 @@ void check_status(bt_status status, const bt_kernel &kernel) {
 #else
     TORCH_CHECK(false, "bt_", bt_op_name(kernel.op), "_", kernel.variant, " failed with status ", status);
 #endif
+}
+
+Workspace::Workspace(size_t bytes, const at::Tensor &like) {
+    if (bytes)
+        memory_ = at::empty({static_cast<int64_t>(bytes)}, like.options().dtype(at::kByte));
 }
 
 Scratch::Scratch(int64_t bytes) : next_(small_) {

@@ -47,14 +47,35 @@ at::DimVector with_last(const at::Tensor &x, int64_t last);
 // How many int8 digits hold activations of 8, 16 or 24 bits.
 int digit_count(int64_t bits, const char *name);
 
-// The kernel that `name`, the forced choice or the machine asks for; raises with the list of what there is.
-const bt_kernel &find_kernel(bt_op op, int device, int dtype, const std::string &name);
+// The kernel that `name`, the forced choice or the machine asks for; raises with the list of what there is, or with
+// what the problem lacks.
+const bt_kernel &find_kernel(bt_op op, int device, int dtype, const std::string &name,
+                             const bt_problem *problem = nullptr);
+
+// 10 * major + minor of the current CUDA device's compute capability; 0 for the CPU.
+int compute_capability(int device);
 
 // Turns a kernel's status into an exception that names the kernel.
 void check_status(bt_status status, const bt_kernel &kernel);
 
 // cudaStream_t of the device's current stream; nullptr on the CPU.
 void *current_stream(c10::Device device);
+
+// Scratch of a CUDA kernel, on the device of a tensor; nothing is allocated for 0 bytes. It may go as soon as the
+// kernel is enqueued, because torch reuses memory in the order of the stream.
+class Workspace {
+  public:
+    Workspace(size_t bytes, const at::Tensor &like);
+    void *data() const {
+        return memory_.defined() ? memory_.mutable_data_ptr() : nullptr;
+    }
+    int64_t bytes() const {
+        return memory_.defined() ? memory_.numel() : 0;
+    }
+
+  private:
+    at::Tensor memory_;
+};
 
 // Scratch of a call: on the stack when it is small, because an allocation costs as much as a small product.
 class Scratch {

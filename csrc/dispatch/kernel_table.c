@@ -38,8 +38,33 @@ static uint32_t known_features(void) {
     return features;
 }
 
+/* Whether the row can run where these BT_GPU_* needs are met. */
+static int fits(const bt_kernel *kernel, uint32_t offers) {
+    return (kernel->needs & ~(known_features() | offers)) == 0;
+}
+
 int bt_kernel_usable(const bt_kernel *kernel) {
-    return (kernel->needs & ~known_features()) == 0;
+    return fits(kernel, BT_GPU_NEEDS);
+}
+
+uint32_t bt_problem_offers(const bt_problem *p) {
+    const uint32_t lacks = bt_tensor_lacks(p->m, p->digits, p->k, p->ldw, p->w, p->group);
+    return BT_GPU_NEEDS & ~lacks & ~(p->sm >= 80 ? 0u : (uint32_t)BT_GPU_SM80);
+}
+
+const char *bt_need_text(uint32_t bit) {
+    switch (bit) {
+    case BT_GPU_SM80:
+        return "a device of compute capability 8.0";
+    case BT_GPU_FEW_COLUMNS:
+        return "at most 16 rows of activations, a token of 16 or 24 bits being 2 or 3 of them";
+    case BT_GPU_GROUPS:
+        return "in_features > 0 and one scale, one a row, or groups that are multiples of 64 up to 1024";
+    case BT_GPU_LONG_GROUPS:
+        return "in_features > 0 and one scale, one a row, or groups of a multiple of 64 for 8 bits and halves";
+    default:
+        return "rows of w_packed at multiples of 16 bytes";
+    }
 }
 
 static int is_auto(const char *name) {
@@ -56,38 +81,46 @@ static int answers_to(const bt_kernel *kernel, const char *name) {
     return (is_scalar && strcmp(name, "baseline") == 0) || (!is_scalar && strcmp(name, "tiled") == 0);
 }
 
-/* First usable row of the op that fits; device or dtype -1 and name NULL stand for any. */
-static const bt_kernel *first_row(bt_op op, int device, int dtype, const char *name) {
+/* First row of the op that fits; device or dtype -1 and name NULL stand for any. */
+static const bt_kernel *first_row(bt_op op, int device, int dtype, uint32_t offers, const char *name) {
     for (const bt_kernel *kernel = bt_kernels; kernel < bt_kernels + bt_kernel_count; kernel++)
         if (kernel->op == op && (device < 0 || kernel->device == device) &&
-            (dtype < 0 || (kernel->dtypes & BT_SET(dtype))) && bt_kernel_usable(kernel) &&
+            (dtype < 0 || (kernel->dtypes & BT_SET(dtype))) && fits(kernel, offers) &&
             (name == NULL || answers_to(kernel, name)))
             return kernel;
     return NULL;
 }
 
-const bt_kernel *bt_kernel_find(bt_op op, int device, int dtype, const char *name) {
-    const int is_wish = name != NULL && name[0] == '?';
-    if (!is_wish && !is_auto(name))
-        return first_row(op, device, dtype, name);
-    const char *const choices[] = {
-        atomic_load_explicit(&forced[op], memory_order_relaxed),
-        is_wish ? name + 1 : NULL,
-        atomic_load_explicit(&defaults[op], memory_order_relaxed),
-    };
+static int is_wish(const char *name) {
+    return name != NULL && name[0] == '?';
+}
+
+const bt_kernel *bt_kernel_demanded(bt_op op, int device, int dtype, const char *name) {
+    if (is_wish(name) || is_auto(name))
+        name = atomic_load_explicit(&forced[op], memory_order_relaxed);
+    return is_auto(name) ? NULL : first_row(op, device, dtype, BT_GPU_NEEDS, name);
+}
+
+const bt_kernel *bt_pick(bt_op op, int device, int dtype, const bt_problem *problem, const char *name) {
+    const uint32_t offers = problem ? bt_problem_offers(problem) : 0;
+    const bt_kernel *const demanded = bt_kernel_demanded(op, device, dtype, name);
+    if (demanded || !(is_wish(name) || is_auto(name)))
+        return demanded && (problem == NULL || fits(demanded, offers)) ? demanded : NULL;
+    const char *const choices[] = {is_wish(name) ? name + 1 : NULL,
+                                   atomic_load_explicit(&defaults[op], memory_order_relaxed)};
     for (size_t i = 0; i < sizeof choices / sizeof *choices; i++) {
-        const bt_kernel *const row = is_auto(choices[i]) ? NULL : first_row(op, device, dtype, choices[i]);
+        const bt_kernel *const row = is_auto(choices[i]) ? NULL : first_row(op, device, dtype, offers, choices[i]);
         if (row)
             return row;
     }
-    return first_row(op, device, dtype, NULL);
+    return first_row(op, device, dtype, offers, NULL);
 }
 
 static int set_choice(_Atomic(const char *) *choice, bt_op op, const char *name) {
     static const char *const roles[] = {"baseline", "tiled"};
     const char *lasting = NULL;
     if (!is_auto(name)) {
-        const bt_kernel *const row = first_row(op, -1, -1, name);
+        const bt_kernel *const row = first_row(op, -1, -1, BT_GPU_NEEDS, name);
         if (row == NULL)
             return 0;
         lasting = row->variant;

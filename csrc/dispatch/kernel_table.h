@@ -3,8 +3,10 @@
  * A name is a variant ("avx2"), "auto", or one of two roles: "baseline", the plain definition (scalar, cuda_baseline),
  * and "tiled", the best blocked kernel (cuda_tiled, or the first usable row but scalar on a CPU). A name that begins
  * with '?' is a wish. Precedence: the name in the call, bt_kernel_force(), a wish in the call, bt_kernel_set_default(),
- * then the first row that this machine can run. Only the name in the call must exist; the others count where the device
- * and the type have such a kernel. */
+ * then the first row whose needs are met. Only the name in the call must exist; the others count where the device and
+ * the type have such a kernel. What a row needs is a set of bits: those of a CPU kernel are met by the machine, those
+ * of a CUDA kernel by the device and by the problem. A named or forced kernel whose needs the problem does not meet is
+ * an error; a wish or a default then does not count. */
 #ifndef BT_KERNEL_TABLE_H
 #define BT_KERNEL_TABLE_H
 
@@ -24,7 +26,7 @@ typedef struct bt_kernel {
     bt_op op;
     int device;      /* BT_CPU or BT_GPU */
     unsigned dtypes; /* BT_SET() of the activation or weight types it takes */
-    uint32_t needs;  /* BT_CPU_* bits */
+    uint32_t needs;  /* BT_CPU_* and BT_GPU_* bits */
     const char *variant;
     bt_kernel_fn *run;
 } bt_kernel;
@@ -41,8 +43,26 @@ bt_op bt_op_find(const char *name);
  * tensor there. */
 int bt_kernel_usable(const bt_kernel *kernel);
 
-/* The kernel to run, or NULL when no row fits; name may be NULL for "auto". */
-const bt_kernel *bt_kernel_find(bt_op op, int device, int dtype, const char *name);
+/* A product, as a CUDA kernel may mind it. */
+typedef struct bt_problem {
+    int64_t m, n, k, ldw, group;
+    const void *w;
+    int digits; /* rows of activations a token: 1 of floating ones */
+    int sm;     /* 10 * major + minor of the device's compute capability */
+} bt_problem;
+
+/* The BT_GPU_* needs that it meets. */
+uint32_t bt_problem_offers(const bt_problem *problem);
+
+/* The kernel to run, or NULL when no row fits; name may be NULL for "auto". A pure function of its arguments, the
+ * machine and what was forced. Without a problem it is a kernel for every problem, or the named one. */
+const bt_kernel *bt_pick(bt_op op, int device, int dtype, const bt_problem *problem, const char *name);
+
+/* The row that the name, or bt_kernel_force(), asks for, whatever the problem; NULL when there is none or no demand. */
+const bt_kernel *bt_kernel_demanded(bt_op op, int device, int dtype, const char *name);
+
+/* What a BT_GPU_* bit stands for, as a message says it. */
+const char *bt_need_text(uint32_t bit);
 
 /* Sets the choice, or the default, of calls that say "auto"; NULL or "auto" takes it back. Returns 0 when no usable row
  * of the op answers to the name. */

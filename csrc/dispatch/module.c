@@ -88,14 +88,18 @@ static PyObject *set_default_kernel(PyObject *self, PyObject *args) {
 static PyObject *chosen_kernel(PyObject *self, PyObject *args) {
     (void)self;
     const char *op_name = NULL, *device_name = NULL, *type_name = NULL, *name = NULL;
-    if (!PyArg_ParseTuple(args, "sss|z", &op_name, &device_name, &type_name, &name))
+    long long m = 0, n = 0, k = 0;
+    bt_problem problem = {.digits = 1};
+    if (!PyArg_ParseTuple(args, "sss|zLLLi", &op_name, &device_name, &type_name, &name, &m, &n, &k, &problem.sm))
         return NULL;
+    problem.m = m, problem.n = n, problem.k = problem.group = k;
+    problem.ldw = bt_div_up(k, 4);
     const bt_op op = parse_op(op_name);
     const int device = op == BT_OP_COUNT ? -1 : parse_name(device_name, device_names, 2, "device");
     const int type = device < 0 ? -1 : parse_name(type_name, type_names, 4, "dtype");
     if (type < 0)
         return NULL;
-    const bt_kernel *kernel = bt_kernel_find(op, device, type, name);
+    const bt_kernel *kernel = bt_pick(op, device, type, problem.sm ? &problem : NULL, name);
     return Py_BuildValue("z", kernel ? kernel->variant : NULL);
 }
 
@@ -105,7 +109,9 @@ static PyMethodDef methods[] = {
     {"force_kernel", force_kernel, METH_VARARGS, "force_kernel(op, name): make a variant the choice; None undoes it."},
     {"set_default_kernel", set_default_kernel, METH_VARARGS, "The same, below what force_kernel says."},
     {"chosen_kernel", chosen_kernel, METH_VARARGS,
-     "chosen_kernel(op, device, dtype, name=None): the variant that runs, or None."},
+     "chosen_kernel(op, device, dtype, name=None, m=0, n=0, k=0, sm=0): the variant that runs, or None. With sm, "
+     "which\n"
+     "is 10 * major + minor of a compute capability, for a product of m tokens by a contiguous (n, k) weight."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -31,7 +31,7 @@ at::Tensor ternary_linear_packed(const at::Tensor &x, const at::Tensor &w_packed
                                  const std::optional<at::Tensor> &bias, const std::string &variant) {
     bt_ternary_linear_packed p{};
     p.x_type = p.y_type = float_type(x, "x");
-    const bt_kernel &kernel = find_kernel(BT_OP_ternary_linear_packed, device_kind(x, "x"), p.x_type, variant);
+    const int device = device_kind(x, "x");
     check_same_device({{"x", &x}, {"w_packed", &w_packed}, {"scale", &scale}});
     if (bias)
         check_same_device({{"x", &x}, {"bias", &*bias}});
@@ -45,6 +45,9 @@ at::Tensor ternary_linear_packed(const at::Tensor &x, const at::Tensor &w_packed
     const at::Tensor w = as_rows(w_packed, "w_packed");
     const at::Tensor scales = scale.contiguous();
     const at::Tensor biases = bias ? bias->contiguous() : at::Tensor();
+    const bt_problem problem{
+        p.m, p.n, p.k, w.stride(0), layout.group, w.const_data_ptr(), 1, compute_capability(device)};
+    const bt_kernel &kernel = find_kernel(BT_OP_ternary_linear_packed, device, p.x_type, variant, &problem);
     at::Tensor y = at::empty(with_last(x, p.n), x.options());
     p.x = rows.const_data_ptr();
     p.w = w.const_data_ptr<uint8_t>();
@@ -54,10 +57,13 @@ at::Tensor ternary_linear_packed(const at::Tensor &x, const at::Tensor &w_packed
     p.y = y.mutable_data_ptr();
     p.ldx = rows.stride(0), p.ldw = w.stride(0), p.ldy = p.n, p.lds = layout.lds, p.group = layout.group;
     p.stream = current_stream(x.device());
-    if (kernel.device == BT_GPU)
+    if (kernel.device == BT_GPU) {
+        const Workspace workspace(bt_ternary_linear_packed_cuda_workspace(&p), x);
+        p.workspace = workspace.data(), p.workspace_bytes = workspace.bytes();
         check_status(reinterpret_cast<bt_ternary_linear_packed_fn *>(kernel.run)(&p, 0, bt_tiles(p.m, p.n)), kernel);
-    else
+    } else {
         run_on_cpu(kernel, p, x.element_size(), y.element_size());
+    }
     return y;
 }
 

@@ -62,15 +62,18 @@ static void run_on_cpu(const bt_kernel &kernel, const bt_ternary_linear_w2a8 &al
 
 static void run_on_gpu(const bt_kernel &kernel, bt_ternary_linear_w2a8 p, const Activations &x) {
     const auto run = reinterpret_cast<bt_ternary_linear_w2a8_fn *>(kernel.run);
+    const Workspace workspace(bt_ternary_linear_w2a8_cuda_workspace(&p), x.rows);
+    p.workspace = workspace.data(), p.workspace_bytes = workspace.bytes();
     if (x.type == BT_I8) {
         p.q = static_cast<const int8_t *>(x.rows.const_data_ptr()), p.ldq = x.rows.stride(0), p.q_scale = x.scale;
         return check_status(run(&p, 0, bt_tiles(p.m, p.n)), kernel);
     }
     const bt_kernel &quantizer = find_kernel(BT_OP_act_quantize, BT_GPU, x.type, "auto");
-    const at::Tensor codes = at::empty({p.digits * p.m, p.k}, x.rows.options().dtype(at::kChar));
+    const int64_t ldq = bt_div_up(p.k, 16) * 16; // rows that loads of 16 bytes can read
+    const at::Tensor codes = at::empty({p.digits * p.m, ldq}, x.rows.options().dtype(at::kChar));
     const at::Tensor scales = at::empty({p.m}, x.rows.options().dtype(p.digits == 1 ? at::kFloat : at::kDouble));
     bt_act_quantize a = quantize_params(x, p.digits, 0, p.m);
-    a.order = BT_ORDER_NATURAL, a.ldq = p.ldq = p.k, a.stream = p.stream;
+    a.order = BT_ORDER_NATURAL, a.ldq = p.ldq = ldq, a.stream = p.stream;
     a.q = static_cast<int8_t *>(codes.mutable_data_ptr());
     set_scales(a, scales.mutable_data_ptr());
     check_status(reinterpret_cast<bt_act_quantize_fn *>(quantizer.run)(&a, 0, p.m), quantizer);
@@ -98,7 +101,7 @@ at::Tensor ternary_linear_w2a8(const at::Tensor &x, const at::Tensor &w_packed, 
                                std::optional<at::ScalarType> out_dtype, int64_t activation_bits,
                                const std::string &variant) {
     const int x_type = element_type(x, "x");
-    const bt_kernel &kernel = find_kernel(BT_OP_ternary_linear_w2a8, device_kind(x, "x"), BT_I8, variant);
+    const int device = device_kind(x, "x");
     check_same_device({{"x", &x}, {"w_packed", &w_packed}, {"scale", &scale}});
     if (bias)
         check_same_device({{"x", &x}, {"bias", &*bias}});
@@ -117,6 +120,9 @@ at::Tensor ternary_linear_w2a8(const at::Tensor &x, const at::Tensor &w_packed, 
     const at::Tensor w = as_rows(w_packed, "w_packed");
     const at::Tensor scales = scale.contiguous();
     const at::Tensor biases = bias ? bias->contiguous() : at::Tensor();
+    const bt_problem problem{
+        p.m, p.n, p.k, w.stride(0), layout.group, w.const_data_ptr(), p.digits, compute_capability(device)};
+    const bt_kernel &kernel = find_kernel(BT_OP_ternary_linear_w2a8, device, BT_I8, variant, &problem);
     const at::Tensor x_scales = x_scale ? x_scale->contiguous() : at::Tensor();
     at::Tensor y = at::empty(with_last(x, p.n), x.options().dtype(out_dtype.value_or(x.scalar_type())));
     p.w = w.const_data_ptr<uint8_t>();

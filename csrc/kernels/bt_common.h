@@ -14,8 +14,13 @@
 extern "C" {
 #endif
 
-typedef int bt_status; /* BT_OK, or BT_ERR_CUDA + cudaError_t */
-enum { BT_OK = 0, BT_ERR_CUDA = 1000 };
+typedef int bt_status; /* BT_OK, one of the errors below, or BT_ERR_CUDA + cudaError_t */
+enum {
+    BT_OK = 0,
+    BT_ERR_PROBLEM = 1,   /* a CUDA kernel that does not take the problem; nothing was written */
+    BT_ERR_WORKSPACE = 2, /* too few bytes of device scratch; nothing was written */
+    BT_ERR_CUDA = 1000
+};
 
 enum { BT_F32 = 0, BT_F16 = 1, BT_BF16 = 2, BT_I8 = 3 }; /* element types */
 enum { BT_CPU = 0, BT_GPU = 1 };                         /* devices of the kernel table */
@@ -34,6 +39,18 @@ enum {
     BT_CPU_NEONI8MM = 1 << 5,   /* FEAT_I8MM: smmla, and BT_CPU_NEONDOT */
     BT_CPU_AVXVNNI = 1 << 6,    /* BT_CPU_AVX2 and AVX-VNNI; with BT_EVEX BT_CPU_AVX512VNNI */
     BT_CPU_AVX512BF16 = 1 << 7  /* BT_CPU_AVX512 and AVX512-BF16 */
+};
+
+/* What a CUDA kernel needs of its device and of the problem, in the bits above; bt_pick() weighs them. */
+enum {
+    BT_GPU_SM80 = 1 << 16,         /* compute capability 8.0 */
+    BT_GPU_FEW_COLUMNS = 1 << 17,  /* at most 16 rows of activations, each digit of a token being one */
+    BT_GPU_GROUPS = 1 << 18,       /* k > 0; a scale a row or for all, or groups of a multiple of 64 up to 1024 */
+    BT_GPU_ALIGNED_ROWS = 1 << 19, /* rows of w begin at multiples of 16 bytes */
+    BT_GPU_LONG_GROUPS = 1 << 20,  /* the same with groups of any length, but of one digit a token */
+    BT_GPU_NEEDS = 31 << 16,
+    BT_GPU_BULK = BT_GPU_SM80 | BT_GPU_LONG_GROUPS | BT_GPU_ALIGNED_ROWS,
+    BT_GPU_SKINNY = BT_GPU_SM80 | BT_GPU_FEW_COLUMNS | BT_GPU_GROUPS | BT_GPU_ALIGNED_ROWS
 };
 
 /* Rows of a kernel list that exist only in some builds. */

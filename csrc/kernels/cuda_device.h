@@ -9,6 +9,9 @@ extern "C" {
 /* The text of a launcher's status; lives as long as the program. */
 const char *bt_cuda_error_string(bt_status status);
 
+/* 10 * major + minor of the current device's compute capability. */
+bt_status bt_cuda_sm(int *sm);
+
 #ifdef __cplusplus
 }
 #endif

@@ -19,10 +19,12 @@
  *   pair order, bf16    xp[i][256 b + 32 s + 2 lane + h] = x[i][256 b + 16 lane + 2 s + h]         two weights a step
  *
  * A kernel whose only type in the list is bf16 reads pair order, see bt_packed_xp_type(); the others read float
- * order. The scalar kernel reads both, for the group sizes that a variant leaves to it. */
+ * order. The scalar kernel reads both, for the group sizes that a variant leaves to it.
+ *
+ * CUDA: fp32 sums in an order that the shape alone decides; a token's result may differ from the CPU's in rounding. */
 #ifndef BT_TERNARY_LINEAR_PACKED_H
 #define BT_TERNARY_LINEAR_PACKED_H
-#include "bt_common.h"
+#include "cuda_tensor.h"
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -38,6 +40,8 @@ typedef struct bt_ternary_linear_packed {
     void *xp;           /* CPU: m rows of ldxp elements of type xp_type, ldxp a multiple of 256; CUDA: NULL */
     int64_t m, n, k, ldx, ldw, ldy, lds, group, ldxp;
     int x_type, xp_type, y_type, bias_type;
+    void *workspace; /* CUDA: bt_ternary_linear_packed_cuda_workspace() bytes, aligned to 8 */
+    int64_t workspace_bytes;
     void *stream;
 } bt_ternary_linear_packed;
 
@@ -59,7 +63,13 @@ static inline void *bt_packed_xp_row(const bt_ternary_linear_packed *p, int64_t 
     return (char *)p->xp + i * p->ldxp * (p->xp_type == BT_F32 ? 4 : 2);
 }
 
+static inline size_t bt_ternary_linear_packed_cuda_workspace(const bt_ternary_linear_packed *p) {
+    return bt_tensor_workspace(p->m, p->n, p->k, p->group);
+}
+
 #define BT_TERNARY_LINEAR_PACKED(X)                                                                                    \
+    BT_ON_CUDA(X(ternary_linear_packed, BT_GPU, BT_SET(BT_F16) | BT_SET(BT_BF16), cuda_skinny, BT_GPU_SKINNY))         \
+    BT_ON_CUDA(X(ternary_linear_packed, BT_GPU, BT_SET(BT_F16) | BT_SET(BT_BF16), cuda_bulk, BT_GPU_BULK))             \
     BT_ON_CUDA(X(ternary_linear_packed, BT_GPU, BT_FLOATS, cuda_tiled, 0))                                             \
     BT_ON_CUDA(X(ternary_linear_packed, BT_GPU, BT_FLOATS, cuda_baseline, 0))                                          \
     BT_ON_X86(X(ternary_linear_packed, BT_CPU, BT_SET(BT_BF16), avx512bf16, BT_CPU_AVX512BF16))                        \

@@ -11,7 +11,7 @@
  * largest partial sum of a variant that works on codes plus two, inside int32. */
 #ifndef BT_TERNARY_LINEAR_W2A8_H
 #define BT_TERNARY_LINEAR_W2A8_H
-#include "bt_common.h"
+#include "cuda_tensor.h"
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -29,12 +29,20 @@ typedef struct bt_ternary_linear_w2a8 {
     void *y;              /* m rows of n, ldy elements apart, of type y_type */
     int64_t m, n, k, ldq, ldw, ldy, lds, group;
     int y_type, bias_type, digits;
+    void *workspace; /* CUDA: bt_ternary_linear_w2a8_cuda_workspace() bytes, aligned to 8 */
+    int64_t workspace_bytes;
     void *stream;
 } bt_ternary_linear_w2a8;
 
 typedef bt_status bt_ternary_linear_w2a8_fn(const bt_ternary_linear_w2a8 *p, int64_t tile_begin, int64_t tile_end);
 
+static inline size_t bt_ternary_linear_w2a8_cuda_workspace(const bt_ternary_linear_w2a8 *p) {
+    return bt_tensor_workspace(p->digits * p->m, p->n, p->k, p->group);
+}
+
 #define BT_TERNARY_LINEAR_W2A8(X)                                                                                      \
+    BT_ON_CUDA(X(ternary_linear_w2a8, BT_GPU, BT_SET(BT_I8), cuda_skinny, BT_GPU_SKINNY))                              \
+    BT_ON_CUDA(X(ternary_linear_w2a8, BT_GPU, BT_SET(BT_I8), cuda_bulk, BT_GPU_BULK))                                  \
     BT_ON_CUDA(X(ternary_linear_w2a8, BT_GPU, BT_SET(BT_I8), cuda_tiled, 0))                                           \
     BT_ON_CUDA(X(ternary_linear_w2a8, BT_GPU, BT_SET(BT_I8), cuda_baseline, 0))                                        \
     BT_ON_X86(X(ternary_linear_w2a8, BT_CPU, BT_SET(BT_I8), avx512vnni, BT_CPU_AVX512VNNI))                            \

@@ -1,7 +1,10 @@
 /* Fibers on ucontext. A fiber is made once and runs the body of one thread of one block after another; it gives control
- * back to the scheduler at a barrier and at the end of the body. */
+ * back to the scheduler at a barrier, at an instruction of its whole warp and at the end of the body. */
 #include "cusim.h"
 
+#include "../../csrc/kernels/cpu/half.h"
+
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -36,8 +39,8 @@ Order order = FORWARD;
 
 namespace {
 
-enum { MAX_THREADS = 1024, STACK_BYTES = 64 * 1024 };
-enum State { RUNNABLE, WAITING, DONE };
+enum { MAX_THREADS = 1024, STACK_BYTES = 64 * 1024, LANES = 32 };
+enum State { RUNNABLE, WAITING, WAITING_FOR_WARP, DONE };
 
 struct Fiber {
     ucontext_t context;
@@ -47,6 +50,8 @@ struct Fiber {
     const char *file = nullptr; /* of the barrier where it waits */
     int line = 0;
     dim3 thread;
+    unsigned index = 0; /* in its block */
+    unsigned collectives = 0;
 };
 
 struct Scheduler {
@@ -62,6 +67,13 @@ Fiber *current;
 const std::function<void()> *kernel;
 cudaError_t last_error = cudaSuccess;
 uint32_t random_state = 1;
+
+/* What the lanes give to an instruction of their warp. Two sets, in turn: a lane that goes on to the next one does not
+ * overwrite what others still read, and it cannot be two ahead, because that next one waits for all. */
+struct Operands {
+    uint32_t a[4], b[2];
+};
+Operands operands[2][MAX_THREADS];
 
 uint32_t random_below(uint32_t bound) {
     random_state = random_state * 1664525u + 1013904223u;
@@ -132,20 +144,45 @@ void make_fibers(unsigned count) {
     _Exit(3);
 }
 
-/* After a round every thread waits or is done. Returns whether the block goes on. */
-bool release(unsigned count) {
-    const Fiber &first = *fibers[0];
-    for (unsigned t = 1; t < count; t++) {
-        const Fiber &fiber = *fibers[t];
-        const bool same_place = fiber.line == first.line && fiber.file == first.file;
-        if (fiber.state != first.state || (first.state == WAITING && !same_place))
-            divergence(count);
-    }
-    if (first.state == DONE)
-        return false;
-    for (unsigned t = 0; t < count; t++)
-        fibers[t]->state = RUNNABLE;
+bool same_place(const Fiber &a, const Fiber &b) {
+    return a.state == b.state && (a.state == DONE || (a.line == b.line && a.file == b.file));
+}
+
+/* Whether fibers [begin, end) all wait at one place, in this state. */
+bool together(unsigned begin, unsigned end, State state) {
+    for (unsigned t = begin; t < end; t++)
+        if (fibers[t]->state != state || !same_place(*fibers[t], *fibers[begin]))
+            return false;
     return true;
+}
+
+void let_run(unsigned begin, unsigned end) {
+    for (unsigned t = begin; t < end; t++)
+        fibers[t]->state = RUNNABLE;
+}
+
+/* Every thread waits at a barrier of the block or is done. Returns whether the block goes on. */
+bool release(unsigned count) {
+    if (together(0, count, DONE))
+        return false;
+    if (!together(0, count, WAITING))
+        divergence(count);
+    let_run(0, count);
+    return true;
+}
+
+/* The threads of a warp, up to a barrier of the block: no warp waits for another before it has to, so that one that
+ * runs ahead without a barrier meets the others' data half done. */
+void run_warp(unsigned begin, unsigned end) {
+    static std::vector<unsigned> list;
+    for (;;) {
+        for (const unsigned t : turns(end - begin, list))
+            if (fibers[begin + t]->state == RUNNABLE)
+                enter(*fibers[begin + t]);
+        if (end - begin < LANES || !together(begin, end, WAITING_FOR_WARP))
+            return;
+        let_run(begin, end);
+    }
 }
 
 void run_block(unsigned count) {
@@ -154,21 +191,76 @@ void run_block(unsigned count) {
         memset(__start_cusim_shared, 0xff, (size_t)(__stop_cusim_shared - __start_cusim_shared));
     for (unsigned t = 0; t < count; t++) {
         fibers[t]->state = RUNNABLE;
+        fibers[t]->index = t;
         fibers[t]->thread = dim3(t % blockDim.x, t / blockDim.x % blockDim.y, t / blockDim.x / blockDim.y);
     }
     do
-        for (const unsigned t : turns(count, list))
-            enter(*fibers[t]);
+        for (const unsigned warp : turns((count + LANES - 1) / LANES, list))
+            run_warp(warp * LANES, std::min(count, (warp + 1) * LANES));
     while (release(count));
+}
+
+void wait(State state, const char *file, int line) {
+    current->state = state;
+    current->file = file;
+    current->line = line;
+    leave();
+}
+
+/* The operands of the whole warp, by lane. `line` tells one instruction from another. */
+const Operands *exchange(const uint32_t (&a)[4], const uint32_t (&b)[2], int line) {
+    const Fiber &lane = *current;
+    Operands *const set = operands[current->collectives++ & 1u];
+    memcpy(set[lane.index].a, a, sizeof a);
+    memcpy(set[lane.index].b, b, sizeof b);
+    wait(WAITING_FOR_WARP, __FILE__, line);
+    return set + lane.index / LANES * LANES;
+}
+
+/* d += a b, where a word of a fragment holds PER elements of the type that `element` takes out of it. */
+template <int PER, class Sum, class Element>
+void multiply(Sum (&d)[4], const Operands *warp, unsigned lane, Element element) {
+    const unsigned g = lane / 4, t = lane % 4;
+    for (unsigned i = 0; i < 4; i++) {
+        const unsigned row = g + 8 * (i >> 1), column = 2 * t + (i & 1);
+        for (unsigned k = 0; k < 8 * PER; k++) {
+            const unsigned holder = k / PER % 4, half = k / (4 * PER);
+            const uint32_t a = warp[4 * (row % 8) + holder].a[row / 8 + 2 * half];
+            d[i] += element(a, k % PER) * element(warp[4 * column + holder].b[half], k % PER);
+        }
+    }
 }
 
 } // namespace
 
 void barrier(const char *file, int line) {
-    current->state = WAITING;
-    current->file = file;
-    current->line = line;
-    leave();
+    wait(WAITING, file, line);
+}
+
+void mma_s8(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    const Operands *warp = exchange(a, b, __LINE__);
+    multiply<4>(d, warp, current->index % LANES, [](uint32_t word, unsigned i) { return (int8_t)(word >> (8 * i)); });
+}
+
+void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    const Operands *warp = exchange(a, b, __LINE__);
+    multiply<2>(d, warp, current->index % LANES,
+                [](uint32_t word, unsigned i) { return bt_from_f16((uint16_t)(word >> (16 * i))); });
+}
+
+void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    const Operands *warp = exchange(a, b, __LINE__);
+    multiply<2>(d, warp, current->index % LANES,
+                [](uint32_t word, unsigned i) { return bt_from_bf16((uint16_t)(word >> (16 * i))); });
+}
+
+void check_alignment(const void *address, unsigned bytes) {
+    if ((uintptr_t)address % bytes == 0)
+        return;
+    fprintf(stderr, "cusim: thread %u of block (%u, %u, %u) loads %u bytes at %p\n", current->index, blockIdx.x,
+            blockIdx.y, blockIdx.z, bytes, address);
+    fflush(stderr);
+    _Exit(4);
 }
 
 void launch(dim3 grid, dim3 block, const std::function<void()> &body) {
@@ -193,6 +285,16 @@ void launch(dim3 grid, dim3 block, const std::function<void()> &body) {
 
 cudaError_t cudaGetLastError() {
     return std::exchange(cusim::last_error, cudaSuccess);
+}
+
+cudaError_t cudaGetDevice(int *device) {
+    *device = 0;
+    return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetAttribute(int *value, int attribute, int) {
+    *value = attribute == cudaDevAttrComputeCapabilityMajor ? 8 : 0;
+    return cudaSuccess;
 }
 
 const char *cudaGetErrorString(cudaError_t error) {

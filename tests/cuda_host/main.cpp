@@ -38,6 +38,13 @@ bool Buffer::gaps_intact() const {
     return true;
 }
 
+bool Buffer::untouched() const {
+    for (size_t i = 0; i < bytes; i++)
+        if (data<uint8_t>()[i] != 0xcd)
+            return false;
+    return true;
+}
+
 Buffer random_floats(Random &random, int type, int64_t rows, int64_t columns, int64_t stride) {
     Buffer buffer(type, rows, columns, stride);
     for (int64_t i = 0; i < rows; i++)
@@ -75,8 +82,21 @@ std::vector<Grouping> groupings(int64_t n, int64_t k) {
     return list;
 }
 
+/* Whether the program was told to run this test, or none in particular. */
+static bool wanted(const char *name, int argc, char **argv) {
+    int names = 0;
+    for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], name) == 0)
+            return true;
+        names += argv[i][0] != '-';
+    }
+    return names == 0;
+}
+
+/* cuda_host_tests [--stop] [name of a test ...] */
 int main(int argc, char **argv) {
-    stop = argc > 1 && strcmp(argv[1], "--stop") == 0;
+    for (int i = 1; i < argc; i++)
+        stop = stop || strcmp(argv[i], "--stop") == 0;
     struct {
         const char *name;
         void (*run)();
@@ -85,8 +105,11 @@ int main(int argc, char **argv) {
                        {"act_quantize", test_act_quantize},
                        {"ternary_quantize", test_quantize},
                        {"ternary_linear_packed", test_linear_packed},
-                       {"ternary_linear_w2a8", test_linear_w2a8}};
+                       {"ternary_linear_w2a8", test_linear_w2a8},
+                       {"pick", test_pick}};
     for (const auto &test : tests) {
+        if (!wanted(test.name, argc, argv))
+            continue;
         const long before = passed + failed;
         const clock_t start = clock();
         test.run();

@@ -1,6 +1,7 @@
 """Every barrier of the CUDA kernels is needed: removes each __syncthreads() in turn and expects a test to fail.
 
-Works on a copy under build/cuda_host/mutants. Run: make -C tests/cuda_host mutations
+Works on a copy under build/cuda_host/mutants. Run: make -C tests/cuda_host mutations, which takes minutes; for some
+files alone: python tests/cuda_host/mutate.py skinny.cuh reduce.cuh
 """
 
 import os
@@ -37,7 +38,7 @@ def barriers(source: str) -> list[int]:
     return found
 
 
-def main() -> int:
+def main(files: list[str]) -> int:
     shutil.rmtree(WORK, ignore_errors=True)
     shutil.copytree(ROOT / "csrc" / "kernels", KERNELS)
     build()
@@ -45,7 +46,7 @@ def main() -> int:
         print("the tests fail without any change")
         return 1
     killed, survivors = 0, []
-    for path in sorted(KERNELS.glob("cuda/*.cu*")):
+    for path in sorted(path for path in KERNELS.glob("cuda/*.cu*") if not files or path.name in files):
         source = path.read_text()
         for at in barriers(source):
             where = f"{path.name}:{source.count(chr(10), 0, at) + 1}"
@@ -62,4 +63,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

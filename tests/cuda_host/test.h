@@ -70,6 +70,7 @@ struct Buffer {
         return bytes == other.bytes && memcmp(data(), other.data(), bytes) == 0;
     }
     bool gaps_intact() const;
+    bool untouched() const; /* poison as at first */
 };
 
 Buffer random_floats(Random &random, int type, int64_t rows, int64_t columns, int64_t stride);
@@ -101,10 +102,11 @@ template <class Function> struct Kernel {
     const char *variant;
     Function *run;
     unsigned dtypes;
+    uint32_t needs;
 };
-#define KERNEL_ON_BT_GPU(op, dtypes, variant) {#variant, bt_##op##_##variant, dtypes},
-#define KERNEL_ON_BT_CPU(op, dtypes, variant)
-#define GPU_KERNEL(op, device, dtypes, variant, needs) KERNEL_ON_##device(op, dtypes, variant)
+#define KERNEL_ON_BT_GPU(op, dtypes, variant, needs) {#variant, bt_##op##_##variant, dtypes, needs},
+#define KERNEL_ON_BT_CPU(op, dtypes, variant, needs)
+#define GPU_KERNEL(op, device, dtypes, variant, needs) KERNEL_ON_##device(op, dtypes, variant, needs)
 
 void test_cusim();
 void test_pack();
@@ -112,5 +114,6 @@ void test_act_quantize();
 void test_quantize();
 void test_linear_packed();
 void test_linear_w2a8();
+void test_pick();
 
 #endif

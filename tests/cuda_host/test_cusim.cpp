@@ -1,5 +1,5 @@
 /* The emulator itself: it must see what the other tests count on. */
-#include "../../csrc/kernels/cuda/launch.cuh"
+#include "../../csrc/kernels/cuda/ptx.cuh"
 #include "../../csrc/kernels/cuda_device.h"
 #include "test.h"
 
@@ -46,7 +46,100 @@ static int exit_code_of(void (*kernel)()) {
     return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
 
+/* An element of a fragment: its row and column, as the PTX ISA gives them for element i of lane 4 g + t. */
+struct Place {
+    int row, column;
+};
+
+static Place of_a(int per, int g, int t, int i) { /* 4 per: elements of a lane; per 4 is s8, per 2 a half type */
+    const bool low = i < per || (i >= 2 * per && i < 3 * per);
+    return {low ? g : g + 8, t * per + i % per + (i >= 2 * per ? 4 * per : 0)};
+}
+
+static Place of_b(int per, int g, int t, int i) {
+    return {t * per + i % per + (i >= per ? 4 * per : 0), g};
+}
+
+static Place of_d(int g, int t, int i) {
+    return {i < 2 ? g : g + 8, 2 * t + (i & 1)};
+}
+
+/* Elements of random matrices, a 16 x 8 per and b 8 per x 8, as bits of `type`; small integers, so that sums are exact
+ * in any order. */
+struct Matrices {
+    int per, type;
+    std::vector<int> a, b;
+    Matrices(Random &random, int per_, int type_)
+        : per(per_), type(type_), a((size_t)(16 * 8 * per)), b((size_t)(8 * per * 8)) {
+        for (int &value : a)
+            value = (int)random.below(255) - 127;
+        for (int &value : b)
+            value = type == BT_I8 ? -128 + (int)random.below(256) : (int)random.below(255) - 127;
+    }
+    uint32_t bits(int value) const {
+        return type == BT_I8    ? (uint8_t)value
+               : type == BT_F16 ? (uint32_t)bt_to_f16((float)value)
+                                : (uint32_t)bt_to_bf16((float)value);
+    }
+    int product(Place d) const {
+        int sum = 0;
+        for (int k = 0; k < 8 * per; k++)
+            sum += a[(size_t)(d.row * 8 * per + k)] * b[(size_t)(k * 8 + d.column)];
+        return sum;
+    }
+};
+
+template <class Sum, class Mma> static void multiply(const Matrices &m, Mma mma, int times, int *wrong) {
+    const int lane = (int)threadIdx.x % 32, g = lane / 4, t = lane % 4, width = 32 / m.per;
+    uint32_t a[4] = {0}, b[2] = {0};
+    for (int i = 0; i < 4 * m.per; i++) {
+        const Place at = of_a(m.per, g, t, i);
+        a[i / m.per] |= m.bits(m.a[(size_t)(at.row * 8 * m.per + at.column)]) << (width * (i % m.per));
+    }
+    for (int i = 0; i < 2 * m.per; i++) {
+        const Place at = of_b(m.per, g, t, i);
+        b[i / m.per] |= m.bits(m.b[(size_t)(at.row * 8 + at.column)]) << (width * (i % m.per));
+    }
+    Sum d[4] = {0};
+    for (int i = 0; i < times; i++)
+        mma(d, a, b);
+    for (int i = 0; i < 4; i++)
+        *wrong += d[i] != (Sum)(times * m.product(of_d(g, t, i)));
+}
+
+static void tensor_cores(Random &random, const char *order) {
+    for (int times = 1; times < 4; times++) {
+        const Matrices s8(random, 4, BT_I8), f16(random, 2, BT_F16), bf16(random, 2, BT_BF16);
+        int wrong = 0;
+        cusim::launch(dim3(1), dim3(96), [&] {
+            if (threadIdx.x >= 64) /* a warp may go its own way */
+                return multiply<float>(f16, bt_mma_f16, times, &wrong);
+            multiply<int>(s8, bt_mma_s8, times, &wrong);
+            multiply<float>(bf16, bt_mma_bf16, times, &wrong);
+        });
+        check(wrong == 0, "cusim: mma.sync %d times, %s: %d sums are wrong", times, order, wrong);
+    }
+}
+
+static void half_a_warp() {
+    int d[4] = {0};
+    if (threadIdx.x < 16)
+        bt_mma_s8(d, {0, 0, 0, 0}, {0, 0});
+}
+
+static void load_askew() {
+    alignas(16) static const char bytes[32] = {0};
+    bt_load_once(bytes + 8);
+}
+
+static void permuted_bytes() {
+    check(__byte_perm(0x03020100u, 0x07060504u, 0x7362u) == 0x07030602u, "cusim: __byte_perm");
+    check(__byte_perm(0x03020100u, 0x07060504u, 0x5410u) == 0x05040100u, "cusim: __byte_perm");
+}
+
 void test_cusim() {
+    Random random(6);
+    permuted_bytes();
     int wrong_without = 0;
     for_orders([&](const char *order) {
         int out[64], right[2] = {0, 0};
@@ -59,6 +152,9 @@ void test_cusim() {
         wrong_without += right[0] != 64;
         check(exit_code_of(diverge) == 3, "cusim: a barrier that some threads miss, %s", order);
         check(exit_code_of(meet_elsewhere) == 3, "cusim: threads at different barriers, %s", order);
+        check(exit_code_of(half_a_warp) == 3, "cusim: an instruction of the warp that some lanes miss, %s", order);
+        check(exit_code_of(load_askew) == 4, "cusim: a wide load that is not aligned, %s", order);
+        tensor_cores(random, order);
 
         std::vector<int> seen(3 * 4 * 5 * 2 * 3 * 4, 0);
         check(BT_LAUNCH(number_threads, dim3(3, 4, 5), dim3(2, 3, 4), nullptr, seen.data()) == BT_OK, "launch");

@@ -30,11 +30,11 @@ static std::vector<double> exact_product(const bt_ternary_linear_packed &p, cons
 }
 
 static Problem make(Random &random, int64_t m, int64_t n, int64_t k, const Grouping &grouping, int x_type, int y_type,
-                    int bias_type) {
-    const int64_t bytes = bt_div_up(k, 4), ldxp = bt_div_up(k, BT_FLOAT_BLOCK) * BT_FLOAT_BLOCK;
+                    int bias_type, int64_t ldx, int64_t ldw) {
+    const int64_t ldxp = bt_div_up(k, BT_FLOAT_BLOCK) * BT_FLOAT_BLOCK;
     const int64_t scales = grouping.scales;
-    Problem a = {random_floats(random, x_type, m, k, k + random.below(3)),
-                 random_packed(random, n, k, bytes + random.below(3)),
+    Problem a = {random_floats(random, x_type, m, k, ldx),
+                 random_packed(random, n, k, ldw),
                  random_floats(random, BT_F32, 1, scales, scales),
                  random_floats(random, bias_type < 0 ? (int)BT_F32 : bias_type, 1, n, n),
                  Buffer(y_type, m, n, n + random.below(3)),
@@ -78,12 +78,22 @@ static double relative_error(const Buffer &y, const Problem &a) {
 static void compare(const Problem &a, const Grouping &grouping, const char *what) {
     const double tolerance = a.y.type == BT_F32 ? 1e-5 : a.y.type == BT_F16 ? 6e-4 : 5e-3;
     bt_ternary_linear_packed p = a.p;
+    const uint32_t lacks = bt_tensor_lacks(p.m, 1, p.k, p.ldw, p.w, p.group);
+    const auto workspace_bytes = (int64_t)bt_ternary_linear_packed_cuda_workspace(&p);
     for (const auto &kernel : KERNELS) {
         const Buffer first(a.y.type, p.m, p.n, p.ldy);
         for_orders([&](const char *order) {
             const Buffer y(a.y.type, p.m, p.n, p.ldy);
+            const Buffer workspace(BT_I8, 1, workspace_bytes, workspace_bytes);
             p.y = y.data();
+            p.workspace = workspace.data();
+            p.workspace_bytes = workspace_bytes;
             const bt_status status = kernel.run(&p, 0, 0);
+            if (((kernel.needs & lacks) || !(kernel.dtypes & BT_SET(p.x_type))) && p.m > 0 && p.n > 0) {
+                check(status == BT_ERR_PROBLEM && y.untouched(), "ternary_linear_packed %s refuses what it lacks, %x",
+                      kernel.variant, lacks);
+                return;
+            }
             const double error = relative_error(y, a);
             if (cusim::order == cusim::FORWARD)
                 memcpy(first.data(), y.data(), y.bytes);
@@ -98,8 +108,39 @@ static void compare(const Problem &a, const Grouping &grouping, const char *what
 static void shape(Random &random, int64_t m, int64_t n, int64_t k) {
     for (const auto &grouping : groupings(n, k)) {
         const int x_type = (int)random.below(3), bias_type = (int)random.below(4) - 1;
-        compare(make(random, m, n, k, grouping, x_type, BT_F32, bias_type), grouping, "random");
+        compare(make(random, m, n, k, grouping, x_type, BT_F32, bias_type, k + random.below(3),
+                     bt_div_up(k, 4) + random.below(3)),
+                grouping, "random");
     }
+}
+
+/* Rows of w at multiples of 16 bytes, as the tensor-core kernels want them; rows of x anywhere, or at such too. */
+static void aligned(Random &random, int64_t m, int64_t n, int64_t k, const Grouping &grouping) {
+    const int x_type = BT_F16 + (int)random.below(2), y_type = random.below(2) ? (int)BT_F32 : x_type;
+    const int64_t ldx = random.below(2) ? k + random.below(3) : bt_div_up(k, 8) * 8;
+    compare(make(random, m, n, k, grouping, x_type, y_type, (int)random.below(4) - 1, ldx,
+                 bt_div_up(k, 64) * 16 + 16 * random.below(2)),
+            grouping, "aligned");
+}
+
+static void skinny(Random &random) {
+    for (const int64_t m : {1, 2, 3, 5, 8, 9, 15, 16})
+        for (const int64_t n : {1, 16, 35}) {
+            const int64_t k = 1 + random.below(600);
+            aligned(random, m, n, k, {"channel", 1, k, n});
+        }
+    for (const int64_t k : {1, 15, 63, 64, 65, 255, 256, 257, 1024, 2049})
+        aligned(random, 1 + random.below(8), 17, k, {"tensor", 0, k, 1});
+    /* More columns of k than lie in shared memory at once, and several parts of k. */
+    aligned(random, 16, 40, 2200, {"channel", 1, 2200, 40});
+    aligned(random, 7, 20, 4100, {"channel", 1, 4100, 20});
+    aligned(random, 3, 20, 8200, {"channel", 1, 8200, 20});
+    for (const int64_t group : {64, 128, 192, 256, 320, 512, 1024})
+        for (const int64_t m : {1 + random.below(8), 9 + random.below(8)}) {
+            const int64_t groups = 2 + random.below(1600 / group + 1), k = groups * group, n = 1 + random.below(20);
+            aligned(random, m, n, k, {"group", groups, group, n * groups});
+        }
+    aligned(random, 4, 49, 64 * 39, {"group", 39, 64, 49 * 39});
 }
 
 static void all_types(Random &random) {
@@ -107,13 +148,14 @@ static void all_types(Random &random) {
     for (int x_type = BT_F32; x_type <= BT_BF16; x_type++)
         for (int y_type = BT_F32; y_type <= BT_BF16; y_type++)
             for (int bias_type = -1; bias_type <= BT_BF16; bias_type++)
-                compare(make(random, 3, 6, 69, channel, x_type, y_type, bias_type), channel, "types");
+                for (const int64_t ldw : {19, 32})
+                    compare(make(random, 3, 6, 69, channel, x_type, y_type, bias_type, 70, ldw), channel, "types");
 }
 
 /* A zero code times Inf is NaN, so a token with Inf or NaN shows in every output. */
-static void special(Random &random) {
+static void special(Random &random, int type, int64_t ldw) {
     const Grouping channel = {"channel", 1, 130, 40};
-    Problem a = make(random, 5, 40, 130, channel, BT_F32, BT_F32, BT_F32);
+    Problem a = make(random, 5, 40, 130, channel, type, BT_F32, BT_F32, 132, ldw);
     a.x.put(1, 129, INFINITY);
     a.x.put(2, 70, NAN);
     a.x.put(4, 0, -INFINITY);
@@ -129,6 +171,17 @@ static void special(Random &random) {
     compare(a, channel, "special");
 }
 
+/* More tokens than one tile, tiles that are not full, several parts of k, long groups. */
+static void bulk(Random &random) {
+    aligned(random, 17, 140, 300, {"channel", 1, 300, 140});
+    aligned(random, 66, 9, 130, {"tensor", 0, 130, 1});
+    aligned(random, 18, 5, 4160, {"channel", 1, 4160, 5});
+    aligned(random, 20, 20, 320, {"group", 5, 64, 100});
+    aligned(random, 35, 20, 256, {"group", 2, 128, 40});
+    aligned(random, 3, 20, 3072, {"group", 2, 1536, 40});
+    aligned(random, 33, 9, 768, {"group", 3, 256, 27});
+}
+
 void test_linear_packed() {
     Random random(4);
     for (const int64_t size : SIZES) {
@@ -140,5 +193,9 @@ void test_linear_packed() {
     shape(random, 5, 67, 260);
     shape(random, 4, 6, 256);
     all_types(random);
-    special(random);
+    for (int type = BT_F32; type <= BT_BF16; type++)
+        for (const int64_t ldw : {33, 48})
+            special(random, type, ldw);
+    skinny(random);
+    bulk(random);
 }

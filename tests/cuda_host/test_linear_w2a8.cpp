@@ -31,11 +31,20 @@ static void compare(bt_ternary_linear_w2a8 p, const Buffer &q, const Grouping &g
     p.q = q.data<int8_t>();
     p.ldq = q.stride;
     p.q_sum = nullptr;
+    const uint32_t lacks = bt_tensor_lacks(p.m, p.digits, p.k, p.ldw, p.w, p.group);
+    const auto workspace_bytes = (int64_t)bt_ternary_linear_w2a8_cuda_workspace(&p);
     for (const auto &kernel : KERNELS)
         for_orders([&](const char *order) {
-            const Buffer y(p.y_type, p.m, p.n, p.ldy);
+            const Buffer y(p.y_type, p.m, p.n, p.ldy), workspace(BT_I8, 1, workspace_bytes, workspace_bytes);
             p.y = y.data();
+            p.workspace = workspace.data();
+            p.workspace_bytes = workspace_bytes;
             const bt_status status = kernel.run(&p, 0, 0);
+            if ((kernel.needs & lacks) && p.m > 0 && p.n > 0) {
+                check(status == BT_ERR_PROBLEM && y.untouched(), "ternary_linear_w2a8 %s refuses what it lacks, %x",
+                      kernel.variant, lacks);
+                return;
+            }
             check(status == BT_OK && y.equals(expected),
                   "ternary_linear_w2a8 %s m=%ld n=%ld k=%ld %s bias %s %s/%ld %s %s", kernel.variant, (long)p.m,
                   (long)p.n, (long)p.k, type_name(p.y_type), p.bias ? type_name(p.bias_type) : "none", grouping.name,
@@ -44,9 +53,9 @@ static void compare(bt_ternary_linear_w2a8 p, const Buffer &q, const Grouping &g
 }
 
 static void shape(Random &random, int64_t m, int64_t n, int64_t k, const Grouping &grouping, int y_type, int bias_type,
-                  int digits = 1) {
-    const Buffer q = random_int8(random, digits * m, k, k + random.below(4));
-    const Buffer w = random_packed(random, n, k, bt_div_up(k, 4) + random.below(3));
+                  int digits, int64_t ldq, int64_t ldw) {
+    const Buffer q = random_int8(random, digits * m, k, ldq);
+    const Buffer w = random_packed(random, n, k, ldw);
     const Buffer q_scale = random_floats(random, BT_F32, 1, m, m);
     const Buffer scale = random_floats(random, BT_F32, 1, grouping.scales, grouping.scales);
     const Buffer bias = random_floats(random, bias_type < 0 ? (int)BT_F32 : bias_type, 1, n, n);
@@ -69,7 +78,39 @@ static void shape(Random &random, int64_t m, int64_t n, int64_t k, const Groupin
 static void shapes(Random &random, int64_t m, int64_t n, int64_t k) {
     for (const auto &grouping : groupings(n, k))
         for (int digits = 1; digits <= BT_MAX_DIGITS; digits++)
-            shape(random, m, n, k, grouping, (int)random.below(3), (int)random.below(4) - 1, digits);
+            shape(random, m, n, k, grouping, (int)random.below(3), (int)random.below(4) - 1, digits,
+                  k + random.below(4), bt_div_up(k, 4) + random.below(3));
+}
+
+/* Rows of w at multiples of 16 bytes, as the tensor-core kernels want them; rows of q at any byte, or at such too. */
+static void aligned(Random &random, int64_t m, int64_t n, int64_t k, const Grouping &grouping, int digits) {
+    const int64_t ldq = random.below(2) ? k + random.below(4) : bt_div_up(k, 16) * 16;
+    shape(random, m, n, k, grouping, (int)random.below(3), (int)random.below(4) - 1, digits, ldq,
+          bt_div_up(k, 64) * 16 + 16 * random.below(2));
+}
+
+static void skinny(Random &random) {
+    for (const int64_t m : {1, 2, 5, 8, 9, 16})
+        for (const int64_t n : {1, 16, 35})
+            for (int digits = 1; digits * m <= BT_SKINNY_COLUMNS && digits <= BT_MAX_DIGITS; digits++) {
+                const int64_t k = 1 + random.below(600);
+                aligned(random, m, n, k, {"channel", 1, k, n}, digits);
+            }
+    for (const int64_t k : {1, 15, 63, 64, 65, 255, 256, 257, 1024, 2049})
+        aligned(random, 1 + random.below(8), 17, k, {"tensor", 0, k, 1}, 1);
+    /* More columns of k than lie in shared memory at once, and several parts of k. */
+    aligned(random, 16, 65, 4200, {"channel", 1, 4200, 65}, 1);
+    aligned(random, 4, 20, 8192, {"channel", 1, 8192, 20}, 2);
+    aligned(random, 3, 40, 8200, {"channel", 1, 8200, 40}, 3);
+    for (const int64_t group : {64, 128, 192, 256, 320, 512, 1024})
+        for (int digits = 1; digits <= BT_MAX_DIGITS; digits++) {
+            const int64_t groups = 2 + random.below(1600 / group + 1), k = groups * group;
+            const int64_t n = 1 + random.below(20), m = 1 + random.below(BT_SKINNY_COLUMNS / digits);
+            aligned(random, m, n, k, {"group", groups, group, n * groups}, digits);
+        }
+    /* Several rounds of groups, for each number of tiles of columns. */
+    for (const int64_t m : {1, 8, 9, 16})
+        aligned(random, m, 49, 64 * 39, {"group", 39, 64, 49 * 39}, 1);
 }
 
 /* One output of one code, whose fused epilogue differs from the rounded one: 37 * fl(0.1 * 0.3) + 0.7. */
@@ -95,31 +136,73 @@ static void fused(void) {
     p.ldq = 1;
     p.y = &y;
     for (const auto &kernel : KERNELS) {
+        if (kernel.needs)
+            continue; /* one byte is no aligned row */
         kernel.run(&p, 0, 0);
         check(y == rounded, "ternary_linear_w2a8 %s: the epilogue is not fused", kernel.variant);
     }
 }
 
+/* More columns than one tile, tiles that are not full, digits that a tile keeps together, long groups. */
+static void bulk(Random &random) {
+    aligned(random, 17, 140, 300, {"channel", 1, 300, 140}, 1);
+    aligned(random, 66, 9, 130, {"tensor", 0, 130, 1}, 1);
+    aligned(random, 40, 17, 513, {"channel", 1, 513, 17}, 2);
+    aligned(random, 23, 20, 64, {"channel", 1, 64, 20}, 3);
+    aligned(random, 18, 5, 4160, {"channel", 1, 4160, 5}, 1);
+    aligned(random, 9, 5, 2100, {"channel", 1, 2100, 5}, 2);
+    aligned(random, 20, 20, 320, {"group", 5, 64, 100}, 1);
+    aligned(random, 35, 20, 256, {"group", 2, 128, 40}, 1);
+    aligned(random, 3, 20, 3072, {"group", 2, 1536, 40}, 1);
+    aligned(random, 33, 9, 768, {"group", 3, 256, 27}, 1);
+}
+
 /* The extremes of the sums, and a scale that is NaN. */
-static void extremes(Random &random) {
-    const Grouping channel = {"channel", 1, 1030, 3};
+static void extremes(Random &random, int64_t k, int64_t ldw) {
+    const Grouping channel = {"channel", 1, k, 3};
     const int8_t values[] = {-128, 127};
-    const Buffer w = random_packed(random, 3, 1030, 258);
-    memset(w.data(), 0x55, 257); /* +1 */
-    memset(w.data<uint8_t>() + 258, 0xaa, 257);
+    const Buffer w = random_packed(random, 3, k, ldw);
+    memset(w.data(), 0x55, (size_t)(k / 4)); /* +1 */
+    memset(w.data<uint8_t>() + ldw, 0xaa, (size_t)(k / 4));
     const float q_scale[] = {1.0f, 0.01f, NAN}, scale[] = {1.0f, 0.3f, 0.7f};
     for (const int8_t value : values) {
-        const Buffer q(BT_I8, 3, 1030, 1031);
-        for (int64_t i = 0; i < 3 * 1030; i++)
-            q.data<int8_t>()[i / 1030 * 1031 + i % 1030] = value;
+        const Buffer q(BT_I8, 3, k, k + 1);
+        for (int64_t i = 0; i < 3 * k; i++)
+            q.data<int8_t>()[i / k * (k + 1) + i % k] = value;
         bt_ternary_linear_w2a8 p = {};
         p.digits = 1;
         p.q_scale = q_scale;
         p.w = w.data<uint8_t>();
         p.scale = scale;
-        p.m = p.n = 3, p.k = p.group = 1030, p.ldw = 258, p.ldy = 3, p.lds = 1;
+        p.m = p.n = 3, p.k = p.group = k, p.ldw = ldw, p.ldy = 3, p.lds = 1;
         compare(p, q, channel, "extremes");
     }
+}
+
+/* A launcher refuses too small a workspace; the parts of k keep int32 from overflowing. */
+static void parts(Random &random) {
+    const Buffer q = random_int8(random, 1, 8192, 8192), w = random_packed(random, 5, 8192, 2048), y(BT_F32, 1, 5, 5);
+    const float one = 1.0f;
+    char workspace[8];
+    bt_ternary_linear_w2a8 p = {};
+    p.digits = 1;
+    p.q = q.data<int8_t>();
+    p.w = w.data<uint8_t>();
+    p.q_scale = p.scale = &one;
+    p.y = y.data();
+    p.m = 1, p.n = 5, p.k = p.group = p.ldq = 8192, p.ldw = 2048, p.ldy = 5;
+    p.workspace = workspace;
+    p.workspace_bytes = sizeof workspace;
+    const bt_status status = bt_ternary_linear_w2a8_cuda_skinny(&p, 0, 0);
+    check(status == BT_ERR_WORKSPACE && y.untouched(), "ternary_linear_w2a8 cuda_skinny: too small a workspace");
+    for (int64_t columns = 1; columns <= BT_SKINNY_COLUMNS; columns++)
+        for (int64_t k = 1; k <= BT_W2A8_MAX_K; k += 1 + k / 3)
+            for (const int64_t n : {1, 1000, 5000, 100000}) {
+                const int64_t warps = columns <= 8 ? 8 : 4, steps = bt_div_up(k, 256);
+                const int64_t of_a_warp = bt_div_up(bt_div_up(steps, bt_skinny_parts(columns, n, k)), warps);
+                check(of_a_warp * 256 * 64 * 128 <= INT32_MAX, "bt_skinny_parts: columns %ld n %ld k %ld",
+                      (long)columns, (long)n, (long)k);
+            }
 }
 
 void test_linear_w2a8() {
@@ -134,7 +217,13 @@ void test_linear_w2a8() {
     shapes(random, 4, 6, 256);
     for (int y_type = BT_F32; y_type <= BT_BF16; y_type++)
         for (int bias_type = -1; bias_type <= BT_BF16; bias_type++)
-            shape(random, 3, 6, 69, {"channel", 1, 69, 6}, y_type, bias_type);
+            for (const int64_t ldw : {19, 32})
+                shape(random, 3, 6, 69, {"channel", 1, 69, 6}, y_type, bias_type, 1, 70, ldw);
     fused();
-    extremes(random);
+    extremes(random, 1032, 258);
+    extremes(random, 1032, 272);
+    extremes(random, 40000, 10000);
+    skinny(random);
+    bulk(random);
+    parts(random);
 }

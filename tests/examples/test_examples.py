@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 pytest.importorskip("tqdm", reason="the examples need bittorch[demo]")
@@ -119,6 +120,13 @@ def test_benchmark_quick_writes_json(name: str, tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     assert "written: " in passed(f"benchmark/bench_{name}.py", "--quick", "--json", path)
     assert f'"benchmark": "{name}"' in path.read_text()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+def test_cuda_benchmark_without_a_device_says_so() -> None:
+    done = run("benchmark/bench_cuda_kernels.py", "--quick")
+    assert done.returncode == 2
+    assert "torch.cuda.is_available() is False" in done.stderr
 
 
 @pytest.mark.parametrize("script", sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "examples").glob("*.py")))

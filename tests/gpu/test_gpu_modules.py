@@ -16,6 +16,7 @@ CONFIGS = (
     TernaryQuantConfig(),
     TernaryQuantConfig(per_channel=False, method="absmean"),
     TernaryQuantConfig(granularity="group", group_size=16, method="optimal"),
+    TernaryQuantConfig(granularity="group", group_size=64, activation_bits=8),
     TernaryQuantConfig(activation_bits=8),
     TernaryQuantConfig(activation_bits=16),
     TernaryQuantConfig(granularity="group", group_size=16, activation_bits=24),
@@ -29,11 +30,11 @@ def _seed() -> None:
 
 
 def layer(config: TernaryQuantConfig, dtype: torch.dtype = torch.float32) -> bittorch.TernaryLinear:
-    return bittorch.TernaryLinear(96, 70, config=config, device=DEVICE, dtype=dtype)
+    return bittorch.TernaryLinear(128, 70, config=config, device=DEVICE, dtype=dtype)
 
 
 def exported(config: TernaryQuantConfig) -> tuple[nn.Module, Tensor]:
-    return bittorch.export_for_inference(layer(config)), torch.randn(5, 96, device=DEVICE)
+    return bittorch.export_for_inference(layer(config)), torch.randn(5, 128, device=DEVICE)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=repr)
@@ -41,7 +42,7 @@ def exported(config: TernaryQuantConfig) -> tuple[nn.Module, Tensor]:
 def test_export_gives_the_same_bits(config: TernaryQuantConfig, dtype: torch.dtype) -> None:
     model = nn.Sequential(layer(config, dtype), nn.ReLU())
     packed = bittorch.export_for_inference(model)
-    for shape in ((96,), (1, 96), (33, 96), (2, 3, 96), (0, 96)):
+    for shape in ((128,), (1, 128), (16, 128), (33, 128), (2, 3, 128), (0, 128)):
         x = torch.randn(shape, device=DEVICE, dtype=dtype)
         with torch.no_grad():
             assert torch.equal(model.eval()(x), packed(x))
@@ -52,7 +53,7 @@ def test_export_gives_the_same_bits(config: TernaryQuantConfig, dtype: torch.dty
 def test_autocast_casts_the_activations_alone(config: TernaryQuantConfig, dtype: torch.dtype) -> None:
     model = layer(config).eval()
     packed = bittorch.export_for_inference(model)
-    x = torch.randn(7, 96, device=DEVICE)
+    x = torch.randn(7, 128, device=DEVICE)
     with torch.no_grad(), torch.autocast(DEVICE, dtype=dtype):
         y = packed(x)
         assert torch.equal(model(x), y)
@@ -64,7 +65,7 @@ def test_autocast_casts_the_activations_alone(config: TernaryQuantConfig, dtype:
 @pytest.mark.parametrize("config", CONFIGS, ids=repr)
 def test_gradients_reach_weight_and_input(config: TernaryQuantConfig) -> None:
     model = layer(config)
-    x = torch.randn(5, 96, device=DEVICE, requires_grad=True)
+    x = torch.randn(5, 128, device=DEVICE, requires_grad=True)
     model(x).square().mean().backward()
     for gradient in (x.grad, model.weight.grad, model.bias.grad):
         assert gradient is not None
@@ -91,7 +92,7 @@ def test_kernels_run_on_the_current_stream(config: TernaryQuantConfig) -> None:
 def test_forward_can_be_captured_in_a_graph(config: TernaryQuantConfig) -> None:
     training = layer(config).eval()
     for model in (bittorch.export_for_inference(training), training):
-        static = torch.randn(5, 96, device=DEVICE)
+        static = torch.randn(5, 128, device=DEVICE)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.no_grad(), torch.cuda.stream(side):

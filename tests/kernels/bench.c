@@ -91,7 +91,7 @@ static void run_w2a8(const bt_kernel *kernel, const void *problem, int64_t group
                                       .ldy = a->n,
                                       .lds = lds_of(a, group),
                                       .group = group};
-    const bt_kernel *first = bt_kernel_find(BT_OP_act_quantize, BT_CPU, BT_F32, "auto");
+    const bt_kernel *first = bt_pick(BT_OP_act_quantize, BT_CPU, BT_F32, NULL, "auto");
     ((bt_act_quantize_fn *)first->run)(&quantize, 0, a->m);
     ((bt_ternary_linear_w2a8_fn *)kernel->run)(&p, 0, bt_tiles(a->m, a->n));
 }

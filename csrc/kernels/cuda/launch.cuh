@@ -12,8 +12,12 @@
 #include <cuda_runtime.h>
 #define BT_LAUNCH(kernel, grid, block, stream, ...)                                                                    \
     (kernel<<<(grid), (block), 0, (cudaStream_t)(stream)>>>(__VA_ARGS__), bt_launch_status())
+#define BT_UNROLL _Pragma("unroll")
+#define BT_UNROLL_TWICE _Pragma("unroll 2")
 #else
 #include "cusim.h"
+#define BT_UNROLL
+#define BT_UNROLL_TWICE
 #define BT_LAUNCH(kernel, grid, block, stream, ...)                                                                    \
     (cusim::launch((grid), (block), [&] { kernel(__VA_ARGS__); }), (void)(stream), bt_launch_status())
 #endif

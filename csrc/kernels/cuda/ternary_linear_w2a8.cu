@@ -4,13 +4,15 @@
  * tiled     a block of 32 x 8 threads makes 32 rows of w by 32 tokens; it brings 64 columns at a time to shared memory
  *           as words of four int8, in rows of 17 words so that 32 rows lie in 32 banks. Thread (tx, ty) has row tx and
  *           tokens ty + 8 j.
+ * skinny    at most 16 rows of q on tensor cores, see skinny.cuh; bulk.cuh has it for more. A weight is +-64, the code
+ * in the upper two bits of a byte, so sums are 64 times as large: int32 holds them for 262143 columns.
  *
  * Steps of k start at a scale group, hence at a multiple of 4 and at a byte of w; words are padded with zeros. The
  * epilogue is the header's, groups in rising order and every operation rounded on its own: the bits of the scalar. */
 #include "../cpu/half.h"
 #include "../cpu/trit.h"
 #include "../ternary_linear_w2a8.h"
-#include "launch.cuh"
+#include "bulk.cuh"
 
 enum { THREADS = 128, TILE = 32, STEP = 64, WORDS = STEP / 4, LANES = 8, TOKENS = TILE / LANES };
 
@@ -142,6 +144,68 @@ static __global__ void tiled(bt_ternary_linear_w2a8 p) {
         tile(p, index / across * TILE, index % across * TILE, qs, ws);
 }
 
+namespace {
+
+struct Codes {
+    typedef bt_ternary_linear_w2a8 Params;
+    typedef int Sum;
+    enum { UNITS = 1 };
+    struct Total {
+        float narrow; /* of one digit */
+        double wide;
+    };
+
+    static __host__ __device__ int digits(const Params &p) {
+        return p.digits;
+    }
+    static __device__ const void *x(const Params &p, int64_t column) {
+        return p.q + column * p.ldq;
+    }
+
+    /* Byte j of a word of x lies beside weight 4 b + j of a word of w, and operand j takes it from every b: the four
+     * words are a 4 x 4 matrix of bytes to be transposed. */
+    static __device__ void arrange(const uint4 (&in)[1], uint4 (&out)[1]) {
+        const uint32_t low01 = __byte_perm(in[0].x, in[0].y, 0x5140), low23 = __byte_perm(in[0].z, in[0].w, 0x5140);
+        const uint32_t high01 = __byte_perm(in[0].x, in[0].y, 0x7362), high23 = __byte_perm(in[0].z, in[0].w, 0x7362);
+        out[0] = {__byte_perm(low01, low23, 0x5410), __byte_perm(low01, low23, 0x7632),
+                  __byte_perm(high01, high23, 0x5410), __byte_perm(high01, high23, 0x7632)};
+    }
+
+    /* 00, 01, 10 become 0, 1, -1 in two's complement, 00, 01, 11; shifted to the upper bits of their bytes they are
+     * int8 0, 64, -64. Operand j has weights j, 4 + j, 8 + j and 12 + j. */
+    static __device__ void multiply(int (&sum)[4], uint32_t low, uint32_t high, const uint4 (&x)[1]) {
+        const uint32_t l = low | (low >> 1 & 0x55555555u), h = high | (high >> 1 & 0x55555555u), mask = 0xc0c0c0c0u;
+        bt_mma_s8(sum, {l << 6 & mask, h << 6 & mask, l << 4 & mask, h << 4 & mask}, {x[0].x, x[0].y});
+        bt_mma_s8(sum, {l << 2 & mask, h << 2 & mask, l & mask, h & mask}, {x[0].z, x[0].w});
+    }
+    static __device__ int result(int sum) {
+        return sum >> 6;
+    }
+
+    template <class Dot>
+    static __device__ void add(const Params &p, Total &total, int64_t i, int64_t r, int64_t g, Dot dot) {
+        if (p.digits == 1) {
+            total.narrow = fold(p, total.narrow, dot(i), i, r, g);
+            return;
+        }
+        double acc = 0.0;
+        for (int d = p.digits - 1; d >= 0; d--)
+            acc = 256.0 * acc + dot(p.digits * i + d);
+        total.wide = add_group_of_digits(total.wide, acc, p.q_step[i], p.scale[r * p.lds + g]);
+    }
+    static __device__ float fold(const Params &p, float total, int dot, int64_t i, int64_t r, int64_t g) {
+        return add_group(total, dot, p.q_scale[i], p.scale[r * p.lds + g]);
+    }
+    static __device__ void finish(const Params &p, float total, int64_t i, int64_t r) {
+        bt_finish(p.y, p.y_type, i * p.ldy + r, total, p.bias, p.bias_type, r);
+    }
+    static __device__ void store(const Params &p, const Total &total, int64_t i, int64_t r) {
+        finish(p, p.digits == 1 ? total.narrow : (float)total.wide, i, r);
+    }
+};
+
+} // namespace
+
 extern "C" bt_status bt_ternary_linear_w2a8_cuda_baseline(const bt_ternary_linear_w2a8 *p, int64_t, int64_t) {
     if (p->m == 0 || p->n == 0)
         return BT_OK;
@@ -154,4 +218,12 @@ extern "C" bt_status bt_ternary_linear_w2a8_cuda_tiled(const bt_ternary_linear_w
         return BT_OK;
     const dim3 grid(bt_blocks(bt_div_up(p->n, TILE) * bt_div_up(p->m, TILE)));
     return BT_LAUNCH(tiled, grid, dim3(TILE, LANES), p->stream, *p);
+}
+
+extern "C" bt_status bt_ternary_linear_w2a8_cuda_skinny(const bt_ternary_linear_w2a8 *p, int64_t, int64_t) {
+    return bt_skinny_launch<Codes>(*p);
+}
+
+extern "C" bt_status bt_ternary_linear_w2a8_cuda_bulk(const bt_ternary_linear_w2a8 *p, int64_t, int64_t) {
+    return bt_bulk_launch<Codes>(*p);
 }

@@ -1,0 +1,51 @@
+/* The instructions that CUDA C has no name for, one wrapper each. Under the emulator a wrapper is its twin in
+ * tests/cuda_host/cusim.h, where the fragments of mma.sync are drawn. sm_80 and later. */
+#ifndef BT_CUDA_PTX_CUH
+#define BT_CUDA_PTX_CUH
+
+#include "launch.cuh"
+
+#if defined(__CUDACC__)
+
+#define BT_MMA(name, sum, constraint, shape)                                                                           \
+    static __device__ __forceinline__ void name(sum(&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {          \
+        asm("mma.sync.aligned." shape " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"               \
+            : constraint(d[0]), constraint(d[1]), constraint(d[2]), constraint(d[3])                                   \
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                                       \
+    }
+
+BT_MMA(bt_mma_s8, int, "+r", "m16n8k32.row.col.s32.s8.s8.s32")
+BT_MMA(bt_mma_f16, float, "+f", "m16n8k16.row.col.f32.f16.f16.f32")
+BT_MMA(bt_mma_bf16, float, "+f", "m16n8k16.row.col.f32.bf16.bf16.f32")
+#undef BT_MMA
+
+/* 16 bytes that are read once: they do not displace others from L1. For memory that no kernel in flight writes. */
+static __device__ __forceinline__ uint4 bt_load_once(const void *from) {
+    uint4 v;
+    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+        : "l"(from));
+    return v;
+}
+
+#else
+
+static inline void bt_mma_s8(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    cusim::mma_s8(d, a, b);
+}
+
+static inline void bt_mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    cusim::mma_f16(d, a, b);
+}
+
+static inline void bt_mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    cusim::mma_bf16(d, a, b);
+}
+
+static inline uint4 bt_load_once(const void *from) {
+    cusim::check_alignment(from, 16);
+    return *(const uint4 *)from;
+}
+
+#endif
+#endif
