@@ -42,10 +42,14 @@ typedef bt_status bt_ternary_quantize_fn(const bt_ternary_quantize *p, int64_t t
 /* Zeroes what nm34 drops of the four weights of a byte. Of fewer the missing ones, zeros, are the smallest. */
 BT_INLINE void bt_drop_smallest(float w[4]) {
     int smallest = 0;
+    float least = fabsf(w[0]);
     for (int i = 1; i < 4; i++)
-        if (fabsf(w[i]) < fabsf(w[smallest]))
+        if (fabsf(w[i]) < least) {
             smallest = i;
-    w[smallest] = 0.0f;
+            least = fabsf(w[i]);
+        }
+    for (int i = 0; i < 4; i++) /* no w[smallest]: an array with such an index leaves the registers of a GPU */
+        w[i] = i == smallest ? 0.0f : w[i];
 }
 
 static inline int64_t bt_ternary_quantize_tiles(const bt_ternary_quantize *p) {
