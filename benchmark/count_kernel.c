@@ -59,7 +59,8 @@ int main(int argc, char **argv) {
     for (int64_t i = 0; i < n * groups; i++)
         scale[i] = 0.5f;
 
-    const bt_act_quantize quantize = {.x = x,
+    const bt_act_quantize quantize = {.digits = 1,
+                                      .x = x,
                                       .q = q,
                                       .scale = q_scale,
                                       .sum = q_sum,
@@ -82,7 +83,8 @@ int main(int argc, char **argv) {
                                              .lds = groups,
                                              .group = group,
                                              .ldxp = padded};
-    const bt_ternary_linear_w2a8 w2a8 = {.q = q,
+    const bt_ternary_linear_w2a8 w2a8 = {.digits = 1,
+                                         .q = q,
                                          .q_scale = q_scale,
                                          .q_sum = q_sum,
                                          .w = w,
