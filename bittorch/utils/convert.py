@@ -59,10 +59,13 @@ def _config_of(name: str, config: Config | None) -> TernaryQuantConfig | None:
 
 
 def _chosen(
-    model: nn.Module, config: Config | None, filter_fn: Filter | None, skip: str | Iterable[str]
+    model: nn.Module,
+    found: dict[str, nn.Module],
+    config: Config | None,
+    filter_fn: Filter | None,
+    skip: str | Iterable[str],
 ) -> dict[str, TernaryQuantConfig]:
-    """The configuration of each layer to convert, by name."""
-    found = dict(_candidates(model))
+    """The configuration of each layer to convert, by name; ``found`` are the candidates of the model."""
     names, skipped = list(found), _patterns(skip)
     _check_patterns(skipped, names, "skip")
     if isinstance(config, Mapping):
@@ -100,7 +103,7 @@ def _twins(
 ) -> dict[int, nn.Module]:
     """The ternary twin of each chosen layer, by the identity of the layer; nothing is changed yet."""
     modules = dict(_candidates(model))
-    chosen = _chosen(model, config, filter_fn, skip)
+    chosen = _chosen(model, modules, config, filter_fn, skip)
     twins = {id(modules[name]): _twin(modules[name], name, value) for name, value in chosen.items()}
     check_called(model, twins)
     return twins

@@ -5,22 +5,6 @@
 #include "conv2d_tile.h"
 #include "x86.h"
 
-/* run(..., vectors) where vectors, 1 to 4, is a constant. */
-#define BT_CONV_BY_VECTORS(vectors, run, ...)                                                                          \
-    switch (vectors) {                                                                                                 \
-    case 1:                                                                                                            \
-        run(__VA_ARGS__, 1);                                                                                           \
-        break;                                                                                                         \
-    case 2:                                                                                                            \
-        run(__VA_ARGS__, 2);                                                                                           \
-        break;                                                                                                         \
-    case 3:                                                                                                            \
-        run(__VA_ARGS__, 3);                                                                                           \
-        break;                                                                                                         \
-    default:                                                                                                           \
-        run(__VA_ARGS__, 4);                                                                                           \
-    }
-
 static void bt_conv_store(void *y, int type, int64_t index, const float *value, int count) {
     int i = 0;
     for (; i + 4 <= count; i += 4)

@@ -42,7 +42,7 @@ BT_ALWAYS_INLINE void dot_vectors(bt_conv_f32 sum, const float *patch, const uin
 }
 
 static void dot_f32(bt_conv_f32 sum, const float *patch, const uint8_t *const w[BT_CONV_STEP], int64_t begin,
-                    int64_t end, int vectors){BT_CONV_BY_VECTORS(vectors, dot_vectors, sum, patch, w, begin, end)}
+                    int64_t end, int vectors){BT_BY_COUNT(vectors, dot_vectors, sum, patch, w, begin, end)}
 
 bt_status bt_ternary_conv2d_packed_avx512(const bt_ternary_conv2d_packed *p, int64_t tile_begin, int64_t tile_end) {
     static const bt_conv_variant variant = {.dot_f32 = dot_f32, .store = bt_conv_store};

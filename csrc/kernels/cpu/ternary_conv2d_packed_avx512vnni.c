@@ -49,7 +49,7 @@ BT_ALWAYS_INLINE void dot_vectors(bt_conv_i32 sum, const uint8_t *patch, const u
 }
 
 static void dot_i8(bt_conv_i32 sum, const uint8_t *patch, const uint8_t *const w[BT_CONV_STEP], int64_t begin,
-                   int64_t end, int vectors){BT_CONV_BY_VECTORS(vectors, dot_vectors, sum, patch, w, begin, end)}
+                   int64_t end, int vectors){BT_BY_COUNT(vectors, dot_vectors, sum, patch, w, begin, end)}
 
 bt_status bt_ternary_conv2d_packed_avx512vnni(const bt_ternary_conv2d_packed *p, int64_t tile_begin, int64_t tile_end) {
     static const bt_conv_variant variant = {.dot_i8 = dot_i8, .store = bt_conv_store};

@@ -72,6 +72,22 @@ BT_ALWAYS_INLINE __m128i bt_join4(__m512i codes) {
 }
 #endif
 
+/* run(..., count) where count, 1 to 4, is a constant. */
+#define BT_BY_COUNT(count, run, ...)                                                                                   \
+    switch (count) {                                                                                                   \
+    case 1:                                                                                                            \
+        run(__VA_ARGS__, 1);                                                                                           \
+        break;                                                                                                         \
+    case 2:                                                                                                            \
+        run(__VA_ARGS__, 2);                                                                                           \
+        break;                                                                                                         \
+    case 3:                                                                                                            \
+        run(__VA_ARGS__, 3);                                                                                           \
+        break;                                                                                                         \
+    default:                                                                                                           \
+        run(__VA_ARGS__, 4);                                                                                           \
+    }
+
 /* Four rows of w. Past the end of a tile the last row stands in, and `count` says how many are stored. */
 typedef struct bt_rows {
     const uint8_t *w[BT_ROWS];

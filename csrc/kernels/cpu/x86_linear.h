@@ -24,22 +24,6 @@
         }                                                                                                              \
     }
 
-/* run(..., tokens) where tokens, at most 4, is a constant. */
-#define BT_BY_TOKENS(count, run, ...)                                                                                  \
-    switch (count) {                                                                                                   \
-    case 1:                                                                                                            \
-        run(__VA_ARGS__, 1);                                                                                           \
-        break;                                                                                                         \
-    case 2:                                                                                                            \
-        run(__VA_ARGS__, 2);                                                                                           \
-        break;                                                                                                         \
-    case 3:                                                                                                            \
-        run(__VA_ARGS__, 3);                                                                                           \
-        break;                                                                                                         \
-    default:                                                                                                           \
-        run(__VA_ARGS__, 4);                                                                                           \
-    }
-
 typedef float bt_lanes_f32[BT_TOKENS][BT_ROWS][16];
 typedef void bt_sum_span_f32(bt_lanes_f32 lanes, const bt_rows *rows, const void *xp, int64_t ldxp, int64_t begin,
                              int64_t end, const int tokens);
@@ -71,7 +55,7 @@ BT_ALWAYS_INLINE bt_status bt_packed_tiles(const bt_ternary_linear_packed *p, in
     (void)xp_type;
     if (!bt_group_fits(p->k, p->group))
         return bt_ternary_linear_packed_scalar(p, tile_begin, tile_end);
-    BT_EACH_BLOCK(p, tile_begin, tile_end, BT_TOKENS, BT_BY_TOKENS(count, bt_packed_block, p, &rows, token, sum_span))
+    BT_EACH_BLOCK(p, tile_begin, tile_end, BT_TOKENS, BT_BY_COUNT(count, bt_packed_block, p, &rows, token, sum_span))
     return BT_OK;
 }
 
@@ -162,7 +146,7 @@ BT_ALWAYS_INLINE void bt_w2a8_tiles(const bt_ternary_linear_w2a8 *p, int64_t til
                                     const bt_w2a8_variant v, const int whole, const int digits) {
     if (digits == 1)
         BT_EACH_BLOCK(p, tile_begin, tile_end, BT_TOKENS,
-                      BT_BY_TOKENS(count, bt_w2a8_block, p, &rows, token, v, whole, 1))
+                      BT_BY_COUNT(count, bt_w2a8_block, p, &rows, token, v, whole, 1))
     else if (digits == 2)
         BT_EACH_BLOCK(p, tile_begin, tile_end, 2, if (count == 1) bt_w2a8_block(p, &rows, token, v, whole, 2, 1);
                       else bt_w2a8_block(p, &rows, token, v, whole, 2, 2);)
