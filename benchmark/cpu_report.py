@@ -288,7 +288,7 @@ def plot_roofline(record: Record, plt: Any, path: Path) -> None:
     axes.set_xlabel("operations for each byte of weights (batch 1, 8, 32, 128, 512)")
     axes.set_ylabel("Gop/s")
     axes.set_title(
-        f"{k} → {n}, one thread, against measured limits; filled: weights hot, hollow: cold\n{record.machine['name']}",
+        f"{k} → {n}, one thread, against measured limits\nfilled: weights hot, hollow: cold; {record.machine['name']}",
         fontsize=11,
         loc="left",
     )

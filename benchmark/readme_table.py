@@ -1,7 +1,9 @@
-"""Writes the benchmark tables of README.md from benchmark/results: inference and training, wins and losses alike.
+"""Writes the tables of layers against nn.Linear from benchmark/results: inference and training, wins and losses alike.
 
-Run: python benchmark/readme_table.py            (rewrites what stands between the markers in README.md)
-     python benchmark/readme_table.py --print    (only prints the table)
+The README gets those of one thread, docs/benchmarks.md all.
+
+Run: python benchmark/readme_table.py            (rewrites what stands between the markers in the two pages)
+     python benchmark/readme_table.py --print    (only prints the tables)
 """
 
 import argparse
@@ -70,14 +72,16 @@ def table(record: dict[str, Any], columns: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
-def tables(benchmark: str, columns: dict[str, str]) -> list[str]:
+def tables(benchmark: str, columns: dict[str, str], one_thread: bool) -> list[str]:
     paths = sorted((ROOT / "benchmark" / "results").glob(f"{benchmark}_*.json"))
     if not paths:
         sys.exit(f"no benchmark/results/{benchmark}_*.json; run: python benchmark/bench_{benchmark}.py")
-    return [table(json.loads(path.read_text()), columns) for path in paths]
+    records = [json.loads(path.read_text()) for path in paths]
+    short = [record for record in records if record["machine"]["threads"] == 1]
+    return [table(record, columns) for record in (one_thread and short) or records]
 
 
-def everything() -> str:
+def everything(one_thread: bool) -> str:
     inference = (
         "Median latency of one layer and, in brackets, its speed over `nn.Linear` fp32 in the same run "
         "(bold: faster, below 1: slower). Weights hot, calls interleaved; bytes are those of all parameters, "
@@ -85,25 +89,33 @@ def everything() -> str:
     )
     training = "A training step, forward and backward, quantisation included:"
     return "\n\n".join(
-        [inference, *tables("packed_inference", INFERENCE), training, *tables("ternary_vs_linear", TRAINING)]
+        [
+            inference,
+            *tables("packed_inference", INFERENCE, one_thread),
+            training,
+            *tables("ternary_vs_linear", TRAINING, one_thread),
+        ]
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Write the benchmark table of the README.")
-    parser.add_argument("readme", type=Path, nargs="?", default=ROOT / "README.md", help="default: README.md")
-    parser.add_argument("--print", action="store_true", help="print the table and leave the file as it is")
-    args = parser.parse_args()
-    text = everything()
-    if args.print:
-        print(text)
-        return
-    old = args.readme.read_text() if args.readme.is_file() else ""
+def rewrite(page: Path, text: str) -> None:
+    old = page.read_text() if page.is_file() else ""
     if old.count(BEGIN) != 1 or old.count(END) != 1 or old.index(BEGIN) > old.index(END):
-        sys.exit(f"{args.readme} must hold the lines {BEGIN} and {END} once, in this order; add them where it goes")
+        sys.exit(f"{page} must hold the lines {BEGIN} and {END} once, in this order; add them where it goes")
     before, rest = old.split(BEGIN)
-    args.readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}")
-    print(f"written: {args.readme}")
+    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}")
+    print(f"written: {page}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write the tables of layers in the README and in docs/benchmarks.md.")
+    parser.add_argument("--print", action="store_true", help="print all tables and leave the files as they are")
+    args = parser.parse_args()
+    if args.print:
+        print(everything(one_thread=False))
+        return
+    rewrite(ROOT / "README.md", everything(one_thread=True))
+    rewrite(ROOT / "docs" / "benchmarks.md", everything(one_thread=False))
 
 
 if __name__ == "__main__":
