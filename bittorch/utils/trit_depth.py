@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bittorch.nn import TernaryLinearInference
 from bittorch.nn.ternary_linear import gathered
 from bittorch.quant import TernaryQuantConfig
-from bittorch.quant.trit_planes import MAX_DEPTH, check_depth, from_trit_planes, trit_planes
+from bittorch.quant.trit_planes import MAX_DEPTH, check_depth, from_grid, grid_integers
 
 Depth = int | Mapping[str, int | None]
 _Value = TypeVar("_Value")
@@ -70,7 +70,7 @@ def _error(weight: Tensor, depth: int, config: TernaryQuantConfig, x: Tensor | N
     """``|W - Q|^2 / |W|^2``, or with activations ``|x (W - Q)^T|^2 / |x W^T|^2``."""
     assert config.granularity is not None
     w = weight.float()
-    difference = w - from_trit_planes(*trit_planes(w, depth, config.granularity, config.group_size))
+    difference = w - from_grid(*grid_integers(w, depth, config.granularity, config.group_size))
     if x is not None:
         difference, w = x @ difference.T, x @ w.T
     norm = float(w.double().square().sum())
