@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 from collections.abc import Iterable, Mapping
+from functools import partial
 from numbers import Real
 from typing import Any, TypeVar
 
@@ -93,7 +94,7 @@ class _Activations:
 
     def __enter__(self) -> _Activations:
         self.handles = [
-            layer.register_forward_pre_hook(lambda _, inputs, name=name: self._take(name, inputs[0]))
+            layer.register_forward_pre_hook(partial(self._take, name), with_kwargs=True)
             for name, layer in self.layers.items()
         ]
         return self
@@ -102,7 +103,8 @@ class _Activations:
         for handle in self.handles:
             handle.remove()
 
-    def _take(self, name: str, x: Tensor) -> None:
+    def _take(self, name: str, _: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        x = inputs[0] if inputs else named["input"]
         rows, found = x.detach().reshape(-1, x.shape[-1]), self.tokens[name]
         if len(rows) and sum(map(len, found)) < _TOKENS:
             found.append(rows[:: -(-len(rows) // _TOKENS_A_BATCH)].float())

@@ -295,6 +295,12 @@ def test_inputs_by_position_and_keyword() -> None:
     assert set(_depths(quantize_model(block, bits_per_weight=10, inputs=batches))) == {"up", "down"}
 
 
+def test_activations_that_a_layer_gets_by_keyword() -> None:
+    model = nn.ModuleList([nn.Linear(8, 4)])
+    model.forward = lambda x: model[0](input=x)
+    assert _depths(quantize_model(model, bits_per_weight=20, inputs=[helpers.randn(3, 8)])) == {"0": 3}
+
+
 def test_inputs_that_say_nothing_raise() -> None:
     model = _model()
     with pytest.raises(ValueError, match=r"inputs never reach 0, 1\.up, 1\.down"):
