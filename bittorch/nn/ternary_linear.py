@@ -119,7 +119,8 @@ class TernaryLinear(nn.Linear):
             return
         rule = ("twn", "ls", 0.75, str(self.config.granularity), self.config.group_size)
         _, scale = ops.ternary_quantize(gathered(self.weight), *rule)
-        self.weight_scale.copy_(learned.initial_step(self.config.method, scale) if self.config.packs else scale)
+        step = learned.initial_step(self.config.method, scale) if self.config.packs else scale
+        _fill(self.weight_scale, step.expand(self.weight_scale.shape))
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
@@ -231,3 +232,13 @@ def gathered(weight: Tensor) -> Tensor:
     """The whole of a weight that is sharded over processes (FSDP2), any other weight itself."""
     full_tensor = getattr(weight, "full_tensor", None)
     return full_tensor() if full_tensor else weight
+
+
+def _fill(parameter: Tensor, value: Tensor) -> None:
+    """Copies a whole value into a parameter, or into each process's share of one that is sharded."""
+    if hasattr(parameter, "full_tensor"):
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        assert isinstance(parameter, DTensor)
+        value = distribute_tensor(value.contiguous(), parameter.device_mesh, parameter.placements)
+    parameter.copy_(value)
