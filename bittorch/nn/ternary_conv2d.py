@@ -53,6 +53,9 @@ class TernaryConv2d(nn.Conv2d):
         threshold_factor, per_channel, quantize, backend, config, activation_bits: as in `bittorch.TernaryLinear`; one
             scale a filter, or of ``group_size`` weights of the flattened filter with granularity ``group``.
 
+    Attributes:
+        quant_lambda: as in `bittorch.TernaryLinear`.
+
     Shape:
         ``(samples, in_channels, height, width)`` or ``(in_channels, height, width)`` to the same with out_channels and
         the sizes of `torch.nn.Conv2d`, contiguous, in the dtype of ``weight`` or of autocast.
@@ -110,6 +113,7 @@ class TernaryConv2d(nn.Conv2d):
         self._padding = _Padding(self)
         self.quantize = quantize
         self.backend = backend
+        self.quant_lambda = 1.0
 
     @classmethod
     def from_conv2d(cls, conv: nn.Conv2d, config: TernaryQuantConfig | None = None) -> TernaryConv2d:
@@ -132,11 +136,27 @@ class TernaryConv2d(nn.Conv2d):
             raise RuntimeError(f"backend='cuda', but the input is on {input.device}; move it with .to('cuda')")
         x = input.unsqueeze(0) if input.dim() == 3 else input
         ops.check_conv2d_input(x, self.weight, self.groups)
+        if self.training and self.quant_lambda < 1:
+            y: Tensor = self._warming_up(x)
+            return y.squeeze(0) if input.dim() == 3 else y
         op: Any = reference.ternary_conv2d if self.backend == "python" else torch.ops.bittorch.ternary_conv2d.default
         steps = self.stride, self._padding.inside, self.dilation, self.groups
         bits = self.config.activation_bits or 0
-        y: Tensor = op(self._padding.apply(x), self.weight, self.bias, *steps, *self.config.op_args(), bits)
+        y = op(self._padding.apply(x), self.weight, self.bias, *steps, *self.config.op_args(), bits)
         return y.squeeze(0) if input.dim() == 3 else y
+
+    def _warming_up(self, x: Tensor) -> Tensor:
+        weight = self.weight
+        with torch.no_grad():
+            packed = ops.ternary_quantize(weight.flatten(1), *self.config.op_args())
+            quantized = ops.ternary_unpack(*packed, _columns(self), weight.dtype).view(weight.shape)
+            mixed = torch.lerp(weight, quantized, self.quant_lambda)
+            if self.config.activation_bits:
+                rounded = reference.fake_quantize(x.flatten(1), self.config.activation_bits).view(x.shape)
+                rounded = torch.lerp(x, rounded, self.quant_lambda)
+        if self.config.activation_bits:
+            x = reference.straight_through(x, rounded)
+        return self._conv_forward(x, reference.straight_through(weight, mixed), self.bias)
 
     def quantize_packed(self) -> tuple[Tensor, Tensor]:
         """Packed codes and float32 scales of ``weight`` as it stands, a filter a row: what export keeps.
