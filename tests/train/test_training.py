@@ -126,7 +126,7 @@ def test_training_under_bfloat16_autocast_follows_that_in_float32(name: str) -> 
     losses = []
     for half in (False, True):
         model = _model(name)
-        optimizer = torch.optim.SGD(model.parameters(), 0.3)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
         for _ in range(10):
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
                 y = model(X)
@@ -136,9 +136,9 @@ def test_training_under_bfloat16_autocast_follows_that_in_float32(name: str) -> 
             assert all(p.grad.dtype == torch.float32 for p in model.parameters())
             optimizer.step()
             losses.append(_loss(y).detach())
-    assert losses[9] < 0.9 * losses[0]
+    assert losses[9] < 0.97 * losses[0]
     # logits of 8 bits, and a code that flips a step earlier or later
-    torch.testing.assert_close(losses[10:], losses[:10], rtol=0.05, atol=0)
+    torch.testing.assert_close(losses[10:], losses[:10], rtol=0.01, atol=0)
 
 
 class _Run:
