@@ -34,6 +34,8 @@ class PackedLayer(nn.Module):
     ) -> None:
         super().__init__()
         check_activation_bits(activation_bits, columns)
+        if isinstance(dtype, torch.dtype) and not dtype.is_floating_point:  # what is no dtype, torch refuses
+            raise TypeError(f"dtype, of the bias, must be float32, float16 or bfloat16, got {dtype}")
         self.activation_bits = activation_bits
         scale_shape = (1,) if scale_groups == 0 else (rows,) if scale_groups == 1 else (rows, scale_groups)
         self.register_buffer("weight_packed", torch.zeros((rows, (columns + 3) // 4), dtype=torch.uint8, device=device))

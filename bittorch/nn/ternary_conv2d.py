@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from bittorch import _env, ops
 from bittorch.nn.packed_layer import PackedLayer
-from bittorch.nn.ternary_linear import Backend, _check_backend, _describe, _resolve_config, gathered
+from bittorch.nn.ternary_linear import Backend, _check_backend, _check_dtype, _describe, _resolve_config, gathered
 from bittorch.ops import reference
 from bittorch.quant import TernaryQuantConfig, TernaryQuantizer
 
@@ -61,6 +61,7 @@ class TernaryConv2d(nn.Conv2d):
         the sizes of `torch.nn.Conv2d`, contiguous, in the dtype of ``weight`` or of autocast.
 
     Raises:
+        TypeError: a config of another class, a dtype that is not floating; under autocast, ``x`` that it does not cast.
         ValueError: a bad configuration, negative padding, groups that do not divide, an unknown backend; in forward,
             other channels, or a kernel larger than the padded input.
         RuntimeError: ``backend="cuda"`` where there is none; in forward, ``x`` of another dtype than ``weight``.
@@ -96,6 +97,7 @@ class TernaryConv2d(nn.Conv2d):
                 f"with ste={self.config.ste!r}"
             )
         _check_backend(backend)
+        _check_dtype(dtype)
         super().__init__(
             in_channels,
             out_channels,
@@ -117,7 +119,10 @@ class TernaryConv2d(nn.Conv2d):
 
     @classmethod
     def from_conv2d(cls, conv: nn.Conv2d, config: TernaryQuantConfig | None = None) -> TernaryConv2d:
-        """A ternary layer that shares the parameters of ``conv``."""
+        """A ternary layer that shares the parameters of ``conv``; TypeError for any other module."""
+        if not isinstance(conv, nn.Conv2d):
+            raise TypeError(f"conv must be a torch.nn.Conv2d, got {type(conv).__name__}")
+        _check_dtype(conv.weight.dtype)
         layer = cls(
             conv.in_channels,
             conv.out_channels,

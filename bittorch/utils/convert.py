@@ -12,6 +12,7 @@ from torch import nn
 
 from bittorch.nn import TernaryConv2d, TernaryLinear
 from bittorch.quant import TernaryQuantConfig
+from bittorch.utils.conversion_checks import check_arguments
 from bittorch.utils.export import check_called
 
 Filter = Callable[[nn.Module, str], bool] | str | Iterable[str]
@@ -141,13 +142,15 @@ def quantize_(
     Raises:
         ValueError: groups that do not divide a layer's in_features, a layer with forward hooks, one whose weight torch
             reads without calling it; the model itself is the layer. The model is then as it was.
-        TypeError: a weight that is not floating.
+        TypeError: a weight that is not floating; a model in DistributedDataParallel or `fully_shard`; arguments of
+            other kinds.
 
     Warns:
         UserWarning: a pattern or filter that matches nothing, with names that come near; a model without such layers.
 
     Source: the signature is torchao's ``quantize_``.
     """
+    check_arguments(model, config, filter_fn, skip)
     twins = _twins(model, config, filter_fn, skip)
     if id(model) in twins:
         raise ValueError("the model itself is the layer and cannot change in place; use quantize_model")
@@ -162,6 +165,7 @@ def quantize_model(
     skip: str | Iterable[str] = (),
 ) -> nn.Module:
     """A copy of the model with its layers made ternary; see `quantize_` for the arguments. The model is not touched."""
+    check_arguments(model, config, filter_fn, skip)
     duplicate = copy.deepcopy(model)
     twins = _twins(duplicate, config, filter_fn, skip)
     if id(duplicate) in twins:

@@ -207,6 +207,16 @@ def export_of_a_sharded_model_says_what_to_do() -> None:
 
 
 @check
+def conversion_of_a_wrapped_model_says_what_to_do() -> None:
+    dense = [nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)) for _ in range(2)]
+    fully_shard(dense[0][1], mesh=init_device_mesh("cpu", (2,)))  # a part alone
+    for wrapped, remedy in ((dense[0], "then shard it"), (DistributedDataParallel(dense[1]), "then wrap it")):
+        for convert in (bittorch.quantize_, bittorch.quantize_model):
+            with pytest.raises(TypeError, match=remedy):
+                convert(wrapped)
+
+
+@check
 def reports_see_the_whole_of_a_sharded_model() -> None:
     plain, net = model("twn"), sharded(model("twn"))
     assert str(bittorch.utils.summary(net)) == str(bittorch.utils.summary(plain))
