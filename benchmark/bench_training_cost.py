@@ -13,6 +13,7 @@ import importlib
 import importlib.metadata
 import json
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,16 +87,26 @@ PEERS: dict[str, Make | None] = {
 LAYERS: dict[str, Make | None] = {BASE: nn.Linear, **OURS, **PEERS}
 
 
+class _Saved:
+    """A tensor that autograd keeps."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
 def saved_bytes(module: nn.Module, x: Tensor) -> dict[str, int]:
     """Bytes that autograd keeps for the backward pass: all, and those that are neither parameters nor ``x``."""
-    kept: dict[int, int] = {}
+    saved: list[weakref.ref[_Saved]] = []  # what a part of the graph saved that forward drops again, is gone in the end
 
-    def pack(t: Tensor) -> Tensor:
-        kept[t.data_ptr()] = max(kept.get(t.data_ptr(), 0), t.numel() * t.element_size())
-        return t
+    def pack(t: Tensor) -> _Saved:
+        held = _Saved(t)
+        saved.append(weakref.ref(held))
+        return held
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor):
         y = module(x)
+    tensors = [held.tensor for ref in saved if (held := ref())]
+    kept = {t.data_ptr(): t.numel() * t.element_size() for t in tensors}
     del y
     there = {t.data_ptr() for t in (x, *module.parameters())}
     return {
