@@ -42,7 +42,7 @@ test-gpu: build ## the same cases on a real device
 	$(BIN)/python -m pytest tests/gpu
 
 bench: build ## measure this machine; JSON to benchmark/results, table to README.md
-	for name in ternary_vs_linear ternary_kernel_only packed_inference ternary_conv2d cpu_kernels call_overhead; do \
+	for name in ternary_vs_linear ternary_kernel_only packed_inference ternary_conv2d cpu_kernels call_overhead training_cost; do \
 		$(BIN)/python benchmark/bench_$$name.py || exit 1; done
 	$(BIN)/python benchmark/readme_table.py
 

@@ -79,10 +79,13 @@ def interleaved(
     before: Callable[[str], None] | None = None,
     once_a_turn: bool = False,
     least: int = 9,
+    base: str | None = None,
 ) -> dict[str, dict[str, float]]:
     """Median and quartiles, in seconds, of each call: warm-up, then rounds in which every call has its turn.
 
-    ``before`` runs ahead of each turn, given the name of the call, and is not timed. At least ``least`` rounds.
+    ``before`` runs ahead of each turn, given the name of the call, and is not timed. At least ``least`` rounds. With a
+    ``base`` also the median over the rounds of the time over that of ``base`` in the same round, which a load that
+    comes and goes moves less than a ratio of medians.
     """
     budget, least = (0.05, 3) if args.quick else (2.0, least)
     repeats, round_time = {}, 0.0
@@ -115,6 +118,8 @@ def interleaved(
             "quartile_high_s": ordered[3 * len(ordered) // 4],
             "rounds": rounds,
         }
+        if base is not None:
+            result[name]["over_base"] = median(a / b for a, b in zip(values, times[base], strict=True))
     return result
 
 

@@ -37,6 +37,8 @@ class PackedLayer(nn.Module):
     ) -> None:
         super().__init__()
         check_activation_bits(activation_bits, columns)
+        if isinstance(dtype, torch.dtype) and not dtype.is_floating_point:  # what is no dtype, torch refuses
+            raise TypeError(f"dtype, of the bias, must be float32, float16 or bfloat16, got {dtype}")
         self.activation_bits = activation_bits
         self.depth = check_depth(depth)
         planes = self.depth * rows

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from bittorch import _env, ops
 from bittorch.nn.packed_layer import PackedLayer
-from bittorch.nn.ternary_linear import Backend, _check_backend, _describe, _resolve_config, gathered
+from bittorch.nn.ternary_linear import Backend, _check_backend, _check_dtype, _describe, _resolve_config, gathered
 from bittorch.ops import reference
 from bittorch.quant import TernaryQuantConfig, TernaryQuantizer
 
@@ -53,11 +53,15 @@ class TernaryConv2d(nn.Conv2d):
         threshold_factor, per_channel, quantize, backend, config, activation_bits: as in `bittorch.TernaryLinear`; one
             scale a filter, or of ``group_size`` weights of the flattened filter with granularity ``group``.
 
+    Attributes:
+        quant_lambda: as in `bittorch.TernaryLinear`.
+
     Shape:
         ``(samples, in_channels, height, width)`` or ``(in_channels, height, width)`` to the same with out_channels and
         the sizes of `torch.nn.Conv2d`, contiguous, in the dtype of ``weight`` or of autocast.
 
     Raises:
+        TypeError: a config of another class, a dtype that is not floating; under autocast, ``x`` that it does not cast.
         ValueError: a bad configuration, negative padding, groups that do not divide, an unknown backend; in forward,
             other channels, or a kernel larger than the padded input.
         RuntimeError: ``backend="cuda"`` where there is none; in forward, ``x`` of another dtype than ``weight``.
@@ -93,6 +97,7 @@ class TernaryConv2d(nn.Conv2d):
                 f"with ste={self.config.ste!r}"
             )
         _check_backend(backend)
+        _check_dtype(dtype)
         super().__init__(
             in_channels,
             out_channels,
@@ -110,10 +115,14 @@ class TernaryConv2d(nn.Conv2d):
         self._padding = _Padding(self)
         self.quantize = quantize
         self.backend = backend
+        self.quant_lambda = 1.0
 
     @classmethod
     def from_conv2d(cls, conv: nn.Conv2d, config: TernaryQuantConfig | None = None) -> TernaryConv2d:
-        """A ternary layer that shares the parameters of ``conv``."""
+        """A ternary layer that shares the parameters of ``conv``; TypeError for any other module."""
+        if not isinstance(conv, nn.Conv2d):
+            raise TypeError(f"conv must be a torch.nn.Conv2d, got {type(conv).__name__}")
+        _check_dtype(conv.weight.dtype)
         layer = cls(
             conv.in_channels,
             conv.out_channels,
@@ -132,11 +141,27 @@ class TernaryConv2d(nn.Conv2d):
             raise RuntimeError(f"backend='cuda', but the input is on {input.device}; move it with .to('cuda')")
         x = input.unsqueeze(0) if input.dim() == 3 else input
         ops.check_conv2d_input(x, self.weight, self.groups)
+        if self.training and self.quant_lambda < 1:
+            y: Tensor = self._warming_up(x)
+            return y.squeeze(0) if input.dim() == 3 else y
         op: Any = reference.ternary_conv2d if self.backend == "python" else torch.ops.bittorch.ternary_conv2d.default
         steps = self.stride, self._padding.inside, self.dilation, self.groups
         bits = self.config.activation_bits or 0
-        y: Tensor = op(self._padding.apply(x), self.weight, self.bias, *steps, *self.config.op_args(), bits)
+        y = op(self._padding.apply(x), self.weight, self.bias, *steps, *self.config.op_args(), bits)
         return y.squeeze(0) if input.dim() == 3 else y
+
+    def _warming_up(self, x: Tensor) -> Tensor:
+        weight = self.weight
+        with torch.no_grad():
+            packed = ops.ternary_quantize(weight.flatten(1), *self.config.op_args())
+            quantized = ops.ternary_unpack(*packed, _columns(self), weight.dtype).view(weight.shape)
+            mixed = torch.lerp(weight, quantized, self.quant_lambda)
+            if self.config.activation_bits:
+                rounded = reference.fake_quantize(x.flatten(1), self.config.activation_bits).view(x.shape)
+                rounded = torch.lerp(x, rounded, self.quant_lambda)
+        if self.config.activation_bits:
+            x = reference.straight_through(x, rounded)
+        return self._conv_forward(x, reference.straight_through(weight, mixed), self.bias)
 
     def quantize_packed(self) -> tuple[Tensor, Tensor]:
         """Packed codes and float32 scales of ``weight`` as it stands, a filter a row: what export keeps.

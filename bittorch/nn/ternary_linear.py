@@ -24,6 +24,10 @@ def _resolve_config(
 ) -> TernaryQuantConfig:
     if config is None:
         return TernaryQuantConfig(threshold_factor, per_channel, activation_bits=activation_bits)
+    if not isinstance(config, TernaryQuantConfig):
+        raise TypeError(
+            f"config must be a TernaryQuantConfig, got {config!r}; a method alone is TernaryQuantConfig(method=...)"
+        )
     if threshold_factor is not None or not per_channel:
         raise ValueError("threshold_factor and per_channel are fields of config; set them there, not in both places")
     if activation_bits is None or activation_bits == config.activation_bits:
@@ -41,6 +45,11 @@ def _check_backend(backend: str) -> None:
             raise RuntimeError("backend='cuda', but this build of bittorch has no CUDA kernels; rebuild it beside nvcc")
         if not torch.cuda.is_available():
             raise RuntimeError("backend='cuda', but torch.cuda.is_available() is False; use backend='auto'")
+
+
+def _check_dtype(dtype: torch.dtype | None) -> None:
+    if isinstance(dtype, torch.dtype) and not dtype.is_floating_point:  # what is no dtype, torch refuses
+        raise TypeError(f"dtype must be float32, float16 or bfloat16, got {dtype}")
 
 
 class TernaryLinear(nn.Linear):
@@ -70,6 +79,7 @@ class TernaryLinear(nn.Linear):
         ``(..., in_features)`` to ``(..., out_features)``, in the dtype of ``weight`` or of autocast.
 
     Raises:
+        TypeError: a config of another class, a dtype that is not floating; under autocast, ``x`` that it does not cast.
         ValueError: a bad configuration, groups that do not divide in_features, an unknown backend.
         RuntimeError: ``backend="cuda"`` where there is none; in forward, ``x`` of another dtype than ``weight``.
 
@@ -96,6 +106,7 @@ class TernaryLinear(nn.Linear):
         self.config = _resolve_config(config, threshold_factor, per_channel, activation_bits)
         self.config.check_in_features(in_features)
         _check_backend(backend)
+        _check_dtype(dtype)
         super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
         self.quantize = quantize
         self.backend = backend
@@ -119,7 +130,8 @@ class TernaryLinear(nn.Linear):
             return
         rule = ("twn", "ls", 0.75, str(self.config.granularity), self.config.group_size)
         _, scale = ops.ternary_quantize(gathered(self.weight), *rule)
-        self.weight_scale.copy_(learned.initial_step(self.config.method, scale) if self.config.packs else scale)
+        step = learned.initial_step(self.config.method, scale) if self.config.packs else scale
+        _fill(self.weight_scale, step.expand(self.weight_scale.shape))
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
@@ -128,7 +140,10 @@ class TernaryLinear(nn.Linear):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, config: TernaryQuantConfig | None = None) -> TernaryLinear:
-        """A ternary layer that shares the parameters of ``linear``."""
+        """A ternary layer that shares the parameters of ``linear``; TypeError for any other module."""
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(f"linear must be a torch.nn.Linear, got {type(linear).__name__}")
+        _check_dtype(linear.weight.dtype)
         layer = cls(
             linear.in_features, linear.out_features, linear.bias is not None, config=config, device="meta"
         )  # meta: no weights are made only to be thrown away
@@ -231,3 +246,13 @@ def gathered(weight: Tensor) -> Tensor:
     """The whole of a weight that is sharded over processes (FSDP2), any other weight itself."""
     full_tensor = getattr(weight, "full_tensor", None)
     return full_tensor() if full_tensor else weight
+
+
+def _fill(parameter: Tensor, value: Tensor) -> None:
+    """Copies a whole value into a parameter, or into each process's share of one that is sharded."""
+    if hasattr(parameter, "full_tensor"):
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        assert isinstance(parameter, DTensor)
+        value = distribute_tensor(value.contiguous(), parameter.device_mesh, parameter.placements)
+    parameter.copy_(value)

@@ -5,13 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bittorch.ops.ternary_linear import check_dtypes
+
 
 def check_conv2d_input(x: Tensor, weight: Tensor, groups: int) -> None:
     """Raises where ``nn.Conv2d`` would: the op takes two dtypes, for autocast."""
-    if x.dtype != weight.dtype and not (x.is_meta or torch.is_autocast_enabled(x.device.type)):
-        raise RuntimeError(
-            f"x and weight must have the same dtype, got {x.dtype} and {weight.dtype}; cast one, or use autocast"
-        )
+    check_dtypes(x, weight)
     if x.dim() != 4 or x.shape[1] != weight.shape[1] * groups:
         raise ValueError(
             f"x must be (samples, {weight.shape[1] * groups}, height, width) for weight {tuple(weight.shape)} and "

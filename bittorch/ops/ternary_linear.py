@@ -3,13 +3,26 @@
 import torch
 from torch import Tensor
 
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def check_dtypes(x: Tensor, weight: Tensor) -> None:
+    """Raises where the two dtypes differ without autocast, or autocast could not cast ``x``."""
+    if x.dtype == weight.dtype:
+        return
+    castable = x.dtype in _FLOATS or weight.dtype not in _FLOATS
+    if not (x.is_meta or torch.is_autocast_enabled(x.device.type)):
+        raise RuntimeError(
+            f"x and weight must have the same dtype, got {x.dtype} and {weight.dtype}; "
+            f"{'cast one, or use autocast' if castable else f'cast x with .to({weight.dtype})'}"
+        )
+    if not castable:
+        raise TypeError(f"x must be float32, float16 or bfloat16, got {x.dtype}; cast it with .to({weight.dtype})")
+
 
 def check_input(x: Tensor, weight: Tensor) -> None:
     """Raises where ``nn.Linear`` would: the op takes two dtypes, for autocast, and any width of the same bytes."""
-    if x.dtype != weight.dtype and not (x.is_meta or torch.is_autocast_enabled(x.device.type)):
-        raise RuntimeError(
-            f"x and weight must have the same dtype, got {x.dtype} and {weight.dtype}; cast one, or use autocast"
-        )
+    check_dtypes(x, weight)
     if x.dim() == 0 or x.shape[-1] != weight.shape[-1]:
         raise ValueError(f"x must be (..., {weight.shape[-1]}) for weight {tuple(weight.shape)}, got {tuple(x.shape)}")
 

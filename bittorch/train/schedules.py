@@ -3,17 +3,28 @@ resumes from ``state_dict()`` as a learning-rate scheduler does."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
 from typing import Any
 
 import torch
 from torch import nn
 
-from bittorch.nn import TernaryLinear
+from bittorch.nn import TernaryConv2d, TernaryLinear
+
+_Layer = TernaryLinear | TernaryConv2d
 
 
-def _ternary(model: nn.Module) -> Iterator[TernaryLinear]:
-    return (module for module in model.modules() if isinstance(module, TernaryLinear))
+def _ternary(model: nn.Module) -> list[_Layer]:
+    return [module for module in model.modules() if isinstance(module, _Layer)]
+
+
+def _check_any(layers: list[_Layer], schedule: str) -> None:
+    if not layers:
+        warnings.warn(
+            f"{schedule} does nothing: the model has no TernaryLinear or TernaryConv2d that quantises; "
+            f"make some with bittorch.quantize_",
+            stacklevel=3,  # the caller of the schedule
+        )
 
 
 class _Schedule:
@@ -51,11 +62,14 @@ class QuantWarmup(_Schedule):
     dense, and ``eval()`` and export quantise in full.
 
     Args:
-        model: with `TernaryLinear` layers; what they hold, ``quant_lambda``, is set.
+        model: with `TernaryLinear` or `TernaryConv2d` layers, whose ``quant_lambda`` is set.
         steps: after so many the share is 1. 0 is no warm-up.
 
     Raises:
         ValueError: negative steps.
+
+    Warns:
+        UserWarning: there is no such layer.
 
     >>> warmup = bittorch.train.QuantWarmup(model, steps=1000)
     >>> for x, y in batches:
@@ -68,12 +82,13 @@ class QuantWarmup(_Schedule):
 
     def __init__(self, model: nn.Module, steps: int) -> None:
         _check_count("steps", steps)
-        self.model, self.steps = model, steps
+        self.layers, self.steps = _ternary(model), steps
+        _check_any(self.layers, "QuantWarmup")
         super().__init__()
 
     def _apply(self) -> None:
         share = min(1.0, self.last_step / self.steps) if self.steps else 1.0
-        for layer in _ternary(self.model):
+        for layer in self.layers:
             layer.quant_lambda = share
 
 
@@ -83,24 +98,27 @@ class TernaryAfter(_Schedule):
     Full precision first, for a tenth to nine tenths of the steps, beats ternary from scratch.
 
     Args:
-        model: with `TernaryLinear` layers, of which those with ``quantize=True`` now take part.
+        model: with `TernaryLinear` or `TernaryConv2d` layers, of which those with ``quantize=True`` now take part.
         at: the first step with ternary weights.
 
     Raises:
         ValueError: negative ``at``.
+
+    Warns:
+        UserWarning: no layer takes part.
 
     Source: Liu et al. 2025 (ParetoQ), Nielsen and Schneider-Kamp 2024 (16-to-1.58 bits).
     """
 
     def __init__(self, model: nn.Module, at: int) -> None:
         _check_count("at", at)
-        self.layers = [layer for layer in _ternary(model) if layer.quantize]
-        self.at = at
+        self.layers, self.at = [layer for layer in _ternary(model) if layer.quantize], at
+        _check_any(self.layers, "TernaryAfter")
         super().__init__()
 
     def _apply(self) -> None:
         for layer in self.layers:
-            if self.last_step >= self.at and not layer.quantize:
+            if self.last_step >= self.at and not layer.quantize and isinstance(layer, TernaryLinear):
                 layer.reset_scale()  # a learned scale starts from the weights as they have become
             layer.quantize = self.last_step >= self.at
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from bittorch.nn import PackedLayer, TernaryConv2d, TernaryLinear
 from bittorch.quant import TernaryQuantConfig
+from bittorch.utils.conversion_checks import check_arguments
 from bittorch.utils.export import check_called
 from bittorch.utils.trit_depth import Depth, DepthRequest, PlaneMaker, choose_depths, first_match
 
@@ -209,13 +210,15 @@ def quantize_(
         ValueError: groups that do not divide a layer's in_features, a layer with forward hooks, one whose weight torch
             reads without calling it; the model itself is the layer; a depth out of range, a budget that depth 1
             exceeds, depth and bits_per_weight together. The model is then as it was.
-        TypeError: a weight that is not floating, a depth that is not an integer.
+        TypeError: a weight that is not floating; a model in DistributedDataParallel or `fully_shard`; a depth that is
+            not an integer, and other arguments of other kinds.
 
     Warns:
         UserWarning: a pattern or filter that matches nothing, with names that come near; a model without such layers.
 
     Source: the signature is torchao's ``quantize_``.
     """
+    check_arguments(model, config, filter_fn, skip)
     twins = _twins(model, config, filter_fn, skip, DepthRequest(depth, bits_per_weight, inputs))
     if id(model) in twins:
         raise ValueError("the model itself is the layer and cannot change in place; use quantize_model")
@@ -233,6 +236,7 @@ def quantize_model(
     inputs: Iterable[Any] | None = None,
 ) -> nn.Module:
     """A copy of the model with its layers made ternary; see `quantize_` for the arguments. The model is not touched."""
+    check_arguments(model, config, filter_fn, skip)
     request = DepthRequest(depth, bits_per_weight, inputs)
     if request.wanted:  # these twins share nothing with the model, so no dense weight is copied to be dropped
         return copy.deepcopy(model, dict(_twins(model, config, filter_fn, skip, request)))

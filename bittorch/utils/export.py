@@ -32,12 +32,17 @@ def _packed(layer: TernaryLinear | TernaryConv2d, name: str) -> tuple[Tensor, Te
         raise ValueError(f"cannot export {name}: {error}") from None
 
 
+def _gathers(hook: Callable[..., object]) -> bool:
+    """Whether a hook is one of `fully_shard`, which gather and drop weights: export gathers them itself."""
+    return type(getattr(hook, "__self__", None)).__module__.startswith("torch.distributed.fsdp.")
+
+
 def _check_exportable(layer: nn.Module, kind: type[TernaryLinear] | type[TernaryConv2d], name: str) -> None:
     if not isinstance(layer, kind):
         raise TypeError(f"{name} must be a {kind.__name__}, got {type(layer).__name__}")
     if type(layer).forward is not kind.forward:
         raise TypeError(f"cannot export {name}: {type(layer).__name__} overrides forward, which packing would lose")
-    if layer._forward_hooks or layer._forward_pre_hooks:
+    if any(not _gathers(hook) for hook in (*layer._forward_hooks.values(), *layer._forward_pre_hooks.values())):
         raise ValueError(f"cannot export {name}: it has forward hooks, which packing would lose; remove them first")
 
 

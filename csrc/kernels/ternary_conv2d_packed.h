@@ -110,6 +110,8 @@ static inline bt_conv_tile bt_conv_tile_at(const bt_ternary_conv2d_packed *p, in
     BT_ON_X86(X(ternary_conv2d_packed, BT_CPU, BT_SET(BT_I8), avx512vnni, BT_CPU_AVX512VNNI))                          \
     BT_ON_X86(X(ternary_conv2d_packed, BT_CPU, BT_FLOATS, avx512, BT_CPU_AVX512))                                      \
     BT_ON_X86(X(ternary_conv2d_packed, BT_CPU, BT_FLOATS | BT_SET(BT_I8), avx2, BT_CPU_AVX2))                          \
+    BT_ON_ARM(X(ternary_conv2d_packed, BT_CPU, BT_SET(BT_I8), neondot, BT_CPU_NEONDOT))                                \
+    BT_ON_ARM(X(ternary_conv2d_packed, BT_CPU, BT_FLOATS | BT_SET(BT_I8), neon, BT_CPU_NEON))                          \
     X(ternary_conv2d_packed, BT_CPU, BT_FLOATS | BT_SET(BT_I8), scalar, 0)
 
 BT_TERNARY_CONV2D_PACKED(BT_DECLARE_KERNEL)

@@ -46,8 +46,9 @@ class Kernel:
 
 MARGIN = 1.1
 
-# One row a kernel file, one Loop for each number of tokens T. A new variant: add its row, deriving the counts from its
-# source in the same way; a tile that changes changes its row.
+# One row a kernel file, or one for each product that it has, named after a space; one Loop for each number of tokens T,
+# or of positions of a convolution. A new variant: add its row, deriving the counts from its source in the same way; a
+# tile that changes changes its row.
 KERNELS = {
     # A pass is a block of 256 columns of 4 rows. Codes: load, shift, vpternlogd and prefetch a row: 16; masks: 4 planes
     # of 4 rows: 16; counters and pointers: 4. T = 1: 4 loads of x, 16 products. T > 1: 12 shifts, 4 T loads, 16 T.
@@ -151,6 +152,30 @@ KERNELS = {
         # gcc keeps one of the eight sums of 2 x 4 in another register between passes.
         (Loop("1 token", 16, 20, 36 + 4 + 16 + 4), Loop("4 tokens", 32, 10, 18 + 16 + 32 + 4 + 2, copies=2)),
     ),
+    # A pass is a byte of 4 rows: the byte, its codes broadcast, V loads of x, 4 V products; counters 4.
+    "ternary_conv2d_packed_avx512vnni": Kernel(
+        "vpdpbusd",
+        "vpbroadcastd",
+        (Loop("64 positions", 16, 4, 4 + 4 + 4 + 16 + 4), Loop("48 positions", 12, 4, 4 + 4 + 3 + 12 + 4)),
+    ),
+    # A pass is a column of 4 rows: 4 weights broadcast, V loads of x, 4 V products; counters 4. V = 1: four columns,
+    # whose products broadcast the weights; address of 4 rows' weights 8.
+    "ternary_conv2d_packed_avx512": Kernel(
+        "vfmadd",
+        "vbroadcastss",
+        (
+            Loop("64 positions", 16, 4, 4 + 4 + 16 + 4),
+            Loop("48 positions", 12, 4, 4 + 3 + 12 + 4),
+            Loop("16 positions", 16, 0, 8 + 4 + 16 + 4),
+        ),
+    ),
+    # The same of two columns, in half vectors. The loop of bytes has 8 products, too few to be looked at.
+    "ternary_conv2d_packed_avx2": Kernel("vfmadd", "vbroadcastss", (Loop("16 positions", 16, 8, 8 + 4 + 16 + 4),)),
+    # A pass is a column of 4 rows: 4 weights loaded, 2 loads of pairs of x, products by an element, counters 4.
+    "ternary_conv2d_packed_neon": Kernel("fmla", "ldr", (Loop("16 positions", 16, 4, 4 + 2 + 16 + 4),)),
+    # A pass is a byte of 4 rows: the byte, its codes loaded and spread, loads of pairs of x, made signed; counters 4.
+    "ternary_conv2d_packed_neon int8": Kernel("smlal", "dup", (Loop("8 positions", 16, 4, 12 + 1 + 2 + 16 + 4),)),
+    "ternary_conv2d_packed_neondot": Kernel("sdot", "dup", (Loop("16 positions", 16, 4, 12 + 2 + 4 + 16 + 4),)),
 }
 
 
@@ -168,8 +193,13 @@ def setup_constants() -> dict[str, Any]:
     return found
 
 
+def suffix_of(name: str) -> str:
+    """The instruction set of a row, as its file name has it."""
+    return name.split()[0].rsplit("_", 1)[1]
+
+
 def machine_of(name: str) -> str:
-    return str(setup_constants()["ISA_FLAGS"][name.rsplit("_", 1)[1]][0])
+    return str(setup_constants()["ISA_FLAGS"][suffix_of(name)][0])
 
 
 def tools(machine: str) -> tuple[list[str], str]:
@@ -191,9 +221,9 @@ def listing(name: str, out: Path, source: Path | None = None, extra: tuple[str, 
     """The disassembly of a kernel file, or of another `source` in its place, compiled as setup.py does it."""
     constants = setup_constants()
     compiler, dump = tools(machine_of(name))
-    flags = [*constants["COMMON"], *constants["ISA_FLAGS"][name.rsplit("_", 1)[1]][1]]
-    obj = out / f"{name}.o"
-    path = source or SOURCES / f"{name}.c"
+    flags = [*constants["COMMON"], *constants["ISA_FLAGS"][suffix_of(name)][1]]
+    obj = out / f"{name.split()[0]}.o"
+    path = source or SOURCES / f"{name.split()[0]}.c"
     subprocess.run([*compiler, "-std=c11", *flags, *extra, f"-I{SOURCES}", "-c", path, "-o", obj], check=True)
     done = subprocess.run([dump, "-d", "--no-show-raw-insn", obj], check=True, capture_output=True, text=True)
     return done.stdout

@@ -323,6 +323,30 @@ def test_input_of_another_dtype_is_refused(dtype: torch.dtype) -> None:
         bittorch.export_conv2d_to_inference(layer)(X.to(dtype))
 
 
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("shape", ["steps", "groups", "reflect", "same of an even kernel"])
+def test_quant_lambda_blends_in_training_alone(shape: str, config: str) -> None:
+    layer, bits = _layer(shape, config), CONFIGS[config].activation_bits
+    ternary, dense = layer(X), _unquantised(layer).double()
+    layer.quant_lambda = 0.0
+    helpers.assert_near(layer(X), dense(X.double()))
+    layer.quant_lambda = 0.25
+    rounded = X.double()
+    if bits:
+        rounded = (helpers.act_codes(X.flatten(1), bits) * bittorch.ops.act_quantize(X.flatten(1), bits)[1]).view_as(X)
+    dense.weight.data.lerp_(layer.get_quantized_weight().double(), 0.25)
+    x = X.clone().requires_grad_()
+    y = layer(x)
+    wide = X.double().lerp(rounded.double(), 0.25).requires_grad_()
+    helpers.assert_near(y, dense(wide))
+    y.square().sum().backward()
+    dense(wide).square().sum().backward()
+    helpers.assert_near(x.grad, wide.grad)
+    helpers.assert_near(layer.weight.grad, dense.weight.grad)
+    assert layer(X[0]).shape == y[0].shape
+    assert torch.equal(layer.eval()(X), ternary)
+
+
 def test_weight_with_nan_is_refused_by_export() -> None:
     layer = _layer()
     with torch.no_grad():

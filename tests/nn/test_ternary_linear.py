@@ -1,11 +1,7 @@
 import copy
 import inspect
 import io
-import os
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -344,59 +340,6 @@ def test_training_reduces_the_loss(config: str) -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
-
-
-_DDP = """
-import gc
-import sys
-import torch
-import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
-from bittorch import TernaryLinear
-
-
-def main(rank):
-    torch.manual_seed(0)
-    layer = TernaryLinear(64, 10)
-    x = torch.randn(8, 64)
-    model = DistributedDataParallel(layer)
-    model(x[4 * rank : 4 * rank + 4]).square().mean().backward()
-    shared = [p.grad.clone() for p in layer.parameters()]
-    layer.zero_grad()
-    layer(x).square().mean().backward()
-    for a, b in zip(shared, [p.grad for p in layer.parameters()]):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-    dist.barrier()
-
-
-rank, init = int(sys.argv[1]), sys.argv[2]
-torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method=init, rank=rank, world_size=2)
-# The model holds the group: gloo's threads are joined only once main has dropped it. One that still lives while the
-# interpreter ends takes the process down when it asks for the GIL ("terminate called without an active exception").
-main(rank)
-gc.collect()
-dist.destroy_process_group()
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
-def test_ddp_gradient_equals_that_of_one_process(tmp_path: Path) -> None:
-    init = f"file://{tmp_path}/rendezvous"
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", _DDP, str(rank), init], env=environment, stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [worker.communicate(timeout=200)[1] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(errors)
 
 
 def test_layer_has_no_cuda_kernels_listed_in_a_cpu_build() -> None:

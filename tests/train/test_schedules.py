@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from bittorch import TernaryLinear, TernaryQuantConfig
+from bittorch import TernaryConv2d, TernaryLinear, TernaryQuantConfig
 from bittorch.train import QuantWarmup, TernaryAfter, WeightDecayOff
 from tests import helpers
 
@@ -39,6 +39,26 @@ def test_two_stages() -> None:
         stages.step()
     assert torch.equal(both(x), ternary)
     assert not plain.quantize
+
+
+def test_convolutions_take_part() -> None:
+    conv, x = TernaryConv2d(2, 3, 3), helpers.randn(2, 2, 5, 5)
+    ternary = conv(x)
+    stages, warmup = TernaryAfter(conv, 1), QuantWarmup(conv, 2)
+    dense = conv._conv_forward(x, conv.weight, conv.bias)
+    assert torch.equal(conv(x), dense)
+    stages.step()
+    helpers.assert_near(conv(x), dense.double())
+    for _ in range(2):
+        warmup.step()
+    assert torch.equal(conv(x), ternary)
+
+
+@pytest.mark.parametrize("schedule", [QuantWarmup, TernaryAfter])
+def test_model_without_ternary_layers_warns(schedule: type) -> None:
+    with pytest.warns(UserWarning, match=f"{schedule.__name__} does nothing: the model has no Ternary") as caught:
+        schedule(nn.Linear(3, 3), 4)
+    assert caught[0].filename == __file__
 
 
 def test_learned_scale_starts_anew_at_the_second_stage() -> None:

@@ -6,8 +6,9 @@
  *   patches, bytes  patch[256 (c / 4) + 4 lane + c % 4]             the four bytes of a lane meet one byte of w
  *
  * A variant brings `dot_f32` or `dot_i8`: the sums over columns [begin, end), begin a multiple of 4, for four rows and
- * 16 * `vectors` lanes; bytes are code + 128, and what that adds is taken off here. `store` writes floats as y holds
- * them. Lanes beyond the positions of a tile hold anything and are not stored. */
+ * 16 * `vectors` lanes; bytes are code + 128, and what that adds is taken off here, but for `signed_bytes`, whose
+ * dot_i8 multiplies the codes themselves. `store` writes floats as y holds them. Lanes beyond the positions of a tile
+ * hold anything and are not stored. */
 #ifndef BT_CPU_CONV2D_TILE_H
 #define BT_CPU_CONV2D_TILE_H
 
@@ -29,6 +30,7 @@ typedef struct bt_conv_variant {
     void (*dot_i8)(bt_conv_i32 sum, const uint8_t *patch, const uint8_t *const w[BT_CONV_STEP], int64_t begin,
                    int64_t end, int vectors);
     void (*store)(void *y, int type, int64_t index, const float *value, int count);
+    int signed_bytes;
 } bt_conv_variant;
 
 /* Four codes as four signed bytes, the first one lowest; code 11 counts as 0. */
@@ -38,6 +40,14 @@ typedef struct bt_conv_variant {
 #define BT_TRITS_16(b) BT_TRITS_4(b), BT_TRITS_4((b) + 4), BT_TRITS_4((b) + 8), BT_TRITS_4((b) + 12)
 #define BT_TRITS_64(b) BT_TRITS_16(b), BT_TRITS_16((b) + 16), BT_TRITS_16((b) + 32), BT_TRITS_16((b) + 48)
 #define BT_TRIT_BYTES BT_TRITS_64(0), BT_TRITS_64(64), BT_TRITS_64(128), BT_TRITS_64(192)
+
+/* The same as four floats. */
+#define BT_TRIT_FLOAT(b, i) (float)(((b) >> 2 * (i) & 1) - ((b) >> 2 * (i) >> 1 & 1))
+#define BT_FLOATS_1(b) {BT_TRIT_FLOAT(b, 0), BT_TRIT_FLOAT(b, 1), BT_TRIT_FLOAT(b, 2), BT_TRIT_FLOAT(b, 3)}
+#define BT_FLOATS_4(b) BT_FLOATS_1(b), BT_FLOATS_1((b) + 1), BT_FLOATS_1((b) + 2), BT_FLOATS_1((b) + 3)
+#define BT_FLOATS_16(b) BT_FLOATS_4(b), BT_FLOATS_4((b) + 4), BT_FLOATS_4((b) + 8), BT_FLOATS_4((b) + 12)
+#define BT_FLOATS_64(b) BT_FLOATS_16(b), BT_FLOATS_16((b) + 16), BT_FLOATS_16((b) + 32), BT_FLOATS_16((b) + 48)
+#define BT_TRIT_FLOATS BT_FLOATS_64(0), BT_FLOATS_64(64), BT_FLOATS_64(128), BT_FLOATS_64(192)
 
 /* Runs of positions in one output row, cut to pieces of at most `width` elements. A piece is copied whole: what it
  * copies too much is overwritten by the next one, or is beyond the positions. */
@@ -192,7 +202,7 @@ static inline void bt_conv_sum_i8(const bt_ternary_conv2d_packed *p, const bt_co
     for (int64_t begin = 0; begin < p->k; begin += p->group, g++) {
         v->dot_i8(dot, p->patch, rows->w, begin, begin + p->group, vectors);
         for (int r = 0; r < rows->count; r++) {
-            const int32_t offset = bt_conv_offset(rows->w[r], begin, begin + p->group);
+            const int32_t offset = v->signed_bytes ? 0 : bt_conv_offset(rows->w[r], begin, begin + p->group);
             const float factor = p->q_scale[sample] * rows->scale[r][g];
             for (int i = 0; i < 16 * vectors; i++)
                 value[r][i] = (float)(dot[r][i] - offset) * factor + (g ? value[r][i] : 0.0f);
@@ -211,7 +221,7 @@ static inline void bt_conv_sum_digits(const bt_ternary_conv2d_packed *p, const b
             v->dot_i8(dot, (const uint8_t *)p->patch + d * bt_conv_patch_elements(p), rows->w, begin, begin + p->group,
                       vectors);
             for (int r = 0; r < rows->count; r++) {
-                const int32_t offset = bt_conv_offset(rows->w[r], begin, begin + p->group);
+                const int32_t offset = v->signed_bytes ? 0 : bt_conv_offset(rows->w[r], begin, begin + p->group);
                 for (int i = 0; i < 16 * vectors; i++)
                     joined[r][i] = joined[r][i] * 256.0 + (double)(dot[r][i] - offset);
             }

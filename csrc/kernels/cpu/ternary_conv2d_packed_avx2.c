@@ -7,7 +7,7 @@
 enum { FLUSH = 64 };
 
 static const uint32_t trits[256] = {BT_TRIT_BYTES};
-static const float float_trits[4] = {0.0f, 1.0f, -1.0f, 0.0f};
+static const float float_trits[256][4] = {BT_TRIT_FLOATS};
 
 BT_ALWAYS_INLINE void dot_16(bt_conv_i32 sum, const uint8_t *patch, const uint8_t *const w[BT_CONV_STEP],
                              int64_t quad_begin, int64_t quad_end, int lane) {
@@ -60,15 +60,18 @@ BT_ALWAYS_INLINE void dot_16_f32(bt_conv_f32 sum, const float *patch, const uint
     for (int r = 0; r < BT_CONV_STEP; r++)
         acc[r][0] = acc[r][1] = _mm256_setzero_ps();
     for (int64_t quad = quad_begin; quad < quad_end; quad++) {
+        const float *at = patch + 4 * BT_CONV_LANES * quad + lane, *weight[BT_CONV_STEP];
         BT_UNROLL
-        for (int c = 0; c < 4; c++) {
-            const float *at = patch + BT_CONV_LANES * (4 * quad + c) + lane;
+        for (int r = 0; r < BT_CONV_STEP; r++)
+            weight[r] = float_trits[w[r][quad]];
+#pragma GCC unroll 2 /* of four columns a pass gcc 12 copies sums */
+        for (int c = 0; c < 4; c++, at += BT_CONV_LANES) {
             const __m256 x0 = _mm256_loadu_ps(at), x1 = _mm256_loadu_ps(at + 8);
             BT_UNROLL
             for (int r = 0; r < BT_CONV_STEP; r++) {
-                const __m256 weight = _mm256_set1_ps(float_trits[w[r][quad] >> 2 * c & 3]);
-                acc[r][0] = _mm256_fmadd_ps(weight, x0, acc[r][0]);
-                acc[r][1] = _mm256_fmadd_ps(weight, x1, acc[r][1]);
+                const __m256 one = _mm256_set1_ps(weight[r][c]);
+                acc[r][0] = _mm256_fmadd_ps(one, x0, acc[r][0]);
+                acc[r][1] = _mm256_fmadd_ps(one, x1, acc[r][1]);
             }
         }
     }
@@ -86,6 +89,6 @@ static void dot_f32(bt_conv_f32 sum, const float *patch, const uint8_t *const w[
 }
 
 bt_status bt_ternary_conv2d_packed_avx2(const bt_ternary_conv2d_packed *p, int64_t tile_begin, int64_t tile_end) {
-    static const bt_conv_variant variant = {dot_f32, dot_i8, bt_conv_store};
+    static const bt_conv_variant variant = {.dot_f32 = dot_f32, .dot_i8 = dot_i8, .store = bt_conv_store};
     return bt_conv_tiles_run(p, tile_begin, tile_end, &variant);
 }

@@ -1,23 +1,38 @@
 /* ternary_conv2d_packed of floats, 4 rows x 64 positions: a lane is a position, and a weight is one for all lanes. */
 #include "conv2d_x86.h"
 
-static const float trits[4] = {0.0f, 1.0f, -1.0f, 0.0f};
+static const float trits[256][4] = {BT_TRIT_FLOATS};
+
+/* A column for each weight of a byte; `weight` holds those of the rows. */
+BT_ALWAYS_INLINE void add_column(__m512 acc[BT_CONV_STEP][4], const float *patch,
+                                 const float *const weight[BT_CONV_STEP], int c, const int vectors) {
+    __m512 x[4];
+    BT_UNROLL
+    for (int v = 0; v < vectors; v++)
+        x[v] = _mm512_loadu_ps(patch + BT_CONV_LANES * c + 16 * v);
+    BT_UNROLL
+    for (int r = 0; r < BT_CONV_STEP; r++) {
+        const __m512 one = _mm512_set1_ps(weight[r][c]);
+        BT_UNROLL
+        for (int v = 0; v < vectors; v++)
+            acc[r][v] = _mm512_fmadd_ps(one, x[v], acc[r][v]);
+    }
+}
 
 BT_ALWAYS_INLINE void add_quad(__m512 acc[BT_CONV_STEP][4], const float *patch, const uint8_t *const w[BT_CONV_STEP],
                                int64_t quad, const int vectors) {
+    const float *at = patch + 4 * BT_CONV_LANES * quad, *weight[BT_CONV_STEP];
     BT_UNROLL
-    for (int c = 0; c < 4; c++) {
-        __m512 x[4];
+    for (int r = 0; r < BT_CONV_STEP; r++)
+        weight[r] = trits[w[r][quad]];
+    if (vectors > 1) { /* of more columns a pass gcc 12 copies sums */
+#pragma GCC unroll 1
+        for (int c = 0; c < 4; c++)
+            add_column(acc, at, weight, c, vectors);
+    } else {
         BT_UNROLL
-        for (int v = 0; v < vectors; v++)
-            x[v] = _mm512_loadu_ps(patch + BT_CONV_LANES * (4 * quad + c) + 16 * v);
-        BT_UNROLL
-        for (int r = 0; r < BT_CONV_STEP; r++) {
-            const __m512 weight = _mm512_set1_ps(trits[w[r][quad] >> 2 * c & 3]);
-            BT_UNROLL
-            for (int v = 0; v < vectors; v++)
-                acc[r][v] = _mm512_fmadd_ps(weight, x[v], acc[r][v]);
-        }
+        for (int c = 0; c < 4; c++)
+            add_column(acc, at, weight, c, vectors);
     }
 }
 

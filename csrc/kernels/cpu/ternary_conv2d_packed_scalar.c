@@ -94,6 +94,6 @@ static void store(void *y, int type, int64_t index, const float *value, int coun
 }
 
 bt_status bt_ternary_conv2d_packed_scalar(const bt_ternary_conv2d_packed *p, int64_t tile_begin, int64_t tile_end) {
-    static const bt_conv_variant variant = {dot_f32, dot_i8, store};
+    static const bt_conv_variant variant = {.dot_f32 = dot_f32, .dot_i8 = dot_i8, .store = store};
     return bt_conv_tiles_run(p, tile_begin, tile_end, &variant);
 }
