@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 C_FILES := $(shell find csrc tests/kernels tests/cuda_host benchmark -name '*.c' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-fast test-kernels test-cuda-host test-gpu bench lint fmt clean
+.PHONY: help build demo test test-fast test-kernels test-cuda-host test-gpu sanitize-gpu bench lint fmt clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | column -t -s "$$(printf '\t')"
@@ -40,6 +40,10 @@ test-cuda-host: ## the .cu sources emulated on the CPU, then compiled by nvcc fo
 
 test-gpu: build ## the same cases on a real device
 	$(BIN)/python -m pytest tests/gpu
+
+sanitize-gpu: build ## the device tests under compute-sanitizer: memory errors, races, barriers, uninitialised reads
+	for tool in memcheck racecheck synccheck initcheck; do \
+		compute-sanitizer --tool $$tool --error-exitcode 9 $(BIN)/python -m pytest -q -x tests/gpu || exit 1; done
 
 bench: build ## measure this machine; JSON to benchmark/results, table to README.md
 	for name in ternary_vs_linear ternary_kernel_only packed_inference ternary_conv2d cpu_kernels call_overhead training_cost; do \

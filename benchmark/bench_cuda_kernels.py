@@ -7,7 +7,10 @@ that of the same calls enqueued one by one. Every candidate has its turn in ever
 The limit is a copy within the device, measured in the same run: "of limit" is the bytes that a product has to read and
 write (weights, scales, activations, output) at the copy's bandwidth, as a fraction of its device time.
 Candidates: ternary_linear_packed in fp16 and bf16 and ternary_linear_w2a8 with its quantiser, for 8 and 24 bits, by the
-automatic choice and by every kernel by name; nn.Linear in fp16 and bf16; torch._int_mm, from 17 tokens on.
+automatic choice and by every kernel by name; nn.Linear in fp16 and bf16; torch._int_mm, from 17 tokens on; gemlite's
+2-bit layer in groups of 128, where it is importable.
+Then a training step, forward and backward, of TernaryLinear by method and granularity against nn.Linear of the same
+dtype, and what makes its quantised weight, alone.
 """
 
 from __future__ import annotations
@@ -22,13 +25,22 @@ from typing import Any
 
 import _timing as timing
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from bittorch import _C, ops
+import bittorch
+from bittorch import _C, TernaryQuantConfig, ops
 
 LAYERS = [(2560, 2560), (6912, 2560), (2560, 6912), (4096, 4096), (14336, 4096), (4096, 14336), (8192, 8192)]  # n, k
 TOKENS = (1, 2, 4, 8, 16, 32, 128, 512, 2048)
 QUICK_LAYERS, QUICK_TOKENS = [(2560, 2560)], (1, 8, 32)
+STEPS, QUICK_STEPS = [(4096, 4096, 4096), (2048, 2560, 6912)], [(512, 1024, 1024)]  # tokens, k, n
+CONFIGS = {
+    "absmean, tensor": TernaryQuantConfig(method="absmean", per_channel=False),
+    "max, row": TernaryQuantConfig(),
+    "max, groups of 128": TernaryQuantConfig(granularity="group", group_size=128),
+    "nm34, row": TernaryQuantConfig(method="nm34"),
+    "max, row, int8 x": TernaryQuantConfig(activation_bits=8),
+}
 # The plain definition of a product is not meant to be fast.
 BASELINE_LIMIT = 1e9
 # A call for each copy of the weights, given the index of the copy.
@@ -167,7 +179,39 @@ def candidates(layer: Layer, m: int) -> list[tuple[str, Product, int, int]]:
     if m > 16:
         q, int8 = torch.ops.bittorch.act_quantize(half)[0], layer.copies(layer.codes)
         add("torch._int_mm", int8, lambda w: torch._int_mm(q, w.t()), q, 4)
+
+    def add_peer(name: str, packed: list[Tensor], layers: list[Callable[[Tensor], object]], rows: Tensor) -> None:
+        moved = layer.bytes(m, packed[0], rows, 2)
+        found.append((name, lambda i: layers[i](rows), len(packed), moved))
+
+    add_gemlite(layer, m, add_peer)
     return found
+
+
+def add_gemlite(layer: Layer, m: int, add: Callable[..., None]) -> None:
+    """One layer a copy, or a line that says why not."""
+    try:
+        from gemlite.core import DType, GemLiteLinear
+    except ImportError:
+        return
+    n, k, group = layer.n, layer.k, 128
+    try:
+        layers = []
+        for _ in range(copies_of(n * k // 4)):
+            peer = GemLiteLinear(2, group, k, n, input_dtype=DType.FP16, output_dtype=DType.FP16)
+            scales = layer.scale.half().repeat_interleave(k // group)[:, None]
+            peer.pack((layer.codes + 1).to(torch.uint8), scales, torch.ones_like(scales), None)
+            layers.append(peer)
+        x = torch.randn(m, k, device="cuda", dtype=torch.float16)
+        expected = x @ (layer.codes.half() * layer.scale.half()[:, None]).T
+        error = ((layers[0](x) - expected).norm() / expected.norm()).item()
+        if error > 1e-2:
+            raise ValueError(f"its relative error is {error:.2g}")
+    except Exception as error:  # a peer of any version, which may fail in any way
+        print(f"  gemlite is left out: {type(error).__name__}: {error}")
+        return
+    packed = torch.empty(n, k // 4, dtype=torch.uint8)  # for the count of bytes
+    add("gemlite 2 bits, groups of 128", [packed] * len(layers), layers, x)
 
 
 def measure(layer: Layer, m: int, bandwidth: float, rounds: int) -> list[dict[str, Any]]:
@@ -196,7 +240,43 @@ def measure(layer: Layer, m: int, bandwidth: float, rounds: int) -> list[dict[st
     return rows
 
 
-@torch.inference_mode()
+def training_step(module: nn.Module, m: int, k: int, dtype: torch.dtype) -> Callable[[], object]:
+    x = torch.randn(m, k, device="cuda", dtype=dtype, requires_grad=True)
+    gradient = torch.randn_like(module(x))
+
+    def step() -> None:
+        x.grad = None
+        module.zero_grad(set_to_none=True)
+        module(x).backward(gradient)
+
+    return step
+
+
+def measure_training(shape: tuple[int, int, int], rounds: int) -> list[dict[str, Any]]:
+    """Device time of steps in a row, which the host has to keep ahead of; wanted: 1.10 of nn.Linear."""
+    m, k, n = shape
+    rows = []
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        calls = {"nn.Linear": training_step(nn.Linear(k, n, device="cuda", dtype=dtype), m, k, dtype)}
+        for name, config in CONFIGS.items():
+            layer = bittorch.TernaryLinear(k, n, config=config, device="cuda", dtype=dtype)
+            calls[f"TernaryLinear {name}"] = training_step(layer, m, k, dtype)
+            calls[f"its quantised weight, {name}"] = layer.get_quantized_weight
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        for round_ in range(rounds + 2):  # two for warming up
+            for name, call in calls.items():
+                seconds = event_time(call, 4)
+                if round_ >= 2:
+                    times[name].append(seconds)
+        print(f"\ntraining step, {m} tokens, {k} -> {n}, {str(dtype).removeprefix('torch.')}")
+        for name, values in times.items():
+            seconds, ratio = median(values), median(values) / median(times["nn.Linear"])
+            print(f"  {name:46}{timing.time_text(seconds):>12}{ratio:8.2f}", flush=True)
+            row = {"m": m, "k": k, "n": n, "dtype": str(dtype), "name": name}
+            rows.append(row | {"device_s": seconds, "ratio": ratio})
+    return rows
+
+
 def main() -> None:
     args = parse_args()
     machine = timing.machine(args)
@@ -207,9 +287,14 @@ def main() -> None:
     print(f"a copy reads and writes {bandwidth / 1e9:.0f} GB/s")
     layers, tokens = (QUICK_LAYERS, QUICK_TOKENS) if args.quick else (LAYERS, TOKENS)
     rows = []
-    for (n, k), m in itertools.product(layers, tokens):
-        rows += measure(Layer(n, k), m, bandwidth, rounds)
-    timing.save(args, "cuda_kernels", {"machine": machine, "copy_bytes_per_s": bandwidth, "rows": rows})
+    with torch.inference_mode():
+        for (n, k), m in itertools.product(layers, tokens):
+            rows += measure(Layer(n, k), m, bandwidth, rounds)
+    training = []
+    for shape in QUICK_STEPS if args.quick else STEPS:
+        training += measure_training(shape, rounds)
+    record = {"machine": machine, "copy_bytes_per_s": bandwidth, "rows": rows, "training": training}
+    timing.save(args, "cuda_kernels", record)
 
 
 if __name__ == "__main__":

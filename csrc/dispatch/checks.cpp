@@ -134,8 +134,7 @@ static std::string refusal(const bt_kernel &kernel, const bt_problem &p) {
         join = ", and ";
     }
     text << "; got " << p.m << " tokens of " << 8 * p.digits << " bits, in_features=" << p.k << ", out_features=" << p.n
-         << ", groups of " << p.group << ", rows of w_packed " << p.ldw << " bytes apart from byte "
-         << reinterpret_cast<uintptr_t>(p.w) % 16 << " of 16, compute capability " << p.sm / 10 << '.' << p.sm % 10;
+         << ", groups of " << p.group << ", compute capability " << p.sm / 10 << '.' << p.sm % 10;
     return text.str();
 }
 
@@ -163,10 +162,35 @@ int compute_capability(int device) {
     return sm;
 }
 
+bt_problem problem_of(int64_t m, int64_t n, int64_t k, int64_t group, int digits, bool halves, int device) {
+    bt_problem p{};
+    p.m = m, p.n = n, p.k = k, p.group = group, p.digits = digits, p.halves = halves;
+    p.ldw = bt_div_up(k, 64) * 16;
+    p.sm = compute_capability(device);
+    return p;
+}
+
+at::Tensor aligned_rows(const at::Tensor &rows, const bt_kernel &kernel) {
+    if (!(kernel.needs & BT_GPU_ALIGNED_ROWS) || rows.numel() == 0)
+        return rows;
+    const int64_t step = 16 / rows.element_size();
+    if (reinterpret_cast<uintptr_t>(rows.const_data_ptr()) % 16 == 0 && rows.stride(0) % step == 0)
+        return rows;
+    const int64_t columns = rows.size(1);
+    const at::Tensor padded = at::empty({rows.size(0), bt_div_up(columns, step) * step}, rows.options());
+    return padded.narrow(1, 0, columns).copy_(rows);
+}
+
 void check_status(bt_status status, const bt_kernel &kernel) {
     if (status == BT_OK)
         return;
 #if defined(BT_WITH_CUDA)
+    constexpr bt_status no_kernel_image = BT_ERR_CUDA + 209;
+    if (status == no_kernel_image) {
+        const int sm = compute_capability(BT_GPU);
+        TORCH_CHECK(false, "this build of bittorch has no code for a device of compute capability ", sm / 10, '.',
+                    sm % 10, "; rebuild with TORCH_CUDA_ARCH_LIST='", sm / 10, '.', sm % 10, "'");
+    }
     TORCH_CHECK(false, "bt_", bt_op_name(kernel.op), "_", kernel.variant, " failed: ", bt_cuda_error_string(status));
 #else
     TORCH_CHECK(false, "bt_", bt_op_name(kernel.op), "_", kernel.variant, " failed with status ", status);

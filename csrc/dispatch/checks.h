@@ -55,6 +55,12 @@ const bt_kernel &find_kernel(bt_op op, int device, int dtype, const std::string 
 // 10 * major + minor of the current CUDA device's compute capability; 0 for the CPU.
 int compute_capability(int device);
 
+// The problem as a CUDA kernel will see it: aligned_rows() makes its rows, so w is at multiples of 16 bytes.
+bt_problem problem_of(int64_t m, int64_t n, int64_t k, int64_t group, int digits, bool halves, int device);
+
+// Rows as the kernel wants them: themselves, or a copy in rows that begin at multiples of 16 bytes.
+at::Tensor aligned_rows(const at::Tensor &rows, const bt_kernel &kernel);
+
 // Turns a kernel's status into an exception that names the kernel.
 void check_status(bt_status status, const bt_kernel &kernel);
 

@@ -49,7 +49,8 @@ int bt_kernel_usable(const bt_kernel *kernel) {
 
 uint32_t bt_problem_offers(const bt_problem *p) {
     const uint32_t lacks = bt_tensor_lacks(p->m, p->digits, p->k, p->ldw, p->w, p->group);
-    return BT_GPU_NEEDS & ~lacks & ~(p->sm >= 80 ? 0u : (uint32_t)BT_GPU_SM80);
+    const uint32_t slow = bt_unpack_pays(p->m, p->halves, p->sm, lacks) ? 0u : (uint32_t)BT_GPU_UNPACK;
+    return BT_GPU_NEEDS & ~lacks & ~slow & ~(p->sm >= 80 ? 0u : (uint32_t)BT_GPU_SM80);
 }
 
 const char *bt_need_text(uint32_t bit) {
@@ -62,6 +63,8 @@ const char *bt_need_text(uint32_t bit) {
         return "in_features > 0 and one scale, one a row, or groups that are multiples of 64 up to 1024";
     case BT_GPU_LONG_GROUPS:
         return "in_features > 0 and one scale, one a row, or groups of a multiple of 64 for 8 bits and halves";
+    case BT_GPU_UNPACK:
+        return "so many tokens that decoding the weight pays";
     default:
         return "rows of w_packed at multiples of 16 bytes";
     }
@@ -105,7 +108,7 @@ const bt_kernel *bt_pick(bt_op op, int device, int dtype, const bt_problem *prob
     const uint32_t offers = problem ? bt_problem_offers(problem) : 0;
     const bt_kernel *const demanded = bt_kernel_demanded(op, device, dtype, name);
     if (demanded || !(is_wish(name) || is_auto(name)))
-        return demanded && (problem == NULL || fits(demanded, offers)) ? demanded : NULL;
+        return demanded && (problem == NULL || fits(demanded, offers | BT_GPU_UNPACK)) ? demanded : NULL;
     const char *const choices[] = {is_wish(name) ? name + 1 : NULL,
                                    atomic_load_explicit(&defaults[op], memory_order_relaxed)};
     for (size_t i = 0; i < sizeof choices / sizeof *choices; i++) {

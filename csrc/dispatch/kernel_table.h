@@ -6,7 +6,7 @@
  * then the first row whose needs are met. Only the name in the call must exist; the others count where the device and
  * the type have such a kernel. What a row needs is a set of bits: those of a CPU kernel are met by the machine, those
  * of a CUDA kernel by the device and by the problem. A named or forced kernel whose needs the problem does not meet is
- * an error; a wish or a default then does not count. */
+ * an error; a wish or a default then does not count. That decoding pays is no condition for who names the kernel. */
 #ifndef BT_KERNEL_TABLE_H
 #define BT_KERNEL_TABLE_H
 
@@ -48,6 +48,7 @@ typedef struct bt_problem {
     int64_t m, n, k, ldw, group;
     const void *w;
     int digits; /* rows of activations a token: 1 of floating ones */
+    int halves; /* whether activations are fp16 or bf16 */
     int sm;     /* 10 * major + minor of the device's compute capability */
 } bt_problem;
 

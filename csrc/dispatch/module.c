@@ -93,12 +93,13 @@ static PyObject *chosen_kernel(PyObject *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "sss|zLLLi", &op_name, &device_name, &type_name, &name, &m, &n, &k, &problem.sm))
         return NULL;
     problem.m = m, problem.n = n, problem.k = problem.group = k;
-    problem.ldw = bt_div_up(k, 4);
+    problem.ldw = bt_div_up(k, 64) * 16; /* csrc/dispatch aligns rows that are not */
     const bt_op op = parse_op(op_name);
     const int device = op == BT_OP_COUNT ? -1 : parse_name(device_name, device_names, 2, "device");
     const int type = device < 0 ? -1 : parse_name(type_name, type_names, 4, "dtype");
     if (type < 0)
         return NULL;
+    problem.halves = type == BT_F16 || type == BT_BF16;
     const bt_kernel *kernel = bt_pick(op, device, type, problem.sm ? &problem : NULL, name);
     return Py_BuildValue("z", kernel ? kernel->variant : NULL);
 }

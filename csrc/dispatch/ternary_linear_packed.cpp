@@ -2,7 +2,9 @@
 #include "ops.h"
 #include "parallel.h"
 
+#include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
 
 namespace bittorch {
 
@@ -27,6 +29,27 @@ static void run_on_cpu(const bt_kernel &kernel, const bt_ternary_linear_packed &
     }
 }
 
+// Bytes of the weight that are decoded at once: they stay in the L2 of the devices where this is chosen.
+constexpr int64_t decoded_bytes = 16 << 20;
+
+// The weight is decoded to the type of x, some rows at a time, and torch multiplies: cuBLAS on a GPU, with fp32 sums.
+static void run_unpacked(const at::Tensor &rows, const at::Tensor &w, const at::Tensor &scale,
+                         const std::optional<at::Tensor> &bias, const at::Tensor &y) {
+    const int64_t n = w.size(0), k = rows.size(1), row_bytes = std::max<int64_t>(1, k * rows.element_size());
+    const int64_t chunk = std::max<int64_t>(256, decoded_bytes / row_bytes / 64 * 64);
+    const at::Tensor biases = bias ? bias->to(rows.scalar_type()) : at::Tensor();
+    for (int64_t first = 0; first < n && rows.size(0) > 0; first += chunk) {
+        const int64_t count = std::min(chunk, n - first);
+        const at::Tensor scales = scale.numel() == 1 ? scale : scale.narrow(0, first, count);
+        const at::Tensor dense = ternary_unpack(w.narrow(0, first, count), scales, k, rows.scalar_type());
+        at::Tensor out = y.narrow(1, first, count);
+        if (bias)
+            at::addmm_out(out, biases.narrow(0, first, count), rows, dense.t());
+        else
+            at::mm_out(out, rows, dense.t());
+    }
+}
+
 at::Tensor ternary_linear_packed(const at::Tensor &x, const at::Tensor &w_packed, const at::Tensor &scale,
                                  const std::optional<at::Tensor> &bias, const std::string &variant) {
     bt_ternary_linear_packed p{};
@@ -45,17 +68,25 @@ at::Tensor ternary_linear_packed(const at::Tensor &x, const at::Tensor &w_packed
     const at::Tensor w = as_rows(w_packed, "w_packed");
     const at::Tensor scales = scale.contiguous();
     const at::Tensor biases = bias ? bias->contiguous() : at::Tensor();
-    const bt_problem problem{
-        p.m, p.n, p.k, w.stride(0), layout.group, w.const_data_ptr(), 1, compute_capability(device)};
-    const bt_kernel &kernel = find_kernel(BT_OP_ternary_linear_packed, device, p.x_type, variant, &problem);
     at::Tensor y = at::empty(with_last(x, p.n), x.options());
-    p.x = rows.const_data_ptr();
-    p.w = w.const_data_ptr<uint8_t>();
+    const bool halves = p.x_type != BT_F32;
+    const bt_problem problem = problem_of(p.m, p.n, p.k, layout.group, 1, halves, device);
+    // By name a CPU does it too, for comparison.
+    const bool unpack_on_cpu = device == BT_CPU && variant == "unpack";
+    const bt_kernel &kernel =
+        find_kernel(BT_OP_ternary_linear_packed, device, p.x_type, unpack_on_cpu ? "auto" : variant, &problem);
+    if (unpack_on_cpu || kernel.needs & BT_GPU_UNPACK) {
+        run_unpacked(rows, w, scales, bias, y.view({p.m, p.n}));
+        return y;
+    }
+    const at::Tensor x_rows = aligned_rows(rows, kernel), w_rows = aligned_rows(w, kernel);
+    p.x = x_rows.const_data_ptr();
+    p.w = w_rows.const_data_ptr<uint8_t>();
     p.scale = scales.const_data_ptr<float>();
     p.bias = bias ? biases.const_data_ptr() : nullptr;
     p.bias_type = bias ? float_type(*bias, "bias") : BT_F32;
     p.y = y.mutable_data_ptr();
-    p.ldx = rows.stride(0), p.ldw = w.stride(0), p.ldy = p.n, p.lds = layout.lds, p.group = layout.group;
+    p.ldx = x_rows.stride(0), p.ldw = w_rows.stride(0), p.ldy = p.n, p.lds = layout.lds, p.group = layout.group;
     p.stream = current_stream(x.device());
     if (kernel.device == BT_GPU) {
         const Workspace workspace(bt_ternary_linear_packed_cuda_workspace(&p), x);

@@ -73,7 +73,8 @@ static void run_on_gpu(const bt_kernel &kernel, bt_ternary_linear_w2a8 p, const 
     const at::Tensor codes = at::empty({p.digits * p.m, ldq}, x.rows.options().dtype(at::kChar));
     const at::Tensor scales = at::empty({p.m}, x.rows.options().dtype(p.digits == 1 ? at::kFloat : at::kDouble));
     bt_act_quantize a = quantize_params(x, p.digits, 0, p.m);
-    a.order = BT_ORDER_NATURAL, a.ldq = p.ldq = ldq, a.stream = p.stream;
+    a.order = p.q_order = kernel.needs & BT_GPU_SM80 ? BT_ORDER_STRIDE4 : BT_ORDER_NATURAL; // tensor cores
+    a.ldq = p.ldq = ldq, a.stream = p.stream;
     a.q = static_cast<int8_t *>(codes.mutable_data_ptr());
     set_scales(a, scales.mutable_data_ptr());
     check_status(reinterpret_cast<bt_act_quantize_fn *>(quantizer.run)(&a, 0, p.m), quantizer);
@@ -120,20 +121,22 @@ at::Tensor ternary_linear_w2a8(const at::Tensor &x, const at::Tensor &w_packed, 
     const at::Tensor w = as_rows(w_packed, "w_packed");
     const at::Tensor scales = scale.contiguous();
     const at::Tensor biases = bias ? bias->contiguous() : at::Tensor();
-    const bt_problem problem{
-        p.m, p.n, p.k, w.stride(0), layout.group, w.const_data_ptr(), p.digits, compute_capability(device)};
+    const bt_problem problem = problem_of(p.m, p.n, p.k, layout.group, p.digits, false, device);
     const bt_kernel &kernel = find_kernel(BT_OP_ternary_linear_w2a8, device, BT_I8, variant, &problem);
     const at::Tensor x_scales = x_scale ? x_scale->contiguous() : at::Tensor();
     at::Tensor y = at::empty(with_last(x, p.n), x.options().dtype(out_dtype.value_or(x.scalar_type())));
-    p.w = w.const_data_ptr<uint8_t>();
+    const at::Tensor w_rows = aligned_rows(w, kernel);
+    p.w = w_rows.const_data_ptr<uint8_t>();
     p.scale = scales.const_data_ptr<float>();
     p.bias = bias ? biases.const_data_ptr() : nullptr;
     p.bias_type = bias ? float_type(*bias, "bias") : BT_F32;
     p.y = y.mutable_data_ptr();
     p.y_type = float_type(y, "out_dtype");
-    p.ldw = w.stride(0), p.ldy = p.n, p.lds = layout.lds, p.group = layout.group;
+    p.ldw = w_rows.stride(0), p.ldy = p.n, p.lds = layout.lds, p.group = layout.group;
     p.stream = current_stream(x.device());
-    const Activations activations{rows, x_scale ? x_scales.const_data_ptr<float>() : nullptr, x_type};
+    const bool codes_given = x_type == BT_I8;
+    const Activations activations{codes_given ? aligned_rows(rows, kernel) : rows,
+                                  x_scale ? x_scales.const_data_ptr<float>() : nullptr, x_type};
     kernel.device == BT_GPU ? run_on_gpu(kernel, p, activations) : run_on_cpu(kernel, p, activations);
     return y;
 }

@@ -13,7 +13,9 @@
  *
  * Orders of q: natural, or planes. In planes every block of 256 columns holds first its k % 4 == 0, then 1, 2, 3:
  *   byte 256 b + 64 (k % 4) + (k % 256) / 4        so that one masked load of 64, 32 or 16 packed bytes meets its
- * operands and the row is padded with zeros to a multiple of 256. A tile is a row. */
+ * operands and the row is padded with zeros to a multiple of 256. On CUDA alone, stride 4: of each 16 columns the bytes
+ * are a transposed 4 x 4 matrix, byte 4 (k % 4) + k / 4 % 4, which is how tensor-core products take them; padded with
+ * zeros to a multiple of 16. A tile is a row. */
 #ifndef BT_ACT_QUANTIZE_H
 #define BT_ACT_QUANTIZE_H
 #include "bt_common.h"
@@ -21,12 +23,12 @@
 extern "C" {
 #endif
 
-enum { BT_ORDER_NATURAL, BT_ORDER_PLANES };
+enum { BT_ORDER_NATURAL, BT_ORDER_PLANES, BT_ORDER_STRIDE4 };
 enum { BT_ACT_BLOCK = 256, BT_MAX_DIGITS = 3 };
 
 typedef struct bt_act_quantize {
     const void *x; /* m rows of k, ldx elements apart, of type x_type */
-    int8_t *q;     /* digits * m rows, ldq bytes apart; planes: ldq a multiple of 256 */
+    int8_t *q;     /* digits * m rows, ldq bytes apart; planes: ldq a multiple of 256, stride 4: of 16 */
     float *scale;  /* [m], with one digit; not written when x_type is BT_I8 */
     double *step;  /* [m], with more digits */
     int32_t *sum;  /* NULL, or [digits * m]: the sum of each row of q */
@@ -39,6 +41,16 @@ typedef bt_status bt_act_quantize_fn(const bt_act_quantize *p, int64_t row_begin
 
 BT_INLINE int64_t bt_plane_index(int64_t k) {
     return (k & ~(int64_t)255) + 64 * (k & 3) + (k & 255) / 4;
+}
+
+BT_INLINE int64_t bt_stride4_index(int64_t k) {
+    return (k & ~(int64_t)15) + 4 * (k & 3) + (k >> 2 & 3);
+}
+
+/* Bytes of a row of q that are written. */
+BT_INLINE int64_t bt_quantized_width(int64_t k, int order) {
+    const int64_t step = order == BT_ORDER_PLANES ? BT_ACT_BLOCK : order == BT_ORDER_STRIDE4 ? 16 : 1;
+    return (k + step - 1) & -step;
 }
 
 /* The largest code of digits > 1: every digit 127. */

@@ -48,7 +48,8 @@ enum {
     BT_GPU_GROUPS = 1 << 18,       /* k > 0; a scale a row or for all, or groups of a multiple of 64 up to 1024 */
     BT_GPU_ALIGNED_ROWS = 1 << 19, /* rows of w begin at multiples of 16 bytes */
     BT_GPU_LONG_GROUPS = 1 << 20,  /* the same with groups of any length, but of one digit a token */
-    BT_GPU_NEEDS = 31 << 16,
+    BT_GPU_UNPACK = 1 << 21,       /* decoding the weight for a library's product pays, see bt_unpack_pays() */
+    BT_GPU_NEEDS = 63 << 16,
     BT_GPU_BULK = BT_GPU_SM80 | BT_GPU_LONG_GROUPS | BT_GPU_ALIGNED_ROWS,
     BT_GPU_SKINNY = BT_GPU_SM80 | BT_GPU_FEW_COLUMNS | BT_GPU_GROUPS | BT_GPU_ALIGNED_ROWS
 };

@@ -21,7 +21,9 @@
  * A kernel whose only type in the list is bf16 reads pair order, see bt_packed_xp_type(); the others read float
  * order. The scalar kernel reads both, for the group sizes that a variant leaves to it.
  *
- * CUDA: fp32 sums in an order that the shape alone decides; a token's result may differ from the CPU's in rounding. */
+ * CUDA: fp32 sums in an order that the shape alone decides; a token's result may differ from the CPU's in rounding.
+ * cuda_unpack is ternary_unpack and a product by cuBLAS, which csrc/dispatch runs: the weight is rounded to x's type.
+ */
 #ifndef BT_TERNARY_LINEAR_PACKED_H
 #define BT_TERNARY_LINEAR_PACKED_H
 #include "cuda_tensor.h"
@@ -68,6 +70,7 @@ static inline size_t bt_ternary_linear_packed_cuda_workspace(const bt_ternary_li
 }
 
 #define BT_TERNARY_LINEAR_PACKED(X)                                                                                    \
+    BT_ON_CUDA(X(ternary_linear_packed, BT_GPU, BT_FLOATS, cuda_unpack, BT_GPU_UNPACK))                                \
     BT_ON_CUDA(X(ternary_linear_packed, BT_GPU, BT_SET(BT_F16) | BT_SET(BT_BF16), cuda_skinny, BT_GPU_SKINNY))         \
     BT_ON_CUDA(X(ternary_linear_packed, BT_GPU, BT_SET(BT_F16) | BT_SET(BT_BF16), cuda_bulk, BT_GPU_BULK))             \
     BT_ON_CUDA(X(ternary_linear_packed, BT_GPU, BT_FLOATS, cuda_tiled, 0))                                             \

@@ -7,8 +7,8 @@
  * acc and a_d are sums of integers: in int32 where it is one digit, else at most 2^45, which fp64 holds. No fused
  * multiply-add; groups in rising order. So every variant, batch, tile and thread count gives the same bits.
  * tensor scale: lds = 0, group = k; channel: lds = 1, group = k; group: lds = k / group, group a multiple of 4.
- * q comes from act_quantize: in planes on the CPU, in natural order on CUDA. k <= BT_W2A8_MAX_K keeps 3 * 128 * k, the
- * largest partial sum of a variant that works on codes plus two, inside int32. */
+ * q comes from act_quantize: in planes on the CPU, in natural order or with stride 4 on CUDA. k <= BT_W2A8_MAX_K keeps
+ * 3 * 128 * k, the largest partial sum of a variant that works on codes plus two, inside int32. */
 #ifndef BT_TERNARY_LINEAR_W2A8_H
 #define BT_TERNARY_LINEAR_W2A8_H
 #include "cuda_tensor.h"
@@ -29,6 +29,7 @@ typedef struct bt_ternary_linear_w2a8 {
     void *y;              /* m rows of n, ldy elements apart, of type y_type */
     int64_t m, n, k, ldq, ldw, ldy, lds, group;
     int y_type, bias_type, digits;
+    int q_order;     /* CUDA: BT_ORDER_NATURAL, or BT_ORDER_STRIDE4, which cuda_skinny and cuda_bulk alone take */
     void *workspace; /* CUDA: bt_ternary_linear_w2a8_cuda_workspace() bytes, aligned to 8 */
     int64_t workspace_bytes;
     void *stream;

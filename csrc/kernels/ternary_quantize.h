@@ -68,7 +68,7 @@ static inline size_t bt_ternary_quantize_workspace(const bt_ternary_quantize *p)
 }
 
 /* On CUDA a tensor is cut into slices, whose partial sums are added in order: the cut depends on the problem alone. */
-enum { BT_QUANTIZE_SLICE = 4096, BT_QUANTIZE_MAX_SLICES = 128 };
+enum { BT_QUANTIZE_SLICE = 4096, BT_QUANTIZE_MAX_SLICES = 512 };
 
 /* Padded keys that are sorted at once on CUDA; one larger group is sorted alone. */
 #if !defined(BT_QUANTIZE_KEYS)
@@ -101,11 +101,14 @@ static inline int64_t bt_ternary_quantize_batch(const bt_ternary_quantize *p) {
     return batch < groups ? batch : groups;
 }
 
-/* Bytes of device scratch on CUDA, aligned to 8: 24 a slice for partial sums, 16 a group for its rule, 4 a key. */
+/* Bytes of device scratch on CUDA, aligned to 8: 48 a slice for partial sums, 16 a group for its rule, 4 a key. A scale
+ * a row or group needs none, unless weights are sorted. */
 static inline size_t bt_ternary_quantize_cuda_workspace(const bt_ternary_quantize *p) {
     const int64_t groups = bt_ternary_quantize_groups(p), slices = bt_ternary_quantize_slices(p);
     const int64_t keys = bt_ternary_quantize_batch(p) * bt_ternary_quantize_padded(p);
-    return (size_t)(groups * (24 * slices + 16) + keys * 4);
+    if (keys == 0 && p->lds > 0)
+        return 0;
+    return (size_t)(groups * (48 * slices + 16) + keys * 4);
 }
 
 #define BT_TERNARY_QUANTIZE(X)                                                                                         \

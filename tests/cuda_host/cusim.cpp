@@ -8,6 +8,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
+#include <map>
 #include <memory>
 #include <numeric>
 #include <ucontext.h>
@@ -42,6 +44,13 @@ namespace {
 enum { MAX_THREADS = 1024, STACK_BYTES = 64 * 1024, LANES = 32 };
 enum State { RUNNABLE, WAITING, WAITING_FOR_WARP, DONE };
 
+/* One copy of 16 bytes to shared memory. */
+struct Copy {
+    void *to;
+    const void *from;
+    unsigned group;
+};
+
 struct Fiber {
     ucontext_t context;
     std::unique_ptr<char[]> stack;
@@ -52,6 +61,8 @@ struct Fiber {
     dim3 thread;
     unsigned index = 0; /* in its block */
     unsigned collectives = 0;
+    std::deque<Copy> copies;
+    unsigned groups = 0; /* that were committed */
 };
 
 struct Scheduler {
@@ -67,6 +78,9 @@ Fiber *current;
 const std::function<void()> *kernel;
 cudaError_t last_error = cudaSuccess;
 uint32_t random_state = 1;
+std::unique_ptr<char[]> dynamic; /* with 15 bytes to align it */
+size_t dynamic_bytes = 0;
+std::map<const void *, size_t> allowed_shared;
 
 /* What the lanes give to an instruction of their warp. Two sets, in turn: a lane that goes on to the next one does not
  * overwrite what others still read, and it cannot be two ahead, because that next one waits for all. */
@@ -106,10 +120,19 @@ void leave() {
     __sanitizer_finish_switch_fiber(fiber.fake_stack, &scheduler.stack, &scheduler.stack_bytes);
 }
 
+[[noreturn]] void copies_left() {
+    fprintf(stderr, "cusim: thread %u of block (%u, %u, %u) ends with %zu copies under way\n", current->index,
+            blockIdx.x, blockIdx.y, blockIdx.z, current->copies.size());
+    fflush(stderr);
+    _Exit(5);
+}
+
 void fiber_main() {
     __sanitizer_finish_switch_fiber(nullptr, &scheduler.stack, &scheduler.stack_bytes);
     for (;;) {
         (*kernel)();
+        if (!current->copies.empty())
+            copies_left();
         current->state = DONE;
         leave();
     }
@@ -189,6 +212,8 @@ void run_block(unsigned count) {
     static std::vector<unsigned> list;
     if (__start_cusim_shared)
         memset(__start_cusim_shared, 0xff, (size_t)(__stop_cusim_shared - __start_cusim_shared));
+    if (dynamic_bytes)
+        memset(dynamic_shared(), 0xff, dynamic_bytes);
     for (unsigned t = 0; t < count; t++) {
         fibers[t]->state = RUNNABLE;
         fibers[t]->index = t;
@@ -263,13 +288,40 @@ void check_alignment(const void *address, unsigned bytes) {
     _Exit(4);
 }
 
-void launch(dim3 grid, dim3 block, const std::function<void()> &body) {
+void *dynamic_shared() {
+    return dynamic.get() + (-(uintptr_t)dynamic.get() & 15);
+}
+
+void copy_async(void *to, const void *from) {
+    check_alignment(to, 16);
+    check_alignment(from, 16);
+    memset(to, 0xff, 16);
+    current->copies.push_back({to, from, current->groups});
+}
+
+void copy_commit() {
+    current->groups++;
+}
+
+void copy_wait(unsigned groups) {
+    std::deque<Copy> &copies = current->copies;
+    for (; !copies.empty() && copies.front().group + groups < current->groups; copies.pop_front())
+        memcpy(copies.front().to, copies.front().from, 16);
+}
+
+void launch(dim3 grid, dim3 block, const std::function<void()> &body, size_t shared, const void *function) {
     const uint64_t threads = (uint64_t)block.x * block.y * block.z;
     if (threads < 1 || threads > MAX_THREADS || block.z > 64 || grid.x < 1 || grid.x > 0x7fffffffu || grid.y < 1 ||
         grid.y > 65535 || grid.z < 1 || grid.z > 65535) {
         last_error = cudaErrorInvalidConfiguration;
         return;
     }
+    if (shared > 48 * 1024 && shared > allowed_shared[function]) {
+        last_error = cudaErrorInvalidValue;
+        return;
+    }
+    dynamic.reset(new char[shared + 15]);
+    dynamic_bytes = shared;
     std::vector<unsigned> list;
     gridDim = grid;
     blockDim = block;
@@ -297,6 +349,15 @@ cudaError_t cudaDeviceGetAttribute(int *value, int attribute, int) {
     return cudaSuccess;
 }
 
+cudaError_t cudaFuncSetAttribute(const void *kernel, int attribute, int value) {
+    const bool good = attribute == cudaFuncAttributeMaxDynamicSharedMemorySize && value <= 99 * 1024;
+    if (good)
+        cusim::allowed_shared[kernel] = (size_t)value;
+    return cusim::last_error = good ? cudaSuccess : cudaErrorInvalidValue;
+}
+
 const char *cudaGetErrorString(cudaError_t error) {
-    return error == cudaSuccess ? "no error" : "invalid configuration argument";
+    return error == cudaSuccess             ? "no error"
+           : error == cudaErrorInvalidValue ? "invalid argument"
+                                            : "invalid configuration argument";
 }

@@ -3,11 +3,13 @@
  * The threads of a block are fibers that change over only at barriers, of the block or of a warp; blocks run one after
  * another. Where two threads race because a barrier is missing, the result depends on who runs first: tests run every
  * case under several orders. Shared memory is filled with 0xff (NaN, -1) before each block, a barrier that some threads
- * do not reach is an error, launch limits are checked, and so is the alignment of the wide loads of ptx.cuh. It cannot
+ * do not reach is an error, launch limits are checked, and so is the alignment of the wide loads of ptx.cuh. Copies to
+ * shared memory arrive when they are waited for. It cannot
  * see races that need simultaneous threads, how a tensor core rounds, or speed. */
 #ifndef CUSIM_H
 #define CUSIM_H
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 
@@ -30,15 +32,17 @@ struct dim3 {
 };
 
 typedef void *cudaStream_t;
-typedef enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9 } cudaError_t;
+typedef enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9 } cudaError_t;
 
 /* The one device has compute capability 8.0. */
 enum { cudaDevAttrComputeCapabilityMajor = 75, cudaDevAttrComputeCapabilityMinor = 76 };
+enum { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 
 cudaError_t cudaGetLastError();
 cudaError_t cudaGetDevice(int *device);
 cudaError_t cudaDeviceGetAttribute(int *value, int attribute, int device);
 const char *cudaGetErrorString(cudaError_t error);
+cudaError_t cudaFuncSetAttribute(const void *kernel, int attribute, int value);
 
 extern dim3 gridDim, blockDim, blockIdx, threadIdx;
 
@@ -49,7 +53,18 @@ enum Order { FORWARD, REVERSE, RANDOM, ORDERS };
 /* In which order the runnable threads of a block, and the blocks of a grid, take their turns. */
 extern Order order;
 
-void launch(dim3 grid, dim3 block, const std::function<void()> &body);
+/* `shared` bytes of dynamic shared memory: up to 48 KiB, or what cudaFuncSetAttribute() allowed this kernel. */
+void launch(dim3 grid, dim3 block, const std::function<void()> &body, size_t shared = 0, const void *kernel = nullptr);
+
+/* The dynamic shared memory of the block, aligned to 16 bytes. */
+void *dynamic_shared();
+
+/* cp.async of 16 bytes. The target is poison from here on until the thread waits, and only then is the source read: a
+ * wait that is missing, or that comes too late for others, shows. Both have to be aligned. A thread that ends with
+ * copies under way ends the program. */
+void copy_async(void *to, const void *from);
+void copy_commit();
+void copy_wait(unsigned groups); /* until at most so many of the groups that were committed are under way */
 
 /* Waits until every thread of the block is at the same line. */
 void barrier(const char *file, int line);

@@ -38,7 +38,7 @@ static int exit_code_of(void (*kernel)()) {
     if (child == 0) {
         if (!freopen("/dev/null", "w", stderr))
             _Exit(1);
-        cusim::launch(dim3(1), dim3(32), kernel);
+        cusim::launch(dim3(1), dim3(32), kernel, 1024);
         _Exit(0);
     }
     int status = 0;
@@ -132,6 +132,62 @@ static void load_askew() {
     bt_load_once(bytes + 8);
 }
 
+/* Each thread copies 16 bytes, and its neighbour's are read after a barrier; with or without waiting before it. */
+static void copied(const uint4 *in, int *wrong, bool waits) {
+    BT_DYNAMIC_SHARED(memory);
+    const int t = (int)threadIdx.x, neighbour = (t + 1) % 64;
+    bt_copy_async(memory + t, in + t);
+    bt_copy_commit();
+    bt_copy_async(memory + 64 + t, in + 64 + t);
+    bt_copy_commit();
+    waits ? bt_copy_wait<1>() : bt_copy_wait<2>();
+    __syncthreads();
+    *wrong += memory[neighbour].x != in[neighbour].x;
+    const bool late = memory[64 + neighbour].x != in[64 + neighbour].x;
+    __syncthreads();
+    bt_copy_wait<0>();
+    __syncthreads();
+    *wrong += !late + (memory[64 + neighbour].w != in[64 + neighbour].w);
+}
+
+static void never_waits() {
+    BT_DYNAMIC_SHARED(memory);
+    static const uint4 from = {1, 2, 3, 4};
+    bt_copy_async(memory, &from);
+}
+
+static void too_much(int *out) {
+    BT_DYNAMIC_SHARED(memory);
+    out[0] = (int)memory[0].x;
+}
+
+static void copies(const char *order) {
+    std::vector<uint4> in(128);
+    for (unsigned i = 0; i < 128; i++)
+        in[i] = {i, i, i, i + 7};
+    for (const bool waits : {true, false}) {
+        int wrong = 0;
+        check(BT_LAUNCH_SHARED(copied, 2048, dim3(3), dim3(64), nullptr, in.data(), &wrong, waits) == BT_OK, "launch");
+        check((wrong == 0) == waits, "cusim: copies arrive when they are waited for, %s: %d", order, wrong);
+    }
+    check(exit_code_of(never_waits) == 5, "cusim: a thread that ends with copies under way, %s", order);
+}
+
+/* 48 KiB of dynamic shared memory are for everybody, 99 have to be asked for, more there are not. */
+static void shared_memory() {
+    int out[1];
+    const auto raw = [&](size_t bytes) {
+        cusim::launch(dim3(1), dim3(1), [&] { too_much(out); }, bytes, (const void *)too_much);
+        return bt_launch_status();
+    };
+    check(raw(48 * 1024) == BT_OK && raw(48 * 1024 + 16) == BT_ERR_CUDA + 1, "cusim: the attribute is not raised");
+    check(BT_LAUNCH_SHARED(too_much, 99 * 1024, dim3(1), dim3(1), nullptr, out) == BT_OK && out[0] == -1,
+          "cusim: 99 KiB of dynamic shared memory, poison at first");
+    check(BT_LAUNCH_SHARED(too_much, 100 * 1024, dim3(1), dim3(1), nullptr, out) == BT_ERR_CUDA + 1 &&
+              bt_launch_status() == BT_OK,
+          "cusim: more than a device has is an error, which does not stay");
+}
+
 static void permuted_bytes() {
     check(__byte_perm(0x03020100u, 0x07060504u, 0x7362u) == 0x07030602u, "cusim: __byte_perm");
     check(__byte_perm(0x03020100u, 0x07060504u, 0x5410u) == 0x05040100u, "cusim: __byte_perm");
@@ -140,6 +196,7 @@ static void permuted_bytes() {
 void test_cusim() {
     Random random(6);
     permuted_bytes();
+    shared_memory();
     int wrong_without = 0;
     for_orders([&](const char *order) {
         int out[64], right[2] = {0, 0};
@@ -155,6 +212,7 @@ void test_cusim() {
         check(exit_code_of(half_a_warp) == 3, "cusim: an instruction of the warp that some lanes miss, %s", order);
         check(exit_code_of(load_askew) == 4, "cusim: a wide load that is not aligned, %s", order);
         tensor_cores(random, order);
+        copies(order);
 
         std::vector<int> seen(3 * 4 * 5 * 2 * 3 * 4, 0);
         check(BT_LAUNCH(number_threads, dim3(3, 4, 5), dim3(2, 3, 4), nullptr, seen.data()) == BT_OK, "launch");

@@ -78,7 +78,8 @@ static double relative_error(const Buffer &y, const Problem &a) {
 static void compare(const Problem &a, const Grouping &grouping, const char *what) {
     const double tolerance = a.y.type == BT_F32 ? 1e-5 : a.y.type == BT_F16 ? 6e-4 : 5e-3;
     bt_ternary_linear_packed p = a.p;
-    const uint32_t lacks = bt_tensor_lacks(p.m, 1, p.k, p.ldw, p.w, p.group);
+    /* cuda_unpack is no kernel: csrc/dispatch does its work. */
+    const uint32_t lacks = bt_tensor_lacks(p.m, 1, p.k, p.ldw, p.w, p.group) | BT_GPU_UNPACK;
     const auto workspace_bytes = (int64_t)bt_ternary_linear_packed_cuda_workspace(&p);
     for (const auto &kernel : KERNELS) {
         const Buffer first(a.y.type, p.m, p.n, p.ldy);
@@ -171,11 +172,17 @@ static void special(Random &random, int type, int64_t ldw) {
     compare(a, channel, "special");
 }
 
-/* More tokens than one tile, tiles that are not full, several parts of k, long groups. */
+/* More tokens than one tile, tiles that are not full, one stage and more than are under way, several parts of k, blocks
+ * of 256 rows, long groups. */
 static void bulk(Random &random) {
     aligned(random, 17, 140, 300, {"channel", 1, 300, 140});
     aligned(random, 66, 9, 130, {"tensor", 0, 130, 1});
+    aligned(random, 40, 30, 1000, {"channel", 1, 1000, 30});
+    aligned(random, 64, 150, 64, {"channel", 1, 64, 150});
+    aligned(random, 50, 270, 640, {"channel", 1, 640, 270});
+    aligned(random, 180, 17, 130, {"tensor", 0, 130, 1});
     aligned(random, 18, 5, 4160, {"channel", 1, 4160, 5});
+    aligned(random, 37, 20, 960, {"group", 15, 64, 300});
     aligned(random, 20, 20, 320, {"group", 5, 64, 100});
     aligned(random, 35, 20, 256, {"group", 2, 128, 40});
     aligned(random, 3, 20, 3072, {"group", 2, 1536, 40});

@@ -31,6 +31,12 @@ static void compare(bt_ternary_linear_w2a8 p, const Buffer &q, const Grouping &g
     p.q = q.data<int8_t>();
     p.ldq = q.stride;
     p.q_sum = nullptr;
+    const int64_t ordered_columns = bt_quantized_width(p.k, BT_ORDER_STRIDE4);
+    const Buffer ordered(BT_I8, q.rows, ordered_columns, ordered_columns); /* the same with stride 4 */
+    memset(ordered.data(), 0, ordered.bytes);
+    for (int64_t i = 0; i < q.rows; i++)
+        for (int64_t c = 0; c < p.k; c++)
+            ordered.data<int8_t>()[i * ordered_columns + bt_stride4_index(c)] = q.data<int8_t>()[i * q.stride + c];
     const uint32_t lacks = bt_tensor_lacks(p.m, p.digits, p.k, p.ldw, p.w, p.group);
     const auto workspace_bytes = (int64_t)bt_ternary_linear_w2a8_cuda_workspace(&p);
     for (const auto &kernel : KERNELS)
@@ -39,6 +45,11 @@ static void compare(bt_ternary_linear_w2a8 p, const Buffer &q, const Grouping &g
             p.y = y.data();
             p.workspace = workspace.data();
             p.workspace_bytes = workspace_bytes;
+            /* Under one order of threads with stride 4. */
+            const bool stride4 = kernel.needs != 0 && cusim::order == cusim::REVERSE;
+            p.q = stride4 ? ordered.data<int8_t>() : q.data<int8_t>();
+            p.ldq = stride4 ? ordered.stride : q.stride;
+            p.q_order = stride4 ? BT_ORDER_STRIDE4 : BT_ORDER_NATURAL;
             const bt_status status = kernel.run(&p, 0, 0);
             if ((kernel.needs & lacks) && p.m > 0 && p.n > 0) {
                 check(status == BT_ERR_PROBLEM && y.untouched(), "ternary_linear_w2a8 %s refuses what it lacks, %x",
@@ -143,10 +154,16 @@ static void fused(void) {
     }
 }
 
-/* More columns than one tile, tiles that are not full, digits that a tile keeps together, long groups. */
+/* More columns than one tile, tiles that are not full, digits that a tile keeps together, one stage and more than are
+ * under way, blocks of 256 rows, long groups. */
 static void bulk(Random &random) {
     aligned(random, 17, 140, 300, {"channel", 1, 300, 140}, 1);
     aligned(random, 66, 9, 130, {"tensor", 0, 130, 1}, 1);
+    aligned(random, 40, 30, 1100, {"channel", 1, 1100, 30}, 1);
+    aligned(random, 64, 150, 64, {"channel", 1, 64, 150}, 1);
+    aligned(random, 50, 270, 640, {"channel", 1, 640, 270}, 1);
+    aligned(random, 20, 270, 1200, {"channel", 1, 1200, 270}, 3);
+    aligned(random, 37, 20, 960, {"group", 15, 64, 300}, 1);
     aligned(random, 40, 17, 513, {"channel", 1, 513, 17}, 2);
     aligned(random, 23, 20, 64, {"channel", 1, 64, 20}, 3);
     aligned(random, 18, 5, 4160, {"channel", 1, 4160, 5}, 1);

@@ -18,6 +18,7 @@ static bt_problem product(int64_t m, int64_t n, int64_t k) {
     p.m = m, p.n = n, p.k = p.group = k;
     p.ldw = bt_div_up(k, 4);
     p.digits = 1;
+    p.halves = 1;
     p.sm = 90;
     return p;
 }
@@ -45,7 +46,7 @@ static void needs() {
     for (const auto &[op, dtype] : SKINNY) {
         for (const int64_t m : {0, 1, 8, 9, 16})
             expect(op, dtype, product(m, 4096, 4096), "cuda_skinny");
-        for (const int64_t m : {17, 64, 100000})
+        for (const int64_t m : {17, 64, 1023})
             expect(op, dtype, product(m, 4096, 4096), "cuda_bulk");
         for (const int sm : {80, 87, 89, 90, 100, 120}) {
             bt_problem p = product(1, 2560, 6912);
@@ -83,6 +84,11 @@ static void needs() {
         few.group = many.group = 1536;
         expect(op, dtype, few, "cuda_bulk");
         expect(op, dtype, many, "cuda_bulk");
+        bt_problem longest = product(40, 100, 1 << 20); /* groups whose sums int32 may not hold */
+        longest.group = 1 << 17;
+        expect(op, dtype, longest, "cuda_bulk");
+        longest.group = 1 << 18;
+        expect(op, dtype, longest, "cuda_tiled");
         many.group = 64;
         expect(op, dtype, many, "cuda_bulk");
     }
@@ -96,6 +102,38 @@ static void needs() {
             expect(BT_OP_ternary_linear_w2a8, BT_I8, p, digits * m <= 16 ? "cuda_skinny" : grouped);
         }
     expect(BT_OP_ternary_linear_packed, BT_F32, product(1, 4096, 4096), "cuda_tiled");
+}
+
+/* Where the weight is decoded and cuBLAS multiplies: many tokens where mma.sync is not all that a device has, and from
+ * 64 on where tensor cores do not take the problem. */
+static void decoded() {
+    const bt_op packed = BT_OP_ternary_linear_packed;
+    for (const int dtype : {(int)BT_F16, (int)BT_BF16}) {
+        for (const int64_t m : {1024, 100000})
+            expect(packed, dtype, product(m, 4096, 4096), "cuda_unpack");
+        for (const int sm : {80, 87, 89, 90, 100, 120}) {
+            bt_problem p = product(4096, 4096, 4096);
+            p.sm = sm;
+            expect(packed, dtype, p, sm == 90 || sm == 100 ? "cuda_unpack" : "cuda_bulk");
+            p.sm = 75;
+            expect(packed, dtype, p, "cuda_unpack");
+        }
+        for (const int64_t m : {1, 63, 64, 5000}) {
+            bt_problem odd = product(m, 100, 2570), groups = product(m, 100, 2560);
+            groups.group = 32;
+            expect(packed, dtype, odd, m < 64 ? "cuda_tiled" : "cuda_unpack");
+            expect(packed, dtype, groups, m < 64 ? "cuda_tiled" : "cuda_unpack");
+        }
+    }
+    for (const int64_t m : {0, 1, 63, 64, 5000}) {
+        bt_problem p = product(m, 4096, 4096);
+        p.halves = 0;
+        expect(packed, BT_F32, p, m < 64 ? "cuda_tiled" : "cuda_unpack");
+    }
+    expect(BT_OP_ternary_linear_w2a8, BT_I8, product(100000, 4096, 4096), "cuda_bulk");
+    const bt_problem few = product(1, 64, 64);
+    check(pick(packed, BT_F16, &few, "unpack") == "cuda_unpack", "bt_pick: by name, whether it pays or not");
+    check(pick(packed, BT_F16, &few, "?unpack") == "cuda_skinny", "bt_pick: a wish that does not pay");
 }
 
 static void names() {
@@ -137,5 +175,6 @@ static void names() {
 
 void test_pick() {
     needs();
+    decoded();
     names();
 }

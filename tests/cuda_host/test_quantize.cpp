@@ -107,6 +107,13 @@ void test_quantize() {
         for (const auto &grouping : {Grouping{"tensor", 0, 257, 1}, Grouping{"channel", 1, 257, 17}})
             for (const float factor : {0.0f, usual_factor(method), 50.0f})
                 compare(random_floats(random, method, 17, 257, 258), grouping, method, method, factor, "large");
+    /* Four weights at a time, in several slices of a tensor and in rows; slices that end inside a row. */
+    for (int type = BT_F32; type <= BT_BF16; type++)
+        for (int method = BT_METHOD_MAX; method <= BT_METHOD_NM34; method++)
+            for (const auto &grouping : {Grouping{"tensor", 0, 1030, 1}, Grouping{"channel", 1, 1030, 11}})
+                if (method != BT_METHOD_ABSMEDIAN && method != BT_METHOD_OPTIMAL)
+                    compare(random_floats(random, type, 11, 1030, 1032), grouping, method, method % 3,
+                            usual_factor(method), "fours");
     for (const float factor : {0.0f, 50.0f})
         compare(random_floats(random, BT_F32, 3, 33, 33), {"channel", 1, 33, 3}, BT_METHOD_ABSMEDIAN, BT_SCALE_LS,
                 factor, "factor");

@@ -42,7 +42,7 @@ def exported(config: TernaryQuantConfig) -> tuple[nn.Module, Tensor]:
 def test_export_gives_the_same_bits(config: TernaryQuantConfig, dtype: torch.dtype) -> None:
     model = nn.Sequential(layer(config, dtype), nn.ReLU())
     packed = bittorch.export_for_inference(model)
-    for shape in ((128,), (1, 128), (16, 128), (33, 128), (2, 3, 128), (0, 128)):
+    for shape in ((128,), (1, 128), (16, 128), (33, 128), (2, 3, 128), (0, 128), (100, 128), (1200, 128)):
         x = torch.randn(shape, device=DEVICE, dtype=dtype)
         with torch.no_grad():
             assert torch.equal(model.eval()(x), packed(x))
@@ -89,10 +89,11 @@ def test_kernels_run_on_the_current_stream(config: TernaryQuantConfig) -> None:
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=repr)
-def test_forward_can_be_captured_in_a_graph(config: TernaryQuantConfig) -> None:
+@pytest.mark.parametrize("tokens", [5, 40, 100])
+def test_forward_can_be_captured_in_a_graph(config: TernaryQuantConfig, tokens: int) -> None:
     training = layer(config).eval()
     for model in (bittorch.export_for_inference(training), training):
-        static = torch.randn(5, 128, device=DEVICE)
+        static = torch.randn(tokens, 128, device=DEVICE)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.no_grad(), torch.cuda.stream(side):
@@ -106,3 +107,42 @@ def test_forward_can_be_captured_in_a_graph(config: TernaryQuantConfig) -> None:
             graph.replay()
             with torch.no_grad():
                 assert torch.equal(y, model(static))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=repr)
+@pytest.mark.parametrize("tokens", [5, 100])
+def test_a_training_step_can_be_captured_in_a_graph(config: TernaryQuantConfig, tokens: int) -> None:
+    """The quantiser and the gradients need no answer from the device."""
+    model = layer(config)
+    x = torch.randn(tokens, 128, device=DEVICE, requires_grad=True)
+
+    def step() -> None:
+        model.zero_grad(set_to_none=False)
+        model(x).square().sum().backward()
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    graph.replay()
+    replayed = model.weight.grad.clone()
+    step()
+    assert torch.equal(replayed, model.weight.grad)
+
+
+def test_saved_for_backward_are_codes_not_a_dense_weight() -> None:
+    model = bittorch.TernaryLinear(4096, 4096, bias=False, device=DEVICE, dtype=torch.bfloat16)
+    sizes = []
+
+    def note(t: Tensor) -> Tensor:
+        sizes.append(t.numel() * t.element_size())
+        return t
+
+    x = torch.randn(2, 4096, device=DEVICE, dtype=torch.bfloat16, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        model(x)
+    assert sum(sizes) < 4096 * 4096 // 4 + 4096 * 4 + 3 * x.numel() * 2

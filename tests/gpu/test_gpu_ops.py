@@ -21,13 +21,13 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 6e-4, torch.bfloat16: 5e-3}
 METHODS = {"max": 0.05, "twn": 0.7, "absmean": 0.5, "absmedian": 0.5, "optimal": 0.0, "nm34": 0.0}
 
 
-SKINNY, BULK = "cuda_skinny", "cuda_bulk"
+SKINNY, BULK, UNPACK = "cuda_skinny", "cuda_bulk", "cuda_unpack"
 
 
 def variants(op: str) -> list[str]:
-    """The kernels that take every problem; SKINNY and BULK have tests of their own."""
+    """The kernels that take every problem and sum in fp32; the others have tests of their own."""
     rows = [row for row in bittorch._C.kernels() if row["op"] == op and row["device"] == "cuda"]
-    return [row["variant"] for row in rows if row["variant"] not in (SKINNY, BULK)]
+    return [row["variant"] for row in rows if row["variant"] not in (SKINNY, BULK, UNPACK)]
 
 
 def random_codes(*shape: int) -> Tensor:
@@ -291,6 +291,80 @@ def test_tensor_cores_take_padded_rows_and_any_activations(variant: str) -> None
         assert (packed - wide).norm() <= TOLERANCE[torch.float16] * wide.norm()
 
 
+@pytest.mark.parametrize("bits", [0, 8, 24])
+@pytest.mark.parametrize("m", [1, 5, 16, 17, 70])
+def test_tensor_cores_take_any_in_features(m: int, bits: int) -> None:
+    """Rows that do not begin at multiples of 16 bytes are copied to such that do."""
+    variant = SKINNY if m * max(1, bits // 8) <= 16 else BULK
+    for k in (1, 3, 68, 100, 2570):
+        codes, scale, x = random_codes(33, k), torch.rand(33) + 0.1, torch.randn(m, k).half()
+        w_packed = ops.ternary_pack(codes)
+        arguments = x.to(DEVICE), w_packed.to(DEVICE), scale.to(DEVICE)
+        if bits:
+            y = ops.ternary_linear_w2a8(x, w_packed, scale, activation_bits=bits)
+            y_gpu = ops.ternary_linear_w2a8(*arguments, activation_bits=bits, variant=variant)
+            assert torch.equal(y_gpu.cpu(), y)
+            assert torch.equal(ops.ternary_linear_w2a8(*arguments, activation_bits=bits), y_gpu)
+            continue
+        expected = x.double() @ (codes.double() * scale.double()[:, None]).T
+        y_gpu = ops.ternary_linear_packed(*arguments, None, variant)
+        assert (y_gpu.cpu().double() - expected).norm() <= TOLERANCE[torch.float16] * expected.norm()
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("group_size", [0, 20, 64])
+def test_decoding_and_cublas_are_close_to_float64(dtype: torch.dtype, group_size: int) -> None:
+    """Named, and where it is the choice: float32 from 64 tokens on. Several chunks of rows, bias of both types."""
+    for m, n, k in ((1, 200, 320), (70, 5000, 2560), (1100, 300, 320)):
+        codes, w_packed, scale = operands(n, k, group_size)
+        x, bias = torch.randn(m, k).to(dtype), (None, torch.randn(n), torch.randn(n).to(dtype))[m % 3]
+        wide = scale.double().repeat_interleave(group_size, dim=1) if group_size else scale.double()[:, None]
+        expected = x.double() @ (codes.double() * wide).T + (0.0 if bias is None else bias.double())
+        arguments = (x.to(DEVICE), w_packed.to(DEVICE), scale.to(DEVICE), None if bias is None else bias.to(DEVICE))
+        y = ops.ternary_linear_packed(*arguments, UNPACK)
+        assert (y.cpu().double() - expected).norm() <= TOLERANCE[dtype] * expected.norm(), (m, n, k)
+        assert torch.equal(ops.ternary_linear_packed(*arguments, UNPACK), y)
+        if dtype == torch.float32 and m >= 64:
+            assert torch.equal(ops.ternary_linear_packed(*arguments), y)
+
+
+def test_the_device_of_the_tensors_counts() -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one device")
+    _, w_packed, scale = operands(70, 256, 0)
+    w2a8 = ops.ternary_linear_w2a8
+    for m, bits in ((3, 0), (3, 8), (40, 0), (40, 24), (100, 0)):
+        x = torch.randn(m, 256)
+        results = []
+        for device in ("cuda:0", "cuda:1"):
+            arguments = x.to(device), w_packed.to(device), scale.to(device)
+            y = w2a8(*arguments, activation_bits=bits) if bits else ops.ternary_linear_packed(*arguments)
+            assert y.device == torch.device(device)
+            results.append(y.cpu())
+        assert torch.equal(*results)
+        assert torch.cuda.current_device() == 0
+
+
+def test_errors_leave_nothing_behind() -> None:
+    """A refused call raises before anything is enqueued, and the next call is good."""
+    _, w_packed, scale = operands(70, 256, 0)
+    x, w_gpu, scale_gpu = torch.randn(40, 256, device=DEVICE), w_packed.to(DEVICE), scale.to(DEVICE)
+    expected = ops.ternary_linear_w2a8(x, w_gpu, scale_gpu)
+    for arguments, kind, text in (
+        ((x, w_packed, scale_gpu), RuntimeError, "is on cuda:0 but w_packed is on cpu|same device"),
+        ((x, w_gpu, scale), RuntimeError, "is on cuda:0 but scale is on cpu|same device"),
+        ((x, w_gpu[:, :5], scale_gpu), ValueError, "w_packed must be"),
+        ((x, w_gpu, scale_gpu[:3]), ValueError, "scale must be"),
+    ):
+        with pytest.raises(kind, match=text):
+            ops.ternary_linear_w2a8(*arguments)
+        torch.cuda.synchronize()
+        assert torch.equal(ops.ternary_linear_w2a8(x, w_gpu, scale_gpu), expected)
+    with pytest.raises(ValueError, match="at most 16 rows"):
+        ops.ternary_linear_w2a8(x, w_gpu, scale_gpu, variant=SKINNY)
+    assert torch.equal(ops.ternary_linear_w2a8(x, w_gpu, scale_gpu), expected)
+
+
 def test_a_kernel_that_cannot_take_the_problem_says_so() -> None:
     def product(m: int, k: int, bits: int = 8, group_size: int = 0) -> Tensor:
         _, w_packed, scale = (t.to(DEVICE) for t in operands(5, k, group_size))
@@ -301,7 +375,5 @@ def test_a_kernel_that_cannot_take_the_problem_says_so() -> None:
         product(17, 64)
     with pytest.raises(ValueError, match=r"at most 16 rows of activations.*got 6 tokens of 24 bits"):
         product(6, 64, bits=24)
-    with pytest.raises(ValueError, match=r"multiples of 16 bytes; .* rows of w_packed 17 bytes apart"):
-        product(1, 68)
     with pytest.raises(ValueError, match=r"multiples of 64 up to 1024.*groups of 32"):
         product(1, 64, group_size=32)

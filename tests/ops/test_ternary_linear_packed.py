@@ -255,6 +255,37 @@ def test_bf16_kernel_is_the_choice_for_bfloat16_alone(bf16_variant: str) -> None
         _Problem(6, 70).run(helpers.randn(3, 70), bf16_variant)
 
 
+# The weight decoded for torch's product: what CUDA runs for many tokens, by name on a CPU too
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES, ids=str)
+@pytest.mark.parametrize("bias", [None, torch.float32, torch.bfloat16], ids=helpers.dtype_id)
+@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+def test_unpacked_product_is_near_float64(
+    granularity: Granularity, bias: torch.dtype | None, dtype: torch.dtype
+) -> None:
+    problem = _Problem(70, 128, granularity, bias)
+    for shape in ((0, 128), (1, 128), (2, 3, 128)):
+        x = helpers.randn(*shape, dtype=dtype)
+        y = problem.run(x, "unpack")
+        assert y.shape == (*shape[:-1], 70)
+        assert y.dtype == dtype
+        if x.numel():
+            helpers.assert_near(y, problem.exact(x))
+
+
+def test_unpacked_product_of_several_chunks_of_rows() -> None:
+    problem = _Problem(2200, 2052, GRANULARITIES[-1], torch.float32)
+    x = helpers.randn(3, 2052)
+    helpers.assert_near(problem.run(x, "unpack"), problem.exact(x))
+
+
+@pytest.mark.parametrize(("m", "n", "k"), [(3, 0, 5), (3, 4, 0), (0, 0, 0)], ids=str)
+def test_unpacked_product_of_empty_sizes_behaves_as_linear(m: int, n: int, k: int) -> None:
+    problem = _Problem(n, k, bias=torch.float32)
+    assert torch.equal(problem.run(torch.randn(m, k), "unpack"), problem.exact(torch.randn(m, k)).float())
+
+
 # Gradients
 
 

@@ -28,7 +28,35 @@ static __device__ __forceinline__ uint4 bt_load_once(const void *from) {
     return v;
 }
 
+/* 16 bytes to shared memory, past L1 and the registers. They are there for this thread when it has waited for the group
+ * that they were committed in, and for the block at the barrier after that. */
+static __device__ __forceinline__ void bt_copy_async(void *to, const void *from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((unsigned)__cvta_generic_to_shared(to)), "l"(from)
+                 : "memory");
+}
+
+static __device__ __forceinline__ void bt_copy_commit() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+/* Until at most GROUPS of this thread's groups are under way. */
+template <int GROUPS> static __device__ __forceinline__ void bt_copy_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS) : "memory");
+}
+
 #else
+
+static inline void bt_copy_async(void *to, const void *from) {
+    cusim::copy_async(to, from);
+}
+
+static inline void bt_copy_commit() {
+    cusim::copy_commit();
+}
+
+template <int GROUPS> static inline void bt_copy_wait() {
+    cusim::copy_wait(GROUPS);
+}
 
 static inline void bt_mma_s8(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     cusim::mma_s8(d, a, b);

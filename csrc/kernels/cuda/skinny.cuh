@@ -25,6 +25,7 @@
  *   UNITS                        16-byte units of 16 activations: 1 of int8, 2 of halves
  *   digits(p)                    columns a token
  *   x(p, column)                 where a column begins
+ *   columns(p), arranged(p)      columns of a row of x, and whether they lie as arrange() puts them
  *   arrange(in, out)             16 activations as they lie in memory to UNITS units of xs
  *   multiply(sum, low, high, b)  sum += words `low` of row g and `high` of row g + 8 times UNITS units of a column
  *   result(sum)                  the product that a sum stands for
@@ -97,10 +98,10 @@ static __device__ void bt_skinny_stage(const typename Op::Params &p, int64_t col
         for (int column = 0; column < columns; column++) {
             const void *const x = Op::x(p, column0 + column);
             uint4 in[Op::UNITS], out[Op::UNITS];
-            bt_skinny_read<Op>(x, k0 + 16 * (int64_t)at, p.k, (uintptr_t)x % 16 == 0, in);
+            bt_skinny_read<Op>(x, k0 + 16 * (int64_t)at, Op::columns(p), (uintptr_t)x % 16 == 0, in);
             Op::arrange(in, out);
             for (int u = 0; u < Op::UNITS; u++)
-                xs[(((step * WORDS + i) * Op::UNITS + u) * pitch + column) * 4 + t] = out[u];
+                xs[(((step * WORDS + i) * Op::UNITS + u) * pitch + column) * 4 + t] = Op::arranged(p) ? in[u] : out[u];
         }
     }
 }

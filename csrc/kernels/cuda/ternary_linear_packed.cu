@@ -101,8 +101,15 @@ template <int TYPE> struct Halves {
     static __host__ __device__ int digits(const Params &) {
         return 1;
     }
-    static __device__ const void *x(const Params &p, int64_t column) {
+    static __host__ __device__ const void *x(const Params &p, int64_t column) {
         return (const uint16_t *)p.x + column * p.ldx;
+    }
+
+    static __host__ __device__ int64_t columns(const Params &p) {
+        return p.k;
+    }
+    static __device__ bool arranged(const Params &) {
+        return false;
     }
 
     /* Operand j has the pair of weights j and j + 8 of a word, so the pairs of x are made the same. */
@@ -164,6 +171,11 @@ extern "C" bt_status bt_ternary_linear_packed_cuda_tiled(const bt_ternary_linear
         return BT_OK;
     const dim3 grid(bt_blocks(bt_div_up(p->n, TILE) * bt_div_up(p->m, TILE)));
     return BT_LAUNCH(tiled, grid, dim3(TILE, LANES), p->stream, *p);
+}
+
+/* A row of the table for who picks: csrc/dispatch decodes the rows and has torch multiply. */
+extern "C" bt_status bt_ternary_linear_packed_cuda_unpack(const bt_ternary_linear_packed *p, int64_t, int64_t) {
+    return p->m == 0 || p->n == 0 ? BT_OK : BT_ERR_PROBLEM;
 }
 
 extern "C" bt_status bt_ternary_linear_packed_cuda_skinny(const bt_ternary_linear_packed *p, int64_t, int64_t) {

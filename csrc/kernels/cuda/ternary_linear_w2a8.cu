@@ -9,6 +9,7 @@
  *
  * Steps of k start at a scale group, hence at a multiple of 4 and at a byte of w; words are padded with zeros. The
  * epilogue is the header's, groups in rising order and every operation rounded on its own: the bits of the scalar. */
+#include "../act_quantize.h"
 #include "../cpu/half.h"
 #include "../cpu/trit.h"
 #include "../ternary_linear_w2a8.h"
@@ -158,8 +159,15 @@ struct Codes {
     static __host__ __device__ int digits(const Params &p) {
         return p.digits;
     }
-    static __device__ const void *x(const Params &p, int64_t column) {
+    static __host__ __device__ const void *x(const Params &p, int64_t column) {
         return p.q + column * p.ldq;
+    }
+
+    static __host__ __device__ int64_t columns(const Params &p) {
+        return bt_quantized_width(p.k, p.q_order);
+    }
+    static __device__ bool arranged(const Params &p) {
+        return p.q_order == BT_ORDER_STRIDE4;
     }
 
     /* Byte j of a word of x lies beside weight 4 b + j of a word of w, and operand j takes it from every b: the four
@@ -209,6 +217,8 @@ struct Codes {
 extern "C" bt_status bt_ternary_linear_w2a8_cuda_baseline(const bt_ternary_linear_w2a8 *p, int64_t, int64_t) {
     if (p->m == 0 || p->n == 0)
         return BT_OK;
+    if (p->q_order != BT_ORDER_NATURAL)
+        return BT_ERR_PROBLEM;
     const dim3 grid(bt_blocks(bt_div_up(p->n, THREADS)), bt_blocks(p->m));
     return BT_LAUNCH(baseline, grid, dim3(THREADS), p->stream, *p);
 }
@@ -216,6 +226,8 @@ extern "C" bt_status bt_ternary_linear_w2a8_cuda_baseline(const bt_ternary_linea
 extern "C" bt_status bt_ternary_linear_w2a8_cuda_tiled(const bt_ternary_linear_w2a8 *p, int64_t, int64_t) {
     if (p->m == 0 || p->n == 0)
         return BT_OK;
+    if (p->q_order != BT_ORDER_NATURAL)
+        return BT_ERR_PROBLEM;
     const dim3 grid(bt_blocks(bt_div_up(p->n, TILE) * bt_div_up(p->m, TILE)));
     return BT_LAUNCH(tiled, grid, dim3(TILE, LANES), p->stream, *p);
 }
