@@ -112,13 +112,8 @@ def _rows4(data: Bytes, out: Bytes) -> None:
             out[4 * begin + row : 4 * end + row : 4] = packed
 
 
-def _tq1_0(blocks: Bytes) -> tuple[Bytes, codecs.Halves]:
-    codes, scale = codecs.decode_tq1_0(blocks)
-    return codecs.pack(codes), scale
-
-
 _BLOCK_DECODERS: dict[str, Callable[[Bytes], tuple[Bytes, codecs.Halves]]] = {
-    "TQ1_0": _tq1_0,
+    "TQ1_0": codecs.decode_tq1_0,
     "TQ2_0": codecs.decode_tq2_0,
     "Q2_0": codecs.decode_q2_0,
     "Q2_0_128": codecs.decode_q2_0,
