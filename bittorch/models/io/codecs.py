@@ -92,7 +92,7 @@ def encode_tq2_0(codes: Codes, scale: Halves) -> Bytes:
 
 def decode_q2_0(blocks: Bytes) -> tuple[Bytes, Halves]:
     """``(n, 2 + g / 4)`` bytes to ``(n, g / 4)`` canonical bytes and n scales."""
-    return canonical_from_plus_one(blocks[:, 2:]), halves(blocks[:, :2])
+    return canonical_from_plus_one(np.ascontiguousarray(blocks[:, 2:])), halves(blocks[:, :2])
 
 
 def encode_q2_0(codes: Codes, scale: Halves) -> Bytes:
