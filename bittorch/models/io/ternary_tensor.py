@@ -1,0 +1,109 @@
+"""Ternary tensors in files: what all formats share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bittorch import ops
+from bittorch.models.io.checkpoint import PackedWeight, StoredTensor
+from bittorch.models.io.codecs import Bytes, ReservedCode
+from bittorch.models.io.errors import FormatError
+
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
+CHUNK = 1 << 20  # weights decoded at a time: what fits the second-level cache together with its temporaries
+
+
+def chunks(count: int, weights_each: int) -> Iterator[tuple[int, int]]:
+    """Ranges that cover ``count`` items of ``weights_each`` weights, about `CHUNK` weights in each."""
+    step = max(1, CHUNK // max(1, weights_each))
+    return ((begin, min(begin + step, count)) for begin in range(0, count, step))
+
+
+class TernaryTensor(StoredTensor):
+    """Decodes to canonical bytes and a scale; readers say how."""
+
+    depth = 1
+
+    def decode(self, out: Bytes) -> Tensor:
+        """Fills canonical ``(rows, ceil(columns / 4))`` bytes and returns the scale. Raises ReservedCode."""
+        raise NotImplementedError
+
+    def packed(self) -> PackedWeight:
+        rows, columns = self.info.shape
+        packed = torch.empty((self.depth * rows, (columns + 3) // 4), dtype=torch.uint8)
+        try:
+            scale = self.decode(packed.numpy())
+        except ReservedCode as error:
+            raise FormatError(f"{self.info.name} ({self.info.type}) holds {error}; the file is damaged") from None
+        check_scale(scale, self.info.name)
+        return PackedWeight(packed, scale, columns, self.depth)
+
+    def dense(self, dtype: torch.dtype | None = None) -> Tensor:
+        return dequantize(self.packed(), dtype or torch.float32)
+
+
+def check_scale(scale: Tensor, name: str) -> None:
+    """Raises FormatError for NaN and Inf."""
+    if not bool(torch.isfinite(scale).all()):
+        raise FormatError(f"{name} has a scale that is not finite; the file is damaged")
+
+
+def dequantize(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
+    """``code * scale``, ``(N, K)``; planes are summed in float32."""
+    if weight.depth == 1:
+        return ops.ternary_unpack(weight.weight_packed, weight.scale, weight.in_features, dtype)
+    n, k = weight.out_features, weight.in_features
+    out = torch.empty((n, k), dtype=dtype)
+    for begin, end in chunks(n, k):
+        total = torch.zeros((end - begin, k))
+        for plane in range(weight.depth):
+            rows = slice(plane * n + begin, plane * n + end)
+            scale = weight.scale if weight.scale.numel() == 1 else weight.scale[rows]
+            total += ops.ternary_unpack(weight.weight_packed[rows], scale, k, torch.float32)
+        out[begin:end] = total
+    return out
+
+
+def collapse_scale(scale: Floats, blank: Flags) -> Tensor:
+    """The smallest scale that says the same: one for the tensor, one per row, or one for as many columns as share it.
+
+    Args:
+        scale: ``(N, G)``, of blocks of columns.
+        blank: ``(N, G)``, where all codes of the block are 0; writers store any scale there, and none matters.
+
+    Returns:
+        float32 ``[1]``, ``[N]`` or ``[N, G / m]``.
+    """
+    for factor in _prime_factors(scale.shape[1]):
+        merged = _merge(scale, blank, factor)
+        if merged is not None:
+            scale, blank = merged
+    if scale.shape[1] > 1:
+        return torch.from_numpy(np.ascontiguousarray(scale))
+    whole = _merge(scale.T, blank.T, len(scale))
+    return torch.from_numpy((scale[:, 0] if whole is None else whole[0][:, 0]).copy())
+
+
+def _merge(scale: Floats, blank: Flags, count: int) -> tuple[Floats, Flags] | None:
+    """Neighbours along the second axis as one, where all of them agree."""
+    parts, blanks = scale.reshape(len(scale), -1, count), blank.reshape(len(blank), -1, count)
+    # The first that is not blank speaks for all.
+    first: Floats = np.take_along_axis(parts, np.argmin(blanks, axis=2)[:, :, None], axis=2)
+    if not ((parts == first) | blanks).all():
+        return None
+    return first[:, :, 0], np.asarray(blanks.all(axis=2))
+
+
+def _prime_factors(number: int) -> Iterator[int]:
+    factor = 2
+    while number > 1:
+        while number % factor == 0:
+            yield factor
+            number //= factor
+        factor += 1
