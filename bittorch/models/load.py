@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from bittorch.models.attention import Attention
 from bittorch.models.block import MLP, DecoderLayer
-from bittorch.models.config import ModelConfig
 from bittorch.models.io import Checkpoint, PackedWeight
-from bittorch.models.linear import dense_linear, packed_linear
+from bittorch.models.linear import dense_linear, fuse_packed, packed_linear
 from bittorch.models.norm import RMSNorm
 from bittorch.quant import check_depth, pack_trit_planes
-from bittorch.quant.ternary import check_activation_bits
+from bittorch.quant.ternary import Granularity, check_activation_bits
 
 STORED = {"F16": torch.float16, "BF16": torch.bfloat16}
+PLANE_ROWS = 8192  # converted at once: bounds what float32 and int8 copies of a head take
 HEAD_ACTIVATION_BITS = 16  # of a head in planes: integers, whose sums no batch changes, and precise enough for logits
 
 
@@ -56,7 +56,7 @@ class LoadOptions:
         if self.dtype is not None and self.dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise ValueError(f"dtype must be float32, float16 or bfloat16, got {self.dtype}")
         if self.activation_bits != "auto":
-            check_activation_bits(self.activation_bits)
+            check_activation_bits(self.activation_bits, 1)
 
 
 class Loader:
@@ -147,22 +147,16 @@ class Loader:
         return HEAD_ACTIVATION_BITS if converted else self.config.activation_bits
 
     def _planes(self, name: str, depth: int, group_size: int | None) -> PackedWeight:
-        weight = self.checkpoint.dense(name, torch.float32)
-        granularity = {"granularity": "channel"} if group_size is None else {"granularity": "group"}
-        packed, scale = pack_trit_planes(weight, depth, **granularity, group_size=group_size or 128)
-        return PackedWeight(packed, scale, weight.shape[1], depth)
+        weight = self.checkpoint.dense(name)
+        granularity: Granularity = "channel" if group_size is None else "group"
+        parts = []
+        for rows in weight.split(PLANE_ROWS):
+            packed, scale = pack_trit_planes(rows.to(self.device).float(), depth, granularity, group_size or 128)
+            scale = scale.expand(depth * len(rows)) if scale.numel() == 1 else scale
+            parts.append(PackedWeight(packed, scale, weight.shape[1], depth))
+        return fuse_packed(parts, self.device)
 
     def _dense(self, name: str, copy: bool = False) -> Tensor:
         return self.checkpoint.dense(name).to(device=self.device, dtype=self.dtype, copy=copy)
 
 
-def build(checkpoint: Checkpoint, options: LoadOptions, progress: Callable[[int, int], None] | None = None):
-    """Every part of the model. Returns embedding, layers, norm and head."""
-    loader = Loader(checkpoint, options)
-    embedding, head = loader.embedding_and_head()
-    layers = []
-    for index in range(checkpoint.config.num_layers):
-        layers.append(loader.layer(index))
-        if progress:
-            progress(index + 1, checkpoint.config.num_layers)
-    return embedding, layers, loader.norm(), head
