@@ -65,6 +65,8 @@ class ModelConfig:
             raise ValueError(f"head_dim must be even for rotary positions, got {self.head_dim}")
         if self.hidden_act not in ACTIVATIONS:
             raise ValueError(f"hidden_act must be one of {', '.join(ACTIVATIONS)}, got {self.hidden_act!r}")
+        if self.activation_bits not in (None, 8, 16, 24):
+            raise ValueError(f"activation_bits must be None, 8, 16 or 24, got {self.activation_bits!r}")
         for name in ("rms_norm_eps", "rope_theta"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 < value < float("inf"):

@@ -155,21 +155,33 @@ class Checkpoint:
             raise KeyError(f"{self.path} has no tensor {name!r}") from None
 
     def _check_complete(self) -> None:
-        """Every tensor that the configuration calls for is there, and has its shape."""
+        """The tensors are those that the configuration calls for, and have its shapes."""
         expected = self.config.tensor_shapes()
         if missing := [name for name in expected if name not in self._tensors]:
-            shown = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
-            raise FormatError(f"{self.path} lacks {len(missing)} tensors that its configuration calls for: {shown}")
+            raise FormatError(
+                f"{self.path} lacks {len(missing)} tensors that its configuration calls for: {_some(missing)}"
+            )
+        if unknown := [name for name in self._tensors if name not in expected]:
+            raise FormatError(
+                f"{self.path} has {len(unknown)} tensors that no part of the model uses: {_some(unknown)}"
+            )
         for name, shape in expected.items():
             if (given := self._tensors[name].info.shape) != shape:
                 raise FormatError(f"{self.path}: {name} must be {shape} by the configuration, got {given}")
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+
+
+def open_checkpoint(path: str | Path, *, i2_s_layout: str = "128x32") -> Checkpoint:
     """Opens a language model's checkpoint without reading its tensors.
 
     Args:
         path: a directory with config.json and safetensors, in one file or in shards by index; or one GGUF file.
+        i2_s_layout: the order of weights in I2_S tensors, which a GGUF file does not tell: ``128x32`` of converters
+            and most builds of bitnet.cpp; ``64x16`` of its builds for ARM; ``rows4``, four rows a byte, of a build for
+            x86. A wrong one gives noise instead of text.
 
     Returns:
         The open checkpoint; use it in a ``with`` statement.
@@ -183,6 +195,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         from bittorch.models.io.hf import open_directory
 
         return open_directory(path)
-    if not path.exists():
+    if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
-    raise FormatError(f"{path} is neither a directory with config.json nor a GGUF file")
+    from bittorch.models.io.gguf import open_gguf
+
+    return open_gguf(path, i2_s_layout)

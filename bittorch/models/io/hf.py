@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from bittorch.models.io.checkpoint import Checkpoint, StoredTensor, TensorInfo
+from bittorch.models.io.checkpoint import Checkpoint, StoredTensor
+from bittorch.models.io.dense_tensor import DenseTensor
 from bittorch.models.io.errors import FormatError
+from bittorch.models.io.hf_bitnet import read_bitnet
+from bittorch.models.io.hf_compressed import activation_bits as activation_bits_of
+from bittorch.models.io.hf_compressed import read_compressed
 from bittorch.models.io.hf_config import config_from_hf
 from bittorch.models.io.mapped_file import MappedFile
+from bittorch.models.io.own import read_own
 from bittorch.models.io.safetensors_header import RawTensor, parse_json, read_header
 
 INDEX = "model.safetensors.index.json"
+IGNORED = ("rotary_emb.inv_freq",)  # follows from the configuration; old files store it
 # Names of the first BitNet checkpoints, and of today's.
 RENAMED = {"self_attn.inner_attn_ln": "self_attn.attn_sub_norm", "mlp.ffn_layernorm": "mlp.ffn_sub_norm"}
-
-
-class DenseTensor(StoredTensor):
-    """Floats as they stand in a safetensors file."""
-
-    def __init__(self, name: str, raw: RawTensor) -> None:
-        super().__init__(TensorInfo(name, raw.dtype, raw.shape, raw.bytes))
-        self.raw = raw
-
-    def dense(self, dtype: torch.dtype | None = None) -> Tensor:
-        tensor = self.raw.tensor()
-        if dtype is None or dtype == tensor.dtype:
-            return tensor
-        tensor = tensor.to(dtype)
-        self.raw.file.release(self.raw.offset, self.raw.bytes)
-        return tensor
 
 
 def open_directory(path: Path) -> Checkpoint:
@@ -40,15 +28,48 @@ def open_directory(path: Path) -> Checkpoint:
     config_path = path / "config.json"
     if not config_path.is_file():
         raise FileNotFoundError(f"{path} has no config.json; name a checkpoint's directory or a .gguf file")
-    values = parse_json(config_path.read_bytes(), str(config_path))
-    raw, files, own = read_shards(path)
-    tensors = {canonical_name(name): DenseTensor(canonical_name(name), entry) for name, entry in raw.items()}
+    what = str(config_path)
+    values = parse_json(config_path.read_bytes(), what)
+    stored, files, own = read_shards(path)
+    raw = {canonical_name(name): entry for name, entry in stored.items() if not name.endswith(IGNORED)}
+    if len(raw) < len({name for name in stored if not name.endswith(IGNORED)}):
+        raise FormatError(f"{path} has tensors under an old and under a new name at once")
+    format, tensors, activation_bits = _read(raw, values, own, path)
     sub_norm = any(name.endswith("attn_sub_norm.weight") for name in tensors)
-    config = config_from_hf(values, sub_norm, None, str(config_path))
+    config = config_from_hf(values, sub_norm, activation_bits, what)
     if config.tie_embeddings:
         tensors.pop("lm_head.weight", None)  # some files store the tied head once more
-    metadata = {"config": values, "safetensors": own}
-    return Checkpoint(path, "safetensors", config, tensors, metadata, path, files)
+    return Checkpoint(path, format, config, tensors, {"config": values, "safetensors": own}, path, files)
+
+
+def _read(
+    raw: Mapping[str, RawTensor], values: Mapping[str, Any], own: Mapping[str, str], path: Path
+) -> tuple[str, dict[str, StoredTensor], int | None]:
+    """Format, tensors and activation_bits by the quantisation method that config.json names."""
+    what = str(path)
+    note = values.get("bittorch")  # what this library adds to a config.json
+    recorded = note.get("activation_bits") if isinstance(note, dict) else None
+    quantization = values.get("quantization_config")
+    if quantization is None and values.get("weight_bits") == 1:  # the first BitNet models, which had code of their own
+        quantization = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
+    if quantization is None:
+        return "safetensors", {name: DenseTensor(name, entry) for name, entry in raw.items()}, None
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+    if method == "bitnet":
+        online = quantization.get("quantization_mode") == "online"
+        return "bitnet-online" if online else "bitnet", read_bitnet(raw, quantization, what), 8
+    if method == "compressed-tensors":
+        return (
+            "compressed-tensors",
+            read_compressed(raw, quantization, what),
+            recorded or activation_bits_of(quantization),
+        )
+    if method == "bittorch":
+        return "bittorch", read_own(raw, own, what), recorded
+    raise FormatError(
+        f"{path / 'config.json'}: quant_method {method!r:.100} is not read; known are bitnet, compressed-tensors and "
+        "bittorch"
+    )
 
 
 def canonical_name(name: str) -> str:
