@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Sequence
 from typing import Literal
 
@@ -67,14 +66,6 @@ class Loader:
         self.device = torch.device(options.device)
         stored = STORED.get(checkpoint.info("model.embed_tokens.weight").type, torch.float32)
         self.dtype = options.dtype or stored
-        self._warn_of_unexpected()
-
-    def _warn_of_unexpected(self) -> None:
-        expected = self.config.tensor_shapes()
-        extra = [name for name in self.checkpoint.names if name not in expected]
-        if extra:
-            shown = ", ".join(extra[:10]) + (f" and {len(extra) - 10} more" if len(extra) > 10 else "")
-            warnings.warn(f"the model has no place for {len(extra)} tensors of the checkpoint: {shown}", stacklevel=4)
 
     def layer(self, index: int) -> DecoderLayer:
         """One layer of the decoder with its weights."""
