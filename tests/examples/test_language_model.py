@@ -8,8 +8,8 @@ import pytest
 
 pytest.importorskip("tokenizers")
 
-from tests.models import tiny  # noqa: E402
-from tests.models.vocabularies import byte_tokenizer  # noqa: E402
+from tests.models import tiny
+from tests.models.vocabularies import byte_tokenizer
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "language_model.py"
 

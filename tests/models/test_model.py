@@ -46,7 +46,7 @@ def bitnet(**changes: Any) -> nn.Module:
 
 
 def llama(**changes: Any) -> nn.Module:
-    return randomized(transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, **changes)))
+    return randomized(transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**SIZES, **changes})))
 
 
 def randomized(model: nn.Module) -> nn.Module:
@@ -64,7 +64,7 @@ MODELS = {
     "bitnet": bitnet,
     "llama": llama,
     "llama biases": lambda: llama(attention_bias=True, mlp_bias=True, head_dim=32, rope_parameters=LLAMA3),
-    "llama one kv head": lambda: llama(tie_word_embeddings=True),
+    "llama without groups": lambda: llama(tie_word_embeddings=True, num_key_value_heads=4),
 }
 IDS = torch.randint(0, 300, (3, 40), generator=helpers.seeded(3))
 
