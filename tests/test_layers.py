@@ -12,7 +12,8 @@ PACKAGE = Path(bittorch.__file__).parent
 ROOT = PACKAGE.parent
 CSRC = ROOT / "csrc"
 # A file imports only from its own floor and those before it.
-FLOORS = (("_C", "_env", "_version", "_extension", "_build_info"), ("ops",), ("quant",), ("nn",), ("utils", "train"))
+BASE = ("_C", "_env", "_version", "_extension", "_build_info")
+FLOORS = (BASE, ("ops",), ("quant",), ("nn",), ("utils", "train"), ("models",))
 TOP = len(FLOORS)
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 C_FILES = sorted(p for suffix in ("c", "h", "cpp", "cu", "cuh") for p in CSRC.rglob(f"*.{suffix}"))

@@ -10,14 +10,16 @@ from torch import Tensor, nn
 
 from bittorch import ops
 from bittorch.quant.ternary import check_activation_bits
+from bittorch.quant.trit_planes import check_depth
 
 
 class PackedLayer(nn.Module):
-    """Buffers only: ``weight_packed`` ``(rows, ceil(columns / 4))`` uint8, ``scale`` float32, ``bias`` or None.
+    """Buffers only: ``weight_packed`` ``(depth * rows, ceil(columns / 4))`` uint8, ``scale`` float32, ``bias`` or None.
 
     ``.half()`` and ``.to(dtype)`` cast the bias and leave codes and scale as they are.
     """
 
+    depth: int = 1  # of the class, for layers that were pickled without one
     weight_packed: Tensor
     scale: Tensor
     bias: Tensor | None
@@ -31,12 +33,16 @@ class PackedLayer(nn.Module):
         activation_bits: int | None,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
+        depth: int = 1,
     ) -> None:
         super().__init__()
         check_activation_bits(activation_bits, columns)
         self.activation_bits = activation_bits
-        scale_shape = (1,) if scale_groups == 0 else (rows,) if scale_groups == 1 else (rows, scale_groups)
-        self.register_buffer("weight_packed", torch.zeros((rows, (columns + 3) // 4), dtype=torch.uint8, device=device))
+        self.depth = check_depth(depth)
+        planes = self.depth * rows
+        scale_shape = (1,) if scale_groups == 0 else (planes,) if scale_groups == 1 else (planes, scale_groups)
+        packed_shape = planes, (columns + 3) // 4
+        self.register_buffer("weight_packed", torch.zeros(packed_shape, dtype=torch.uint8, device=device))
         self.register_buffer("scale", torch.zeros(scale_shape, dtype=torch.float32, device=device))
         self.register_buffer("bias", torch.zeros(rows, dtype=dtype, device=device) if bias else None)
 

@@ -3,30 +3,48 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bittorch import _env
 from bittorch.nn.packed_layer import PackedLayer
+from bittorch.nn.ternary_linear import gathered
+from bittorch.quant import TernaryQuantConfig
+from bittorch.quant.trit_planes import check_grid, pack_trit_planes, unpack_trit_planes
+
+
+def _autocast_dtype(device: str) -> torch.dtype | None:
+    """What autocast casts activations to; None where it is off, or unknown as on meta."""
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return None
 
 
 class TernaryLinearInference(PackedLayer):
     """``y = x @ (codes * scale)^T + bias`` from packed codes.
 
-    Buffers only: ``weight_packed`` ``(out_features, ceil(in_features / 4))`` uint8, ``scale`` float32, ``bias`` or
-    None. ``.half()`` and ``.to(dtype)`` cast the bias and leave codes and scale as they are. ``x`` may be float32,
+    Buffers only: ``weight_packed`` ``(depth * out_features, ceil(in_features / 4))`` uint8, ``scale`` float32, ``bias``
+    or None. ``.half()`` and ``.to(dtype)`` cast the bias and leave codes and scale as they are. ``x`` may be float32,
     float16 or bfloat16; the result has its dtype.
 
-    Made by `bittorch.export_for_inference`, or empty, to be filled by ``load_state_dict``:
+    With a depth the rows are those of all planes of `bittorch.quant.pack_trit_planes`, the lowest first, and
+    ``y = (y_0 + y_1 + ...) + bias`` with ``y_i`` the product with plane i: one call of the op, planes, sum and bias in
+    float32 whatever the dtype of ``x``, and one cast.
+
+    Made by `bittorch.export_for_inference`, by ``quantize_model(model, depth=...)``, or empty, to be filled by
+    ``load_state_dict``:
 
     Args:
         in_features, out_features, bias, device, dtype: as in `torch.nn.Linear`; dtype is that of the bias.
         groups: scales of a row: 0 for one scale a layer, 1 for one a row, more for groups of
-            ``in_features / groups`` columns.
+            ``in_features / groups`` columns. Planes have scales of their own, so 0 goes with depth 1 alone.
         activation_bits: None for floating activations, else 8, 16 or 24, as in `bittorch.TernaryQuantConfig`.
+        depth: ternary planes of the weight, 1 to 6.
 
     Raises:
-        ValueError: groups that do not cut in_features into equal multiples of 4, an unknown activation_bits;
-        from ``load_state_dict`` RuntimeError, for the reserved code 11, wrong padding, or a scale that is not finite.
+        TypeError: a depth that is not an integer.
+        ValueError: groups that do not cut in_features into equal multiples of 4, an unknown activation_bits, a depth
+        out of range; from ``load_state_dict`` RuntimeError, for the reserved code 11, wrong padding, or a scale that is
+        not finite.
     """
 
     def __init__(
@@ -37,14 +55,48 @@ class TernaryLinearInference(PackedLayer):
         *,
         groups: int = 1,
         activation_bits: int | None = None,
+        depth: int = 1,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         if groups < 0 or (groups > 1 and (in_features % groups or in_features // groups % 4)):
             raise ValueError(f"groups={groups} do not cut in_features={in_features} into equal multiples of 4")
-        super().__init__(out_features, in_features, bias, groups, activation_bits, device, dtype)
+        if groups == 0 and depth != 1:
+            raise ValueError(f"groups=0 is one scale for all rows, but each of depth={depth} planes has its own; use 1")
+        super().__init__(out_features, in_features, bias, groups, activation_bits, device, dtype, depth)
         self.in_features = in_features
         self.out_features = out_features
+
+    @classmethod
+    def from_linear(
+        cls, linear: nn.Linear, depth: int, config: TernaryQuantConfig | None = None
+    ) -> TernaryLinearInference:
+        """The weight of ``linear`` as trit planes, without training.
+
+        Args:
+            linear: any linear layer; it is not touched, and its bias is copied.
+            depth: planes, 1 to 6.
+            config: granularity, group_size and activation_bits count. One scale for the tensor stands in each row.
+
+        Raises:
+            TypeError: a depth that is not an integer, a weight that is not floating.
+            ValueError: a depth out of range, a weight with NaN or Inf or on the meta device, groups that do not divide
+                in_features, a config with a method, a threshold or a gradient of its own.
+        """
+        config = config or TernaryQuantConfig()
+        check_grid(config)
+        config.check_in_features(linear.in_features)
+        weight = gathered(linear.weight).detach()
+        if weight.device.type == "meta":
+            raise ValueError("the weight is on the meta device and has no values; load them first")
+        assert config.granularity is not None
+        planes = pack_trit_planes(weight, depth, config.granularity, config.group_size)
+        sizes = linear.in_features, linear.out_features, linear.bias is not None
+        layer = cls(*sizes, activation_bits=config.activation_bits, depth=depth, device="meta")
+        layer.weight_packed, layer.scale = planes
+        if linear.bias is not None:
+            layer.bias = gathered(linear.bias).detach().clone()
+        return layer.train(linear.training)
 
     @property
     def columns(self) -> int:
@@ -55,9 +107,15 @@ class TernaryLinearInference(PackedLayer):
         """Scales of a row; 0 when the layer has a single one."""
         return self._scale_groups()
 
+    def get_quantized_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The dense weight ``(out_features, in_features)`` that the layer multiplies by, rounded once to ``dtype``."""
+        return unpack_trit_planes(self.weight_packed, self.scale, self.depth, self.in_features, dtype)
+
     def forward(self, input: Tensor) -> Tensor:
         if input.dim() == 0 or input.shape[-1] != self.in_features:  # packed rows know it only to a whole byte
             raise ValueError(f"input must be (..., {self.in_features}), got {tuple(input.shape)}")
+        if self.depth != 1:
+            return self._forward_planes(input)
         buffers = self._buffers  # an attribute of a module takes as long to find as a small layer to run
         weights = buffers["weight_packed"], buffers["scale"], buffers["bias"]
         if self.activation_bits is None:
@@ -66,9 +124,32 @@ class TernaryLinearInference(PackedLayer):
             input, *weights, None, None, self.activation_bits, _env.INFER_VARIANT
         )  # by position: keywords cost half a microsecond
 
+    def _forward_planes(self, input: Tensor) -> Tensor:
+        if (dtype := _autocast_dtype(input.device.type)) is None:
+            return self._sum_of_planes(input)
+        with torch.autocast(input.device.type, enabled=False):  # it would cast the float32 activations once more
+            return self._sum_of_planes(input if input.dtype == torch.float64 else input.to(dtype))
+
+    def _sum_of_planes(self, x: Tensor) -> Tensor:
+        weights = self.weight_packed, self.scale, None
+        if self.activation_bits is None:
+            # The op gives the dtype of x, and planes rounded to 16 bits would lose 1.6 times what the last cast loses.
+            wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+            rows = torch.ops.bittorch.ternary_linear_packed.default(wide, *weights, _env.INFER_VARIANT)
+        else:
+            rows = torch.ops.bittorch.ternary_linear_w2a8.default(
+                x, *weights, None, torch.float32, self.activation_bits, _env.INFER_VARIANT
+            )
+        y, *higher = rows.unflatten(-1, (self.depth, self.out_features)).unbind(-2)
+        for plane in higher:  # the smallest first: fewer large partial sums to round
+            y = y + plane
+        return (y if self.bias is None else y + self.bias.float()).to(x.dtype)
+
     def extra_repr(self) -> str:
         parts = [f"in_features={self.in_features}", f"out_features={self.out_features}"]
         parts += [f"bias={self.bias is not None}", f"groups={self.groups}"]
         if self.activation_bits:
             parts.append(f"activation_bits={self.activation_bits}")
+        if self.depth != 1:
+            parts.append(f"depth={self.depth}")
         return ", ".join(parts)

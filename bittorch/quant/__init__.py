@@ -8,6 +8,13 @@ from bittorch.quant.ternary import (
     ternary_quantize,
     ternary_quantize_ste,
 )
+from bittorch.quant.trit_planes import (
+    check_depth,
+    from_trit_planes,
+    pack_trit_planes,
+    trit_planes,
+    unpack_trit_planes,
+)
 
 __all__ = [
     "Int4QuantConfig",
@@ -16,6 +23,11 @@ __all__ = [
     "Quantizer",
     "TernaryQuantConfig",
     "TernaryQuantizer",
+    "check_depth",
+    "from_trit_planes",
+    "pack_trit_planes",
     "ternary_quantize",
     "ternary_quantize_ste",
+    "trit_planes",
+    "unpack_trit_planes",
 ]

@@ -39,7 +39,8 @@ def _layer_config(layer: PackedLayer) -> dict[str, Any]:
         return {"kind": "conv2d", **sizes, "scale_groups": layer.scale_groups, **common}
     assert isinstance(layer, TernaryLinearInference)
     sizes = {"in_features": layer.in_features, "out_features": layer.out_features}
-    return {**sizes, "groups": layer.groups, **common}
+    planes = {"depth": layer.depth} if layer.depth != 1 else {}  # without it the file is one that older versions read
+    return {**sizes, "groups": layer.groups, **planes, **common}
 
 
 def _split_aliases(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -188,7 +189,8 @@ def _put(model: nn.Module, name: str, value: nn.Module | nn.Parameter) -> nn.Mod
 def _sizes_text(layer: PackedLayer) -> str:
     if isinstance(layer, TernaryConv2dInference):
         return f"in_channels={layer.in_channels}, out_channels={layer.out_channels}, kernel_size={layer.kernel_size}"
-    return f"in_features={layer.columns}, out_features={len(layer.weight_packed)}"
+    depth = f", depth={layer.depth}" if layer.depth != 1 else ""
+    return f"in_features={layer.columns}, out_features={len(layer.weight_packed) // layer.depth}{depth}"
 
 
 def _conv2d_text(module: nn.Module) -> str:

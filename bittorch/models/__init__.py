@@ -1,0 +1,24 @@
+"""Language models with ternary weights: their files, and what runs them.
+
+`bittorch.models.io` reads and writes checkpoints and needs nothing beyond bittorch's own requirements; tokenizers and chat
+templates need the extra ``lm``.
+"""
+
+from bittorch.models.config import ModelConfig
+from bittorch.models.generate import Generation, GenerationConfig, GenerationStats, Piece
+from bittorch.models.kv_cache import KVCache
+from bittorch.models.load import LoadOptions
+from bittorch.models.model import LanguageModel
+from bittorch.models.tokenizer import Tokenizer
+
+__all__ = [
+    "Generation",
+    "GenerationConfig",
+    "GenerationStats",
+    "KVCache",
+    "LanguageModel",
+    "LoadOptions",
+    "ModelConfig",
+    "Piece",
+    "Tokenizer",
+]

@@ -1,0 +1,103 @@
+"""Causal attention with grouped queries, on keys and values without padding."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bittorch.models.batch import Batch
+from bittorch.models.config import ModelConfig
+from bittorch.models.norm import RMSNorm
+from bittorch.models.rope import Rotation
+
+
+def attend(q: Tensor, kv: Tensor) -> Tensor:
+    """``softmax(q k^T / sqrt(head_dim)) v``; query i of t sees the keys up to ``length - t + i``.
+
+    Args:
+        q: ``(rows, t, heads, head_dim)``, the queries of the last t tokens.
+        kv: ``(2, rows, kv_heads, length, head_dim)``.
+
+    Returns:
+        ``(rows, t, heads * head_dim)``.
+    """
+    rows, count, heads, width = q.shape
+    k, v = kv.unbind()
+    kv_heads, length = k.shape[1], k.shape[2]
+    group = heads // kv_heads
+    if count == 1:  # every query sees every key: those of a group are as good as tokens, and keys are read once for all
+        y = F.scaled_dot_product_attention(q.reshape(rows, kv_heads, group, width), k, v)
+        return y.reshape(rows, 1, heads * width)
+    # A kv head and its group of queries are a batch of attentions, in which k and v are views of stride 0.
+    q = q.reshape(rows, count, kv_heads, group, width).permute(0, 2, 3, 1, 4).flatten(0, 1)
+    k, v = (t.flatten(0, 1).unsqueeze(1).expand(-1, group, -1, -1) for t in (k, v))
+    mask = None if length == count else causal_mask(count, length, q.device)
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+    return y.view(rows, kv_heads, group, count, width).permute(0, 3, 1, 2, 4).reshape(rows, count, heads * width)
+
+
+def causal_mask(count: int, length: int, device: torch.device) -> Tensor:
+    """``(count, length)`` of bool: which keys the last ``count`` tokens see."""
+    return torch.ones(count, length, dtype=torch.bool, device=device).tril(length - count)
+
+
+class Attention(nn.Module):
+    """``o_proj(sub_norm(attend(rope(q), rope(k), v)))``, q, k and v from one product.
+
+    Args:
+        config: the model's.
+        layer: which of the cache's layers is this one's.
+        qkv_proj: gives the rows of q, then k, then v.
+        o_proj: the output projection.
+        device, dtype: of the norm.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        layer: int,
+        qkv_proj: nn.Module,
+        o_proj: nn.Module,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.layer = layer
+        self.heads, self.kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        self.qkv_proj, self.o_proj = qkv_proj, o_proj
+        size = config.num_heads * config.head_dim
+        self.attn_sub_norm = (
+            RMSNorm(size, config.rms_norm_eps, device=device, dtype=dtype) if config.sub_norm else nn.Identity()
+        )
+
+    def forward(self, x: Tensor, rotation: Rotation, batch: Batch) -> Tensor:
+        """``(tokens, hidden)`` to the same; the tokens are those of the batch, one sequence behind the other."""
+        qkv = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim))
+        turned = self.heads + self.kv_heads
+        rotation.rotate_(qkv[:, :turned])
+        q = qkv[:, : self.heads]
+        kv = qkv[:, self.heads :].unflatten(1, (2, self.kv_heads))
+        if batch.even:
+            y = self._attend_even(q, kv, batch)
+        else:
+            y = torch.cat([self._attend_row(index, *part, batch) for index, part in enumerate(_parts(q, kv, batch))])
+        return self.o_proj(self.attn_sub_norm(y))
+
+    def _attend_even(self, q: Tensor, kv: Tensor, batch: Batch) -> Tensor:
+        rows = len(batch.counts)
+        q, kv = q.unflatten(0, (rows, -1)), kv.unflatten(0, (rows, -1))
+        cached = kv.permute(2, 0, 3, 1, 4) if batch.cache is None else batch.cache.write_all(self.layer, kv)
+        return attend(q, cached).flatten(0, 1)
+
+    def _attend_row(self, index: int, q: Tensor, kv: Tensor, batch: Batch) -> Tensor:
+        if batch.cache is None:
+            cached = kv.permute(1, 2, 0, 3)
+        else:
+            cached = batch.cache.write(self.layer, batch.rows[index], kv)
+        return attend(q.unsqueeze(0), cached.unsqueeze(1)).squeeze(0)
+
+
+def _parts(q: Tensor, kv: Tensor, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(q.split(batch.counts), kv.split(batch.counts), strict=True))

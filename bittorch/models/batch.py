@@ -1,0 +1,61 @@
+"""Which tokens of a step belong to which sequence."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bittorch.models.kv_cache import KVCache
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Sequences of any lengths, their new tokens one behind the other without padding.
+
+    Args:
+        counts: new tokens of each sequence.
+        past: tokens of each that the cache holds.
+        rows: each one's row of the cache.
+        cache: None where keys and values are not kept.
+    """
+
+    counts: tuple[int, ...]
+    past: tuple[int, ...]
+    rows: tuple[int, ...]
+    cache: KVCache | None
+
+    @classmethod
+    def of(cls, counts: Sequence[int], cache: KVCache | None, rows: Sequence[int] | None = None) -> Batch:
+        """Checks counts and rows against the cache. Raises ValueError."""
+        if not counts or min(counts) < 1:
+            raise ValueError(f"every sequence must bring at least one token, got {list(counts)}")
+        rows = tuple(range(len(counts)) if rows is None else rows)
+        if len(rows) != len(counts) or len(set(rows)) != len(rows):
+            raise ValueError(f"rows must name a row of the cache for each of {len(counts)} sequences, got {list(rows)}")
+        if cache is None:
+            return cls(tuple(counts), (0,) * len(counts), rows, None)
+        cache.check_room(rows, counts)
+        return cls(tuple(counts), tuple(cache.lengths[row] for row in rows), rows, cache)
+
+    @property
+    def even(self) -> bool:
+        """Whether all sequences can be attended to in one call: equal lengths, and all rows of the cache in order."""
+        same = len(set(self.counts)) == 1 and len(set(self.past)) == 1
+        return same and (self.cache is None or self.rows == tuple(range(self.cache.rows)))
+
+    def positions(self, device: torch.device) -> Tensor:
+        """``(tokens,)`` of int64: the place of each new token in its sequence."""
+        if len(self.counts) == 1 or self.even:
+            one = torch.arange(self.past[0], self.past[0] + self.counts[0], device=device)
+            return one.repeat(len(self.counts)) if len(self.counts) > 1 else one
+        if max(self.counts) == 1:
+            return torch.tensor(self.past, device=device)
+        pairs = zip(self.past, self.counts, strict=True)
+        return torch.cat([torch.arange(past, past + count, device=device) for past, count in pairs])
+
+    def last(self, device: torch.device) -> Tensor:
+        """``(sequences,)`` of int64: where the last new token of each stands."""
+        return torch.tensor(self.counts, device=device).cumsum(0) - 1

@@ -1,0 +1,102 @@
+"""The sizes and rules of a decoder-only language model, whatever file they came from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+ACTIVATIONS = ("silu", "relu2")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A LLaMA-like decoder: RMSNorm, rotary positions, grouped-query attention, gated MLP; BitNet adds sub-norms.
+
+    Args:
+        vocab_size, hidden_size, intermediate_size, num_layers, num_heads, num_kv_heads, head_dim: sizes.
+        max_positions: the longest sequence the model was trained for.
+        rms_norm_eps: added to the mean square of every norm.
+        rope_theta: base of the rotary frequencies ``theta ** (-2 i / head_dim)``.
+        rope_scaling: None, or how the frequencies are changed, under ``rope_type``: ``linear`` with ``factor``;
+            ``llama3`` with ``factor``, ``low_freq_factor``, ``high_freq_factor``,
+            ``original_max_position_embeddings``; ``factors`` with ``factors``, head_dim / 2 floats by which the
+            frequencies are divided (a GGUF file keeps only these of ``llama3``).
+        hidden_act: ``silu``, or ``relu2``, the square of ReLU.
+        sub_norm: RMSNorm before the output projections, ``self_attn.attn_sub_norm`` and ``mlp.ffn_sub_norm``.
+        tie_embeddings: the head is the embedding.
+        attention_bias, mlp_bias: the projections have a bias; that of attention is on q, k, v and o.
+        activation_bits: 8 for W1.58A8 checkpoints, None where activations stay floating.
+        bos_token_id, eos_token_ids: as the checkpoint says.
+
+    Raises:
+        ValueError: a size that no model has, or heads that do not divide.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_positions: int
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    rope_scaling: Mapping[str, Any] | None = None
+    hidden_act: str = "silu"
+    sub_norm: bool = False
+    tie_embeddings: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    activation_bits: int | None = None
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        sizes = "vocab_size hidden_size intermediate_size num_layers num_heads num_kv_heads head_dim max_positions"
+        for name in sizes.split():
+            value = getattr(self, name)
+            if type(value) is not int or not 0 < value < 2**31:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads={self.num_heads} is no multiple of num_kv_heads={self.num_kv_heads}")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim must be even for rotary positions, got {self.head_dim}")
+        if self.hidden_act not in ACTIVATIONS:
+            raise ValueError(f"hidden_act must be one of {', '.join(ACTIVATIONS)}, got {self.hidden_act!r}")
+        if self.activation_bits not in (None, 8, 16, 24):
+            raise ValueError(f"activation_bits must be None, 8, 16 or 24, got {self.activation_bits!r}")
+        for name in ("rms_norm_eps", "rope_theta"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 < value < float("inf"):
+                raise ValueError(f"{name} must be positive and finite, got {value!r}")
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The canonical name of every tensor of the model, biases included, and its shape."""
+        hidden, inner = self.hidden_size, self.intermediate_size
+        q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        linears = {
+            "self_attn.q_proj": (q, hidden),
+            "self_attn.k_proj": (kv, hidden),
+            "self_attn.v_proj": (kv, hidden),
+            "self_attn.o_proj": (hidden, q),
+            "mlp.gate_proj": (inner, hidden),
+            "mlp.up_proj": (inner, hidden),
+            "mlp.down_proj": (hidden, inner),
+        }
+        norms = {"input_layernorm": hidden, "post_attention_layernorm": hidden}
+        if self.sub_norm:
+            norms |= {"self_attn.attn_sub_norm": q, "mlp.ffn_sub_norm": inner}
+        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, hidden)}
+        for layer in range(self.num_layers):
+            prefix = f"model.layers.{layer}."
+            for name, shape in linears.items():
+                shapes[f"{prefix}{name}.weight"] = shape
+                if self.attention_bias if name.startswith("self_attn") else self.mlp_bias:
+                    shapes[f"{prefix}{name}.bias"] = shape[:1]
+            shapes |= {f"{prefix}{name}.weight": (size,) for name, size in norms.items()}
+        shapes["model.norm.weight"] = (hidden,)
+        if not self.tie_embeddings:
+            shapes["lm_head.weight"] = (self.vocab_size, hidden)
+        return shapes

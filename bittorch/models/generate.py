@@ -1,0 +1,273 @@
+"""Text from a model: one token after the other, for several prompts at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from bittorch.models.generation_config import GenerationConfig
+from bittorch.models.sampling import History, check_logits, draw, penalize
+from bittorch.models.streaming import TextStream
+
+if TYPE_CHECKING:
+    from bittorch.models.model import LanguageModel
+
+__all__ = ["Generation", "GenerationConfig", "GenerationStats", "Piece"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """What one step adds to one answer.
+
+    Args:
+        index: of the prompt.
+        text: may be empty, while characters are incomplete or a stop text may be beginning.
+        token: the new token's number.
+        finish_reason: None while the answer goes on; else ``eos``, ``stop``, ``length`` or ``context``.
+    """
+
+    index: int
+    text: str
+    token: int
+    finish_reason: str | None
+
+
+@dataclasses.dataclass
+class GenerationStats:
+    """Figures of a generation, all prompts together; times in seconds.
+
+    Args:
+        prompt_tokens, new_tokens: counts.
+        time_to_first_token: until the first token of every answer, which are one step; None before.
+        decode_seconds: from there on, without the time in which the caller held a piece.
+        decode_tokens: the tokens of that time.
+        peak_bytes: most memory in use: the process's resident set on a CPU (where the system tells), else what torch
+            allocated on the device.
+    """
+
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    time_to_first_token: float | None = None
+    decode_seconds: float = 0.0
+    decode_tokens: int = 0
+    peak_bytes: int | None = None
+
+    @property
+    def prefill_tokens_per_second(self) -> float | None:
+        return self.prompt_tokens / self.time_to_first_token if self.time_to_first_token else None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Of decoding, after the first token."""
+        return self.decode_tokens / self.decode_seconds if self.decode_seconds else None
+
+
+@dataclasses.dataclass
+class _Sequence:
+    """One prompt and its answer."""
+
+    index: int
+    tokens: list[int]  # of the prompt, then of the answer
+    prompt_length: int
+    pending: list[int]  # what the cache does not hold yet
+    stream: TextStream
+    generator: torch.Generator
+    history: History | None
+    finish_reason: str | None = None
+
+    @property
+    def answer(self) -> list[int]:
+        return self.tokens[self.prompt_length :]
+
+
+class Generation:
+    """Answers to some prompts, as an iterator over pieces of them.
+
+    Prompts of a batch need no padding. The greedy answer of each is the one it has alone where no product depends on
+    the batch: packed layers, attention and norms do not, dense layers and a dense head may in the last bits.
+
+    Args:
+        model: with a tokenizer, unless every prompt is a list of token numbers and nothing asks for text.
+        prompts: texts, or lists of token numbers, or one text. Texts get the special tokens that the tokenizer adds.
+        config: how to choose, and when to end.
+
+    Attributes:
+        stats: figures so far.
+
+    Raises:
+        ValueError: no prompt, an empty one, one longer than the context, token numbers outside the vocabulary, text
+            without a tokenizer. While running, FloatingPointError for logits that are not finite.
+    """
+
+    def __init__(
+        self, model: LanguageModel, prompts: str | Sequence[str | Sequence[int]], config: GenerationConfig | None = None
+    ) -> None:
+        self.model, self.config = model, config or GenerationConfig()
+        self.stats = GenerationStats()
+        most = model.config.max_positions
+        self.context = min(most, self.config.context or most)
+        if self.config.stop and model.tokenizer is None:
+            raise ValueError("stop texts need a tokenizer, and the model has none")
+        self._eos = _eos_tokens(model)
+        listed = [prompts] if isinstance(prompts, str) else list(prompts)
+        if listed and isinstance(listed[0], int):
+            raise TypeError("prompts is one list of token numbers; give a list of such lists")
+        if not listed:
+            raise ValueError("there is no prompt")
+        self._sequences = [self._sequence(index, prompt) for index, prompt in enumerate(listed)]
+        self.stats.prompt_tokens = sum(sequence.prompt_length for sequence in self._sequences)
+        self._pieces = self._run()
+
+    @property
+    def texts(self) -> list[str]:
+        """The answers as far as they are made."""
+        return [sequence.stream.text for sequence in self._sequences]
+
+    @property
+    def tokens(self) -> list[list[int]]:
+        """The token numbers of the answers, end tokens included."""
+        return [sequence.answer for sequence in self._sequences]
+
+    @property
+    def finish_reasons(self) -> list[str | None]:
+        """Why each answer ended, as in `Piece`."""
+        return [sequence.finish_reason for sequence in self._sequences]
+
+    def run(self) -> Generation:
+        """Generates to the end. Returns itself."""
+        for _ in self:
+            pass
+        return self
+
+    def __iter__(self) -> Iterator[Piece]:
+        return self
+
+    def __next__(self) -> Piece:
+        return next(self._pieces)
+
+    def _sequence(self, index: int, prompt: str | Sequence[int]) -> _Sequence:
+        model, config = self.model, self.config
+        if isinstance(prompt, str):
+            if model.tokenizer is None:
+                raise ValueError(f"prompt {index} is text, and the model has no tokenizer; give token numbers")
+            tokens = model.tokenizer.encode(prompt)
+        else:
+            tokens = [int(token) for token in prompt]
+        self._check_prompt(index, tokens)
+        seed = torch.seed() if config.seed is None else config.seed + index
+        generator = torch.Generator(model.device).manual_seed(seed)
+        history = History.of_prompt(tokens, model.config.vocab_size, model.device) if config.penalizes else None
+        stream = TextStream(model.tokenizer, config.stop, config.skip_special_tokens)
+        return _Sequence(index, tokens, len(tokens), list(tokens), stream, generator, history)
+
+    def _check_prompt(self, index: int, tokens: list[int]) -> None:
+        config = self.config
+        if not tokens:
+            raise ValueError(f"prompt {index} is empty; give at least one token")
+        vocab = self.model.config.vocab_size
+        if min(tokens) < 0 or max(tokens) >= vocab:
+            raise ValueError(
+                f"prompt {index} has token numbers from {min(tokens)} to {max(tokens)}, the vocabulary 0 to {vocab - 1}"
+            )
+        if len(tokens) > self.context:
+            raise ValueError(
+                f"prompt {index} has {len(tokens)} tokens, the context {self.context}; shorten it"
+                + ("" if self.context == self.model.config.max_positions else " or allow a larger context")
+            )
+        if config.overflow == "error" and len(tokens) + config.max_new_tokens > self.context + 1:
+            raise ValueError(  # the last token needs no place: nothing is predicted from it
+                f"prompt {index} has {len(tokens)} tokens, which with max_new_tokens={config.max_new_tokens} outgrow "
+                f"the context of {self.context}; ask for fewer, or allow overflow='slide'"
+            )
+        if config.overflow == "slide" and config.sliding_keep > self.context // 2:
+            raise ValueError(f"sliding_keep={config.sliding_keep} is more than half of the context of {self.context}")
+
+    def _run(self) -> Iterator[Piece]:
+        longest = max(sequence.prompt_length for sequence in self._sequences) + self.config.max_new_tokens
+        _reset_peak(self.model.device)
+        with torch.inference_mode():
+            cache = self.model.new_cache(len(self._sequences), min(self.context, longest))
+        active = self._sequences
+        while active:
+            begin = time.perf_counter()
+            for sequence in active:
+                if cache.lengths[sequence.index] + len(sequence.pending) > cache.capacity:
+                    sequence.pending = self._slid(sequence.tokens)
+                    cache.truncate(sequence.index, 0)
+            counts = [len(sequence.pending) for sequence in active]
+            tokens = torch.tensor([t for sequence in active for t in sequence.pending], device=self.model.device)
+            with torch.inference_mode():
+                rows = [sequence.index for sequence in active]
+                logits = self.model.step(tokens, counts, cache, rows=rows, last_only=True).float()
+                check_logits(logits, rows, len(active[0].answer))
+                new = [self._choose(sequence, logits[i]) for i, sequence in enumerate(active)]
+            pieces = [self._push(sequence, token) for sequence, token in zip(active, new, strict=True)]
+            self._count(len(new), time.perf_counter() - begin)
+            yield from pieces
+            active = [sequence for sequence in active if sequence.finish_reason is None]
+
+    def _choose(self, sequence: _Sequence, logits: torch.Tensor) -> int:
+        if sequence.history is not None:
+            logits = penalize(logits, sequence.history, self.config, self._eos)
+        return draw(logits, self.config, sequence.generator)
+
+    def _push(self, sequence: _Sequence, token: int) -> Piece:
+        """Takes the new token in, and says what the answer gains and whether it ends."""
+        sequence.tokens.append(token)
+        sequence.pending = [token]
+        if sequence.history is not None:
+            sequence.history.add(token)
+        text = sequence.stream.push(token)
+        if sequence.stream.stopped:
+            sequence.finish_reason = "stop"
+        elif token in self._eos and not self.config.ignore_eos:
+            sequence.finish_reason = "eos"
+        elif len(sequence.answer) >= self.config.max_new_tokens:
+            sequence.finish_reason = "length"
+        elif len(sequence.tokens) > self.context and self.config.overflow == "stop":
+            sequence.finish_reason = "context"
+        if sequence.finish_reason is not None:
+            text += sequence.stream.finish()
+            sequence.finish_reason = "stop" if sequence.stream.stopped else sequence.finish_reason
+        return Piece(sequence.index, text, token, sequence.finish_reason)
+
+    def _slid(self, tokens: list[int]) -> list[int]:
+        kept = self.config.sliding_keep
+        return tokens[:kept] + tokens[kept - self.context // 2 :]
+
+    def _count(self, tokens: int, seconds: float) -> None:
+        stats = self.stats
+        stats.new_tokens += tokens
+        if stats.time_to_first_token is None:
+            stats.time_to_first_token = seconds
+        else:
+            stats.decode_seconds += seconds
+            stats.decode_tokens += tokens
+        stats.peak_bytes = _peak_bytes(self.model.device)
+
+
+def _eos_tokens(model: LanguageModel) -> list[int]:
+    """Of configuration and tokenizer: chat models often end a turn with another token than a text."""
+    own = model.tokenizer.eos_token_ids if model.tokenizer is not None else ()
+    return sorted({*model.config.eos_token_ids, *own})
+
+
+def _reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _peak_bytes(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

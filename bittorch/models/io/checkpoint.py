@@ -1,0 +1,202 @@
+"""What every reader returns: the tensors of a language model under one set of names."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bittorch.models.config import ModelConfig
+from bittorch.models.io.errors import FormatError
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedWeight:
+    """Ternary weights as the kernels read them.
+
+    ``weight = code * scale``; with ``depth`` D, the sum of D such planes, stacked along the rows.
+
+    Args:
+        weight_packed: ``(depth * N, ceil(in_features / 4))`` uint8, canonical.
+        scale: float32 multipliers ``[1]``, ``[depth * N]`` or ``[depth * N, G]``, a power of 3 per plane included.
+        in_features: columns K of the dense matrix.
+        depth: planes.
+    """
+
+    weight_packed: Tensor
+    scale: Tensor
+    in_features: int
+    depth: int = 1
+
+    @property
+    def out_features(self) -> int:
+        return self.weight_packed.shape[0] // self.depth
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorInfo:
+    """One tensor as it is stored.
+
+    Args:
+        name: canonical.
+        type: of the storage: ``F32``, ``BF16``, ``TQ2_0``, ``bitnet``, ...
+        shape: of the dense tensor.
+        bytes: in the file, scales included.
+        ternary: whether `Checkpoint.packed` gives it.
+    """
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    bytes: int
+    ternary: bool = False
+
+
+class StoredTensor:
+    """A tensor in a file, decoded when asked; readers subclass it."""
+
+    def __init__(self, info: TensorInfo) -> None:
+        self.info = info
+
+    def dense(self, dtype: torch.dtype | None = None) -> Tensor:
+        raise NotImplementedError
+
+    def packed(self) -> PackedWeight:
+        raise ValueError(f"{self.info.name} is stored as {self.info.type}, which is not ternary; read it with dense()")
+
+
+class Checkpoint:
+    """A language model's tensors, memory-mapped; a context manager.
+
+    Names are those of transformers: ``model.embed_tokens.weight``, ``model.layers.0.self_attn.q_proj.weight``,
+    ``model.layers.0.self_attn.attn_sub_norm.weight``, ``model.norm.weight``, ``lm_head.weight``, and biases. Rows of q
+    and k are in the order of transformers whatever the file has.
+
+    Attributes:
+        config: the model's sizes and rules.
+        format: ``safetensors``, ``bitnet``, ``bitnet-online``, ``compressed-tensors``, ``bittorch`` or ``gguf``.
+        metadata: what the file says of itself, undigested.
+        tokenizer_source: the directory that has the tokenizer's files, or the ``tokenizer.*`` entries of a GGUF file.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        format: str,
+        config: ModelConfig,
+        tensors: Mapping[str, StoredTensor],
+        metadata: Mapping[str, Any],
+        tokenizer_source: Path | Mapping[str, Any],
+        files: Sequence[Any] = (),
+    ) -> None:
+        self.path, self.format, self.config = path, format, config
+        self.metadata, self.tokenizer_source = metadata, tokenizer_source
+        self._tensors, self._files = dict(tensors), tuple(files)
+        self._check_complete()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Canonical names of the tensors, in the order of the file."""
+        return tuple(self._tensors)
+
+    def info(self, name: str) -> TensorInfo:
+        """How a tensor is stored. Raises KeyError where there is none of this name."""
+        return self._find(name).info
+
+    def dense(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """A tensor's values.
+
+        Args:
+            name: canonical.
+            dtype: of the result; None keeps that of the file, float32 for quantised types.
+
+        Returns:
+            A tensor on the CPU; it may be a view of the mapped file, so clone it if it must outlive the file.
+
+        Raises:
+            KeyError: no such tensor.
+            FormatError: damaged bytes: reserved codes, scales that are not finite.
+        """
+        return self._find(name).dense(dtype)
+
+    def packed(self, name: str) -> PackedWeight:
+        """The exact trits and scale of a ternary tensor; may be views of the mapped file.
+
+        Raises:
+            KeyError: no such tensor.
+            ValueError: the tensor is not ternary; its info says so beforehand.
+            FormatError: damaged bytes: reserved codes, scales that are not finite.
+        """
+        return self._find(name).packed()
+
+    def close(self) -> None:
+        """Lets go of the files; tensors that are views of them stay valid."""
+        self._tensors.clear()
+        for file in self._files:
+            file.close()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _find(self, name: str) -> StoredTensor:
+        try:
+            return self._tensors[name]
+        except KeyError:
+            raise KeyError(f"{self.path} has no tensor {name!r}") from None
+
+    def _check_complete(self) -> None:
+        """The tensors are those that the configuration calls for, and have its shapes."""
+        expected = self.config.tensor_shapes()
+        if missing := [name for name in expected if name not in self._tensors]:
+            raise FormatError(
+                f"{self.path} lacks {len(missing)} tensors that its configuration calls for: {_some(missing)}"
+            )
+        if unknown := [name for name in self._tensors if name not in expected]:
+            raise FormatError(
+                f"{self.path} has {len(unknown)} tensors that no part of the model uses: {_some(unknown)}"
+            )
+        for name, shape in expected.items():
+            if (given := self._tensors[name].info.shape) != shape:
+                raise FormatError(f"{self.path}: {name} must be {shape} by the configuration, got {given}")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+
+
+def open_checkpoint(path: str | Path, *, i2_s_layout: str = "128x32") -> Checkpoint:
+    """Opens a language model's checkpoint without reading its tensors.
+
+    Args:
+        path: a directory with config.json and safetensors, in one file or in shards by index; or one GGUF file.
+        i2_s_layout: the order of weights in I2_S tensors, which a GGUF file does not tell: ``128x32`` of converters
+            and most builds of bitnet.cpp; ``64x16`` of its builds for ARM; ``rows4``, four rows a byte, of a build for
+            x86. A wrong one gives noise instead of text.
+
+    Returns:
+        The open checkpoint; use it in a ``with`` statement.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        FormatError: damaged, incomplete, or of a format or architecture that is not read; the message names it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        from bittorch.models.io.hf import open_directory
+
+        return open_directory(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    from bittorch.models.io.gguf import open_gguf
+
+    return open_gguf(path, i2_s_layout)

@@ -1,0 +1,211 @@
+"""GGUF files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bittorch.models.io import codecs, gguf_blocks
+from bittorch.models.io.checkpoint import Checkpoint, PackedWeight, StoredTensor, TensorInfo
+from bittorch.models.io.codecs import Bytes
+from bittorch.models.io.errors import FormatError
+from bittorch.models.io.gguf_header import GGUFTensor, read_gguf
+from bittorch.models.io.gguf_names import PERMUTED, ROPE_FACTORS, canonical_name, config_from_gguf
+from bittorch.models.io.mapped_file import MappedFile
+from bittorch.models.io.ternary_tensor import TernaryTensor, check_scale, chunks, collapse_scale
+
+TERNARY = {"TQ1_0", "TQ2_0", "Q2_0", "Q2_0_128", "I2_S"}
+PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+class GGUFDense(StoredTensor):
+    """Floats, or blocks of integers that stand for floats."""
+
+    def __init__(self, name: str, file: MappedFile, stored: GGUFTensor, factor: float | None = None) -> None:
+        super().__init__(TensorInfo(name, stored.type.name, stored.shape, stored.bytes))
+        self.file, self.stored, self.factor = file, stored, factor
+
+    def dense(self, dtype: torch.dtype | None = None) -> Tensor:
+        values = self._plain(dtype) if self.info.type in PLAIN else self._blocks(dtype or torch.float32)
+        return values if self.factor is None else values * self.factor
+
+    def _plain(self, dtype: torch.dtype | None) -> Tensor:
+        own = PLAIN[self.info.type]
+        data = self.file.view(self.stored.offset, self.stored.bytes)
+        if self.stored.offset % own.itemsize:
+            data = data.copy()
+        tensor = torch.from_numpy(data).view(own).view(self.info.shape)
+        if dtype is None or dtype == own:
+            return tensor
+        tensor = tensor.to(dtype)
+        self.file.release(self.stored.offset, self.stored.bytes)
+        return tensor
+
+    def _blocks(self, dtype: torch.dtype) -> Tensor:
+        kind = self.stored.type
+        decode = gguf_blocks.DECODERS.get(kind.name)
+        if decode is None:
+            known = ", ".join([*PLAIN, *gguf_blocks.DECODERS, *sorted(TERNARY)])
+            raise FormatError(f"{self.stored.name} is of type {kind.name}, which is not decoded; known are {known}")
+        out = torch.empty(self.info.shape, dtype=dtype).view(-1, kind.weights)
+        for begin, end in chunks(len(out), kind.weights):
+            blocks = self.file.view(self.stored.offset + begin * kind.bytes, (end - begin) * kind.bytes)
+            out[begin:end] = torch.from_numpy(decode(blocks.reshape(-1, kind.bytes)))
+        self.file.release(self.stored.offset, self.stored.bytes)
+        return out.view(self.info.shape)
+
+
+class GGUFTernary(TernaryTensor):
+    """Blocks of trits, each with its scale; or I2_S, with one scale behind them all."""
+
+    def __init__(self, name: str, file: MappedFile, stored: GGUFTensor, factor: float | None, i2_s_layout: str) -> None:
+        super().__init__(TensorInfo(name, stored.type.name, stored.shape, stored.bytes, ternary=True))
+        self.file, self.stored, self.factor, self.i2_s_layout = file, stored, factor, i2_s_layout
+
+    def decode(self, out: Bytes) -> Tensor:
+        scale = self._i2_s(out) if self.info.type == "I2_S" else self._scaled_blocks(out)
+        self.file.release(self.stored.offset, self.stored.bytes)
+        return scale if self.factor is None else scale * self.factor
+
+    def dense(self, dtype: torch.dtype | None = None) -> Tensor:
+        if self.info.type.startswith("Q2_0"):  # whose fourth code is +2, legal where nobody asks for trits
+            values = GGUFDense(self.info.name, self.file, self.stored, self.factor).dense(dtype)
+            check_scale(values, self.info.name)
+            return values
+        return super().dense(dtype)
+
+    def _scaled_blocks(self, out: Bytes) -> Tensor:
+        kind = self.stored.type
+        flat = out.reshape(-1, kind.weights // 4)
+        scale = np.empty(len(flat), np.float32)
+        for begin, end in chunks(len(flat), kind.weights):
+            blocks = self.file.view(self.stored.offset + begin * kind.bytes, (end - begin) * kind.bytes)
+            flat[begin:end], scale[begin:end] = _BLOCK_DECODERS[kind.name](blocks.reshape(-1, kind.bytes))
+        check_scale(torch.from_numpy(scale), self.info.name)
+        blank = ~flat.any(axis=1)
+        rows = self.info.shape[0]
+        return collapse_scale(scale.reshape(rows, -1), blank.reshape(rows, -1))
+
+    def _i2_s(self, out: Bytes) -> Tensor:
+        rows, columns = self.info.shape
+        begin, size = self.stored.offset, rows * columns // 4
+        if self.i2_s_layout == "rows4":
+            _rows4(self.file.view(begin, size).reshape(rows // 4, columns), out)
+        else:
+            block = int(self.i2_s_layout.partition("x")[2])
+            flat = out.reshape(-1, block)
+            for first, last in chunks(len(flat), 4 * block):
+                data = self.file.view(begin + first * block, (last - first) * block)
+                flat[first:last] = codecs.decode_i2_s(data.reshape(-1, block))
+        tail = self.file.view(begin + size, 4).copy()
+        return torch.from_numpy(tail).view(torch.float32)
+
+
+def _rows4(data: Bytes, out: Bytes) -> None:
+    for begin, end in chunks(len(data), 4 * data.shape[1]):
+        for row, packed in enumerate(codecs.decode_row_fields(data[begin:end], (6, 4, 2, 0))):
+            out[4 * begin + row : 4 * end + row : 4] = packed
+
+
+def _tq1_0(blocks: Bytes) -> tuple[Bytes, codecs.Halves]:
+    codes, scale = codecs.decode_tq1_0(blocks)
+    return codecs.pack(codes), scale
+
+
+_BLOCK_DECODERS: dict[str, Callable[[Bytes], tuple[Bytes, codecs.Halves]]] = {
+    "TQ1_0": _tq1_0,
+    "TQ2_0": codecs.decode_tq2_0,
+    "Q2_0": codecs.decode_q2_0,
+    "Q2_0_128": codecs.decode_q2_0,
+}
+
+
+class Permuted(StoredTensor):
+    """q or k as ggml's rotation of neighbours wants it, its rows put back into halves."""
+
+    def __init__(self, inner: StoredTensor, heads: int) -> None:
+        super().__init__(inner.info)
+        self.inner = inner
+        n = inner.info.shape[0]
+        # Row 2 i + j of a head here is row j * head_dim / 2 + i there.
+        self.order = torch.arange(n).view(heads, n // heads // 2, 2).transpose(1, 2).reshape(n)
+
+    def dense(self, dtype: torch.dtype | None = None) -> Tensor:
+        return self.inner.dense(dtype)[self.order]
+
+    def packed(self) -> PackedWeight:
+        weight = self.inner.packed()
+        scale = weight.scale if weight.scale.numel() == 1 else weight.scale[self.order]
+        return PackedWeight(weight.weight_packed[self.order], scale, weight.in_features)
+
+
+def open_gguf(path: Path, i2_s_layout: str = "128x32") -> Checkpoint:
+    """A GGUF file's checkpoint. Raises as `open_checkpoint`."""
+    if i2_s_layout not in codecs.I2S_LAYOUTS:
+        raise ValueError(f"i2_s_layout must be one of {', '.join(codecs.I2S_LAYOUTS)}, got {i2_s_layout!r}")
+    file = MappedFile(path)
+    entries, table = read_gguf(file)
+    stored = {}
+    for name, tensor in table.items():
+        if (canonical := canonical_name(name)) is not None and not name.endswith(".scale"):
+            stored[canonical] = tensor
+    factors = _rope_factors(file, table)
+    config = config_from_gguf(entries, {name: tensor.shape for name, tensor in stored.items()}, factors, str(path))
+    used = {tensor.name for tensor in stored.values()} | {ROPE_FACTORS}
+    tensors: dict[str, StoredTensor] = {}
+    for name, tensor in stored.items():
+        factor_name = tensor.name.removesuffix("weight") + "scale"
+        used.add(factor_name)
+        tensors[name] = _stored(name, file, tensor, _factor(file, table.get(factor_name)), i2_s_layout)
+        if entries["general.architecture"] in PERMUTED and ".self_attn." in name and "_proj." in name:
+            heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(name.split(".")[-2])
+            if heads and tensor.shape[0] == heads * config.head_dim:
+                tensors[name] = Permuted(tensors[name], heads)
+    if unknown := [name for name in table if name not in used]:
+        raise FormatError(
+            f"{path} has {len(unknown)} tensors that no part of the model uses, first {unknown[0]!r:.100}"
+        )
+    tokenizer = {key: value for key, value in entries.items() if key.startswith("tokenizer.")}
+    return Checkpoint(path, "gguf", config, tensors, entries, tokenizer, (file,))
+
+
+def _stored(name: str, file: MappedFile, tensor: GGUFTensor, factor: float | None, i2_s_layout: str) -> StoredTensor:
+    if tensor.type.name not in TERNARY:
+        return GGUFDense(name, file, tensor, factor)
+    if len(tensor.shape) != 2 or tensor.shape[1] % 4:
+        raise FormatError(f"{tensor.name} is {tensor.type.name} of shape {tensor.shape}; rows must be multiples of 4")
+    rows, columns = tensor.shape
+    if tensor.type.name == "I2_S":
+        unit = 4 if i2_s_layout == "rows4" else 4 * int(i2_s_layout.partition("x")[2])
+        if (rows if i2_s_layout == "rows4" else rows * columns) % unit:
+            raise FormatError(f"{tensor.name} of shape {tensor.shape} is not cut into I2_S blocks {i2_s_layout}")
+    return GGUFTernary(name, file, tensor, factor, i2_s_layout)
+
+
+def _rope_factors(file: MappedFile, table: dict[str, GGUFTensor]) -> tuple[float, ...] | None:
+    if ROPE_FACTORS not in table:
+        return None
+    tensor = table[ROPE_FACTORS]
+    if tensor.type.name != "F32" or len(tensor.shape) != 1:
+        raise FormatError(f"{ROPE_FACTORS} must be F32 of one dimension, got {tensor.type.name} {tensor.shape}")
+    values: Any = file.view(tensor.offset, tensor.bytes).copy().view("<f4")
+    if not (np.isfinite(values) & (values > 0)).all():
+        raise FormatError(f"{ROPE_FACTORS} must be positive and finite; the file is damaged")
+    return tuple(values.tolist())
+
+
+def _factor(file: MappedFile, tensor: GGUFTensor | None) -> float | None:
+    """The scalar that some converters store beside a weight, by which it is to be multiplied."""
+    if tensor is None:
+        return None
+    if tensor.type.name != "F32" or tensor.bytes != 4:
+        raise FormatError(f"{tensor.name} must be one F32, got {tensor.type.name} {tensor.shape}")
+    value = float(file.view(tensor.offset, 4).copy().view("<f4")[0])
+    if not np.isfinite(value):
+        raise FormatError(f"{tensor.name} is {value}; the file is damaged")
+    return value

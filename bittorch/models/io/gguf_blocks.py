@@ -1,0 +1,52 @@
+"""Block types of GGUF that stand for floats: blocks of bytes to float32.
+
+Source: the layouts of ggml, as gguf-py 0.19 decodes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from bittorch.models.io.codecs import Bytes, halves
+
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+
+
+def _half(blocks: Bytes, at: int) -> Floats:
+    """The float16 at a byte of each block, ``(n, 1)``."""
+    return halves(blocks[:, at : at + 2]).astype(np.float32)[:, None]
+
+
+def _nibbles(data: Bytes) -> Floats:
+    """Low nibbles of all bytes, then high ones."""
+    return np.concatenate([data & np.uint8(15), data >> np.uint8(4)], axis=1).astype(np.float32)
+
+
+def _q8_0(blocks: Bytes) -> Floats:
+    return blocks[:, 2:].view(np.int8) * _half(blocks, 0)
+
+
+def _q4_0(blocks: Bytes) -> Floats:
+    return (_nibbles(blocks[:, 2:]) - np.float32(8)) * _half(blocks, 0)
+
+
+def _q4_1(blocks: Bytes) -> Floats:
+    return _nibbles(blocks[:, 4:]) * _half(blocks, 0) + _half(blocks, 2)
+
+
+def _q2_0(blocks: Bytes) -> Floats:
+    shifts = np.arange(0, 8, 2, dtype=np.uint8)
+    fields = (blocks[:, 2:, None] >> shifts) & np.uint8(3)
+    return (fields.reshape(len(blocks), -1).astype(np.float32) - np.float32(1)) * _half(blocks, 0)
+
+
+DECODERS: dict[str, Callable[[Bytes], Floats]] = {
+    "Q8_0": _q8_0,
+    "Q4_0": _q4_0,
+    "Q4_1": _q4_1,
+    "Q2_0": _q2_0,
+    "Q2_0_128": _q2_0,
+}

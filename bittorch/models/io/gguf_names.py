@@ -1,0 +1,147 @@
+"""What GGUF calls a model's tensors and sizes, and what `ModelConfig` calls them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from bittorch.models.config import ModelConfig
+from bittorch.models.io.errors import FormatError
+
+PERMUTED = ("llama",)  # architectures that keep the rows of q and k interleaved for ggml's rotation
+RELU2 = ("bitnet-b1.58", "bitnet-25")
+ARCHITECTURES = (*PERMUTED, "bitnet", *RELU2)
+ROPE_FACTORS = "rope_freqs.weight"
+
+_WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_IN_LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_sub_norm": "self_attn.attn_sub_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "ffn_sub_norm": "mlp.ffn_sub_norm",
+}
+_IN_LAYER_INVERSE = {canonical: name for name, canonical in _IN_LAYER.items()}
+_WHOLE_INVERSE = {canonical: name for name, canonical in _WHOLE.items()}
+
+
+def canonical_name(name: str) -> str | None:
+    """``blk.3.attn_q.weight`` as ``model.layers.3.self_attn.q_proj.weight``; None for what has no such name."""
+    stem, _, kind = name.rpartition(".")
+    if stem in _WHOLE:
+        return f"{_WHOLE[stem]}.{kind}"
+    found = re.fullmatch(r"blk\.(\d{1,6})\.(\w+)", stem)
+    if not found or found[2] not in _IN_LAYER:
+        return None
+    return f"model.layers.{int(found[1])}.{_IN_LAYER[found[2]]}.{kind}"
+
+
+def gguf_name(name: str) -> str:
+    """The inverse of `canonical_name`."""
+    stem, _, kind = name.rpartition(".")
+    if stem in _WHOLE_INVERSE:
+        return f"{_WHOLE_INVERSE[stem]}.{kind}"
+    layer, _, part = stem.removeprefix("model.layers.").partition(".")
+    return f"blk.{layer}.{_IN_LAYER_INVERSE[part]}.{kind}"
+
+
+def config_from_gguf(
+    entries: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], factors: tuple[float, ...] | None, what: str
+) -> ModelConfig:
+    """The model that a GGUF file's entries and tensors describe.
+
+    Args:
+        entries: of the header.
+        shapes: of the tensors, by canonical name.
+        factors: by which rotary frequencies are divided.
+        what: names the file in errors.
+
+    Raises:
+        FormatError: an architecture, activation or rope type that is not read, missing or impossible sizes.
+    """
+    arch = entries.get("general.architecture")
+    if arch not in ARCHITECTURES:
+        raise FormatError(f"{what} is of architecture {arch!r:.100}; known are {', '.join(ARCHITECTURES)}")
+
+    def get(key: str, default: Any = None) -> Any:
+        return entries.get(f"{arch}.{key}", default)
+
+    def need(key: str) -> Any:
+        if (value := get(key)) is None:
+            raise FormatError(f"{what} has no entry {arch}.{key}")
+        return value
+
+    embedding = shapes.get("model.embed_tokens.weight", ())
+    if len(embedding) != 2:
+        raise FormatError(f"{what} has no tensor token_embd.weight of two dimensions")
+    if get("expert_count", 0):
+        raise FormatError(f"{what} is a mixture of {get('expert_count')!r} experts, which is not read")
+    try:
+        hidden, heads = need("embedding_length"), need("attention.head_count")
+        head_dim = get("attention.key_length", hidden // heads)
+        if (rotated := get("rope.dimension_count", head_dim)) != head_dim:
+            raise FormatError(f"{what} rotates {rotated} of {head_dim} dimensions of a head, which is not read")
+        eos = entries.get("tokenizer.ggml.eos_token_id")
+        return ModelConfig(
+            vocab_size=embedding[0],
+            hidden_size=hidden,
+            intermediate_size=need("feed_forward_length"),
+            num_layers=need("block_count"),
+            num_heads=heads,
+            num_kv_heads=get("attention.head_count_kv", heads),
+            head_dim=head_dim,
+            max_positions=need("context_length"),
+            rms_norm_eps=need("attention.layer_norm_rms_epsilon"),
+            rope_theta=get("rope.freq_base", 10000.0),
+            rope_scaling=_rope_scaling(get, factors, what),
+            hidden_act=_activation(arch, get("hidden_activation"), what),
+            sub_norm="model.layers.0.self_attn.attn_sub_norm.weight" in shapes,
+            tie_embeddings="lm_head.weight" not in shapes,
+            attention_bias="model.layers.0.self_attn.q_proj.bias" in shapes,
+            mlp_bias="model.layers.0.mlp.up_proj.bias" in shapes,
+            activation_bits=_activation_bits(entries, arch, what),
+            bos_token_id=entries.get("tokenizer.ggml.bos_token_id"),
+            eos_token_ids=() if eos is None else (eos,),
+        )
+    except FormatError:
+        raise
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise FormatError(f"{what}: {error}") from None
+
+
+def _activation(arch: str, named: Any, what: str) -> str:
+    """llama.cpp runs SiLU for ``bitnet`` unless the file says otherwise."""
+    if named is None:
+        return "relu2" if arch in RELU2 else "silu"
+    names = {"relu2": "relu2", "relu_sqr": "relu2", "relu_squared": "relu2", "silu": "silu", "swish": "silu"}
+    if named not in names:
+        raise FormatError(f"{what} has hidden_activation {named!r:.40}; known are {', '.join(names)}")
+    return names[named]
+
+
+def _activation_bits(entries: Mapping[str, Any], arch: str, what: str) -> int | None:
+    """Our own entry, 0 for floating; else 8 for the BitNet family, which is trained with 8-bit activations."""
+    bits = entries.get("bittorch.activation_bits", 8 if arch in ("bitnet", *RELU2) else 0)
+    if bits not in (0, 8, 16, 24):
+        raise FormatError(f"{what} has bittorch.activation_bits {bits!r:.40}; it must be 0, 8, 16 or 24")
+    return bits or None
+
+
+def _rope_scaling(get: Any, factors: tuple[float, ...] | None, what: str) -> dict[str, Any] | None:
+    kind = get("rope.scaling.type", "none")
+    if factors is not None:
+        return {"rope_type": "factors", "factors": factors}
+    if kind == "none":
+        return None
+    if kind != "linear":
+        raise FormatError(
+            f"{what} scales rotary positions by {kind!r:.40}; known are none, linear, and rope_freqs.weight"
+        )
+    return {"rope_type": "linear", "factor": float(get("rope.scaling.factor", 1.0))}

@@ -1,0 +1,103 @@
+"""config.json of transformers, read and written as `ModelConfig`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bittorch.models.config import ModelConfig
+from bittorch.models.io.errors import FormatError
+
+MODEL_TYPES = ("bitnet", "llama")
+
+
+def config_from_hf(values: Mapping[str, Any], sub_norm: bool, activation_bits: int | None, what: str) -> ModelConfig:
+    """The model that a config.json describes.
+
+    Args:
+        values: of config.json.
+        sub_norm: whether the checkpoint has sub-norms; they are tensors, no entry says so.
+        activation_bits: by the quantisation method.
+        what: names the file in errors.
+
+    Raises:
+        FormatError: an architecture, activation or rope type that is not read, missing or impossible sizes.
+    """
+    model_type = values.get("model_type")
+    if model_type not in MODEL_TYPES:
+        names = ", ".join(values.get("architectures") or [])
+        raise FormatError(
+            f"{what}: model_type {model_type!r} ({names or 'no architectures given'}) is not read; "
+            f"known are {', '.join(MODEL_TYPES)}"
+        )
+    bitnet = model_type == "bitnet"
+    try:
+        hidden, heads = values["hidden_size"], values["num_attention_heads"]
+        eos = values.get("eos_token_id")
+        return ModelConfig(
+            vocab_size=values["vocab_size"],
+            hidden_size=hidden,
+            intermediate_size=values["intermediate_size"],
+            num_layers=values["num_hidden_layers"],
+            num_heads=heads,
+            num_kv_heads=_or(values.get("num_key_value_heads"), heads),
+            head_dim=_or(values.get("head_dim"), hidden // heads),
+            max_positions=values["max_position_embeddings"],
+            rms_norm_eps=float(values.get("rms_norm_eps", 1e-5 if bitnet else 1e-6)),
+            **_rope(values, 500000.0 if bitnet else 10000.0, what),
+            hidden_act=values.get("hidden_act", "relu2" if bitnet else "silu"),
+            sub_norm=sub_norm,
+            tie_embeddings=bool(values.get("tie_word_embeddings", False)),
+            attention_bias=bool(values.get("attention_bias", False)),
+            mlp_bias=bool(values.get("mlp_bias", False)),
+            activation_bits=activation_bits,
+            bos_token_id=values.get("bos_token_id"),
+            eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
+        )
+    except KeyError as error:
+        raise FormatError(f"{what} has no entry {error}") from None
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise FormatError(f"{what}: {error}") from None
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def _rope(values: Mapping[str, Any], default_theta: float, what: str) -> dict[str, Any]:
+    """Base and scaling; newer files have both under rope_parameters."""
+    given = dict(values.get("rope_parameters") or values.get("rope_scaling") or {})
+    theta = given.pop("rope_theta", None)
+    theta = _or(theta, _or(values.get("rope_theta"), default_theta))
+    kind = given.pop("rope_type", None) or given.pop("type", None) or "default"
+    given.pop("type", None)
+    if kind not in ("default", "linear", "llama3", "factors"):
+        raise FormatError(f"{what}: rope_type {kind!r} is not read; known are default, linear, llama3")
+    return {"rope_theta": float(theta), "rope_scaling": None if kind == "default" else {"rope_type": kind, **given}}
+
+
+def config_to_hf(config: ModelConfig) -> dict[str, Any]:
+    """The entries of a config.json that transformers reads: model type ``bitnet`` where there are sub-norms."""
+    rope = {"rope_theta": config.rope_theta, **(config.rope_scaling or {"rope_type": "default"})}
+    eos = list(config.eos_token_ids)
+    bitnet = config.sub_norm
+    return {
+        "architectures": ["BitNetForCausalLM" if bitnet else "LlamaForCausalLM"],
+        "model_type": "bitnet" if bitnet else "llama",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.max_positions,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_parameters": rope,
+        "hidden_act": config.hidden_act,
+        "tie_word_embeddings": config.tie_embeddings,
+        "attention_bias": config.attention_bias,
+        "mlp_bias": config.mlp_bias,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
+    }

@@ -1,0 +1,46 @@
+"""A file in memory without its bytes in memory: mapped, and let go of piece by piece."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_PAGE = mmap.PAGESIZE
+
+
+class MappedFile:
+    """Bytes of a file, read where they are needed.
+
+    The mapping is private: who writes into a view changes memory, not the file. Views keep the mapping alive after
+    `close`. A file that another program shortens meanwhile ends the process (SIGBUS), as with every mapping.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with open(path, "rb") as file:
+            self.size = os.fstat(file.fileno()).st_size
+            # An empty file cannot be mapped.
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) if self.size else None
+        self._bytes = np.frombuffer(self._map, dtype=np.uint8) if self._map is not None else np.empty(0, np.uint8)
+
+    def view(self, offset: int, count: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """``count`` bytes from ``offset`` on, without a copy; callers have checked both against `size`."""
+        assert min(offset, count) >= 0
+        assert offset + count <= self.size
+        return self._bytes[offset : offset + count]
+
+    def release(self, offset: int, count: int) -> None:
+        """Says that these bytes, decoded, are not needed soon: the pages no longer count as the process's memory."""
+        begin, end = -(-offset // _PAGE) * _PAGE, (offset + count) // _PAGE * _PAGE
+        if self._map is not None and end > begin and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED, begin, end - begin)
+
+    def close(self) -> None:
+        """Drops this object's hold; the last view unmaps the file."""
+        self._bytes = np.empty(0, np.uint8)
+        self.size = 0
+        self._map = None

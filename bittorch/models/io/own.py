@@ -1,0 +1,129 @@
+"""bittorch's own checkpoints of language models: config.json and one model.safetensors (docs/ternary_format.md).
+
+Packed layers stand as ``<module>.weight_packed`` and ``<module>.scale``, or, in the layout for storage only, as
+``<module>.weight_base3`` with five trits a byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from bittorch import ops
+from bittorch.models.io import codecs
+from bittorch.models.io.checkpoint import PackedWeight, StoredTensor, TensorInfo
+from bittorch.models.io.codecs import Bytes
+from bittorch.models.io.dense_tensor import DenseTensor
+from bittorch.models.io.errors import FormatError
+from bittorch.models.io.safetensors_header import RawTensor, parse_json
+from bittorch.models.io.ternary_tensor import TernaryTensor, check_scale, chunks
+from bittorch.utils.checkpoint import FORMAT_VERSION, LAYOUT
+
+BASE3_LAYOUT = "5trits-base3-rows"
+# Layout, the key of its codes, weights a byte.
+LAYOUTS = {LAYOUT: ("weight_packed", 4), BASE3_LAYOUT: ("weight_base3", 5)}
+
+
+class OwnPacked(TernaryTensor):
+    """Canonical bytes, handed out as they stand in the file."""
+
+    def __init__(self, info: TensorInfo, stored: RawTensor, scale: RawTensor, depth: int) -> None:
+        super().__init__(info)
+        self.stored, self.scale, self.depth = stored, scale, depth
+
+    def packed(self) -> PackedWeight:
+        packed, scale = self.stored.tensor(), self.scale.tensor()
+        try:
+            ops.check_packed(packed, self.info.shape[1], self.info.name)
+        except ValueError as error:
+            raise FormatError(f"{self.stored.file.path}: {error}") from None
+        check_scale(scale, self.info.name)
+        return PackedWeight(packed, scale, self.info.shape[1], self.depth)
+
+
+class OwnBase3(OwnPacked):
+    """Five trits a byte."""
+
+    packed = TernaryTensor.packed
+
+    def decode(self, out: Bytes) -> Tensor:
+        rows, columns = self.stored.shape[0], self.info.shape[1]
+        data = self.stored.file.view(self.stored.offset, self.stored.bytes).reshape(self.stored.shape)
+        for begin, end in chunks(rows, columns):
+            out[begin:end] = codecs.pack(codecs.decode_base3(data[begin:end], columns))
+        self.stored.file.release(self.stored.offset, self.stored.bytes)
+        return self.scale.tensor()
+
+
+def read_own(raw: Mapping[str, RawTensor], metadata: Mapping[str, str], what: str) -> dict[str, StoredTensor]:
+    """The tensors of a bittorch checkpoint by canonical name.
+
+    Raises:
+        FormatError: another version or layout, layers whose tensors are missing or do not fit their sizes.
+    """
+    if "bittorch" not in metadata:
+        raise FormatError(f"{what} says that it is bittorch's, but its safetensors have no 'bittorch' metadata")
+    header = parse_json(metadata["bittorch"].encode("utf-8", "surrogatepass"), f"{what}: the 'bittorch' metadata")
+    version, layout = header.get("version"), header.get("layout")
+    if version != FORMAT_VERSION or layout not in LAYOUTS:
+        raise FormatError(
+            f"{what} has format version {version!r:.40} and layout {layout!r:.40}; this bittorch reads version "
+            f"{FORMAT_VERSION} and {', '.join(LAYOUTS)}"
+        )
+    raw = _with_aliases(raw, header.get("aliases"), what)
+    layers = header.get("layers")
+    if not isinstance(layers, dict):
+        raise FormatError(f"{what} has no layers in its 'bittorch' metadata")
+    key, per_byte = LAYOUTS[layout]
+    parts = {f"{module}.{part}" for module in layers for part in (key, "scale")}
+    if absent := sorted(parts - raw.keys()):
+        raise FormatError(f"{what} describes {len(layers)} packed layers, but lacks {', '.join(absent[:10])}")
+    tensors: dict[str, StoredTensor] = {}
+    for name, entry in raw.items():
+        module, _, kind = name.rpartition(".")
+        if name not in parts:
+            tensors[name] = DenseTensor(name, entry)
+        elif kind == key:
+            tensors[f"{module}.weight"] = _layer(module, layers[module], entry, raw[f"{module}.scale"], per_byte, what)
+    return tensors
+
+
+def _with_aliases(raw: Mapping[str, RawTensor], aliases: Any, what: str) -> dict[str, RawTensor]:
+    if not isinstance(aliases, dict):
+        raise FormatError(f"{what} has no aliases in its 'bittorch' metadata")
+    for name, target in aliases.items():
+        if not isinstance(target, str) or target not in raw or name in raw:
+            raise FormatError(
+                f"{what} says that {name!r:.100} is stored as {target!r:.100}, which its tensors contradict"
+            )
+    return {**raw, **{name: raw[target] for name, target in aliases.items()}}
+
+
+def _layer(module: str, config: Any, stored: RawTensor, scale: RawTensor, per_byte: int, what: str) -> StoredTensor:
+    where = f"{what}: layer {module!r:.100}"
+    if not isinstance(config, dict) or config.get("kind", "linear") != "linear":
+        raise FormatError(f"{where} is no linear layer: {config!r:.200}")
+    sizes = [config.get(key, default) for key, default in (("out_features", 0), ("in_features", 0), ("depth", 1))]
+    if not all(type(size) is int and 0 < size < 2**31 for size in sizes):
+        raise FormatError(
+            f"{where} has out_features, in_features, depth {sizes!r:.100}; they must be positive integers"
+        )
+    n, k, depth = sizes
+    rows = depth * n
+    if stored.dtype != "U8" or stored.shape != (rows, -(-k // per_byte)):
+        raise FormatError(
+            f"{where} must be U8 {(rows, -(-k // per_byte))} for {k} -> {n} at depth {depth}, got {stored.dtype} "
+            f"{stored.shape}"
+        )
+    groups = scale.shape[1] if len(scale.shape) == 2 else 1
+    by_group = groups > 1 and k % groups == 0 and k // groups % 4 == 0
+    if scale.dtype != "F32" or scale.shape not in ((1,), (rows,), (rows, groups) if by_group else (1,)):
+        raise FormatError(
+            f"{where} must have float32 scales (1,), ({rows},) or ({rows}, groups of a multiple of 4 of {k}), got "
+            f"{scale.dtype} {scale.shape}"
+        )
+    kind = "ternary" if per_byte == 4 else "base3"
+    info = TensorInfo(f"{module}.weight", kind, (n, k), stored.bytes + scale.bytes, ternary=True)
+    return (OwnPacked if per_byte == 4 else OwnBase3)(info, stored, scale, depth)

@@ -1,0 +1,110 @@
+"""Keys and values of the tokens that a model has seen, in memory that is allocated once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bittorch.models.config import ModelConfig
+
+
+class KVCache:
+    """A static cache: ``rows`` sequences of up to ``capacity`` tokens each.
+
+    Every row begins at slot 0, whatever its length: rows of a batch need no padding, and what a row attends to lies as
+    it would lie if the row were alone.
+
+    Args:
+        config: the model's.
+        rows: sequences.
+        capacity: tokens a sequence can hold.
+        device, dtype: of keys and values.
+
+    Attributes:
+        lengths: tokens that each row holds.
+
+    Raises:
+        ValueError: sizes below 1.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        rows: int,
+        capacity: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if rows < 1 or capacity < 1:
+            raise ValueError(f"a cache needs at least one row and one token, got rows={rows}, capacity={capacity}")
+        self.capacity = capacity
+        self.lengths = [0] * rows
+        # Keys and values of a layer side by side, so that one copy writes both.
+        shape = (2, rows, config.num_kv_heads, capacity, config.head_dim)
+        self.layers = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.num_layers)]
+
+    @property
+    def rows(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(layer.nbytes for layer in self.layers)
+
+    def check_room(self, rows: Sequence[int], counts: Sequence[int]) -> None:
+        """Raises ValueError where these rows have no room for that many more tokens each."""
+        for row, count in zip(rows, counts, strict=True):
+            if not 0 <= row < self.rows:
+                raise ValueError(f"the cache has {self.rows} rows, got tokens for row {row}")
+            held = self.lengths[row]
+            if held + count > self.capacity:
+                raise ValueError(
+                    f"row {row} of the cache holds {held} of {self.capacity} tokens, no room for {count} more; make it "
+                    f"with a larger capacity, or drop tokens with truncate"
+                )
+
+    def write(self, layer: int, row: int, kv: Tensor) -> Tensor:
+        """Stores new keys and values behind those of the row.
+
+        Args:
+            layer, row: where.
+            kv: ``(tokens, 2, kv_heads, head_dim)``.
+
+        Returns:
+            All keys and values of the row, ``(2, kv_heads, length, head_dim)``, a view.
+        """
+        begin = self.lengths[row]
+        end = begin + kv.shape[0]
+        slots = self.layers[layer][:, row]
+        slots[:, :, begin:end] = kv.permute(1, 2, 0, 3)
+        return slots[:, :, :end]
+
+    def write_all(self, layer: int, kv: Tensor) -> Tensor:
+        """The same for all rows at once, which have one length and get equally many tokens.
+
+        Args:
+            layer: where.
+            kv: ``(rows, tokens, 2, kv_heads, head_dim)``.
+
+        Returns:
+            ``(2, rows, kv_heads, length, head_dim)``, a view.
+        """
+        begin = self.lengths[0]
+        end = begin + kv.shape[1]
+        slots = self.layers[layer]
+        slots[:, :, :, begin:end] = kv.permute(2, 0, 3, 1, 4)
+        return slots[:, :, :, :end]
+
+    def advance(self, rows: Sequence[int], counts: Sequence[int]) -> None:
+        """Counts tokens as held that every layer has written."""
+        for row, count in zip(rows, counts, strict=True):
+            self.lengths[row] += count
+
+    def truncate(self, row: int, length: int) -> None:
+        """Forgets the tokens of a row from ``length`` on."""
+        if not 0 <= length <= self.lengths[row]:
+            raise ValueError(f"row {row} holds {self.lengths[row]} tokens and cannot be cut to {length}")
+        self.lengths[row] = length

@@ -1,0 +1,123 @@
+"""Linear layers from what a checkpoint holds: ternary ones packed, others dense, several as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bittorch.models.io import PackedWeight
+from bittorch.nn import TernaryLinearInference
+
+
+class Concatenated(nn.Module):
+    """Layers with one input whose outputs stand side by side: for parts that no single layer can hold."""
+
+    def __init__(self, parts: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([part(x) for part in self.parts], -1)
+
+
+def fuse_packed(parts: Sequence[PackedWeight], device: torch.device) -> PackedWeight:
+    """One packed matrix whose outputs are those of the parts, side by side, bit for bit.
+
+    Plane i of the result is plane i of every part. A scale for the tensor becomes one for each of its rows, which is
+    multiplied as before.
+
+    Args:
+        parts: of one in_features, one depth, and one number of scales a row.
+        device: where the result lies; each part is copied there once.
+    """
+    depth, columns = parts[0].depth, parts[0].weight_packed.shape[1]
+    if len(parts) == 1:
+        part = parts[0]
+        return PackedWeight(_owned(part.weight_packed, device), _owned(part.scale, device), part.in_features, depth)
+    rows = [part.out_features for part in parts]
+    scales = [part.scale.expand(depth * part.out_features) if part.scale.numel() == 1 else part.scale for part in parts]
+    packed = torch.empty((depth, sum(rows), columns), dtype=torch.uint8, device=device)
+    scale = torch.empty((depth, sum(rows), *scales[0].shape[1:]), dtype=torch.float32, device=device)
+    slices = zip(parts, scales, packed.split(rows, 1), scale.split(rows, 1), strict=True)
+    for part, part_scale, packed_rows, scale_rows in slices:
+        packed_rows.copy_(part.weight_packed.unflatten(0, (depth, -1)))
+        scale_rows.copy_(part_scale.unflatten(0, (depth, -1)))
+    return PackedWeight(packed.flatten(0, 1), scale.flatten(0, 1), parts[0].in_features, depth)
+
+
+def split_packed(fused: PackedWeight, rows: Sequence[int]) -> list[PackedWeight]:
+    """The inverse of `fuse_packed`; scales that are one value come back as one."""
+    packed = fused.weight_packed.unflatten(0, (fused.depth, -1)).split(list(rows), 1)
+    if fused.scale.numel() == 1:
+        scales: Sequence[Tensor] = [fused.scale] * len(rows)
+    else:
+        scales = [s.flatten(0, 1) for s in fused.scale.unflatten(0, (fused.depth, -1)).split(list(rows), 1)]
+    parts = []
+    for weight, scale in zip(packed, scales, strict=True):
+        if fused.depth == 1 and scale.dim() == 1 and len(scale) > 1 and bool((scale == scale[0]).all()):
+            scale = scale[:1]
+        parts.append(PackedWeight(weight.flatten(0, 1), scale, fused.in_features, fused.depth))
+    return parts
+
+
+def packed_linear(
+    weights: Sequence[PackedWeight],
+    bias: Tensor | None,
+    *,
+    activation_bits: int | None,
+    device: torch.device,
+) -> nn.Module:
+    """`TernaryLinearInference` of the weights side by side, without a dense copy of any.
+
+    Args:
+        weights: one or more, of one in_features.
+        bias: of all rows, or None.
+        activation_bits: as in `bittorch.nn.TernaryLinearInference`.
+        device: of the layer.
+    """
+    if len({(part.depth, part.scale.shape[1:]) for part in weights}) > 1:  # planes and groups must go in step
+        rows = [part.out_features for part in weights]
+        biases: Sequence[Tensor | None] = [None] * len(rows) if bias is None else bias.split(rows)
+        return Concatenated(
+            [
+                packed_linear([part], own, activation_bits=activation_bits, device=device)
+                for part, own in zip(weights, biases, strict=True)
+            ]
+        )
+    fused = fuse_packed(weights, device)
+    out_features = fused.weight_packed.shape[0] // fused.depth
+    layer = TernaryLinearInference(
+        fused.in_features,
+        out_features,
+        bias is not None,
+        activation_bits=activation_bits,
+        depth=fused.depth,
+        device="meta",
+    )
+    layer.weight_packed, layer.scale = fused.weight_packed, fused.scale
+    if bias is not None:
+        layer.bias = bias.to(device)
+    return layer.eval()
+
+
+def dense_linear(weights: Sequence[Tensor], bias: Tensor | None, *, device: torch.device, dtype: torch.dtype) -> nn.Linear:
+    """`nn.Linear` of the weights side by side; made without initial values."""
+    rows = [len(weight) for weight in weights]
+    layer = nn.Linear(weights[0].shape[1], sum(rows), bias=bias is not None, device="meta")
+    if len(weights) == 1:
+        weight = _owned(weights[0], device, dtype)
+    else:
+        weight = torch.empty((sum(rows), weights[0].shape[1]), device=device, dtype=dtype)
+        for part, own in zip(weight.split(rows), weights, strict=True):
+            part.copy_(own)
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.to(device=device, dtype=dtype), requires_grad=False)
+    return layer.eval()
+
+
+def _owned(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """On the device, and no view of a mapped file: pages that a file backs may be dropped and read again from disk."""
+    return tensor.to(device=device, dtype=dtype, copy=True)

@@ -1,0 +1,153 @@
+"""A model from a checkpoint, one layer after the other, straight to its device."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from bittorch.models.attention import Attention
+from bittorch.models.block import MLP, DecoderLayer
+from bittorch.models.io import Checkpoint, PackedWeight
+from bittorch.models.linear import dense_linear, fuse_packed, packed_linear
+from bittorch.models.norm import RMSNorm
+from bittorch.quant import check_depth, pack_trit_planes
+from bittorch.quant.ternary import Granularity, check_activation_bits
+
+STORED = {"F16": torch.float16, "BF16": torch.bfloat16}
+PLANE_ROWS = 8192  # converted at once: bounds what float32 and int8 copies of a head take
+HEAD_ACTIVATION_BITS = 16  # of a head in planes: integers, whose sums no batch changes, and precise enough for logits
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadOptions:
+    """What becomes of a checkpoint's tensors.
+
+    Args:
+        device: of the model.
+        dtype: of activations and dense layers; None for that of the stored embedding where it is a half, else float32.
+        depth: planes of trits into which dense linear layers are converted, 1 to 6; None leaves them dense.
+        group_size: columns that share a scale in these planes; None for one scale a row.
+        activation_bits: of packed layers: 8, 16, 24, None for floating, or ``auto``: what the checkpoint was trained
+            with for its ternary layers, 16 for converted ones.
+        head_depth: planes of the language-model head, 1 to 6; None leaves it dense.
+
+    Raises:
+        TypeError, ValueError: values out of range.
+    """
+
+    device: torch.device | str = "cpu"
+    dtype: torch.dtype | None = None
+    depth: int | None = None
+    group_size: int | None = None
+    activation_bits: int | None | Literal["auto"] = "auto"
+    head_depth: int | None = None
+
+    def __post_init__(self) -> None:
+        for value in (self.depth, self.head_depth):
+            if value is not None:
+                check_depth(value)
+        if self.group_size is not None and self.depth is None:
+            raise ValueError(f"group_size={self.group_size} is that of converted layers; give depth too")
+        if self.dtype is not None and self.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            raise ValueError(f"dtype must be float32, float16 or bfloat16, got {self.dtype}")
+        if self.activation_bits != "auto":
+            check_activation_bits(self.activation_bits, 1)
+
+
+class Loader:
+    """Builds the modules of one checkpoint; its methods are called once each, in the order of the model."""
+
+    def __init__(self, checkpoint: Checkpoint, options: LoadOptions) -> None:
+        self.checkpoint, self.config, self.options = checkpoint, checkpoint.config, options
+        self.device = torch.device(options.device)
+        stored = STORED.get(checkpoint.info("model.embed_tokens.weight").type, torch.float32)
+        self.dtype = options.dtype or stored
+
+    def layer(self, index: int) -> DecoderLayer:
+        """One layer of the decoder with its weights."""
+        prefix = f"model.layers.{index}."
+        kind = {"device": self.device, "dtype": self.dtype}
+        qkv = self._linear([f"{prefix}self_attn.{part}_proj" for part in "qkv"])
+        attention = Attention(self.config, index, qkv, self._linear([f"{prefix}self_attn.o_proj"]), **kind)
+        gate_up = self._linear([f"{prefix}mlp.gate_proj", f"{prefix}mlp.up_proj"])
+        mlp = MLP(self.config, gate_up, self._linear([f"{prefix}mlp.down_proj"]), **kind)
+        layer = DecoderLayer(self.config, attention, mlp, **kind)
+        for name, module in layer.named_modules():
+            if isinstance(module, RMSNorm):
+                self._fill_norm(module, f"{prefix}{name}.weight")
+        return layer
+
+    def norm(self) -> RMSNorm:
+        """The last norm."""
+        norm = RMSNorm(self.config.hidden_size, self.config.rms_norm_eps, device=self.device, dtype=self.dtype)
+        self._fill_norm(norm, "model.norm.weight")
+        return norm
+
+    def _fill_norm(self, norm: RMSNorm, name: str) -> None:
+        norm.weight = nn.Parameter(self._dense(name, copy=True), requires_grad=False)
+
+    def embedding_and_head(self) -> tuple[nn.Embedding, nn.Module]:
+        """Both, with one weight where they are tied and the head is dense."""
+        name = "model.embed_tokens.weight"
+        tied = self.config.tie_embeddings
+        head_name = name if tied else "lm_head.weight"
+        shared = tied and self.options.head_depth is None
+        embedding = nn.Embedding(self.config.vocab_size, self.config.hidden_size, device="meta")
+        # A half that is widened after the lookup gives the same values at half the memory.
+        dtype = self.dtype if shared or self.checkpoint.info(name).type not in STORED else None
+        weight = self.checkpoint.dense(name, dtype).to(self.device)
+        embedding.weight = nn.Parameter(weight, requires_grad=False)
+        if shared:
+            head: nn.Module = nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=False, device="meta")
+            head.weight = embedding.weight
+        elif self.options.head_depth is None:
+            head = dense_linear([self.checkpoint.dense(head_name)], None, device=self.device, dtype=self.dtype)
+        else:
+            planes = self._planes(head_name, self.options.head_depth, None)
+            bits = self.options.activation_bits
+            bits = HEAD_ACTIVATION_BITS if bits in ("auto", 8) else bits
+            head = packed_linear([planes], None, activation_bits=bits, device=self.device)
+        return embedding, head
+
+    def _linear(self, names: Sequence[str]) -> nn.Module:
+        """The layers of these names, which have one input, side by side."""
+        weights = [f"{name}.weight" for name in names]
+        biased = f"{names[0]}.bias" in self.config.tensor_shapes()
+        bias = torch.cat([self._dense(f"{name}.bias") for name in names]) if biased else None
+        ternary = [self.checkpoint.info(name).ternary for name in weights]
+        depth = self.options.depth
+        if all(ternary):
+            parts = [self.checkpoint.packed(name) for name in weights]
+            return packed_linear(parts, bias, activation_bits=self._bits(False), device=self.device)
+        if depth is not None:
+            planes = [
+                self.checkpoint.packed(name) if trits else self._planes(name, depth, self.options.group_size)
+                for name, trits in zip(weights, ternary, strict=True)
+            ]
+            return packed_linear(planes, bias, activation_bits=self._bits(True), device=self.device)
+        dense = [self.checkpoint.dense(name) for name in weights]
+        return dense_linear(dense, bias, device=self.device, dtype=self.dtype)
+
+    def _bits(self, converted: bool) -> int | None:
+        if self.options.activation_bits != "auto":
+            return self.options.activation_bits
+        return HEAD_ACTIVATION_BITS if converted else self.config.activation_bits
+
+    def _planes(self, name: str, depth: int, group_size: int | None) -> PackedWeight:
+        weight = self.checkpoint.dense(name)
+        granularity: Granularity = "channel" if group_size is None else "group"
+        parts = []
+        for rows in weight.split(PLANE_ROWS):
+            packed, scale = pack_trit_planes(rows.to(self.device).float(), depth, granularity, group_size or 128)
+            scale = scale.expand(depth * len(rows)) if scale.numel() == 1 else scale
+            parts.append(PackedWeight(packed, scale, weight.shape[1], depth))
+        return fuse_packed(parts, self.device)
+
+    def _dense(self, name: str, copy: bool = False) -> Tensor:
+        return self.checkpoint.dense(name).to(device=self.device, dtype=self.dtype, copy=copy)
+
+

@@ -1,0 +1,45 @@
+"""How byte-level vocabularies cut text into words before merging, by the names that GGUF files use."""
+
+from __future__ import annotations
+
+CONTRACTIONS = r"'s|'t|'re|'ve|'m|'ll|'d"
+GPT2 = CONTRACTIONS + r"| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+def _cl100k(digits: str) -> str:
+    """The pattern of GPT-4 and its heirs; ``digits`` is how many digits are one word."""
+    return (
+        rf"(?i:{CONTRACTIONS})|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+
+
+LLAMA3 = _cl100k("{1,3}")
+_ONE_DIGIT = (r"\p{N}", GPT2)
+_THREE_DIGITS = (r"[\p{P}\$\+<=>\^~\|`]+", GPT2, r"[0-9][0-9][0-9]")
+
+# Each pattern cuts what the one before has left in pieces.
+PATTERNS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jais", "roberta-bpe", "gigachat"), (GPT2,)),
+    **dict.fromkeys(
+        ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "lfm2", "dbrx", "smaug-bpe"), (LLAMA3,)
+    ),
+    **dict.fromkeys(("qwen2", "stablelm2", "hunyuan", "deepseek-r1-qwen", "megrez"), (_cl100k(""),)),
+    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), _ONE_DIGIT),
+    "falcon": _THREE_DIGITS,
+    "default": (*_THREE_DIGITS[:2], r"\p{N}+", _THREE_DIGITS[2]),
+}
+# Vocabularies in which a word that is a token needs no merging.
+WHOLE_WORDS = frozenset(name for name, patterns in PATTERNS.items() if patterns == (LLAMA3,))
+# Those whose texts begin with a token of their own where the file does not say.
+BEGINS = frozenset(("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "lfm2"))
+
+
+def patterns_of(name: str) -> tuple[str, ...]:
+    """The patterns of a pre-tokenizer. Raises ValueError, which names it, where it is not known."""
+    if name not in PATTERNS:
+        raise ValueError(
+            f"the pre-tokenizer {name!r} is not known, so text would be cut wrongly; known are {', '.join(PATTERNS)}. "
+            f"Use the tokenizer.json of the model"
+        )
+    return PATTERNS[name]

@@ -1,0 +1,75 @@
+"""Rotary position embedding (RoPE): pairs of channels turned by an angle that grows with the position."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from bittorch.models.config import ModelConfig
+
+
+def rope_frequencies(config: ModelConfig) -> Tensor:
+    """Angle per position of each pair of channels, ``theta^(-2 i / head_dim)``, scaled as the configuration says.
+
+    ``linear`` divides all by ``factor``. ``llama3`` keeps wavelengths below ``original / high_freq_factor``, divides
+    those above ``original / low_freq_factor`` by ``factor``, and blends in between. ``factors`` divides each by its own.
+
+    Returns:
+        float32 ``(head_dim / 2,)``.
+
+    Raises:
+        ValueError: an unknown rope_type, or factors of another number than head_dim / 2.
+
+    Source:
+        RoFormer, arXiv:2104.09864; the Llama 3.1 model card for ``llama3``.
+    """
+    exponent = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
+    frequencies = 1.0 / config.rope_theta**exponent
+    scaling = config.rope_scaling
+    if not scaling:
+        return frequencies
+    kind = scaling.get("rope_type", scaling.get("type"))
+    if kind == "default":
+        return frequencies
+    if kind == "linear":
+        return frequencies / float(scaling["factor"])
+    if kind == "llama3":
+        return _llama3(frequencies, scaling)
+    if kind == "factors":
+        factors = torch.as_tensor(scaling["factors"], dtype=torch.float32)
+        if factors.shape != frequencies.shape:
+            raise ValueError(f"rope factors must be {len(frequencies)} numbers, got shape {tuple(factors.shape)}")
+        return frequencies / factors
+    raise ValueError(f"rope_type {kind!r} is not known; known are default, linear, llama3 and factors")
+
+
+def _llama3(frequencies: Tensor, scaling: object) -> Tensor:
+    assert hasattr(scaling, "__getitem__")
+    factor = float(scaling["factor"])
+    low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
+    turns = float(scaling["original_max_position_embeddings"]) * frequencies / (2 * math.pi)
+    keep = ((turns - low) / (high - low)).clamp(0, 1)  # 1: enough turns within the original context to stay as it is
+    return (1 - keep) * frequencies / factor + keep * frequencies
+
+
+class Rotation:
+    """Cosines and signed sines of some positions, as `rotate_` wants them.
+
+    Args:
+        frequencies: of `rope_frequencies`, on the device of the model.
+        positions: ``(tokens,)`` integers.
+        dtype: of the activations.
+    """
+
+    def __init__(self, frequencies: Tensor, positions: Tensor, dtype: torch.dtype) -> None:
+        angles = positions.float().unsqueeze(-1) * frequencies
+        cos, sin = angles.cos(), angles.sin()
+        self.cos = torch.cat((cos, cos), -1).to(dtype).unsqueeze(-2)
+        self.sin = torch.cat((-sin, sin), -1).to(dtype).unsqueeze(-2)
+
+    def rotate_(self, x: Tensor) -> Tensor:
+        """Turns ``x`` ``(tokens, heads, head_dim)`` in place; channel i is paired with i + head_dim / 2."""
+        swapped = x.roll(x.shape[-1] // 2, -1)
+        return x.mul_(self.cos).addcmul_(swapped, self.sin)

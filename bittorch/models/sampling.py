@@ -1,0 +1,129 @@
+"""From logits to one token: penalties, filters, a draw."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from bittorch.models.generation_config import GenerationConfig
+
+
+@dataclasses.dataclass
+class History:
+    """Which tokens a sequence has, counted where a penalty asks for it.
+
+    Args:
+        seen: ``(vocab_size,)`` bool, tokens of prompt or answer.
+        counts: ``(vocab_size,)`` float32, how often each is in the answer.
+        length: tokens of the answer.
+    """
+
+    seen: Tensor
+    counts: Tensor
+    length: int = 0
+
+    @classmethod
+    def of_prompt(cls, prompt: list[int], vocab_size: int, device: torch.device) -> History:
+        seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
+        seen[torch.tensor(prompt, device=device)] = True
+        return cls(seen, torch.zeros(vocab_size, device=device))
+
+    def add(self, token: int) -> None:
+        self.seen[token] = True
+        self.counts[token] += 1
+        self.length += 1
+
+
+def penalize(logits: Tensor, history: History, config: GenerationConfig, eos: list[int]) -> Tensor:
+    """Logits after the penalties, in this order.
+
+    repetition p: ``l / p`` for positive, ``l * p`` for negative logits of tokens in prompt or answer (arXiv:1909.05858);
+    frequency f and presence s: ``l - f * count - s * [count > 0]``, counted in the answer; length p, from the answer's
+    token number ``length_penalty_start`` on: ``l + |l| * (p^(length - start) - 1)`` for the tokens that end a text.
+
+    Args:
+        logits: ``(vocab_size,)`` float32.
+        history: of the sequence.
+        config: the penalties.
+        eos: tokens that end a text.
+    """
+    if config.repetition_penalty != 1:
+        p = config.repetition_penalty
+        logits = torch.where(history.seen, torch.where(logits < 0, logits * p, logits / p), logits)
+    if config.frequency_penalty or config.presence_penalty:
+        present = history.counts > 0
+        logits = logits - config.frequency_penalty * history.counts - config.presence_penalty * present
+    over = history.length - config.length_penalty_start
+    if config.length_penalty != 1 and over > 0 and eos:
+        logits = logits.clone()
+        logits[eos] += logits[eos].abs() * (config.length_penalty**over - 1)
+    return logits
+
+
+def candidates(logits: Tensor, config: GenerationConfig) -> tuple[Tensor, Tensor]:
+    """The tokens that may be drawn, likeliest first, and their probabilities, which sum to 1.
+
+    After ``softmax(logits / temperature)``, each filter working on what the one before has left, renormalised:
+    top_k keeps the k likeliest; top_p the fewest of the likeliest whose probabilities reach p (arXiv:1904.09751);
+    min_p those of at least p times the highest probability (arXiv:2407.01082); typical_p the fewest whose surprise is
+    nearest to the entropy and whose probabilities reach p (arXiv:2202.00666). At least one token stays.
+
+    Args:
+        logits: ``(vocab_size,)`` float32.
+        config: temperature above 0, and filters.
+
+    Returns:
+        token numbers (int64) and probabilities (float32) of equal length.
+    """
+    scaled = logits / config.temperature
+    k = min(config.top_k or len(scaled), len(scaled))
+    if k < len(scaled):
+        scaled, tokens = scaled.topk(k)
+    else:
+        scaled, tokens = scaled.sort(descending=True, stable=True)
+    p = scaled.softmax(0)
+    if config.top_p < 1:
+        before = p.cumsum(0) - p  # of the likelier ones: the token that crosses the limit stays
+        tokens, p = _keep(before < config.top_p, tokens, p)
+    if config.min_p > 0:
+        tokens, p = _keep(p >= config.min_p * p[0], tokens, p)
+    if config.typical_p < 1:
+        tokens, p = _keep(_typical(p, config.typical_p), tokens, p)
+    return tokens, p
+
+
+def _keep(mask: Tensor, tokens: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+    tokens, p = tokens[mask], p[mask]
+    return tokens, p / p.sum()
+
+
+def _typical(p: Tensor, mass: float) -> Tensor:
+    surprise = -p.log()
+    entropy = torch.special.entr(p).sum()
+    order = (surprise - entropy).abs().argsort(stable=True)
+    sorted_p = p[order]
+    before = sorted_p.cumsum(0) - sorted_p
+    return torch.zeros_like(p, dtype=torch.bool).index_put((order,), before < mass)
+
+
+def draw(logits: Tensor, config: GenerationConfig, generator: torch.Generator) -> int:
+    """One token: the likeliest at temperature 0, else drawn from `candidates`."""
+    if config.temperature == 0:
+        return int(logits.argmax())
+    if config.unfiltered:
+        return int(torch.multinomial((logits / config.temperature).softmax(0), 1, generator=generator))
+    tokens, p = candidates(logits, config)
+    return int(tokens[torch.multinomial(p, 1, generator=generator)])
+
+
+def check_logits(logits: Tensor, indexes: list[int], position: int) -> None:
+    """Raises FloatingPointError where a row has no largest finite value; indexes are those of the prompts."""
+    largest = logits.amax(-1)  # NaN wherever the row has one
+    if not bool(torch.isfinite(largest).all()):
+        row = int(torch.isfinite(largest).logical_not().nonzero()[0])
+        raise FloatingPointError(
+            f"the logits of prompt {indexes[row]} hold {float(largest[row])} after {position} new tokens; "
+            f"the checkpoint is damaged or activations overflow their dtype: try dtype=torch.float32"
+        )

@@ -1,0 +1,136 @@
+"""Text to token numbers and back, whatever file the vocabulary comes from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bittorch.models.chat_template import ChatTemplate, Message
+from bittorch.models.streaming import Detokenizer
+
+if TYPE_CHECKING:
+    import tokenizers
+
+NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+class Tokenizer:
+    """A vocabulary, its special tokens, and the chat template.
+
+    Args:
+        backend: of the tokenizers library.
+        special_tokens: ``bos_token``, ``eos_token`` and so on, and their texts.
+        eos_token_ids: tokens that end a text or a turn; the ``eos_token`` is one in any case.
+        chat_template: a Jinja template, or None.
+
+    Example::
+
+        tokenizer = Tokenizer.from_source(Path("checkpoint"))
+        assert tokenizer.decode(tokenizer.encode("Grüße, 世界"), skip_special_tokens=True) == "Grüße, 世界"
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        special_tokens: Mapping[str, str] | None = None,
+        eos_token_ids: Sequence[int] = (),
+        chat_template: str | None = None,
+    ) -> None:
+        self.backend = backend
+        self.special_tokens = dict(special_tokens or {})
+        eos = self.token_id(self.special_tokens["eos_token"]) if "eos_token" in self.special_tokens else None
+        self.eos_token_ids = tuple(dict.fromkeys([*([] if eos is None else [eos]), *map(int, eos_token_ids)]))
+        self.chat_template = None if chat_template is None else ChatTemplate(chat_template, self.special_tokens)
+
+    @classmethod
+    def from_source(cls, source: Path | str | Mapping[str, Any]) -> Tokenizer:
+        """The tokenizer of a checkpoint.
+
+        Args:
+            source: a directory with ``tokenizer.json``, or ``tokenizer.model`` (tiktoken ranks of LLaMA 3, or
+                SentencePiece); or the ``tokenizer.*`` entries of a GGUF file.
+
+        Raises:
+            ImportError: the libraries of the extra ``lm`` are missing.
+            FileNotFoundError: the directory has none of these files.
+            ValueError: a vocabulary that is damaged, or of a kind that is not read; the message names it.
+        """
+        try:
+            from bittorch.models import tokenizer_files
+        except ImportError as error:
+            raise ImportError(f"tokenizers need {error.name}; install bittorch[lm]") from error
+        if isinstance(source, Mapping):
+            return tokenizer_files.from_gguf(source)
+        return tokenizer_files.from_directory(Path(source))
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens, special ones included."""
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    def token_id(self, token: str) -> int | None:
+        """The number of a token by its text in the vocabulary, None where it has none."""
+        return self.backend.token_to_id(token)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]:
+        """Token numbers of a text.
+
+        Args:
+            text: any.
+            add_special_tokens: the tokens that the model expects around a text, often one at its beginning.
+            parse_special: take the text of a special token for that token; False reads it as plain text, which is what
+                text from strangers should be.
+
+        Raises:
+            ValueError: half of a surrogate pair, which no UTF-8 can hold, and where it stands.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"the text has no UTF-8: character {error.start} is {text[error.start]!r}, half of a surrogate pair"
+            ) from None
+        if self.backend.encode_special_tokens == parse_special:
+            self.backend.encode_special_tokens = not parse_special
+        return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """The text of token numbers; U+FFFD stands for bytes that are no character."""
+        return self.backend.decode(list(tokens), skip_special_tokens=skip_special_tokens)
+
+    def stream(self, *, skip_special_tokens: bool = False) -> Detokenizer:
+        """Decodes token by token, in whole characters."""
+        return Detokenizer(self, skip_special_tokens)
+
+    def apply_chat_template(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **values: Any
+    ) -> str:
+        """The text of a conversation. See `ChatTemplate.render`; ValueError where the model has no template."""
+        if self.chat_template is None:
+            raise ValueError("the tokenizer has no chat template; write the prompt yourself")
+        return self.chat_template.render(messages, add_generation_prompt, **values)
+
+    def encode_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **values: Any) -> list[int]:
+        """Token numbers of a conversation; its template has the special tokens, so none are added."""
+        text = self.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, **values)
+        return self.encode(text, add_special_tokens=False)
+
+    def save(self, directory: str | Path) -> None:
+        """Writes ``tokenizer.json`` and ``tokenizer_config.json``, which `from_source` and transformers read."""
+        directory = Path(directory)
+        values: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **self.special_tokens}
+        if self.chat_template is not None:
+            values["chat_template"] = self.chat_template.source
+        if self.eos_token_ids:
+            values["eos_token_ids"] = list(self.eos_token_ids)
+        _write(directory / "tokenizer.json", self.backend.to_str(pretty=True))
+        _write(directory / "tokenizer_config.json", json.dumps(values, ensure_ascii=False, indent=2) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)

@@ -1,0 +1,181 @@
+"""Tokenizers from the files of a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from bittorch.models.pretokenizers import BEGINS, WHOLE_WORDS, patterns_of
+from bittorch.models.sentencepiece_model import read_model
+from bittorch.models.tokenizer import NAMES, Tokenizer
+from bittorch.models.vocabulary import (
+    NORMAL,
+    Pieces,
+    add_by_type,
+    begin_and_end,
+    byte_level,
+    from_pieces,
+    from_ranks,
+    read_ranks,
+)
+
+CHAT_TEMPLATE = "chat_template.jinja"
+# Tokens that end a turn in the vocabularies of LLaMA 3, whose files name the end of text alone.
+TURN_ENDS = ("<|eot_id|>", "<|eom_id|>")
+
+
+def from_directory(path: Path) -> Tokenizer:
+    """The tokenizer that lies in a directory. See `Tokenizer.from_source`."""
+    config = _json(path / "tokenizer_config.json")
+    special = {name: _text(config[name]) for name in NAMES if config.get(name)}
+    if (path / "tokenizer.json").is_file():
+        backend = _backend(path / "tokenizer.json")
+    elif (path / "tokenizer.model").is_file():
+        backend, special = _from_model_file(path / "tokenizer.model", special, config)
+    else:
+        raise FileNotFoundError(f"{path} has neither tokenizer.json nor tokenizer.model")
+    ends = [*_listed(config.get("eos_token_ids")), *_listed(_json(path / "generation_config.json").get("eos_token_id"))]
+    return Tokenizer(backend, special, ends, _chat_template(path, config))
+
+
+def _backend(path: Path) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(f"{path} is no tokenizer: {error}") from None
+
+
+def _from_model_file(
+    path: Path, special: dict[str, str], config: Mapping[str, Any]
+) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
+    """Tiktoken ranks, which are lines of text, or a SentencePiece model, which is not."""
+    head = path.read_bytes()[:64].split(b"\n")[0].split()
+    if len(head) == 2 and head[1].isdigit():
+        backend = from_ranks(read_ranks(path), _numbered_tokens(config))
+        special = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>", **special}
+        begin_and_end(backend, special["bos_token"], None)
+        return backend, special
+    pieces = read_model(path.read_bytes(), str(path))
+    backend = from_pieces(pieces)
+    for name, token in (("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>")):
+        if token in pieces.texts:
+            special.setdefault(name, token)
+    bos = special.get("bos_token") if config.get("add_bos_token", True) else None
+    eos = special.get("eos_token") if config.get("add_eos_token", False) else None
+    begin_and_end(backend, bos, eos)
+    return backend, special
+
+
+def _numbered_tokens(config: Mapping[str, Any]) -> list[str] | None:
+    """Special tokens as the configuration numbers them, or None."""
+    entries = config.get("added_tokens_decoder")
+    if not isinstance(entries, dict) or not entries:
+        return None
+    return [_text(entries[number]) for number in sorted(entries, key=int)]
+
+
+def _chat_template(path: Path, config: Mapping[str, Any]) -> str | None:
+    if (path / CHAT_TEMPLATE).is_file():
+        return (path / CHAT_TEMPLATE).read_text(encoding="utf-8")
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several by name
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer that a GGUF file carries. See `Tokenizer.from_source`."""
+    kind = metadata.get("tokenizer.ggml.model")
+    if "tokenizer.ggml.tokens" not in metadata:
+        raise ValueError("the GGUF file carries no tokenizer: it has no tokenizer.ggml.tokens")
+    texts = list(metadata["tokenizer.ggml.tokens"])
+    types = [int(value) for value in metadata.get("tokenizer.ggml.token_type", [NORMAL] * len(texts))]
+    if len(types) != len(texts):
+        raise ValueError(f"the GGUF file has {len(texts)} tokens and {len(types)} token types")
+    special = {}
+    for name, key in zip(NAMES, ("bos", "eos", "unknown", "padding"), strict=True):
+        number = metadata.get(f"tokenizer.ggml.{key}_token_id")
+        if number is not None and 0 <= int(number) < len(texts):
+            special[name] = texts[int(number)]
+    if kind == "gpt2":
+        backend, begins = _gguf_byte_level(metadata, texts, types)
+    elif kind in ("llama", "t5"):
+        backend, begins = _gguf_pieces(metadata, texts, types, kind == "t5"), kind == "llama"
+    else:
+        raise ValueError(f"the vocabulary kind {kind!r} of the GGUF file is not read; known are gpt2, llama and t5")
+    bos = special.get("bos_token") if metadata.get("tokenizer.ggml.add_bos_token", begins) else None
+    eos = special.get("eos_token") if metadata.get("tokenizer.ggml.add_eos_token", kind == "t5") else None
+    begin_and_end(backend, bos, eos)
+    ends = [metadata[key] for key in ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id") if key in metadata]
+    ends += [texts.index(token) for token in TURN_ENDS if token in texts]
+    return Tokenizer(backend, special, ends, metadata.get("tokenizer.chat_template"))
+
+
+def _gguf_byte_level(
+    metadata: Mapping[str, Any], texts: Sequence[str], types: Sequence[int]
+) -> tuple[tokenizers.Tokenizer, bool]:
+    name = metadata.get("tokenizer.ggml.pre", "default")
+    merges = []
+    for line in metadata.get("tokenizer.ggml.merges", ()):
+        left, _, right = line.partition(" ")
+        if not left or not right:
+            raise ValueError(f"the GGUF file has the merge {line!r}, which is no pair")
+        merges.append((left, right))
+    vocab = {text: number for number, text in enumerate(texts)}
+    try:
+        backend = byte_level(vocab, merges, patterns_of(name), name in WHOLE_WORDS)
+    except Exception as error:  # the library raises nothing narrower for a merge of what is no token
+        raise ValueError(f"the vocabulary of the GGUF file: {error}") from None
+    add_by_type(backend, texts, types)
+    return backend, name in BEGINS
+
+
+def _gguf_pieces(
+    metadata: Mapping[str, Any], texts: Sequence[str], types: Sequence[int], unigram: bool
+) -> tokenizers.Tokenizer:
+    scores = metadata.get("tokenizer.ggml.scores")
+    if scores is None or len(scores) != len(texts):
+        raise ValueError(
+            f"the GGUF file has {len(texts)} tokens and {0 if scores is None else len(scores)} scores, which a "
+            f"SentencePiece vocabulary needs"
+        )
+    return from_pieces(
+        Pieces(
+            texts,
+            [float(score) for score in scores],
+            types,
+            unigram,
+            bool(metadata.get("tokenizer.ggml.add_space_prefix", True)),
+            bool(metadata.get("tokenizer.ggml.remove_extra_whitespaces", unigram)),
+            bytes(metadata.get("tokenizer.ggml.precompiled_charsmap", b"")),
+        )
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The entries of a file, none where there is no file."""
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(values).__name__}")
+    return values
+
+
+def _text(token: Any) -> str:
+    """Special tokens are texts, or objects with one."""
+    return token["content"] if isinstance(token, dict) else str(token)
+
+
+def _listed(value: Any) -> list[int]:
+    if value is None:
+        return []
+    return [int(item) for item in value] if isinstance(value, list) else [int(value)]

@@ -1,0 +1,161 @@
+"""Trit depth: a weight as several ternary planes, the digits of an integer in balanced ternary.
+
+A float weight needs no training to become ternary this way, only more planes: each is one more digit.
+"""
+
+from __future__ import annotations
+
+from numbers import Integral
+
+import torch
+from torch import Tensor
+
+from bittorch import ops
+from bittorch.ops import reference
+from bittorch.quant.ternary import Granularity, TernaryQuantConfig, check_finite
+
+MAX_DEPTH = 6
+_CHUNK = 1 << 22  # weights whose float64 quotients are in memory at once
+
+
+def check_depth(depth: object) -> int:
+    """``depth`` as an int; raises TypeError where it is none, ValueError where it is out of range."""
+    if isinstance(depth, bool) or not isinstance(depth, Integral):
+        raise TypeError(f"depth must be an integer from 1 to {MAX_DEPTH}, got {depth!r}")
+    if not 1 <= int(depth) <= MAX_DEPTH:
+        raise ValueError(f"depth must be from 1 to {MAX_DEPTH}, got {depth}")
+    return int(depth)
+
+
+def check_grid(config: TernaryQuantConfig) -> None:
+    """Raises ValueError where ``config`` sets what an absmax grid has not: a method, a threshold, a gradient."""
+    plain = TernaryQuantConfig()
+    for name in ("method", "scale", "threshold_factor", "ste"):
+        value, own = getattr(config, name), getattr(plain, name)
+        if value != own:
+            raise ValueError(
+                f"depth rounds to a grid of the largest magnitude and trains nothing, so {name}={value!r} says nothing "
+                f"to it (left alone it is {own!r}); give granularity, group_size and activation_bits alone"
+            )
+
+
+def largest_integer(depth: int) -> int:
+    """``(3^depth - 1) / 2``, all digits +1."""
+    return (3**depth - 1) // 2
+
+
+def _scales(weight: Tensor, depth: int, granularity: Granularity, group_size: int) -> Tensor:
+    n, k = weight.shape
+    shape = reference.scale_shape(n, k, granularity, group_size)
+    if weight.numel() == 0:
+        return weight.new_full(shape, reference.EPS, dtype=torch.float32)
+    width = {"tensor": n * k, "channel": k, "group": group_size}[granularity]
+    absmax = weight.reshape(-1, width).abs().amax(1).double()
+    scale = (absmax / largest_integer(depth)).float().view(shape)
+    if not bool(torch.isfinite(scale).all()) and bool(torch.isfinite(weight).all()):
+        raise ValueError(f"w must have float32 scales, got magnitudes up to {float(absmax.max()):g}")
+    check_finite(weight, scale)
+    return torch.where(scale > 0, scale, reference.EPS)  # zeros, and what float32 cannot scale, have digits 0
+
+
+def _digits(q: Tensor, depth: int) -> Tensor:
+    """The balanced ternary digits of int16 ``q``, the lowest first, along a new first dimension."""
+    planes = []
+    for _ in range(depth):
+        t = (q + 1) % 3 - 1
+        q = (q - t) // 3
+        planes.append(t.to(torch.int8))
+    return torch.stack(planes)
+
+
+def _rows_of(scale: Tensor, n: int, k: int) -> Tensor:
+    """float64 ``(n, 1)`` or ``(n, groups, 1)``: what divides a row that is cut into its groups."""
+    return (scale.expand(n) if scale.dim() == 1 else scale).double().unsqueeze(-1)
+
+
+def trit_planes(
+    weight: Tensor, depth: int, granularity: Granularity = "channel", group_size: int = 128
+) -> tuple[Tensor, Tensor]:
+    """Digits and scale of ``weight``, about ``scale * sum_i 3^i planes[i]``.
+
+    ``scale = fl32(absmax / ((3^depth - 1) / 2))``, the quotient in float64; ``q = rint(weight / scale)``, half to even,
+    clamped to ``(3^depth - 1) / 2``; ``planes`` are the balanced ternary digits of ``q``. An error is at most half a
+    scale: the grid ends at the largest magnitude, so that no outlier is clipped.
+
+    Args:
+        weight: ``(out_features, in_features)``, floating.
+        depth: planes, 1 to 6.
+        granularity: what shares a scale: ``tensor``, ``channel`` or ``group``.
+        group_size: columns of a group, a multiple of 4 that divides in_features; used with granularity ``group``.
+
+    Returns:
+        int8 digits ``(depth, out_features, in_features)``, the lowest first, and the float32 scale, ``(1,)``,
+        ``(out_features,)`` or ``(out_features, in_features / group_size)``. Zeros have scale 1e-5.
+
+    Raises:
+        TypeError: a depth that is not an integer, a weight that is not floating.
+        ValueError: a depth out of range, another number of dimensions, NaN or Inf, groups that do not divide a row.
+    """
+    depth = check_depth(depth)
+    if not weight.is_floating_point():
+        raise TypeError(f"w must be floating, got {weight.dtype}")
+    if weight.dim() != 2:
+        raise ValueError(f"w must be (out_features, in_features), got shape {tuple(weight.shape)}")
+    n, k = weight.shape
+    TernaryQuantConfig(granularity=granularity, group_size=group_size).check_in_features(k)
+    weight, largest = weight.detach(), largest_integer(depth)
+    scale = _scales(weight, depth, granularity, group_size)
+    planes = torch.empty((depth, n, k), dtype=torch.int8, device=weight.device)
+    steps, rows = _rows_of(scale, n, k), max(1, _CHUNK // max(1, k))
+    for first in range(0, n, rows):
+        part = weight[first : first + rows].double()
+        step = steps[first : first + rows]
+        q = part.unflatten(1, (step.shape[1], -1)) / step if step.dim() == 3 else part / step
+        q = q.round().clamp(-largest, largest).flatten(1).to(torch.int16)
+        planes[:, first : first + rows] = _digits(q, depth)
+    return planes, scale
+
+
+def from_trit_planes(planes: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """``scale * sum_i 3^i planes[i]`` in ``dtype``, the inverse of `trit_planes`; computed in float64."""
+    depth, n, k = planes.shape
+    powers = 3.0 ** torch.arange(depth, dtype=torch.float64, device=planes.device)
+    q = torch.tensordot(powers, planes.double(), 1)
+    step = _rows_of(scale, n, k)
+    dense = (q.unflatten(1, (step.shape[1], -1)) * step).flatten(1) if step.dim() == 3 else q * step
+    return dense.to(dtype)
+
+
+def pack_trit_planes(
+    weight: Tensor, depth: int, granularity: Granularity = "channel", group_size: int = 128
+) -> tuple[Tensor, Tensor]:
+    """`trit_planes` as one packed matrix whose rows are those of all planes, the lowest plane first.
+
+    Row ``i * out_features + r`` holds digit ``i`` of row ``r``, and has the scale ``fl32(3^i * scale)``: one product
+    with this matrix gives every plane's share.
+
+    Args and Raises: as `trit_planes`.
+
+    Returns:
+        uint8 ``(depth * out_features, ceil(in_features / 4))`` and the float32 scale, ``(depth * out_features,)`` or
+        ``(depth * out_features, groups)``. One scale for the tensor stands in each row; at depth 1 it stays ``(1,)``.
+    """
+    planes, scale = trit_planes(weight, depth, granularity, group_size)
+    w_packed = ops.ternary_pack(planes.flatten(0, 1))
+    if len(planes) == 1:
+        return w_packed, scale
+    scale = scale.expand(weight.shape[0]) if scale.dim() == 1 else scale
+    powers = 3.0 ** torch.arange(len(planes), dtype=torch.float64, device=scale.device)
+    return w_packed, (powers.view(-1, *[1] * scale.dim()) * scale.double()).float().flatten(0, 1)
+
+
+def unpack_trit_planes(
+    w_packed: Tensor, scale: Tensor, depth: int, in_features: int, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """The dense weight ``(out_features, in_features)`` of `pack_trit_planes`, summed in float64 and rounded once."""
+    n = len(w_packed) // depth
+    dense = torch.zeros((n, in_features), dtype=torch.float64, device=w_packed.device)
+    for i in range(depth):
+        rows = slice(i * n, (i + 1) * n) if len(scale) == len(w_packed) else slice(None)  # or one scale for all
+        dense += ops.ternary_unpack(w_packed[i * n : (i + 1) * n], scale[rows], in_features, torch.float32)
+    return dense.to(dtype)

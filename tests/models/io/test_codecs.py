@@ -1,0 +1,165 @@
+"""Layouts of other programs: against those programs, by hand, and round trips."""
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers.integrations.bitnet import pack_weights
+
+from bittorch.models.io import codecs
+
+TQ = {
+    "TQ1_0": (codecs.encode_tq1_0, lambda b: codecs.decode_tq1_0(b)),
+    "TQ2_0": (codecs.encode_tq2_0, lambda b: _unpacked(*codecs.decode_tq2_0(b), 256)),
+}
+
+
+def _unpacked(packed: np.ndarray, scale: np.ndarray, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    return codecs.unpack(packed, columns), scale
+
+
+def _codes(n: int, k: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(-1, 2, (n, k)).astype(np.int8)
+
+
+def _scales(n: int) -> np.ndarray:
+    return np.random.default_rng(7).uniform(0.01, 4, n).astype(np.float16)
+
+
+@pytest.mark.parametrize("name", TQ)
+def test_tq_equals_gguf_py(name: str) -> None:
+    encode, decode = TQ[name]
+    codes, scale = _codes(37, 256), _scales(37)
+    kind = gguf.GGMLQuantizationType[name]
+    theirs = gguf.quants.quantize(codes * scale.astype(np.float32)[:, None], kind).reshape(37, -1)
+    assert np.array_equal(encode(codes, scale), theirs)
+    found, d = decode(theirs)
+    assert np.array_equal(found, codes)
+    assert np.array_equal(d, scale)
+
+
+def test_every_byte_of_tq1_0_decodes_as_in_gguf_py() -> None:
+    blocks = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 54, axis=1)
+    blocks[:, 52:] = np.float16([1]).view(np.uint8)
+    theirs = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType.TQ1_0)
+    assert np.array_equal(codecs.decode_tq1_0(blocks)[0], theirs)
+
+
+def test_frozen_blocks() -> None:
+    """Bytes written by hand from the definitions of the layouts."""
+    codes = np.zeros((1, 256), np.int8)
+    codes[0, [0, 32, 64, 96]] = 1, -1, 0, 1  # TQ2_0: the four fields of byte 0, first lowest: 2, 0, 1, 2
+    block = codecs.encode_tq2_0(codes, np.float16([1]))
+    assert block[0, 0] == 0b10_01_00_10
+    assert block[0, 64:].tolist() == [0x00, 0x3C]  # 1.0 as float16
+    codes = np.zeros((1, 256), np.int8)
+    codes[0, [0, 32, 64, 96, 128]] = 1, -1, 0, 1, -1  # TQ1_0: digits 2 0 1 2 0, first most significant
+    value = 2 * 81 + 0 * 27 + 1 * 9 + 2 * 3 + 0
+    assert codecs.encode_tq1_0(codes, np.float16([1]))[0, 0] == -(-value * 256 // 243)
+    codes = np.zeros((1, 128), np.int8)
+    codes[0, [0, 32, 64, 96]] = 1, -1, 0, 1  # I2_S: the first quarter in the top bits: 2, 0, 1, 2
+    assert codecs.encode_i2_s(codes)[0, 0] == 0b10_00_01_10
+    codes = np.zeros((1, 64), np.int8)
+    codes[0, :4] = 1, -1, 0, 1  # Q2_0: scale first, then weight 0 lowest
+    assert codecs.encode_q2_0(codes, np.float16([1]))[0, :3].tolist() == [0x00, 0x3C, 0b10_01_00_10]
+    assert codecs.encode_base3(np.int8([[1, 0, -1, 0, 1, -1]])).tolist() == [[2 + 3 + 0 + 27 + 162, 0 + 120]]
+    codes = np.int8([[1], [-1], [0], [1]])  # transformers: one byte, row 0 lowest
+    assert codecs.encode_bitnet(codes).tolist() == [[0b10_01_00_10]]
+    assert codecs.encode_int32(np.int8([[1, -1, 0]])).tolist() == [[0b10_01_11]]
+
+
+@pytest.mark.parametrize(("n", "k"), [(4, 1), (8, 5), (12, 64), (64, 67)])
+def test_bitnet_equals_transformers(n: int, k: int) -> None:
+    codes = _codes(n, k)
+    theirs = pack_weights(torch.from_numpy(codes).float()).numpy()
+    assert np.array_equal(codecs.encode_bitnet(codes), theirs)
+    rows = codecs.decode_row_fields(theirs, (0, 2, 4, 6))
+    assert np.array_equal(np.concatenate([codecs.unpack(part, k) for part in rows]), codes)
+
+
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (3, 15), (4, 16), (5, 17), (8, 64), (3, 67)])
+def test_int32_equals_compressed_tensors(n: int, k: int) -> None:
+    codes = _codes(n, k)
+    theirs = pack_to_int32(torch.from_numpy(codes), 2).numpy()
+    assert np.array_equal(codecs.encode_int32(codes), theirs)
+    found = codecs.decode_int32(theirs.view(np.uint8), k)
+    assert np.array_equal(found, codecs.pack(codes))
+
+
+@pytest.mark.parametrize("block", [64, 128])
+def test_q2_0(block: int) -> None:
+    """By the definition: scale, then ``code + 1``, four a byte, first lowest."""
+    codes, scale = _codes(9, block), _scales(9)
+    fields = (codes + 1).astype(np.uint8).reshape(9, -1, 4)
+    data = (fields << np.uint8([0, 2, 4, 6])).sum(axis=2, dtype=np.uint8)
+    stored = np.concatenate([scale[:, None].view(np.uint8), data], axis=1)
+    packed, d = codecs.decode_q2_0(stored)
+    assert np.array_equal(codecs.unpack(packed, block), codes)
+    assert np.array_equal(d, scale)
+    if block == 64:
+        assert np.array_equal(codecs.encode_q2_0(codes, scale), stored)
+
+
+@pytest.mark.parametrize("part", [16, 32])
+def test_i2_s(part: int) -> None:
+    """By the definition: element j of a block at byte j % part, bits 6 - 2 (j / part)."""
+    codes = _codes(11, 4 * part)
+    stored = np.zeros((11, part), np.uint8)
+    for element in range(4 * part):
+        field = (codes[:, element] + 1).astype(np.uint8)
+        stored[:, element % part] |= field << np.uint8(6 - 2 * (element // part))
+    assert np.array_equal(codecs.unpack(codecs.decode_i2_s(stored), 4 * part), codes)
+    if part == 32:
+        assert np.array_equal(codecs.encode_i2_s(codes), stored)
+
+
+@given(st.integers(1, 6), st.integers(1, 33), st.integers(0, 2**32))
+def test_base3_round_trip(n: int, k: int, seed: int) -> None:
+    codes = _codes(n, k, seed)
+    data = codecs.encode_base3(codes)
+    assert data.shape == (n, -(-k // 5))
+    assert data.max() <= 242
+    weights = (codes.astype(int) + 1)[:, :5]
+    assert np.array_equal(data[:, 0], (weights * 3 ** np.arange(weights.shape[1])).sum(1) + _ones_above(k))
+    assert np.array_equal(codecs.decode_base3(data, k), codes)
+
+
+def _ones_above(k: int) -> int:
+    """What the padding adds to the first byte: weight 0 is digit 1."""
+    return sum(3**i for i in range(min(k, 5), 5))
+
+
+def test_reserved_codes_are_refused() -> None:
+    block = codecs.encode_tq2_0(_codes(2, 256), _scales(2))
+    for byte in (0, 40, 63):
+        for field in range(4):
+            damaged = block.copy()
+            damaged[1, byte] |= 3 << 2 * field
+            with pytest.raises(codecs.ReservedCode, match="11"):
+                codecs.decode_tq2_0(damaged)
+    with pytest.raises(codecs.ReservedCode, match="-2"):
+        codecs.decode_int32(np.uint8([[0b10_10_10_00, 0, 0, 0]]), 4)
+    with pytest.raises(codecs.ReservedCode, match="242"):
+        codecs.decode_base3(np.uint8([[243]]), 5)
+    with pytest.raises(codecs.ReservedCode, match="padded"):
+        codecs.decode_base3(np.uint8([[0]]), 3)
+
+
+@given(st.binary(min_size=32, max_size=32))
+def test_plus_one_maps_each_field_alone(data: bytes) -> None:
+    stored = np.frombuffer(data, np.uint8)
+    fields = (stored[:, None] >> np.uint8([0, 2, 4, 6])) & 3
+    if (fields == 3).any():
+        with pytest.raises(codecs.ReservedCode):
+            codecs.canonical_from_plus_one(stored)
+    else:
+        found = codecs.canonical_from_plus_one(stored)
+        expected = np.select([fields == 2, fields == 0], [1, 2], 0).astype(np.uint8)
+        assert np.array_equal((found[:, None] >> np.uint8([0, 2, 4, 6])) & 3, expected)
+    low = stored | (~(stored | stored >> 1) & 0x55)  # no field 0
+    shown = (low[:, None] >> np.uint8([0, 2, 4, 6])) & 3
+    twos = np.select([shown == 3, shown == 1], [1, 2], 0)
+    assert np.array_equal((codecs.canonical_from_plus_two(low)[:, None] >> np.uint8([0, 2, 4, 6])) & 3, twos)

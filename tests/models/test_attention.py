@@ -1,0 +1,40 @@
+import pytest
+import torch
+
+from bittorch.models.attention import attend, causal_mask
+from tests import helpers
+
+
+def reference(q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
+    """One query at a time, in float64."""
+    q, (k, v) = q.double(), kv.double().unbind()
+    rows, count, heads, width = q.shape
+    out = torch.empty(rows, count, heads * width, dtype=torch.float64)
+    for row in range(rows):
+        for token in range(count):
+            seen = k.shape[2] - count + token + 1
+            for head in range(heads):
+                group = head // (heads // k.shape[1])
+                p = (k[row, group, :seen] @ q[row, token, head] / width**0.5).softmax(0)
+                out[row, token, head * width : (head + 1) * width] = p @ v[row, group, :seen]
+    return out
+
+
+@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+@pytest.mark.parametrize(("rows", "count", "length"), [(1, 1, 1), (2, 1, 9), (1, 7, 7), (2, 5, 5), (2, 3, 8)])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (4, 4), (3, 1)])
+def test_attend(rows: int, count: int, length: int, heads: int, kv_heads: int, dtype: torch.dtype) -> None:
+    q = helpers.randn(rows, count, heads, 16, dtype=dtype)
+    kv = helpers.randn(2, rows, kv_heads, length + 3, 16, seed=1, dtype=dtype)[:, :, :, :length]
+    helpers.assert_near(attend(q, kv), reference(q, kv), {torch.float32: 1e-5}.get(dtype, 3 * helpers.TOLERANCE[dtype]))
+
+
+def test_rows_do_not_depend_on_each_other() -> None:
+    q, kv = helpers.randn(5, 1, 4, 16), helpers.randn(2, 5, 2, 40, 16, seed=1)
+    together = attend(q, kv)
+    for row in range(5):
+        helpers.assert_same_bits(attend(q[row : row + 1], kv[:, row : row + 1])[0], together[row])
+
+
+def test_causal_mask_sees_the_past() -> None:
+    assert causal_mask(2, 4, torch.device("cpu")).tolist() == [[True, True, True, False], [True] * 4]

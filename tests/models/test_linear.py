@@ -1,0 +1,84 @@
+import pytest
+import torch
+
+from bittorch.models.io import PackedWeight
+from bittorch.models.linear import Concatenated, dense_linear, packed_linear, split_packed
+from bittorch.nn import TernaryLinearInference
+from bittorch.quant import pack_trit_planes
+from tests import helpers
+from tests.models import tiny
+
+CPU = torch.device("cpu")
+ROWS, COLUMNS = (24, 8, 12), 64
+
+
+def planes(n: int, depth: int, seed: int, group: int | None = None) -> PackedWeight:
+    granularity = ("channel", 128) if group is None else ("group", group)
+    packed, scale = pack_trit_planes(helpers.randn(n, COLUMNS, seed=seed), depth, *granularity)
+    return PackedWeight(packed, scale, COLUMNS, depth)
+
+
+KINDS = {
+    "tensor": lambda n, seed: tiny.random_packed(n, COLUMNS, seed),
+    "channel": lambda n, seed: tiny.random_packed(n, COLUMNS, seed, "channel"),
+    "groups": lambda n, seed: tiny.random_packed(n, COLUMNS, seed, "4"),
+    "depth 3": lambda n, seed: planes(n, 3, seed),
+    "depth 2 groups": lambda n, seed: planes(n, 2, seed, 16),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bits", [None, 8, 16])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=helpers.dtype_id)
+def test_fused_layers_give_the_bits_of_single_ones(kind: str, bits: int | None, bias: bool, dtype: torch.dtype) -> None:
+    parts = [KINDS[kind](n, seed) for seed, n in enumerate(ROWS)]
+    biases = helpers.randn(sum(ROWS), seed=9, dtype=dtype) if bias else None
+    fused = packed_linear(parts, biases, activation_bits=bits, device=CPU)
+    assert isinstance(fused, TernaryLinearInference)
+    x = helpers.randn(5, COLUMNS, seed=11, dtype=dtype)
+    split = [None] * 3 if biases is None else biases.split(ROWS)
+    single = [
+        packed_linear([part], own, activation_bits=bits, device=CPU)(x) for part, own in zip(parts, split, strict=True)
+    ]
+    assert torch.equal(fused(x), torch.cat(single, -1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_split_undoes_fusing(kind: str) -> None:
+    parts = [KINDS[kind](n, seed) for seed, n in enumerate(ROWS)]
+    fused = packed_linear(parts, None, activation_bits=None, device=CPU)
+    again = split_packed(PackedWeight(fused.weight_packed, fused.scale, COLUMNS, fused.depth), ROWS)
+    for part, own in zip(parts, again, strict=True):
+        assert part.depth == own.depth
+        assert torch.equal(part.weight_packed, own.weight_packed)
+        assert torch.equal(part.scale, own.scale)
+
+
+def test_parts_that_cannot_be_one_layer_stand_side_by_side() -> None:
+    parts = [planes(24, 2, 0), planes(8, 3, 1), planes(12, 2, 2, 16)]
+    layer = packed_linear(parts, helpers.randn(44), activation_bits=None, device=CPU)
+    assert isinstance(layer, Concatenated)
+    x = helpers.randn(5, COLUMNS, seed=11)
+    whole = torch.cat([packed_linear([part], None, activation_bits=None, device=CPU)(x) for part in parts], -1)
+    helpers.assert_near(layer(x), whole + helpers.randn(44))
+
+
+def test_layers_own_their_memory() -> None:
+    part = tiny.random_packed(24, COLUMNS, 0)
+    layer = packed_linear([part], None, activation_bits=None, device=CPU)
+    part.weight_packed.zero_()
+    assert bool(layer.weight_packed.any())
+    weight = helpers.randn(3, 4)
+    dense = dense_linear([weight], None, device=CPU, dtype=torch.float32)
+    weight.zero_()
+    assert bool(dense.weight.any())
+
+
+def test_dense_layers_side_by_side() -> None:
+    weights = [helpers.randn(n, COLUMNS, seed=n) for n in ROWS]
+    bias = helpers.randn(sum(ROWS), seed=9)
+    layer = dense_linear(weights, bias, device=CPU, dtype=torch.bfloat16)
+    assert layer.weight.dtype == layer.bias.dtype == torch.bfloat16
+    x = helpers.randn(5, COLUMNS).bfloat16()
+    helpers.assert_near(layer(x), x.double() @ torch.cat(weights).bfloat16().double().T + bias.bfloat16().double())

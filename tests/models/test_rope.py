@@ -1,0 +1,66 @@
+import math
+
+import pytest
+import torch
+
+from bittorch.models.rope import Rotation, rope_frequencies
+from tests import helpers
+from tests.models import tiny
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+
+@pytest.mark.parametrize("scaling", [None, {"rope_type": "linear", "factor": 2.0}, LLAMA3], ids=str)
+def test_frequencies_equal_those_of_transformers(scaling: dict | None) -> None:
+    transformers = pytest.importorskip("transformers")
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    parameters = {"rope_theta": 5e5, **(scaling or {"rope_type": "default"})}
+    config = transformers.LlamaConfig(hidden_size=64, num_attention_heads=4, rope_parameters=parameters)
+    own = rope_frequencies(tiny.changed(rope_theta=5e5, rope_scaling=scaling))
+    if scaling is None:
+        expected = torch.tensor([5e5 ** (-2 * i / 16) for i in range(8)])
+    else:
+        expected, _ = ROPE_INIT_FUNCTIONS[scaling["rope_type"]](config, "cpu")
+    torch.testing.assert_close(own, expected, rtol=1e-6, atol=0)
+
+
+def test_factors_divide_the_frequencies() -> None:
+    plain = rope_frequencies(tiny.CONFIG)
+    scaled = rope_frequencies(tiny.changed(rope_scaling={"rope_type": "factors", "factors": list(range(1, 9))}))
+    torch.testing.assert_close(scaled * torch.arange(1, 9), plain)
+    with pytest.raises(ValueError, match=r"8 numbers, got shape \(3,\)"):
+        rope_frequencies(tiny.changed(rope_scaling={"rope_type": "factors", "factors": [1, 2, 3]}))
+
+
+def test_an_unknown_rope_type_is_named() -> None:
+    with pytest.raises(ValueError, match="rope_type 'yarn' is not known"):
+        rope_frequencies(tiny.changed(rope_scaling={"rope_type": "yarn", "factor": 2.0}))
+
+
+@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+def test_rotation_turns_pairs_as_complex_numbers(dtype: torch.dtype) -> None:
+    frequencies = rope_frequencies(tiny.CONFIG)
+    positions = torch.tensor([0, 1, 5, 100])
+    x = helpers.randn(4, 3, 16, dtype=dtype)
+    pairs = torch.complex(x.double()[..., :8], x.double()[..., 8:])
+    angles = positions.double()[:, None] * frequencies.double()
+    turned = pairs * torch.polar(torch.ones_like(angles), angles)[:, None]
+    expected = torch.cat((turned.real, turned.imag), -1)
+    actual = Rotation(frequencies, positions, dtype).rotate_(x.clone())
+    helpers.assert_near(actual, expected, {torch.float32: 3e-6}.get(dtype, 2 * helpers.TOLERANCE[dtype]))
+
+
+def test_rotation_changes_its_argument_alone() -> None:
+    whole = helpers.randn(2, 5, 16)
+    before = whole.clone()
+    Rotation(rope_frequencies(tiny.CONFIG), torch.tensor([3, 4]), torch.float32).rotate_(whole[:, :3])
+    torch.testing.assert_close(whole[:, 3:], before[:, 3:], rtol=0, atol=0)
+    assert not torch.equal(whole[:, :3], before[:, :3])
+    assert math.isclose(float(whole.norm()), float(before.norm()), rel_tol=1e-5)
