@@ -48,7 +48,8 @@ def prompt_tokens(model: LanguageModel, text: str, *, system: str | None = None,
     check_text(text)
     if raw or not has_template(model):
         if system is not None:
-            raise CommandError("a system text needs a chat template, and " + ("--raw has none" if raw else "the model has none"))
+            why = "--raw takes none" if raw else "the model has none"
+            raise CommandError(f"a system text needs a chat template, and {why}")
         return encode(model, text)
     return chat_tokens(model, [*system_message(system), {"role": "user", "content": text}])
 
@@ -85,9 +86,7 @@ def chat_tokens(model: LanguageModel, messages: Sequence[Message]) -> list[int]:
     return model.tokenizer.encode_chat(messages)
 
 
-def generate(
-    model: LanguageModel, tokens: list[int], config: GenerationConfig, show: Callable[[str], None]
-) -> Answer:
+def generate(model: LanguageModel, tokens: list[int], config: GenerationConfig, show: Callable[[str], None]) -> Answer:
     """Generates to the end.
 
     Args:

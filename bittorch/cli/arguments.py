@@ -59,7 +59,10 @@ def model_options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     group = parser.add_argument_group("model")
     group.add_argument(
-        "-m", "--model", metavar="PATH", help="a directory with config.json, or a GGUF file; default SmolLM2-135M-Instruct"
+        "-m",
+        "--model",
+        metavar="PATH",
+        help="a directory with config.json, or a GGUF file; default SmolLM2-135M-Instruct",
     )
     group.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     group.add_argument("--dtype", choices=DTYPES, default="auto", help="of activations and dense layers")

@@ -25,8 +25,8 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "batch",
         help="answer a file of prompts",
-        description="Answers every row of INPUT in OUTPUT. Each answer is on disk before the next begins; run again after "
-        "a kill, the command goes on where it stopped. A bad row is reported and skipped; the exit code is then 1.",
+        description="Answers every row of INPUT in OUTPUT. Each answer is on disk before the next begins; run again "
+        "after a kill, the command goes on where it stopped. Bad rows are reported and skipped; the exit code is then 1.",
         parents=[model_options(), sampling_options(), output_options()],
         allow_abbrev=False,
     )
@@ -52,7 +52,9 @@ def execute(args: argparse.Namespace, console: Console) -> int:
     if both_files and os.path.exists(args.output) and os.path.samefile(args.input, args.output):
         raise UsageError(f"INPUT and OUTPUT are one file, {args.input}")
     if args.json and args.output == STANDARD_STREAM and output_format != "jsonl":
-        raise UsageError(f"--json with rows as {output_format} on stdout would mix two formats; take --output-format jsonl")
+        raise UsageError(
+            f"--json with rows as {output_format} on stdout would mix two formats; take --output-format jsonl"
+        )
     rows = read_rows(args.input, input_format, args.column)
     with Output(args.output, output_format, args.overwrite) as output:
         batch = Batch(args, config, console, output)

@@ -114,7 +114,9 @@ class Output:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise CommandError(f"{self.path} is being written by another process; wait for it or name another file") from None
+            raise CommandError(
+                f"{self.path} is being written by another process; wait for it or name another file"
+            ) from None
 
     def _resume(self) -> None:
         with open(os.dup(self._file), "rb") as file:

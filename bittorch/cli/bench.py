@@ -28,8 +28,8 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "bench",
         help="measure prefill and decode, beside the same model dense in bfloat16",
-        description="Tokens per second of prefill and decode: medians of runs that alternate with those of the same model "
-        "whose ternary layers are dense and whose dtype is bfloat16.",
+        description="Tokens per second of prefill and decode: medians of runs that alternate with those of the same "
+        "model whose ternary layers are dense and whose dtype is bfloat16.",
         parents=[model_options(), output_options()],
         allow_abbrev=False,
     )
@@ -47,7 +47,9 @@ def execute(args: argparse.Namespace, console: Console) -> int:
     model = load(args, console, text=False)
     length = args.prompt_tokens + args.new_tokens
     if length > model.config.max_positions + 1:
-        raise CommandError(f"{length} tokens outgrow the model's context of {model.config.max_positions}; ask for fewer")
+        raise CommandError(
+            f"{length} tokens outgrow the model's context of {model.config.max_positions}; ask for fewer"
+        )
     models = {"packed": model}
     if not args.no_dense:
         models["dense bf16"] = dense_twin(model, torch.bfloat16)

@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bittorch._env import cache_directory
-from bittorch.cli.answer import Answer, Interrupted, chat_tokens, check_text, generate, has_template, stats_object, stats_text
+from bittorch.cli.answer import (
+    Answer,
+    Interrupted,
+    chat_tokens,
+    check_text,
+    generate,
+    has_template,
+    stats_object,
+    stats_text,
+)
 from bittorch.cli.arguments import generation_config, model_options, output_options, sampling_options
 from bittorch.cli.console import Console
 from bittorch.cli.conversation import Conversation

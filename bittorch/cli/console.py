@@ -167,11 +167,13 @@ def _finite(value: object) -> object:
 
 def size_text(count: float) -> str:
     """Bytes in powers of 1000, with three digits."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}" if count < 1000 else f"{count:.0f} {unit}"
+    if count < 1000:
+        return f"{count:.0f} B"
+    for unit in ("kB", "MB", "GB"):
         count /= 1000
-    raise AssertionError("the loop ends with the last unit")
+        if count < 1000:
+            break
+    return f"{count:.3g} {unit}" if count < 1000 else f"{count:.0f} {unit}"
 
 
 def rate_text(value: float | None, unit: str = "tokens/s") -> str:

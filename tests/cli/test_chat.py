@@ -35,7 +35,18 @@ def test_chat_answers_with_the_whole_conversation(bittorch: Command, model: Path
 
 def test_chat_json_is_a_line_for_each_line(bittorch: Command, model: Path, tmp_path: Path) -> None:
     path = tmp_path / "chat.json"
-    lines = ["hi", "/stats", f"/save {path}", "/nothing", "/help", "/reset", "/stats", "/system be brief", "//slash", "/exit"]
+    lines = [
+        "hi",
+        "/stats",
+        f"/save {path}",
+        "/nothing",
+        "/help",
+        "/reset",
+        "/stats",
+        "/system be brief",
+        "//slash",
+        "/exit",
+    ]
     result = bittorch("chat", "--model", model, "--json", *FEW, stdin="\n".join(lines) + "\nafter\n")
     kinds = [line["type"] for line in result.lines]
     assert kinds == ["answer", "stats", "done", "error", "help", "done", "error", "done", "answer"]

@@ -20,7 +20,7 @@ def _conversation(turns: int) -> Conversation:
 
 def test_save_and_load_are_inverse(tmp_path: Path) -> None:
     saved = _conversation(3)
-    saved.messages[1]["content"] = "Grüße, 世界 \U0001f600 \\ \""
+    saved.messages[1]["content"] = 'Grüße, 世界 \U0001f600 \\ "'
     saved.messages = saved.messages[:2]
     saved.save(tmp_path / "chat.json")
     assert Conversation.load(tmp_path / "chat.json") == saved
@@ -42,14 +42,14 @@ def test_save_and_load_are_inverse(tmp_path: Path) -> None:
 )
 def test_load_refuses_what_save_does_not_write(tmp_path: Path, value: object) -> None:
     (tmp_path / "chat.json").write_text(json.dumps(value))
-    with pytest.raises(CommandError, match="chat.json"):
+    with pytest.raises(CommandError, match=r"chat\.json"):
         Conversation.load(tmp_path / "chat.json")
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"[" * 100_000])
 def test_load_refuses_what_is_no_json(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "chat.json").write_bytes(data)
-    with pytest.raises(CommandError, match="chat.json is not"):
+    with pytest.raises(CommandError, match=r"chat\.json is not"):
         Conversation.load(tmp_path / "chat.json")
 
 

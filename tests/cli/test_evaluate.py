@@ -39,7 +39,8 @@ def test_ppl_takes_window_stride_and_part_of_a_file(bittorch: Command, model: Pa
 
 
 @pytest.mark.parametrize(
-    ("data", "expected"), [(b"", "no text"), (b" \n", "no text"), (b"a", "at least two"), (b"ab\xff", "byte 0xff at offset 2")]
+    ("data", "expected"),
+    [(b"", "no text"), (b" \n", "no text"), (b"a", "at least two"), (b"ab\xff", "byte 0xff at offset 2")],
 )
 def test_ppl_refuses_what_cannot_be_scored(
     bittorch: Command, model: Path, tmp_path: Path, data: bytes, expected: str
@@ -50,7 +51,9 @@ def test_ppl_refuses_what_cannot_be_scored(
     assert expected in result.err
 
 
-@pytest.mark.parametrize("option", [("--window", 257), ("--window", 1), ("--stride", 0), ("--window", 8, "--stride", 9)])
+@pytest.mark.parametrize(
+    "option", [("--window", 257), ("--window", 1), ("--stride", 0), ("--window", 8, "--stride", 9)]
+)
 def test_ppl_refuses_windows_that_do_not_fit(
     bittorch: Command, model: Path, tmp_path: Path, option: tuple[object, ...]
 ) -> None:

@@ -27,7 +27,9 @@ def test_info_prints_a_row_for_each_tensor(bittorch: Command, model: Path) -> No
     result = bittorch("info", model)
     assert result.code == 0
     assert "model.layers.1.mlp.down_proj.weight  F32   32 x 64" in result.out
-    assert len(result.out.splitlines()) == 4 + 22 + 1 + 3  # head, tensors with their title, a line between, sums with theirs
+    assert (
+        len(result.out.splitlines()) == 4 + 22 + 1 + 3
+    )  # head, tensors with their title, a line between, sums with theirs
     assert "down_proj" not in bittorch("info", model, "--no-tensors").out
 
 

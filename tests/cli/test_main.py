@@ -164,11 +164,18 @@ def test_a_full_stdout_is_a_failure(model: Path) -> None:
 
 
 def test_sampling_options_are_those_of_generation_config() -> None:
-    options = {option.field for option in arguments.SAMPLING} | {"stop", "ignore_eos", "overflow", "skip_special_tokens"}
+    options = {option.field for option in arguments.SAMPLING} | {
+        "stop",
+        "ignore_eos",
+        "overflow",
+        "skip_special_tokens",
+    }
     assert options == {field.name for field in dataclasses.fields(GenerationConfig)}
     parser = arguments.sampling_options()
     assert arguments.generation_config(parser.parse_args([])) == GenerationConfig()
-    line = "--top-k 3 --stop a --stop b --ignore-eos --overflow stop --keep-special-tokens --presence-penalty -1 --seed 4"
+    line = (
+        "--top-k 3 --stop a --stop b --ignore-eos --overflow stop --keep-special-tokens --presence-penalty -1 --seed 4"
+    )
     assert arguments.generation_config(parser.parse_args(line.split()), max_new_tokens=7) == GenerationConfig(
         max_new_tokens=7,
         top_k=3,

@@ -38,9 +38,10 @@ def test_run_json_is_one_object(bittorch: Command, model: Path) -> None:
 
 
 def test_run_reads_stdin(bittorch: Command, model: Path) -> None:
-    assert bittorch("run", "-", "--model", model, *FEW, stdin="hello\n").out == bittorch(
-        "run", "hello", "--model", model, *FEW
-    ).out
+    assert (
+        bittorch("run", "-", "--model", model, *FEW, stdin="hello\n").out
+        == bittorch("run", "hello", "--model", model, *FEW).out
+    )
 
 
 def test_run_is_reproducible_by_seed(bittorch: Command, model: Path) -> None:
@@ -87,7 +88,9 @@ def test_run_refuses_a_prompt_beyond_the_context(bittorch: Command, model: Path)
 
 def test_run_without_a_template_continues_the_text(bittorch: Command, tmp_path: Path, model: Path) -> None:
     plain = tiny_model.make(tmp_path / "plain", template=False)
-    assert bittorch("run", "ab", "--model", plain, *FEW).out == bittorch("run", "ab", "--raw", "--model", model, *FEW).out
+    assert (
+        bittorch("run", "ab", "--model", plain, *FEW).out == bittorch("run", "ab", "--raw", "--model", model, *FEW).out
+    )
     refused = bittorch("run", "ab", "--model", plain, "--system", "be brief")
     assert refused.code == 1
     assert "chat template" in refused.err

@@ -1,4 +1,4 @@
-"""A language model of a few thousand random weights, with a tokenizer whose tokens are bytes, as a directory on disk."""
+"""A language model of a few thousand random weights, with a tokenizer whose tokens are bytes, as a directory."""
 
 import json
 from pathlib import Path
