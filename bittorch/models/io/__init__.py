@@ -1,11 +1,19 @@
-"""Checkpoints of language models: `open_checkpoint` reads every format that it knows through one interface."""
+"""Checkpoints of language models: every known format read through one interface, written, and converted."""
 
-from bittorch.models.io.checkpoint import (
-    Checkpoint,
-    PackedWeight,
-    TensorInfo,
-    open_checkpoint,
-)
-from bittorch.models.io.errors import FormatError
+from bittorch.models.io.checkpoint import Checkpoint, PackedWeight, TensorInfo, open_checkpoint
+from bittorch.models.io.conversion import TARGETS, Report, convert, from_memory, save
+from bittorch.models.io.errors import FormatError, LossyError
 
-__all__ = ["Checkpoint", "FormatError", "PackedWeight", "TensorInfo", "open_checkpoint"]
+__all__ = [
+    "TARGETS",
+    "Checkpoint",
+    "FormatError",
+    "LossyError",
+    "PackedWeight",
+    "Report",
+    "TensorInfo",
+    "convert",
+    "from_memory",
+    "open_checkpoint",
+    "save",
+]

@@ -106,7 +106,7 @@ class Checkpoint:
 
     def info(self, name: str) -> TensorInfo:
         """How a tensor is stored. Raises KeyError where there is none of this name."""
-        return self._find(name).info
+        return self.stored(name).info
 
     def dense(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """A tensor's values.
@@ -122,7 +122,7 @@ class Checkpoint:
             KeyError: no such tensor.
             FormatError: damaged bytes: reserved codes, scales that are not finite.
         """
-        return self._find(name).dense(dtype)
+        return self.stored(name).dense(dtype)
 
     def packed(self, name: str) -> PackedWeight:
         """The exact trits and scale of a ternary tensor; may be views of the mapped file.
@@ -132,7 +132,7 @@ class Checkpoint:
             ValueError: the tensor is not ternary; its info says so beforehand.
             FormatError: damaged bytes: reserved codes, scales that are not finite.
         """
-        return self._find(name).packed()
+        return self.stored(name).packed()
 
     def close(self) -> None:
         """Lets go of the files; tensors that are views of them stay valid."""
@@ -148,7 +148,8 @@ class Checkpoint:
     ) -> None:
         self.close()
 
-    def _find(self, name: str) -> StoredTensor:
+    def stored(self, name: str) -> StoredTensor:
+        """The tensor's reader; for writers that copy what needs no decoding."""
         try:
             return self._tensors[name]
         except KeyError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -89,6 +90,7 @@ def config_from_gguf(
         if (rotated := get("rope.dimension_count", head_dim)) != head_dim:
             raise FormatError(f"{what} rotates {rotated} of {head_dim} dimensions of a head, which is not read")
         eos = entries.get("tokenizer.ggml.eos_token_id")
+        eos_ids = entries.get("bittorch.eos_token_ids", [] if eos is None else [eos])
         return ModelConfig(
             vocab_size=embedding[0],
             hidden_size=hidden,
@@ -108,7 +110,7 @@ def config_from_gguf(
             mlp_bias="model.layers.0.mlp.up_proj.bias" in shapes,
             activation_bits=_activation_bits(entries, arch, what),
             bos_token_id=entries.get("tokenizer.ggml.bos_token_id"),
-            eos_token_ids=() if eos is None else (eos,),
+            eos_token_ids=tuple(eos_ids),
         )
     except FormatError:
         raise
@@ -145,3 +147,54 @@ def _rope_scaling(get: Any, factors: tuple[float, ...] | None, what: str) -> dic
             f"{what} scales rotary positions by {kind!r:.40}; known are none, linear, and rope_freqs.weight"
         )
     return {"rope_type": "linear", "factor": float(get("rope.scaling.factor", 1.0))}
+
+
+def config_entries(config: ModelConfig, arch: str) -> dict[str, Any]:
+    """The inverse of `config_from_gguf`: entries of sizes and rules."""
+    entries: dict[str, Any] = {
+        "context_length": config.max_positions,
+        "embedding_length": config.hidden_size,
+        "block_count": config.num_layers,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_heads,
+        "attention.head_count_kv": config.num_kv_heads,
+        "attention.key_length": config.head_dim,
+        "attention.value_length": config.head_dim,
+        "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
+        "rope.dimension_count": config.head_dim,
+        "rope.freq_base": float(config.rope_theta),
+        "vocab_size": config.vocab_size,
+    }
+    if config.sub_norm:
+        entries["hidden_activation"] = config.hidden_act
+    if config.rope_scaling and config.rope_scaling["rope_type"] == "linear":
+        entries |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(config.rope_scaling["factor"])}
+    named = {f"{arch}.{key}": value for key, value in entries.items()}
+    named["bittorch.activation_bits"] = config.activation_bits or 0
+    if config.bos_token_id is not None:
+        named["tokenizer.ggml.bos_token_id"] = config.bos_token_id
+    if config.eos_token_ids:
+        named["tokenizer.ggml.eos_token_id"] = config.eos_token_ids[0]
+        named["bittorch.eos_token_ids"] = list(config.eos_token_ids)
+    return named
+
+
+def rope_factors(config: ModelConfig) -> tuple[float, ...] | None:
+    """By what each rotary frequency is divided under ``llama3`` and ``factors``; None for the other kinds.
+
+    ``llama3`` leaves waves shorter than ``original / high_freq_factor`` alone, divides those longer than
+    ``original / low_freq_factor`` by ``factor``, and blends between. Source: transformers, modeling_rope_utils.
+    """
+    scaling = config.rope_scaling
+    if scaling is None or scaling["rope_type"] not in ("llama3", "factors"):
+        return None
+    if scaling["rope_type"] == "factors":
+        return tuple(scaling["factors"])
+    factor, low, high = (float(scaling[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
+    original = scaling["original_max_position_embeddings"]
+    factors = []
+    for pair in range(0, config.head_dim, 2):
+        wave = 2 * math.pi * config.rope_theta ** (pair / config.head_dim)
+        smooth = min(1.0, max(0.0, (original / wave - low) / (high - low)))
+        factors.append(1 / ((1 - smooth) / factor + smooth))
+    return tuple(factors)

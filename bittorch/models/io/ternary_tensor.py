@@ -14,6 +14,8 @@ from bittorch.models.io.checkpoint import PackedWeight, StoredTensor
 from bittorch.models.io.codecs import Bytes, ReservedCode
 from bittorch.models.io.errors import FormatError
 
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
 CHUNK = 1 << 20  # weights decoded at a time: what fits the second-level cache together with its temporaries
 
 
@@ -68,22 +70,40 @@ def dequantize(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
     return out
 
 
-def collapse_scale(scale: np.ndarray[Any, np.dtype[np.float32]], blank: np.ndarray[Any, Any]) -> Tensor:
-    """The smallest scale that says the same: one per tensor, per row, or per block as given.
+def collapse_scale(scale: Floats, blank: Flags) -> Tensor:
+    """The smallest scale that says the same: one for the tensor, one per row, or one for as many columns as share it.
 
     Args:
-        scale: ``(N, G)``.
-        blank: ``(N, G)`` bool, blocks whose codes are all 0; writers store any scale with them, and none matters.
+        scale: ``(N, G)``, of blocks of columns.
+        blank: ``(N, G)``, where all codes of the block are 0; writers store any scale there, and none matters.
 
     Returns:
-        float32 ``[1]``, ``[N]`` or ``[N, G]``.
+        float32 ``[1]``, ``[N]`` or ``[N, G / m]``.
     """
-    used = ~blank
-    first = np.argmax(used, axis=1)
-    rows = np.where(used.any(axis=1), scale[np.arange(len(scale)), first], 0)
-    if ((scale == rows[:, None]) | blank).all():
-        some = rows[used.any(axis=1)]
-        if len(some) == 0 or (some == some[0]).all():
-            return torch.from_numpy(some[:1].copy() if len(some) else np.zeros(1, np.float32))
-        return torch.from_numpy(rows.astype(np.float32))
-    return torch.from_numpy(np.ascontiguousarray(scale))
+    for factor in _prime_factors(scale.shape[1]):
+        merged = _merge(scale, blank, factor)
+        if merged is not None:
+            scale, blank = merged
+    if scale.shape[1] > 1:
+        return torch.from_numpy(np.ascontiguousarray(scale))
+    whole = _merge(scale.T, blank.T, len(scale))
+    return torch.from_numpy((scale[:, 0] if whole is None else whole[0][:, 0]).copy())
+
+
+def _merge(scale: Floats, blank: Flags, count: int) -> tuple[Floats, Flags] | None:
+    """Neighbours along the second axis as one, where all of them agree."""
+    parts, blanks = scale.reshape(len(scale), -1, count), blank.reshape(len(blank), -1, count)
+    # The first that is not blank speaks for all.
+    first: Floats = np.take_along_axis(parts, np.argmin(blanks, axis=2)[:, :, None], axis=2)
+    if not ((parts == first) | blanks).all():
+        return None
+    return first[:, :, 0], np.asarray(blanks.all(axis=2))
+
+
+def _prime_factors(number: int) -> Iterator[int]:
+    factor = 2
+    while number > 1:
+        while number % factor == 0:
+            yield factor
+            number //= factor
+        factor += 1

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -185,7 +186,7 @@ def _encode_bitnet(weight: PackedWeight) -> Tensor:
     for begin, end in chunks(rows, 4 * weight.in_features):
         quarters = [packed[i * rows + begin : i * rows + end] for i in range(4)]
         codes = [codecs.unpack(quarter, weight.in_features) for quarter in quarters]
-        out[begin:end] = torch.from_numpy(codecs.encode_bitnet(codecs.np.concatenate(codes)))
+        out[begin:end] = torch.from_numpy(codecs.encode_bitnet(np.concatenate(codes)))
     return out
 
 

@@ -1,0 +1,256 @@
+"""From any format that is read to any that is written, verified by reading back."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bittorch.models.config import ModelConfig
+from bittorch.models.io.checkpoint import Checkpoint, PackedWeight, StoredTensor, TensorInfo, open_checkpoint
+from bittorch.models.io.errors import FormatError, LossyError
+from bittorch.models.io.gguf_names import rope_factors
+from bittorch.models.io.tokenizer_files import write_tokenizer
+from bittorch.models.io.write_gguf import write_gguf
+from bittorch.models.io.write_safetensors import BitNetLayout, CompressedLayout, Layout, OwnLayout, write_directory
+
+DIRECTORIES = ("bittorch", "bittorch-base3", "bitnet", "compressed-tensors")
+GGUF_TYPES = {"gguf-tq1_0": "TQ1_0", "gguf-tq2_0": "TQ2_0", "gguf-q2_0": "Q2_0", "gguf-i2_s": "I2_S"}
+TARGETS = (*DIRECTORIES, *GGUF_TYPES)
+HALF_EPS = 2**-10  # the most that rounding to float16 moves a scale, relative
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What was written and found again: bytes, tensors compared, and the largest relative change of a scale."""
+
+    path: Path
+    bytes: int
+    tensors: int
+    ternary: int
+    scale_error: float
+
+
+def convert(
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str],
+    *,
+    to: str,
+    progress: Progress | None = None,
+    allow_lossy: bool = False,
+    dense_dtype: torch.dtype | None = None,
+    overwrite: bool = False,
+    i2_s_layout: str = "128x32",
+) -> Report:
+    """Writes a checkpoint in another format, tensor by tensor, and reads it back before it has its name.
+
+    Args:
+        src: what `open_checkpoint` opens.
+        dst: a directory, or a file for the GGUF formats.
+        to: one of `TARGETS`.
+        progress: called with (done, all, name) as tensors are written, then again as they are compared.
+        allow_lossy: write although values change; the report says by how much.
+        dense_dtype: of the tensors that are not ternary; None keeps theirs, and float32 for blocks of integers that
+            the format does not know.
+        overwrite: replace what is at ``dst``, once the new one is whole.
+        i2_s_layout: as in `open_checkpoint`, for reading.
+
+    Returns:
+        What was written.
+
+    Raises:
+        FileExistsError: ``dst`` is there and ``overwrite`` is False.
+        FormatError: the source is damaged, or what was written does not read back as it was.
+        LossyError: the format cannot hold the model exactly.
+        OSError: a disk that is full, say; nothing is left behind.
+    """
+    with open_checkpoint(Path(src), i2_s_layout=i2_s_layout) as source:
+        return save(
+            source, dst, to=to, progress=progress, allow_lossy=allow_lossy, dense_dtype=dense_dtype, overwrite=overwrite
+        )
+
+
+def save(
+    source: Checkpoint,
+    dst: str | os.PathLike[str],
+    *,
+    to: str = "bittorch",
+    progress: Progress | None = None,
+    allow_lossy: bool = False,
+    dense_dtype: torch.dtype | None = None,
+    overwrite: bool = False,
+) -> Report:
+    """Writes an open checkpoint, from a file or of `from_memory`; otherwise as `convert`."""
+    if to not in TARGETS:
+        raise ValueError(f"to must be one of {', '.join(TARGETS)}, got {to!r}")
+    report = progress or (lambda done, total, name: None)
+    with _finished(Path(dst), overwrite, directory=to in DIRECTORIES) as path:
+        names, count = source.names, 0
+
+        def seen(name: str) -> None:
+            nonlocal count
+            count += 1
+            report(count, 2 * len(names), name)
+
+        if to in GGUF_TYPES:
+            write_gguf(source, path, GGUF_TYPES[to], allow_lossy, dense_dtype, seen)
+        else:
+            path.mkdir()
+            write_directory(source, path, _layout(to, source.config, allow_lossy), dense_dtype, seen)
+            write_tokenizer(source.tokenizer_source, path)
+        error = _compare(source, path, to, allow_lossy, dense_dtype, seen)
+        files = [path] if path.is_file() else [file for file in path.iterdir() if file.is_file()]
+        ternary = sum(source.info(name).ternary for name in names)
+        return Report(Path(dst), sum(file.stat().st_size for file in files), len(names), ternary, error)
+
+
+def from_memory(
+    config: ModelConfig, tensors: Mapping[str, Tensor | PackedWeight], tokenizer_source: Path | Mapping[str, Any]
+) -> Checkpoint:
+    """A checkpoint of tensors that are in memory, for `save`.
+
+    Args:
+        config: the model.
+        tensors: by canonical name, `PackedWeight` where ternary.
+        tokenizer_source: a directory with the tokenizer's files, or the entries of a GGUF file.
+    """
+    stored = {name: _InMemory(name, value) for name, value in tensors.items()}
+    return Checkpoint(Path("model"), "memory", config, stored, {}, tokenizer_source)
+
+
+class _InMemory(StoredTensor):
+    def __init__(self, name: str, value: Tensor | PackedWeight) -> None:
+        self.value = value
+        if isinstance(value, PackedWeight):
+            shape, size = (value.out_features, value.in_features), value.weight_packed.nbytes + value.scale.nbytes
+            super().__init__(TensorInfo(name, "ternary", shape, size, ternary=True))
+        else:
+            kind = str(value.dtype).removeprefix("torch.")
+            kind = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}.get(kind, kind)
+            super().__init__(TensorInfo(name, kind, tuple(value.shape), value.nbytes))
+
+    def dense(self, dtype: torch.dtype | None = None) -> Tensor:
+        if isinstance(self.value, PackedWeight):
+            raise ValueError(f"{self.info.name} is packed")
+        return self.value.detach().cpu().to(dtype or self.value.dtype)
+
+    def packed(self) -> PackedWeight:
+        if not isinstance(self.value, PackedWeight):
+            return super().packed()
+        codes, scale = self.value.weight_packed.cpu(), self.value.scale.cpu()
+        scale = scale[:, 0] if scale.dim() == 2 and scale.shape[1] == 1 else scale
+        return PackedWeight(codes, scale, self.value.in_features, self.value.depth)
+
+
+def _layout(to: str, config: ModelConfig, allow_lossy: bool) -> Layout:
+    if to == "bitnet":
+        return BitNetLayout(config, allow_lossy)
+    return CompressedLayout() if to == "compressed-tensors" else OwnLayout(config, base3=to == "bittorch-base3")
+
+
+@contextlib.contextmanager
+def _finished(dst: Path, overwrite: bool, directory: bool) -> Iterator[Path]:
+    """A temporary neighbour of ``dst``, which takes its place at the end; on failure it goes, and ``dst`` stays."""
+    empty = dst.is_dir() and directory and not any(dst.iterdir())
+    if dst.exists() and not empty:
+        if not overwrite:
+            raise FileExistsError(f"{dst} is there already; say overwrite to replace it")
+        if dst.is_dir() != directory or (directory and not (dst / "config.json").is_file()):
+            kind = "a checkpoint's directory" if directory else "a file"
+            raise FileExistsError(f"{dst} is not {kind}, and will not be replaced by one")
+    temporary, old = (dst.with_name(f"{dst.name}.{secrets.token_hex(8)}.{end}") for end in ("tmp", "old"))
+    try:
+        yield temporary
+        if directory and dst.exists():
+            os.replace(dst, old)  # a directory cannot replace another that has files
+            try:
+                os.replace(temporary, dst)
+            except BaseException:
+                os.replace(old, dst)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(temporary, dst)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def _compare(
+    source: Checkpoint,
+    path: Path,
+    to: str,
+    allow_lossy: bool,
+    dense_dtype: torch.dtype | None,
+    seen: Callable[[str], None],
+) -> float:
+    """Reads everything back. Returns the largest relative change of a scale; raises FormatError at any other change."""
+    largest = 0.0
+    with open_checkpoint(path) as written:
+        _compare_configs(source.config, written.config, allow_lossy)
+        if set(source.names) != set(written.names):
+            raise FormatError(f"{path} reads back other tensors: {set(source.names) ^ set(written.names)}")
+        for name in source.names:
+            if source.info(name).ternary:
+                largest = max(largest, _weight_error(name, source.packed(name), written.packed(name)))
+            elif not _same(source.dense(name), written.dense(name), dense_dtype, to == "bitnet" and allow_lossy):
+                raise FormatError(
+                    f"{name} reads back changed; this is a bug of the writer of {to}, or the disk is damaged"
+                )
+            seen(name)
+    if largest > (HALF_EPS if allow_lossy else 0):
+        raise FormatError(f"a scale reads back changed by {largest:.2e}; this is a bug of the writer of {to}")
+    return largest
+
+
+def _compare_configs(before: ModelConfig, after: ModelConfig, allow_lossy: bool) -> None:
+    """Equal, but for what a format writes in another way: frequencies as factors, floats in 32 bits."""
+    for field in dataclasses.fields(ModelConfig):
+        one, other = getattr(before, field.name), getattr(after, field.name)
+        if field.name == "rope_scaling" and one != other:
+            one, other = (torch.tensor(rope_factors(config) or ()) for config in (before, after))
+            same = one.shape == other.shape and torch.allclose(one, other, rtol=1e-6)
+        elif isinstance(one, float):
+            same = torch.tensor(one).item() == torch.tensor(other).item()
+        else:
+            same = one == other or (field.name == "activation_bits" and allow_lossy)
+        if not same:
+            raise LossyError(f"{field.name}={one!r:.200} reads back as {other!r:.200}; the format cannot hold it")
+
+
+def _weight_error(name: str, before: PackedWeight, after: PackedWeight) -> float:
+    """The largest relative change of a scale that some weight has. Raises FormatError where a trit differs."""
+    same = (before.in_features, before.depth) == (after.in_features, after.depth)
+    if not same or not torch.equal(before.weight_packed, after.weight_packed):
+        raise FormatError(f"{name} reads back with other trits; this is a bug of the writer, or the disk is damaged")
+    one, other = (weight.scale.double().reshape(len(weight.scale), -1) for weight in (before, after))
+    groups = max(one.shape[1], other.shape[1])
+    rows = len(before.weight_packed)
+    # One scale of two is the other's refinement, or both are of one granularity.
+    one, other = (s.repeat_interleave(groups // s.shape[1], dim=1).expand(rows, groups) for s in (one, other))
+    change = (other / one - 1).abs().nan_to_num(0)  # 0 / 0: no change
+    # No weight has the scale of a group of zeros.
+    used = (before.weight_packed.view(rows, groups, -1) != 0).any(dim=2)
+    return float(change[used.expand_as(change)].max()) if bool(used.any()) else 0.0
+
+
+def _same(before: Tensor, after: Tensor, dense_dtype: torch.dtype | None, rounded: bool) -> bool:
+    """Equal values, NaN included; after one rounding to ``dense_dtype`` where the writer was told to."""
+    if before.shape != after.shape:
+        return False
+    if rounded:
+        return torch.allclose(before.float(), after.float(), rtol=2**-20, equal_nan=True)
+    wanted = [before.float()] + ([before.to(dense_dtype).float()] if dense_dtype else [])
+    return any(bool(((after.float() == value) | (value.isnan() & after.isnan())).all()) for value in wanted)

@@ -1,0 +1,244 @@
+"""GGUF files, written tensor by tensor."""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bittorch.models.config import ModelConfig
+from bittorch.models.io import codecs
+from bittorch.models.io.checkpoint import Checkpoint, PackedWeight
+from bittorch.models.io.errors import FormatError, LossyError
+from bittorch.models.io.gguf import PLAIN, GGUFDense
+from bittorch.models.io.gguf_header import TYPES
+from bittorch.models.io.gguf_names import PERMUTED, ROPE_FACTORS, config_entries, gguf_name, rope_factors
+from bittorch.models.io.ternary_tensor import chunks
+from bittorch.models.io.tokenizer_files import tokenizer_entries
+from bittorch.models.io.write_safetensors import refuse_depth
+
+ALIGNMENT = 32
+TYPE_IDS = {kind.name: number for number, kind in TYPES.items()}
+FILE_TYPES = {"TQ1_0": 36, "TQ2_0": 37, "I2_S": 40, "Q2_0": 41}
+# What says how a file is laid out, not what the model is.
+OWN_ENTRIES = ("general.architecture", "general.file_type", "general.alignment", "general.quantization_version")
+
+
+class Entry:
+    """One tensor to be: its row in the table, and its bytes when they are wanted."""
+
+    def __init__(self, name: str, type_name: str, shape: tuple[int, ...], data: Callable[[], Iterator[Any]]) -> None:
+        kind = TYPES[TYPE_IDS[type_name]]
+        self.name, self.type_name, self.shape, self.data = name, type_name, shape, data
+        self.bytes = math.prod(shape) // kind.weights * kind.bytes + kind.tail
+
+
+def write_gguf(
+    source: Checkpoint,
+    path: Path,
+    type_name: str,
+    allow_lossy: bool,
+    dense_dtype: torch.dtype | None,
+    seen: Callable[[str], None],
+) -> None:
+    """Writes a whole file.
+
+    Args:
+        source: what to write.
+        path: the file, not there yet.
+        type_name: of ternary tensors: ``TQ1_0``, ``TQ2_0``, ``Q2_0`` or ``I2_S``.
+        allow_lossy: whether a scale may be rounded to float16.
+        dense_dtype: of the matrices that are not ternary; None keeps theirs. Vectors are float32, as ggml wants them.
+        seen: called with each name when it has been written.
+
+    Raises:
+        LossyError: what the type cannot hold: rows that are no multiple of its blocks, scales of another granularity
+            or precision, planes.
+        OSError: the file cannot be written.
+    """
+    arch = _architecture(source.config, type_name)
+    table = [_entry(source, name, arch, type_name, allow_lossy, dense_dtype) for name in source.names]
+    if (factors := rope_factors(source.config)) is not None:
+        values = np.array(factors, "<f4")
+        table.append(Entry(ROPE_FACTORS, "F32", values.shape, lambda: iter([values])))
+    entries = {"general.architecture": arch, "general.file_type": FILE_TYPES[type_name], **_carried(source)}
+    entries |= config_entries(source.config, arch)
+    with open(path, "xb") as file:
+        _write_header(file, entries, table)
+        for number, entry in enumerate(table):
+            file.write(bytes(-file.tell() % ALIGNMENT))
+            begin = file.tell()
+            for part in entry.data():
+                file.write(np.ascontiguousarray(part).data)
+            assert file.tell() - begin == entry.bytes, entry.name
+            if number < len(source.names):
+                seen(source.names[number])
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _architecture(config: ModelConfig, type_name: str) -> str:
+    if config.sub_norm:
+        # bitnet.cpp, which reads I2_S, knows the activation by the architecture; llama.cpp by an entry.
+        return "bitnet-b1.58" if type_name == "I2_S" and config.hidden_act == "relu2" else "bitnet"
+    if config.hidden_act != "silu":
+        raise LossyError(f"GGUF has no architecture with hidden_act={config.hidden_act} but no sub-norms")
+    return "llama"
+
+
+def _carried(source: Checkpoint) -> dict[str, Any]:
+    """Descriptions and the tokenizer."""
+    tokenizer = source.tokenizer_source
+    if isinstance(tokenizer, Path):
+        return {"general.name": source.path.name, **tokenizer_entries(tokenizer, source.config)}
+    general = {key: value for key, value in source.metadata.items() if key.startswith("general.")}
+    return {key: value for key, value in {**general, **tokenizer}.items() if key not in OWN_ENTRIES}
+
+
+def _entry(
+    source: Checkpoint, name: str, arch: str, type_name: str, allow_lossy: bool, dense_dtype: torch.dtype | None
+) -> Entry:
+    info, order = source.info(name), _order(source.config, name, arch)
+    if info.ternary:
+        kind = TYPES[TYPE_IDS[type_name]]
+        flat = 128 if type_name == "I2_S" else kind.weights
+        cut = info.shape[0] * info.shape[1] if type_name == "I2_S" else info.shape[1]
+        if cut % flat or info.shape[1] % 4:
+            raise LossyError(f"{name} of shape {info.shape} is not cut into blocks of {flat} weights of {type_name}")
+
+        def trits() -> Iterator[Any]:
+            weight = source.packed(name)
+            refuse_depth(name, weight, "GGUF")
+            weight = weight if order is None else _reordered(weight, order)
+            return _i2_s(name, weight) if type_name == "I2_S" else _blocks(name, weight, type_name, allow_lossy)
+
+        return Entry(gguf_name(name), type_name, info.shape, trits)
+    stored = source.stored(name)
+    if isinstance(stored, GGUFDense) and stored.factor is None and dense_dtype is None and info.type not in PLAIN:
+        raw = stored.file.view(stored.stored.offset, stored.stored.bytes)
+        return Entry(gguf_name(name), info.type, info.shape, lambda: iter([raw]))
+    dtype = torch.float32 if len(info.shape) == 1 else dense_dtype or PLAIN.get(info.type, torch.float32)
+
+    def floats() -> Iterator[Any]:
+        values = source.dense(name, dtype)
+        values = values if order is None else values[order]
+        yield values.contiguous().reshape(-1).view(torch.uint8).numpy()
+
+    return Entry(gguf_name(name), next(key for key, value in PLAIN.items() if value == dtype), info.shape, floats)
+
+
+def _order(config: ModelConfig, name: str, arch: str) -> Tensor | None:
+    """Rows of q and k in the order of ggml's ``llama``: row j * head_dim / 2 + i of a head goes to 2 i + j."""
+    heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(name.split(".")[-2])
+    if arch not in PERMUTED or heads is None:
+        return None
+    rows = torch.arange(heads * config.head_dim)
+    return rows.view(heads, 2, config.head_dim // 2).transpose(1, 2).reshape(-1)
+
+
+def _reordered(weight: PackedWeight, order: Tensor) -> PackedWeight:
+    scale = weight.scale if weight.scale.numel() == 1 else weight.scale[order]
+    return PackedWeight(weight.weight_packed[order], scale, weight.in_features)
+
+
+def _i2_s(name: str, weight: PackedWeight) -> Iterator[Any]:
+    if weight.scale.numel() != 1:
+        raise LossyError(
+            f"{name} has scales {tuple(weight.scale.shape)}, I2_S one for the tensor; write TQ2_0 or bittorch"
+        )
+    blocks = weight.weight_packed.numpy().reshape(-1, 32)
+    for begin, end in chunks(len(blocks), 128):
+        yield codecs.encode_i2_s(codecs.unpack(blocks[begin:end], 128))
+    tail = np.zeros(8, "<f4")
+    tail[0] = float(weight.scale)
+    yield tail
+
+
+_ENCODERS: dict[str, Callable[[codecs.Codes, codecs.Halves], codecs.Bytes]] = {
+    "TQ1_0": codecs.encode_tq1_0,
+    "TQ2_0": codecs.encode_tq2_0,
+    "Q2_0": codecs.encode_q2_0,
+}
+
+
+def _blocks(name: str, weight: PackedWeight, type_name: str, allow_lossy: bool) -> Iterator[Any]:
+    size = TYPES[TYPE_IDS[type_name]].weights
+    scale = _half_scales(name, weight, size, type_name, allow_lossy)
+    blocks = weight.weight_packed.numpy().reshape(-1, size // 4)
+    for begin, end in chunks(len(blocks), size):
+        yield _ENCODERS[type_name](codecs.unpack(blocks[begin:end], size), scale[begin:end])
+
+
+def _half_scales(name: str, weight: PackedWeight, size: int, type_name: str, allow_lossy: bool) -> codecs.Halves:
+    """The scale of every block as float16."""
+    rows, columns = weight.out_features, weight.in_features
+    scale = weight.scale[:, None] if weight.scale.numel() > 1 and weight.scale.dim() == 1 else weight.scale
+    group = columns // scale.shape[1] if scale.dim() == 2 else columns
+    if group % size:
+        raise LossyError(f"{name} has a scale for {group} weights, {type_name} one for {size}; write Q2_0 or bittorch")
+    half = scale.half()
+    nonzero = scale[scale != 0]
+    worst = float((nonzero.half().double() / nonzero.double() - 1).abs().max()) if nonzero.numel() else 0.0
+    if not bool(torch.isfinite(half).all()) or worst > 2**-10:
+        raise LossyError(f"{name} has scales beyond the range of float16, which {type_name} stores")
+    if worst > 0 and not allow_lossy:
+        raise LossyError(
+            f"{name}: {type_name} stores scales in float16, which changes them by up to {worst:.2e}; "
+            "say allow_lossy to write it nevertheless"
+        )
+    if half.dim() == 1:
+        return np.broadcast_to(half.numpy(), (rows * columns // size,))
+    return np.asarray(half.repeat_interleave(group // size, dim=1).numpy().reshape(-1))
+
+
+def _write_header(file: BinaryIO, entries: Mapping[str, Any], table: list[Entry]) -> None:
+    out = bytearray(b"GGUF" + struct.pack("<IQQ", 3, len(table), len(entries)))
+    for key, value in entries.items():
+        out += _string(key) + _value(key, value)
+    offset = 0
+    for entry in table:
+        out += _string(entry.name) + struct.pack("<I", len(entry.shape))
+        out += struct.pack(f"<{len(entry.shape)}Q", *entry.shape[::-1])
+        out += struct.pack("<IQ", TYPE_IDS[entry.type_name], offset)
+        offset = -(-(offset + entry.bytes) // ALIGNMENT) * ALIGNMENT
+    file.write(out)
+
+
+def _string(text: str) -> bytes:
+    data = text.encode("utf-8", "surrogateescape")
+    return struct.pack("<Q", len(data)) + data
+
+
+def _value(key: str, value: Any) -> bytes:
+    """Type and bytes of an entry: 32-bit numbers, unsigned alone and signed in arrays, as llama.cpp reads them."""
+    if isinstance(value, bool):
+        return struct.pack("<I?", 7, value)
+    if isinstance(value, str):
+        return struct.pack("<I", 8) + _string(value)
+    if isinstance(value, int):
+        code, kind = ("I", 4) if 0 <= value < 2**32 else ("q", 11) if value < 2**63 else ("Q", 10)
+        return struct.pack("<I" + code, kind, value)
+    if isinstance(value, float):
+        return struct.pack("<If", 6, value)
+    if isinstance(value, list | tuple):
+        return struct.pack("<I", 9) + _array(key, list(value))
+    raise FormatError(f"the entry {key!r:.100} is a {type(value).__name__}, which GGUF cannot hold")
+
+
+def _array(key: str, items: list[Any]) -> bytes:
+    if items and all(isinstance(item, str) for item in items):
+        return struct.pack("<IQ", 8, len(items)) + b"".join(_string(item) for item in items)
+    for kinds, code, number in ((bool, "?", 7), (int, "i", 5), (int, "q", 11), (int, "Q", 10), (int | float, "f", 6)):
+        if all(isinstance(item, kinds) for item in items):
+            try:
+                return struct.pack(f"<IQ{len(items)}{code}", number, len(items), *items)
+            except struct.error:  # too large for this width
+                continue
+    raise FormatError(f"the entry {key!r:.100} is a list that GGUF cannot hold")

