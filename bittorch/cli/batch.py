@@ -26,7 +26,7 @@ def add_parser(commands: Any) -> None:
         "batch",
         help="answer a file of prompts",
         description="Answers every row of INPUT in OUTPUT. Each answer is on disk before the next begins; run again "
-        "after a kill, the command goes on where it stopped. Bad rows are reported and skipped; the exit code is then 1.",
+        "after a kill, it goes on where it stopped. Bad rows are reported and skipped; then the exit code is 1.",
         parents=[model_options(), sampling_options(), output_options()],
         allow_abbrev=False,
     )

@@ -167,13 +167,10 @@ def _finite(value: object) -> object:
 
 def size_text(count: float) -> str:
     """Bytes in powers of 1000, with three digits."""
-    if count < 1000:
-        return f"{count:.0f} B"
-    for unit in ("kB", "MB", "GB"):
-        count /= 1000
-        if count < 1000:
-            break
-    return f"{count:.3g} {unit}" if count < 1000 else f"{count:.0f} {unit}"
+    units = ("B", "kB", "MB", "GB")
+    power = min(int(math.log10(count)) // 3, 3) if count >= 1 else 0
+    value = count / 1000**power
+    return f"{value:.3g} {units[power]}" if value < 999.5 else f"{value:.0f} {units[power]}"
 
 
 def rate_text(value: float | None, unit: str = "tokens/s") -> str:
