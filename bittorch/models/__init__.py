@@ -1,7 +1,7 @@
 """Language models with ternary weights: their files, and what runs them.
 
-`bittorch.models.io` reads and writes checkpoints and needs nothing beyond bittorch's own requirements; tokenizers and chat
-templates need the extra ``lm``.
+`bittorch.models.io` reads and writes checkpoints and needs nothing beyond bittorch's own requirements; tokenizers and
+chat templates need the extra ``lm``.
 """
 
 from bittorch.models.config import ModelConfig

@@ -50,27 +50,15 @@ class Attention(nn.Module):
         layer: which of the cache's layers is this one's.
         qkv_proj: gives the rows of q, then k, then v.
         o_proj: the output projection.
-        device, dtype: of the norm.
     """
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        layer: int,
-        qkv_proj: nn.Module,
-        o_proj: nn.Module,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, config: ModelConfig, layer: int, qkv_proj: nn.Module, o_proj: nn.Module) -> None:
         super().__init__()
         self.layer = layer
         self.heads, self.kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         self.qkv_proj, self.o_proj = qkv_proj, o_proj
         size = config.num_heads * config.head_dim
-        self.attn_sub_norm = (
-            RMSNorm(size, config.rms_norm_eps, device=device, dtype=dtype) if config.sub_norm else nn.Identity()
-        )
+        self.attn_sub_norm = RMSNorm(size, config.rms_norm_eps) if config.sub_norm else nn.Identity()
 
     def forward(self, x: Tensor, rotation: Rotation, batch: Batch) -> Tensor:
         """``(tokens, hidden)`` to the same; the tokens are those of the batch, one sequence behind the other."""
@@ -92,10 +80,8 @@ class Attention(nn.Module):
         return attend(q, cached).flatten(0, 1)
 
     def _attend_row(self, index: int, q: Tensor, kv: Tensor, batch: Batch) -> Tensor:
-        if batch.cache is None:
-            cached = kv.permute(1, 2, 0, 3)
-        else:
-            cached = batch.cache.write(self.layer, batch.rows[index], kv)
+        row = batch.rows[index]
+        cached = kv.permute(1, 2, 0, 3) if batch.cache is None else batch.cache.write(self.layer, row, kv)
         return attend(q.unsqueeze(0), cached.unsqueeze(1)).squeeze(0)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,26 +19,13 @@ class MLP(nn.Module):
         config: the model's.
         gate_up_proj: gives the rows of gate, then up.
         down_proj: back to the hidden size.
-        device, dtype: of the norm.
     """
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        gate_up_proj: nn.Module,
-        down_proj: nn.Module,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, config: ModelConfig, gate_up_proj: nn.Module, down_proj: nn.Module) -> None:
         super().__init__()
         self.relu2 = config.hidden_act == "relu2"
         self.gate_up_proj, self.down_proj = gate_up_proj, down_proj
-        self.ffn_sub_norm = (
-            RMSNorm(config.intermediate_size, config.rms_norm_eps, device=device, dtype=dtype)
-            if config.sub_norm
-            else nn.Identity()
-        )
+        self.ffn_sub_norm = RMSNorm(config.intermediate_size, config.rms_norm_eps) if config.sub_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up_proj(x).chunk(2, -1)
@@ -57,22 +43,13 @@ class DecoderLayer(nn.Module):
     Args:
         config: the model's.
         self_attn, mlp: the two halves.
-        device, dtype: of the norms.
     """
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        self_attn: Attention,
-        mlp: MLP,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, config: ModelConfig, self_attn: Attention, mlp: MLP) -> None:
         super().__init__()
         self.self_attn, self.mlp = self_attn, mlp
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, device=device, dtype=dtype)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, device=device, dtype=dtype)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, x: Tensor, rotation: Rotation, batch: Batch) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), rotation, batch)

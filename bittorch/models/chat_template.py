@@ -34,7 +34,9 @@ class ChatTemplate:
         try:
             self._template = environment.from_string(source)
         except TemplateError as error:
-            raise ValueError(f"the chat template has an error in line {getattr(error, 'lineno', '?')}: {error}") from None
+            raise ValueError(
+                f"the chat template has an error in line {getattr(error, 'lineno', '?')}: {error}"
+            ) from None
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True, **values: Any) -> str:
         """The text of a conversation.

@@ -110,4 +110,6 @@ def _within(name: str, value: object, low: float, high: float, above: bool = Fal
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not number or not low <= value <= high or (above and value == low):  # type: ignore[operator]
         span = f"{'above' if above else 'at least'} {low:g}" + (f" and at most {high:g}" if high != math.inf else "")
-        raise ValueError(f"{name} must be a finite number {span if low != -math.inf else ''}".rstrip() + f", got {value!r}")
+        raise ValueError(
+            f"{name} must be a finite number {span if low != -math.inf else ''}".rstrip() + f", got {value!r}"
+        )

@@ -102,7 +102,9 @@ def packed_linear(
     return layer.eval()
 
 
-def dense_linear(weights: Sequence[Tensor], bias: Tensor | None, *, device: torch.device, dtype: torch.dtype) -> nn.Linear:
+def dense_linear(
+    weights: Sequence[Tensor], bias: Tensor | None, *, device: torch.device, dtype: torch.dtype
+) -> nn.Linear:
     """`nn.Linear` of the weights side by side; made without initial values."""
     rows = [len(weight) for weight in weights]
     layer = nn.Linear(weights[0].shape[1], sum(rows), bias=bias is not None, device="meta")

@@ -19,7 +19,9 @@ from bittorch.quant.ternary import Granularity, check_activation_bits
 
 STORED = {"F16": torch.float16, "BF16": torch.bfloat16}
 PLANE_ROWS = 8192  # converted at once: bounds what float32 and int8 copies of a head take
-HEAD_ACTIVATION_BITS = 16  # of a head in planes: integers, whose sums no batch changes, and precise enough for logits
+# Of layers in planes: integers, which are fast and whose sums no batch changes, and precise enough for such weights.
+CONVERTED_ACTIVATION_BITS = 16
+HEAD_ACTIVATION_BITS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +45,7 @@ class LoadOptions:
     dtype: torch.dtype | None = None
     depth: int | None = None
     group_size: int | None = None
-    activation_bits: int | None | Literal["auto"] = "auto"
+    activation_bits: int | Literal["auto"] | None = "auto"
     head_depth: int | None = None
 
     def __post_init__(self) -> None:
@@ -70,12 +72,11 @@ class Loader:
     def layer(self, index: int) -> DecoderLayer:
         """One layer of the decoder with its weights."""
         prefix = f"model.layers.{index}."
-        kind = {"device": self.device, "dtype": self.dtype}
         qkv = self._linear([f"{prefix}self_attn.{part}_proj" for part in "qkv"])
-        attention = Attention(self.config, index, qkv, self._linear([f"{prefix}self_attn.o_proj"]), **kind)
+        attention = Attention(self.config, index, qkv, self._linear([f"{prefix}self_attn.o_proj"]))
         gate_up = self._linear([f"{prefix}mlp.gate_proj", f"{prefix}mlp.up_proj"])
-        mlp = MLP(self.config, gate_up, self._linear([f"{prefix}mlp.down_proj"]), **kind)
-        layer = DecoderLayer(self.config, attention, mlp, **kind)
+        mlp = MLP(self.config, gate_up, self._linear([f"{prefix}mlp.down_proj"]))
+        layer = DecoderLayer(self.config, attention, mlp)
         for name, module in layer.named_modules():
             if isinstance(module, RMSNorm):
                 self._fill_norm(module, f"{prefix}{name}.weight")
@@ -83,7 +84,7 @@ class Loader:
 
     def norm(self) -> RMSNorm:
         """The last norm."""
-        norm = RMSNorm(self.config.hidden_size, self.config.rms_norm_eps, device=self.device, dtype=self.dtype)
+        norm = RMSNorm(self.config.hidden_size, self.config.rms_norm_eps)
         self._fill_norm(norm, "model.norm.weight")
         return norm
 
@@ -93,25 +94,25 @@ class Loader:
     def embedding_and_head(self) -> tuple[nn.Embedding, nn.Module]:
         """Both, with one weight where they are tied and the head is dense."""
         name = "model.embed_tokens.weight"
-        tied = self.config.tie_embeddings
-        head_name = name if tied else "lm_head.weight"
-        shared = tied and self.options.head_depth is None
+        shared = self.config.tie_embeddings and self.options.head_depth is None
         embedding = nn.Embedding(self.config.vocab_size, self.config.hidden_size, device="meta")
         # A half that is widened after the lookup gives the same values at half the memory.
         dtype = self.dtype if shared or self.checkpoint.info(name).type not in STORED else None
-        weight = self.checkpoint.dense(name, dtype).to(self.device)
-        embedding.weight = nn.Parameter(weight, requires_grad=False)
-        if shared:
-            head: nn.Module = nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=False, device="meta")
-            head.weight = embedding.weight
-        elif self.options.head_depth is None:
-            head = dense_linear([self.checkpoint.dense(head_name)], None, device=self.device, dtype=self.dtype)
-        else:
-            planes = self._planes(head_name, self.options.head_depth, None)
-            bits = self.options.activation_bits
-            bits = HEAD_ACTIVATION_BITS if bits in ("auto", 8) else bits
-            head = packed_linear([planes], None, activation_bits=bits, device=self.device)
+        embedding.weight = nn.Parameter(self.checkpoint.dense(name, dtype).to(self.device), requires_grad=False)
+        if not shared:
+            return embedding, self._head(name if self.config.tie_embeddings else "lm_head.weight")
+        head = nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=False, device="meta")
+        head.weight = embedding.weight
         return embedding, head
+
+    def _head(self, name: str) -> nn.Module:
+        stored, depth = self.checkpoint.info(name).ternary, self.options.head_depth
+        if not stored and depth is None:
+            return dense_linear([self.checkpoint.dense(name)], None, device=self.device, dtype=self.dtype)
+        planes = self.checkpoint.packed(name) if stored else self._planes(name, depth or 1, None)
+        chosen = self.options.activation_bits
+        bits = HEAD_ACTIVATION_BITS if chosen == "auto" or chosen == 8 else chosen
+        return packed_linear([planes], None, activation_bits=bits, device=self.device)
 
     def _linear(self, names: Sequence[str]) -> nn.Module:
         """The layers of these names, which have one input, side by side."""
@@ -133,9 +134,10 @@ class Loader:
         return dense_linear(dense, bias, device=self.device, dtype=self.dtype)
 
     def _bits(self, converted: bool) -> int | None:
-        if self.options.activation_bits != "auto":
-            return self.options.activation_bits
-        return HEAD_ACTIVATION_BITS if converted else self.config.activation_bits
+        chosen = self.options.activation_bits
+        if chosen == "auto":
+            return CONVERTED_ACTIVATION_BITS if converted else self.config.activation_bits
+        return chosen
 
     def _planes(self, name: str, depth: int, group_size: int | None) -> PackedWeight:
         weight = self.checkpoint.dense(name)
@@ -149,5 +151,3 @@ class Loader:
 
     def _dense(self, name: str, copy: bool = False) -> Tensor:
         return self.checkpoint.dense(name).to(device=self.device, dtype=self.dtype, copy=copy)
-
-

@@ -53,6 +53,7 @@ class LanguageModel(nn.Module):
         self.config, self.dtype, self.tokenizer = config, dtype, tokenizer
         self.embed_tokens, self.layers = embed_tokens, nn.ModuleList(layers)
         self.norm, self.lm_head = norm, lm_head
+        self.frequencies: Tensor
         self.register_buffer("frequencies", rope_frequencies(config).to(self.device), persistent=False)
         self.eval()
 
@@ -65,13 +66,13 @@ class LanguageModel(nn.Module):
         dtype: torch.dtype | None = None,
         depth: int | None = None,
         group_size: int | None = None,
-        activation_bits: int | None | Literal["auto"] = "auto",
+        activation_bits: int | Literal["auto"] | None = "auto",
         head_depth: int | None = None,
         tokenizer: bool = True,
     ) -> LanguageModel:
         """A model from a directory of safetensors or one GGUF file, straight to its device.
 
-        Ternary tensors stay packed all the way. On a CPU an embedding that needs no conversion stays in the mapped file.
+        Ternary tensors stay packed all the way. On a CPU an embedding that needs no conversion stays in the file.
 
         Args:
             path: as `bittorch.models.io.open_checkpoint` takes it.
@@ -181,9 +182,8 @@ class LanguageModel(nn.Module):
             raise ValueError(f"tokens must be ({sum(batch.counts)},) for counts={batch.counts}, got {tokens.shape}")
         longest = max(past + count for past, count in zip(batch.past, batch.counts, strict=True))
         if longest > self.config.max_positions:
-            raise ValueError(
-                f"the model has a context of {self.config.max_positions} tokens, got a sequence of {longest}; shorten it"
-            )
+            context = self.config.max_positions
+            raise ValueError(f"the model has a context of {context} tokens, got a sequence of {longest}; shorten it")
         if not tokens.is_cuda and not bool(((tokens >= 0) & (tokens < self.config.vocab_size)).all()):
             low, high = int(tokens.min()), int(tokens.max())
             raise ValueError(f"token numbers must be from 0 to {self.config.vocab_size - 1}, got {low} to {high}")
@@ -202,8 +202,16 @@ class LanguageModel(nn.Module):
 
         return Generation(self, prompts, (config or GenerationConfig()).changed(**changes))
 
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Writes weights, configuration and tokenizer so that `from_pretrained` reads them back, tensor for tensor."""
+    def save_pretrained(self, directory: str | Path, *, overwrite: bool = False) -> None:
+        """Writes the model as bittorch's own checkpoint: safetensors, config.json and the tokenizer.
+
+        Packed layers are written packed, a converted head too, so loading needs no conversion. The directory gets its
+        name once all of it is written and read back; ``overwrite`` replaces one that is there.
+
+        Raises:
+            FileExistsError: the directory is there, and ``overwrite`` is False.
+            OSError: a disk that is full, say; nothing is left behind.
+        """
         from bittorch.models.save import save_pretrained
 
-        save_pretrained(self, Path(directory))
+        save_pretrained(self, Path(directory), overwrite=overwrite)

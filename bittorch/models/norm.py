@@ -18,12 +18,11 @@ class RMSNorm(nn.Module):
         arXiv:1910.07467.
     """
 
-    def __init__(
-        self, size: int, eps: float, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> None:
+    def __init__(self, size: int, eps: float) -> None:
         super().__init__()
         self.size, self.eps = (size,), eps
-        self.weight = nn.Parameter(torch.ones(size, device=device, dtype=dtype), requires_grad=False)
+        # Without memory: whoever builds the model gives it the weight of the checkpoint.
+        self.weight = nn.Parameter(torch.empty(size, device="meta"), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.size, self.weight, self.eps)

@@ -13,8 +13,9 @@ from bittorch.models.config import ModelConfig
 def rope_frequencies(config: ModelConfig) -> Tensor:
     """Angle per position of each pair of channels, ``theta^(-2 i / head_dim)``, scaled as the configuration says.
 
-    ``linear`` divides all by ``factor``. ``llama3`` keeps wavelengths below ``original / high_freq_factor``, divides
-    those above ``original / low_freq_factor`` by ``factor``, and blends in between. ``factors`` divides each by its own.
+    ``linear`` divides all by ``factor``. ``llama3`` keeps wavelengths below ``original / high_freq_factor``,
+    divides those above ``original / low_freq_factor`` by ``factor``, and blends in between. ``factors`` divides each by
+    its own.
 
     Returns:
         float32 ``(head_dim / 2,)``.

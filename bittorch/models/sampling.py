@@ -39,9 +39,10 @@ class History:
 def penalize(logits: Tensor, history: History, config: GenerationConfig, eos: list[int]) -> Tensor:
     """Logits after the penalties, in this order.
 
-    repetition p: ``l / p`` for positive, ``l * p`` for negative logits of tokens in prompt or answer (arXiv:1909.05858);
-    frequency f and presence s: ``l - f * count - s * [count > 0]``, counted in the answer; length p, from the answer's
-    token number ``length_penalty_start`` on: ``l + |l| * (p^(length - start) - 1)`` for the tokens that end a text.
+    repetition p: ``l / p`` for positive, ``l * p`` for negative logits of tokens in prompt or answer
+    (arXiv:1909.05858); frequency f and presence s: ``l - f * count - s * [count > 0]``, counted in the answer; length
+    p, from the answer's token number ``length_penalty_start`` on: ``l + |l| * (p^(length - start) - 1)`` for the tokens
+    that end a text.
 
     Args:
         logits: ``(vocab_size,)`` float32.

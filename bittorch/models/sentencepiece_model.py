@@ -1,8 +1,8 @@
 """The ``tokenizer.model`` of SentencePiece: as much of its protocol buffer as a tokenizer needs.
 
-A message is a run of fields, each a varint ``number << 3 | wire type`` and a value: a varint (0), 8 bytes (1), a length
-and so many bytes (2), 4 bytes (5). Here: 1 pieces (1 text, 2 score, 3 type), 2 trainer (3 model type, 1 unigram, 2 bpe),
-3 normalizer (2 rules, 3 dummy prefix, 4 remove extra whitespace).
+A message is a run of fields, each a varint ``number << 3 | wire type`` and a value: a varint (0), 8 bytes (1), a
+length and so many bytes (2), 4 bytes (5). Here: 1 pieces (1 text, 2 score, 3 type), 2 trainer (3 model type, 1
+unigram, 2 bpe), 3 normalizer (2 rules, 3 dummy prefix, 4 remove extra whitespace).
 """
 
 from __future__ import annotations

@@ -112,7 +112,9 @@ class Tokenizer:
             raise ValueError("the tokenizer has no chat template; write the prompt yourself")
         return self.chat_template.render(messages, add_generation_prompt, **values)
 
-    def encode_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **values: Any) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **values: Any
+    ) -> list[int]:
         """Token numbers of a conversation; its template has the special tokens, so none are added."""
         text = self.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, **values)
         return self.encode(text, add_special_tokens=False)

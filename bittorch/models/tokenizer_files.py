@@ -24,16 +24,20 @@ from bittorch.models.vocabulary import (
 )
 
 CHAT_TEMPLATE = "chat_template.jinja"
+GGUF_ENTRIES = "gguf_tokenizer.json"  # what `bittorch.models.io` makes of a GGUF file's tokenizer in a directory
+HF_JSON = "tokenizer.huggingface.json"  # the entry of a GGUF file that holds a tokenizer.json
 # Tokens that end a turn in the vocabularies of LLaMA 3, whose files name the end of text alone.
 TURN_ENDS = ("<|eot_id|>", "<|eom_id|>")
 
 
 def from_directory(path: Path) -> Tokenizer:
     """The tokenizer that lies in a directory. See `Tokenizer.from_source`."""
+    if (path / GGUF_ENTRIES).is_file():
+        return from_gguf(_json(path / GGUF_ENTRIES))
     config = _json(path / "tokenizer_config.json")
     special = {name: _text(config[name]) for name in NAMES if config.get(name)}
     if (path / "tokenizer.json").is_file():
-        backend = _backend(path / "tokenizer.json")
+        backend = _parsed((path / "tokenizer.json").read_text(encoding="utf-8"), str(path / "tokenizer.json"))
     elif (path / "tokenizer.model").is_file():
         backend, special = _from_model_file(path / "tokenizer.model", special, config)
     else:
@@ -42,11 +46,11 @@ def from_directory(path: Path) -> Tokenizer:
     return Tokenizer(backend, special, ends, _chat_template(path, config))
 
 
-def _backend(path: Path) -> tokenizers.Tokenizer:
+def _parsed(text: str, what: str) -> tokenizers.Tokenizer:
     try:
-        return tokenizers.Tokenizer.from_file(str(path))
+        return tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises nothing narrower
-        raise ValueError(f"{path} is no tokenizer: {error}") from None
+        raise ValueError(f"{what} is no tokenizer: {error}") from None
 
 
 def _from_model_file(
@@ -102,15 +106,18 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
         number = metadata.get(f"tokenizer.ggml.{key}_token_id")
         if number is not None and 0 <= int(number) < len(texts):
             special[name] = texts[int(number)]
-    if kind == "gpt2":
+    if isinstance(metadata.get(HF_JSON), str):
+        backend, begins = _parsed(metadata[HF_JSON], f"the entry {HF_JSON} of the GGUF file"), None
+    elif kind == "gpt2":
         backend, begins = _gguf_byte_level(metadata, texts, types)
     elif kind in ("llama", "t5"):
         backend, begins = _gguf_pieces(metadata, texts, types, kind == "t5"), kind == "llama"
     else:
         raise ValueError(f"the vocabulary kind {kind!r} of the GGUF file is not read; known are gpt2, llama and t5")
-    bos = special.get("bos_token") if metadata.get("tokenizer.ggml.add_bos_token", begins) else None
-    eos = special.get("eos_token") if metadata.get("tokenizer.ggml.add_eos_token", kind == "t5") else None
-    begin_and_end(backend, bos, eos)
+    if begins is not None:  # a tokenizer.json has its own rule
+        bos = special.get("bos_token") if metadata.get("tokenizer.ggml.add_bos_token", begins) else None
+        eos = special.get("eos_token") if metadata.get("tokenizer.ggml.add_eos_token", kind == "t5") else None
+        begin_and_end(backend, bos, eos)
     ends = [metadata[key] for key in ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id") if key in metadata]
     ends += [texts.index(token) for token in TURN_ENDS if token in texts]
     return Tokenizer(backend, special, ends, metadata.get("tokenizer.chat_template"))

@@ -103,7 +103,9 @@ def test_overflow_may_stop_or_be_refused(model: LanguageModel) -> None:
     stopped = Generation(model, PROMPTS[:2], GenerationConfig(max_new_tokens=15, context=20, overflow="stop")).run()
     assert stopped.finish_reasons == ["length", "context"]
     assert list(map(len, stopped.tokens)) == [15, 4]
-    with pytest.raises(ValueError, match="prompt 1 has 17 tokens, which with max_new_tokens=15 outgrow the context of 20"):
+    with pytest.raises(
+        ValueError, match="prompt 1 has 17 tokens, which with max_new_tokens=15 outgrow the context of 20"
+    ):
         Generation(model, PROMPTS[:2], GenerationConfig(max_new_tokens=15, context=20, overflow="error"))
     assert len(tokens(model, [PROMPTS[1]], max_new_tokens=4, context=20, overflow="error")[0]) == 4
 
@@ -123,7 +125,9 @@ def test_pieces_make_the_texts(speaker: LanguageModel) -> None:
     pieces = list(run)
     for index, text in enumerate(run.texts):
         own = [piece for piece in pieces if piece.index == index]
-        assert "".join(piece.text for piece in own) == text == speaker.generate(["one", "other"], max_new_tokens=12)[index]
+        assert (
+            "".join(piece.text for piece in own) == text == speaker.generate(["one", "other"], max_new_tokens=12)[index]
+        )
         assert [piece.token for piece in own] == run.tokens[index]
         assert [piece.finish_reason for piece in own] == [None] * (len(own) - 1) + ["length"]
 

@@ -196,7 +196,7 @@ def test_rows_of_the_cache_may_be_left_out() -> None:
     model = tiny.model()
     prompts = tiny.prompts(5, 8, 6)
     cache = model.new_cache(3, 16)
-    model.step(torch.tensor(sum(prompts, [])), [5, 8, 6], cache)
+    model.step(torch.tensor([token for prompt in prompts for token in prompt]), [5, 8, 6], cache)
     got = model.step(torch.tensor([3, 4]), [1, 1], cache, rows=[0, 2])
     assert cache.lengths == [6, 8, 7]
     for token, prompt, part in zip((3, 4), (prompts[0], prompts[2]), got, strict=True):

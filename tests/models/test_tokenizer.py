@@ -1,0 +1,271 @@
+"""Tokenizers of every kind, against the libraries that the vocabularies come from."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.models.vocabularies import TEXTS, byte_tokenizer
+
+tokenizers = pytest.importorskip("tokenizers")
+
+from bittorch.models import Tokenizer  # noqa: E402
+from bittorch.models.pretokenizers import GPT2, LLAMA3, PATTERNS  # noqa: E402
+from bittorch.models.vocabulary import byte_characters, from_ranks  # noqa: E402
+
+# Enough of many languages to train a vocabulary on.
+CORPUS = [text for text in TEXTS.values() if text] * 20 + [f"{a}{b} {b}{a}s," for a in "abcdefgh" for b in "ijklmn"]
+
+
+@pytest.fixture(scope="module")
+def trained() -> Any:
+    """A byte-level vocabulary as the tokenizers library trains it."""
+    backend = tokenizers.ByteLevelBPETokenizer()
+    backend.train_from_iterator(CORPUS, vocab_size=500, special_tokens=["<|end|>", "<|start|>"], show_progress=False)
+    return json.loads(backend.to_str())["model"]
+
+
+def gguf(trained: Any, pre: str, **more: Any) -> dict[str, Any]:
+    """The entries that a GGUF file would have."""
+    texts = sorted(trained["vocab"], key=trained["vocab"].get)
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": texts,
+        "tokenizer.ggml.token_type": [3 if text.startswith("<|") else 1 for text in texts],
+        "tokenizer.ggml.merges": [m if isinstance(m, str) else " ".join(m) for m in trained["merges"]],
+        "tokenizer.ggml.eos_token_id": 0,
+        "tokenizer.ggml.bos_token_id": 1,
+        **more,
+    }
+
+
+def reference(trained: Any, pattern: str, whole_words: bool) -> Any:
+    """transformers' wiring of the same vocabulary."""
+    pre = tokenizers.pre_tokenizers
+    merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in trained["merges"]]
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(trained["vocab"], merges, ignore_merges=whole_words))
+    backend.pre_tokenizer = pre.Sequence(
+        [pre.Split(tokenizers.Regex(pattern), "isolated"), pre.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    return backend
+
+
+@pytest.mark.parametrize("pre", PATTERNS)
+@pytest.mark.parametrize("name", TEXTS)
+def test_gguf_vocabularies_round_trip(trained: Any, pre: str, name: str) -> None:
+    tokenizer = Tokenizer.from_source(gguf(trained, pre, **{"tokenizer.ggml.add_bos_token": False}))
+    assert tokenizer.decode(tokenizer.encode(TEXTS[name])) == TEXTS[name]
+
+
+@pytest.mark.parametrize(("pre", "digits"), [("llama-bpe", "{1,3}"), ("qwen2", "")])
+def test_gguf_vocabularies_cut_as_their_models_do(trained: Any, pre: str, digits: str) -> None:
+    pattern = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + digits + r"| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    tokenizer = Tokenizer.from_source(gguf(trained, pre, **{"tokenizer.ggml.add_bos_token": False}))
+    expected = reference(trained, pattern, pre == "llama-bpe")
+    for text in TEXTS.values():
+        assert tokenizer.encode(text, parse_special=False) == expected.encode(text).ids
+
+
+def test_gpt2_cuts_as_the_library_does(trained: Any) -> None:
+    tokenizer = Tokenizer.from_source(gguf(trained, "gpt-2"))
+    expected = reference(trained, GPT2, False)
+    expected.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    for text in TEXTS.values():
+        assert tokenizer.encode(text) == expected.encode(text).ids
+
+
+def test_smollm_cuts_digits_one_by_one(trained: Any) -> None:
+    pre = tokenizers.pre_tokenizers
+    tokenizer = Tokenizer.from_source(gguf(trained, "smollm"))
+    expected = reference(trained, GPT2, False)
+    expected.pre_tokenizer = pre.Sequence([pre.Digits(True), pre.ByteLevel(add_prefix_space=False, use_regex=True)])
+    for text in TEXTS.values():
+        assert tokenizer.encode(text) == expected.encode(text).ids
+
+
+def test_special_tokens_of_gguf_files(trained: Any) -> None:
+    tokenizer = Tokenizer.from_source(gguf(trained, "llama-bpe"))
+    assert tokenizer.special_tokens == {"eos_token": "<|end|>", "bos_token": "<|start|>"}
+    assert tokenizer.eos_token_ids == (0,)
+    assert tokenizer.encode("ab")[0] == 1  # the vocabularies of this name begin a text with it
+    assert tokenizer.encode("ab", add_special_tokens=False)[0] != 1
+    assert Tokenizer.from_source(gguf(trained, "gpt-2")).encode("ab")[0] != 1
+    plain = Tokenizer.from_source(gguf(trained, "gpt-2", **{"tokenizer.ggml.add_eos_token": True}))
+    assert plain.encode("ab")[-1] == 0
+    assert plain.decode(plain.encode("ab"), skip_special_tokens=True) == "ab"
+
+
+def test_special_tokens_in_a_text_are_text_where_told(trained: Any) -> None:
+    tokenizer = Tokenizer.from_source(gguf(trained, "gpt-2"))
+    assert 0 in tokenizer.encode("x<|end|>y")
+    plain = tokenizer.encode("x<|end|>y", parse_special=False)
+    assert 0 not in plain
+    assert tokenizer.decode(plain) == "x<|end|>y"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokenizer.ggml.pre": "secret"}, "the pre-tokenizer 'secret' is not known"),
+        ({"tokenizer.ggml.model": "rwkv"}, "kind 'rwkv' of the GGUF file is not read"),
+        ({"tokenizer.ggml.merges": ["ab"]}, "the merge 'ab', which is no pair"),
+        ({"tokenizer.ggml.merges": ["zz qq"]}, "the vocabulary of the GGUF file"),
+        ({"tokenizer.ggml.token_type": [1, 2]}, "500 tokens and 2 token types"),
+        ({"tokenizer.ggml.model": "llama"}, "500 tokens and 0 scores"),
+    ],
+    ids=str,
+)
+def test_bad_gguf_entries_are_named(trained: Any, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Tokenizer.from_source(gguf(trained, "gpt-2", **changes))
+
+
+def test_a_gguf_file_without_tokenizer() -> None:
+    with pytest.raises(ValueError, match="carries no tokenizer"):
+        Tokenizer.from_source({})
+
+
+def ranks_of(trained: Any) -> dict[bytes, int]:
+    """The same vocabulary as tiktoken has it: bytes and ranks, in the order of merging."""
+    byte_of = {character: byte for byte, character in enumerate(byte_characters())}
+    texts = [text for text in sorted(trained["vocab"], key=trained["vocab"].get) if not text.startswith("<|")]
+    return {bytes(byte_of[c] for c in text): rank for rank, text in enumerate(texts)}
+
+
+def test_ranks_equal_tiktoken(trained: Any) -> None:
+    tiktoken = pytest.importorskip("tiktoken")
+    ranks = ranks_of(trained)
+    theirs = tiktoken.Encoding("test", pat_str=LLAMA3, mergeable_ranks=ranks, special_tokens={})
+    ours = from_ranks(ranks, [])
+    for text in CORPUS:
+        assert ours.encode(text, add_special_tokens=False).ids == theirs.encode(text, disallowed_special=())
+
+
+def test_a_directory_of_ranks(trained: Any, tmp_path: Path) -> None:
+    lines = [f"{base64.b64encode(token).decode()} {rank}" for token, rank in ranks_of(trained).items()]
+    (tmp_path / "tokenizer.model").write_text("\n".join(lines) + "\n")
+    tokenizer = Tokenizer.from_source(tmp_path)
+    assert tokenizer.vocab_size == len(lines) + 256
+    assert tokenizer.token_id("<|begin_of_text|>") == len(lines)
+    assert tokenizer.encode("ab")[0] == len(lines)
+    assert tokenizer.eos_token_ids[0] == len(lines) + 1
+    for text in TEXTS.values():
+        assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
+    (tmp_path / "tokenizer.model").write_text("\n".join([*lines[:3], "?? 3"]))
+    with pytest.raises(ValueError, match="line 4 is no token in base64"):
+        Tokenizer.from_source(tmp_path)
+
+
+@pytest.fixture(scope="module", params=["bpe", "unigram"])
+def sentencepiece_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sentencepiece = pytest.importorskip("sentencepiece")
+    path = tmp_path_factory.mktemp(request.param)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([line for text in CORPUS for line in text.split("\n") if line]),
+        model_prefix=str(path / "tokenizer"),
+        vocab_size=560,
+        model_type=request.param,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        character_coverage=0.98,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    return path
+
+
+def pieces_of(path: Path) -> dict[str, Any]:
+    """The entries of a GGUF file for a SentencePiece model."""
+    import sentencepiece
+
+    model = sentencepiece.SentencePieceProcessor(model_file=str(path / "tokenizer.model"))
+    numbers = range(model.get_piece_size())
+    types = [2 if model.is_unknown(i) else 3 if model.is_control(i) else 6 if model.is_byte(i) else 1 for i in numbers]
+    return {
+        "tokenizer.ggml.model": "t5" if path.name.startswith("unigram") else "llama",
+        "tokenizer.ggml.tokens": [model.id_to_piece(i) for i in numbers],
+        "tokenizer.ggml.scores": [model.get_score(i) for i in numbers],
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.remove_extra_whitespaces": False,
+    }
+
+
+@pytest.mark.parametrize("kind", ["file", "gguf"])
+def test_pieces_equal_sentencepiece(sentencepiece_model: Path, kind: str) -> None:
+    import sentencepiece
+
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(sentencepiece_model / "tokenizer.model"))
+    ours = Tokenizer.from_source(sentencepiece_model if kind == "file" else pieces_of(sentencepiece_model))
+    for name, text in TEXTS.items():
+        if name == "special" and theirs.encode("<s>") and "unigram" in str(sentencepiece_model):
+            continue  # the library's unigram model takes the text of a control token for that token
+        tokens = ours.encode(text, add_special_tokens=False, parse_special=False)
+        assert tokens == theirs.encode(text), name
+        assert ours.decode(tokens) == text.replace("\u2581", " ") == theirs.decode(tokens)
+
+
+def test_a_sentencepiece_directory_has_its_special_tokens(sentencepiece_model: Path) -> None:
+    tokenizer = Tokenizer.from_source(sentencepiece_model)
+    assert tokenizer.special_tokens == {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    assert tokenizer.encode("text")[0] == tokenizer.token_id("<s>")
+    assert tokenizer.eos_token_ids == (tokenizer.token_id("</s>"),)
+
+
+def test_a_damaged_sentencepiece_model(sentencepiece_model: Path, tmp_path: Path) -> None:
+    data = (sentencepiece_model / "tokenizer.model").read_bytes()
+    for cut in (1, 7, 100, len(data) - 3):
+        (tmp_path / "tokenizer.model").write_bytes(data[:cut])
+        with pytest.raises(ValueError, match=r"tokenizer\.model"):
+            Tokenizer.from_source(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"\x07" + data)
+    with pytest.raises(ValueError, match="wire type 7"):
+        Tokenizer.from_source(tmp_path)
+
+
+def test_saved_tokenizers_are_read_back_and_by_transformers(trained: Any, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    template = "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
+    more = {"tokenizer.chat_template": template, "tokenizer.ggml.eot_token_id": 7}
+    tokenizer = Tokenizer.from_source(gguf(trained, "llama-bpe", **more))
+    tokenizer.save(tmp_path)
+    again, theirs = Tokenizer.from_source(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert again.eos_token_ids == tokenizer.eos_token_ids == (0, 7)
+    messages = [{"role": "user", "content": "Grüße"}]
+    expected = theirs.apply_chat_template(messages, tokenize=False)
+    assert again.apply_chat_template(messages) == tokenizer.apply_chat_template(messages) == expected
+    for text in TEXTS.values():
+        assert again.encode(text) == tokenizer.encode(text) == theirs.encode(text)
+
+
+def test_text_without_utf8_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"character 2 is '\\ud83d', half of a surrogate pair"):
+        byte_tokenizer().encode("ab\ud83d")
+
+
+def test_directories_without_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"neither tokenizer\.json nor tokenizer\.model"):
+        Tokenizer.from_source(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match="is no tokenizer"):
+        Tokenizer.from_source(tmp_path)
+
+
+def test_generation_config_and_named_templates_count(tmp_path: Path) -> None:
+    byte_tokenizer().save(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [257, 258]}')
+    config = {"chat_template": [{"name": "tools", "template": "no"}, {"name": "default", "template": "yes"}]}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = Tokenizer.from_source(tmp_path)
+    assert tokenizer.eos_token_ids == (257, 258)
+    assert tokenizer.apply_chat_template([{"role": "user", "content": ""}]) == "yes"
+    (tmp_path / "chat_template.jinja").write_text("file")
+    assert Tokenizer.from_source(tmp_path).apply_chat_template([{"role": "user", "content": ""}]) == "file"
