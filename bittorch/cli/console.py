@@ -137,15 +137,15 @@ class _PlainProgress:
         if self._live:
             self._stream.write(f"\r{self._text}")
         elif now - self._said > SECONDS_BETWEEN_LINES:
-            self._stream.write(f"{self._text}\n")
+            self._stream.write(f"bittorch: {self._text}\n")
             self._said, self._shown = now, self._text
         self._stream.flush()
 
     def end(self) -> None:
         if self._live and self._text:
             self._stream.write("\n")
-        elif self._text != self._shown:
-            self._stream.write(f"{self._text}\n")
+        elif self._shown and self._text != self._shown:  # short work is not worth a line
+            self._stream.write(f"bittorch: {self._text}\n")
         self._stream.flush()
 
 

@@ -42,9 +42,16 @@ def add_parser(commands: Any) -> None:
 def execute(args: argparse.Namespace, console: Console) -> int:
     if not Path(args.source).exists():
         raise CommandError(f"no checkpoint at {args.source}")
+    target = Path(args.target)
+    if (
+        target.is_file() or (target.is_dir() and any(target.iterdir()))
+    ) and not args.overwrite:  # before the work, not after it
+        raise CommandError(f"{args.target} is there already; say --overwrite to replace it")
     by_planes = args.depth is not None or args.head_depth is not None or args.group_size is not None
     written = _as_planes(args) if by_planes else _convert(args, console)
     console.object({"path": args.target, "to": args.to, **written})
+    if not written["ternary"]:
+        console.note("no tensor of SRC is ternary; with --to bittorch, --depth makes its layers so")
     error = written.get("scale_error", 0.0)
     console.line(
         f"{args.target}: {size_text(written['bytes'])}, {written['ternary']} of {written['tensors']} tensors ternary; "
@@ -54,19 +61,22 @@ def execute(args: argparse.Namespace, console: Console) -> int:
 
 
 def _convert(args: argparse.Namespace, console: Console) -> dict[str, Any]:
-    from bittorch.models.io import convert
+    from bittorch.models.io import LossyError, convert
 
     with console.progress("tensors") as progress:
-        report = convert(
-            args.source,
-            args.target,
-            to=args.to,
-            progress=lambda done, total, name: progress(done, total),
-            allow_lossy=args.allow_lossy,
-            dense_dtype=None if args.dense_dtype == "auto" else getattr(torch, args.dense_dtype),
-            overwrite=args.overwrite,
-            i2_s_layout=args.i2_s_layout,
-        )
+        try:
+            report = convert(
+                args.source,
+                args.target,
+                to=args.to,
+                progress=lambda done, total, name: progress(done, total),
+                allow_lossy=args.allow_lossy,
+                dense_dtype=None if args.dense_dtype == "auto" else getattr(torch, args.dense_dtype),
+                overwrite=args.overwrite,
+                i2_s_layout=args.i2_s_layout,
+            )
+        except LossyError as error:
+            raise CommandError(str(error).replace("allow_lossy", "--allow-lossy")) from None
     return {
         "bytes": report.bytes,
         "tensors": report.tensors,
@@ -87,8 +97,6 @@ def _as_planes(args: argparse.Namespace) -> dict[str, Any]:
         LoadOptions(**planes)
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from None
-    if Path(args.target).exists() and not args.overwrite:  # before the work, not after it
-        raise CommandError(f"{args.target} is there already; say --overwrite to replace it")
     LanguageModel.from_pretrained(args.source, **planes).save_pretrained(args.target, overwrite=args.overwrite)
     with open_checkpoint(args.target) as checkpoint:
         ternary = sum(checkpoint.info(name).ternary for name in checkpoint.names)

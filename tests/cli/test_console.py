@@ -53,12 +53,19 @@ def test_progress_on_a_terminal_ends_with_the_sum(plain: bool) -> None:
     assert screen.getvalue().endswith("bittorch: after\n")
 
 
-def test_progress_elsewhere_is_one_line_at_the_end() -> None:
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(5.0, ""), (0.0, "".join(f"bittorch: rows {done}/3\n" for done in (1, 2, 3)))],
+)
+def test_progress_elsewhere_is_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, expected: str
+) -> None:
+    monkeypatch.setattr("bittorch.cli.console.SECONDS_BETWEEN_LINES", seconds)
     err = io.StringIO()
     with Console(stderr=err).progress("rows") as progress:
-        for done in range(100):
-            progress(done + 1, 100)
-    assert err.getvalue() == "rows 100/100\n"
+        for done in range(3):
+            progress(done + 1, 3)
+    assert err.getvalue() == expected
 
 
 def test_quiet_says_nothing_but_errors() -> None:

@@ -45,8 +45,17 @@ def test_convert_says_what_a_format_cannot_hold(bittorch: Command, ternary: Path
     result = bittorch("convert", ternary, tmp_path / "out.gguf", "--to", "gguf-tq2_0")
     assert result.code == 1
     assert len(result.err.splitlines()) <= 2
-    assert "Traceback" not in result.err
+    assert "--allow-lossy" in result.err
     assert not (tmp_path / "out.gguf").exists()
+    rounded = bittorch("convert", ternary, tmp_path / "out.gguf", "--to", "gguf-tq2_0", "--allow-lossy", "--json")
+    assert rounded.code == 0
+    assert 0 < rounded.json["scale_error"] < 2**-10
+
+
+def test_convert_says_that_nothing_is_ternary(bittorch: Command, model: Path, tmp_path: Path) -> None:
+    result = bittorch("convert", model, tmp_path / "out", "--to", "bittorch")
+    assert result.code == 0
+    assert "no tensor of SRC is ternary" in result.err
 
 
 def test_convert_replaces_only_when_told(bittorch: Command, ternary: Path, tmp_path: Path) -> None:
