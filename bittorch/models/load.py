@@ -21,7 +21,6 @@ STORED = {"F16": torch.float16, "BF16": torch.bfloat16}
 PLANE_ROWS = 8192  # converted at once: bounds what float32 and int8 copies of a head take
 # Of layers in planes: integers, which are fast and whose sums no batch changes, and precise enough for such weights.
 CONVERTED_ACTIVATION_BITS = 16
-HEAD_ACTIVATION_BITS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,9 +109,8 @@ class Loader:
         if not stored and depth is None:
             return dense_linear([self.checkpoint.dense(name)], None, device=self.device, dtype=self.dtype)
         planes = self.checkpoint.packed(name) if stored else self._planes(name, depth or 1, None)
-        chosen = self.options.activation_bits
-        bits = HEAD_ACTIVATION_BITS if chosen == "auto" or chosen == 8 else chosen
-        return packed_linear([planes], None, activation_bits=bits, device=self.device)
+        bits = self._bits(not stored)
+        return packed_linear([planes], None, activation_bits=16 if bits == 8 else bits, device=self.device)
 
     def _linear(self, names: Sequence[str]) -> nn.Module:
         """The layers of these names, which have one input, side by side."""

@@ -34,9 +34,10 @@ def save_pretrained(model: LanguageModel, directory: Path, *, overwrite: bool = 
 
 def stored_config(model: LanguageModel) -> ModelConfig:
     """The configuration of what is written: a packed head is a tensor of its own, and layers keep their precision."""
-    packed = [module for module in model.layers.modules() if isinstance(module, TernaryLinearInference)]
+    modules = [*model.layers.modules(), model.lm_head]
+    packed = [module.activation_bits for module in modules if isinstance(module, TernaryLinearInference)]
     tied = model.config.tie_embeddings and isinstance(model.lm_head, nn.Linear)
-    bits = packed[0].activation_bits if packed else model.config.activation_bits
+    bits = packed[0] if packed else None
     return dataclasses.replace(model.config, tie_embeddings=tied, activation_bits=bits)
 
 

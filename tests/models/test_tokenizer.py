@@ -206,7 +206,7 @@ def test_pieces_equal_sentencepiece(sentencepiece_model: Path, kind: str) -> Non
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(sentencepiece_model / "tokenizer.model"))
     ours = Tokenizer.from_source(sentencepiece_model if kind == "file" else pieces_of(sentencepiece_model))
     for name, text in TEXTS.items():
-        if name == "special" and theirs.encode("<s>") and "unigram" in str(sentencepiece_model):
+        if name == "special" and sentencepiece_model.name.startswith("unigram"):
             continue  # the library's unigram model takes the text of a control token for that token
         tokens = ours.encode(text, add_special_tokens=False, parse_special=False)
         assert tokens == theirs.encode(text), name

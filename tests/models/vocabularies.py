@@ -6,13 +6,13 @@ from bittorch.models import Tokenizer
 
 TEXTS = {
     "English": "The quick brown fox jumps over the lazy dog. It's 12345 o'clock, isn't it?\n\n  Indented\tcode();  ",
-    "German": "Größe, Straße, Übermut – »Anführung« kostet 3,50 €.",
+    "German": "Größe, Straße, Übermut – »Anführung« kostet 3,50 €.",  # noqa: RUF001
     "Russian": "Съешь же ещё этих мягких французских булок, да выпей чаю.",
     "Greek": "Ξεσκεπάζω την ψυχοφθόρα βδελυγμία.",
     "Arabic": "مرحبا بالعالم، كيف حالك اليوم؟",
     "Hindi": "नमस्ते दुनिया, आप कैसे हैं?",
     "Thai": "สวัสดีชาวโลก",
-    "Chinese": "你好，世界！今天的天气很好。",
+    "Chinese": "你好，世界！今天的天气很好。",  # noqa: RUF001
     "Japanese": "吾輩は猫である。名前はまだ無い。ｶﾀｶﾅ",
     "Korean": "안녕하세요, 세계!",
     "emoji": "🤷🏽‍♀️ 👩‍👩‍👧‍👦 🇩🇪 ✔️",
