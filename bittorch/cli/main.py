@@ -30,7 +30,7 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"bittorch {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for command in COMMANDS:
         command.add_parser(commands)
     return parser
@@ -46,10 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 141 the reader of stdout went away.
     """
     _tolerate_any_text()
+    parser = make_parser()
     try:
-        args = make_parser().parse_args(argv)
+        args = parser.parse_args(argv)
     except SystemExit as end:  # argparse has printed what it had to say
         return end.code if isinstance(end.code, int) else FAILURE
+    if args.command is None:
+        parser.print_help(sys.stderr)
+        return USAGE
     console = Console(json=args.json, quiet=args.quiet, plain=args.plain)
     with _warnings_as_notes(console):
         return _run(args, console)

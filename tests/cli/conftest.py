@@ -74,6 +74,27 @@ def bittorch(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     return run
 
 
+@pytest.fixture
+def ctrl_c_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Makes Ctrl-C come after so many pieces of the next answer."""
+    from bittorch.models import Generation
+
+    take = Generation.__next__
+
+    def arm(pieces: int) -> None:
+        left = [pieces]
+
+        def stop(generation: Generation) -> object:
+            left[0] -= 1
+            if left[0] == -1:
+                raise KeyboardInterrupt
+            return take(generation)
+
+        monkeypatch.setattr(Generation, "__next__", stop)
+
+    return arm
+
+
 def command(*arguments: object) -> list[str]:
     """The arguments of a process that is the command."""
     return [sys.executable, "-m", "bittorch", *map(str, arguments)]

@@ -8,7 +8,7 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -101,6 +101,18 @@ def test_chat_needs_a_template(bittorch: Command, tmp_path: Path, model: Path) -
     result = bittorch("chat", "--model", tiny_model.make(tmp_path / "plain", template=False), stdin="x\n")
     assert result.code == 1
     assert "no chat template" in result.err
+
+
+@pytest.mark.parametrize(("pieces", "messages"), [(0, 1), (4, 3)])
+def test_chat_keeps_an_answer_that_was_stopped(
+    bittorch: Command, model: Path, ctrl_c_after: Callable[[int], None], pieces: int, messages: int
+) -> None:
+    ctrl_c_after(pieces)
+    result = bittorch("chat", "--model", model, *FEW, "--json", stdin="one\ntwo\n")
+    assert result.code == 0
+    assert [line["finish_reason"] for line in result.lines] == ["interrupted", "length"]
+    seen = result.lines[1]["stats"]["prompt_tokens"]  # of "two", and of "one" and its answer where there is one
+    assert seen == len("two") + 3 if messages == 1 else seen > len("two") + 3 + len("one") + 3
 
 
 class Terminal:

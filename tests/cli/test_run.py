@@ -1,6 +1,7 @@
 """`bittorch run`."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -121,3 +122,20 @@ def test_a_damaged_config_is_one_line(bittorch: Command, tmp_path: Path, model: 
     assert result.code == 1
     assert len(result.err.splitlines()) == 1
     assert "48" in result.err
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_ctrl_c_leaves_what_was_generated(
+    bittorch: Command, model: Path, ctrl_c_after: Callable[[int], None], form: tuple[str, ...]
+) -> None:
+    expected = bittorch("run", "ab", "--model", model, *FEW, "--max-new-tokens", 3, *form)
+    ctrl_c_after(3)
+    result = bittorch("run", "ab", "--model", model, *FEW, *form)
+    assert result.code == 130
+    assert result.err == "bittorch: error: interrupted\n"
+    if form:
+        assert result.json["finish_reason"] == "interrupted"
+        assert expected.json["text"].startswith(result.json["text"])
+        assert result.json["stats"]["new_tokens"] == 3
+    else:
+        assert expected.out.startswith(result.out.removesuffix("\n"))
