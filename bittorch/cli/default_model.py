@@ -7,7 +7,6 @@ thrown away and made again.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -103,19 +102,11 @@ def store(directory: Path, write: Callable[[Path], None]) -> None:
         for path in [*files, temporary / LIST]:
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
-        shutil.rmtree(directory, ignore_errors=True)
-        with contextlib.suppress(FileExistsError):
-            _rename(temporary, directory)
+        if not is_whole(directory):  # else another process was faster, and its entry is as good
+            shutil.rmtree(directory, ignore_errors=True)
+            temporary.rename(directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _rename(source: Path, target: Path) -> None:
-    try:
-        source.rename(target)
-    except OSError:
-        if not is_whole(target):  # else another process was faster, and its entry is as good
-            raise
 
 
 def _checksum(path: Path) -> list[int]:

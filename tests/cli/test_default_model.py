@@ -91,10 +91,11 @@ def test_of_two_that_store_at_once_one_entry_stays(tmp_path: Path) -> None:
 
     def slow(directory: Path) -> None:
         default_model.store(entry, _fill)  # another process is faster
-        _fill(directory)
+        (directory / "weights").write_bytes(b"late")
 
     default_model.store(entry, slow)
     assert default_model.is_whole(entry)
+    assert (entry / "weights").read_bytes() == b"12345"
     assert [path.name for path in tmp_path.iterdir()] == ["entry"]
 
 
