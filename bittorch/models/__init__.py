@@ -9,6 +9,7 @@ from bittorch.models.generate import Generation, GenerationConfig, GenerationSta
 from bittorch.models.kv_cache import KVCache
 from bittorch.models.load import LoadOptions
 from bittorch.models.model import LanguageModel
+from bittorch.models.perplexity import Perplexity, perplexity
 from bittorch.models.tokenizer import Tokenizer
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "LanguageModel",
     "LoadOptions",
     "ModelConfig",
+    "Perplexity",
     "Piece",
     "Tokenizer",
+    "perplexity",
 ]

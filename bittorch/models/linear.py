@@ -30,12 +30,12 @@ def fuse_packed(parts: Sequence[PackedWeight], device: torch.device) -> PackedWe
 
     Args:
         parts: of one in_features, one depth, and one number of scales a row.
-        device: where the result lies; each part is copied there once.
+        device: where the result lies; several parts are copied there once, a single one only from another device.
     """
     depth, columns = parts[0].depth, parts[0].weight_packed.shape[1]
     if len(parts) == 1:
         part = parts[0]
-        return PackedWeight(_owned(part.weight_packed, device), _owned(part.scale, device), part.in_features, depth)
+        return PackedWeight(part.weight_packed.to(device), part.scale.to(device), part.in_features, depth)
     rows = [part.out_features for part in parts]
     scales = [part.scale.expand(depth * part.out_features) if part.scale.numel() == 1 else part.scale for part in parts]
     packed = torch.empty((depth, sum(rows), columns), dtype=torch.uint8, device=device)
@@ -109,7 +109,7 @@ def dense_linear(
     rows = [len(weight) for weight in weights]
     layer = nn.Linear(weights[0].shape[1], sum(rows), bias=bias is not None, device="meta")
     if len(weights) == 1:
-        weight = _owned(weights[0], device, dtype)
+        weight = weights[0].to(device=device, dtype=dtype)
     else:
         weight = torch.empty((sum(rows), weights[0].shape[1]), device=device, dtype=dtype)
         for part, own in zip(weight.split(rows), weights, strict=True):
@@ -118,8 +118,3 @@ def dense_linear(
     if bias is not None:
         layer.bias = nn.Parameter(bias.to(device=device, dtype=dtype), requires_grad=False)
     return layer.eval()
-
-
-def _owned(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """On the device, and no view of a mapped file: pages that a file backs may be dropped and read again from disk."""
-    return tensor.to(device=device, dtype=dtype, copy=True)

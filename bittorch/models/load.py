@@ -18,6 +18,7 @@ from bittorch.quant import check_depth, pack_trit_planes
 from bittorch.quant.ternary import Granularity, check_activation_bits
 
 STORED = {"F16": torch.float16, "BF16": torch.bfloat16}
+DEFAULT_GROUP = 32
 PLANE_ROWS = 8192  # converted at once: bounds what float32 and int8 copies of a head take
 # Of layers in planes: integers, which are fast and whose sums no batch changes, and precise enough for such weights.
 CONVERTED_ACTIVATION_BITS = 16
@@ -31,7 +32,8 @@ class LoadOptions:
         device: of the model.
         dtype: of activations and dense layers; None for that of the stored embedding where it is a half, else float32.
         depth: planes of trits into which dense linear layers are converted, 1 to 6; None leaves them dense.
-        group_size: columns that share a scale in these planes; None for one scale a row.
+        group_size: columns that share a scale in these planes; 0 for one scale a row, None for groups of 32 where
+            these divide a row. A scale of 32 weights is another bit a weight and plane, and halves the error.
         activation_bits: of packed layers: 8, 16, 24, None for floating, or ``auto``: what the checkpoint was trained
             with for its ternary layers, 16 for converted ones.
         head_depth: planes of the language-model head, 1 to 6; None leaves it dense.
@@ -51,8 +53,8 @@ class LoadOptions:
         for value in (self.depth, self.head_depth):
             if value is not None:
                 check_depth(value)
-        if self.group_size is not None and self.depth is None:
-            raise ValueError(f"group_size={self.group_size} is that of converted layers; give depth too")
+        if self.group_size is not None and self.depth is None and self.head_depth is None:
+            raise ValueError(f"group_size={self.group_size} is that of converted layers; give depth or head_depth too")
         if self.dtype is not None and self.dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise ValueError(f"dtype must be float32, float16 or bfloat16, got {self.dtype}")
         if self.activation_bits != "auto":
@@ -108,7 +110,7 @@ class Loader:
         stored, depth = self.checkpoint.info(name).ternary, self.options.head_depth
         if not stored and depth is None:
             return dense_linear([self.checkpoint.dense(name)], None, device=self.device, dtype=self.dtype)
-        planes = self.checkpoint.packed(name) if stored else self._planes(name, depth or 1, None)
+        planes = self.checkpoint.packed(name) if stored else self._planes(name, depth or 1)
         bits = self._bits(not stored)
         return packed_linear([planes], None, activation_bits=16 if bits == 8 else bits, device=self.device)
 
@@ -124,7 +126,7 @@ class Loader:
             return packed_linear(parts, bias, activation_bits=self._bits(False), device=self.device)
         if depth is not None:
             planes = [
-                self.checkpoint.packed(name) if trits else self._planes(name, depth, self.options.group_size)
+                self.checkpoint.packed(name) if trits else self._planes(name, depth)
                 for name, trits in zip(weights, ternary, strict=True)
             ]
             return packed_linear(planes, bias, activation_bits=self._bits(True), device=self.device)
@@ -137,9 +139,11 @@ class Loader:
             return CONVERTED_ACTIVATION_BITS if converted else self.config.activation_bits
         return chosen
 
-    def _planes(self, name: str, depth: int, group_size: int | None) -> PackedWeight:
-        weight = self.checkpoint.dense(name)
-        granularity: Granularity = "channel" if group_size is None else "group"
+    def _planes(self, name: str, depth: int) -> PackedWeight:
+        weight, group_size = self.checkpoint.dense(name), self.options.group_size
+        if group_size is None:
+            group_size = DEFAULT_GROUP if weight.shape[1] % DEFAULT_GROUP == 0 else 0
+        granularity: Granularity = "group" if group_size else "channel"
         parts = []
         for rows in weight.split(PLANE_ROWS):
             packed, scale = pack_trit_planes(rows.to(self.device).float(), depth, granularity, group_size or 128)

@@ -19,6 +19,7 @@ from bittorch.models.norm import RMSNorm
 from bittorch.models.rope import Rotation, rope_frequencies
 
 if TYPE_CHECKING:
+    from bittorch.models.chat_template import ChatTemplate
     from bittorch.models.generate import Generation, GenerationConfig
     from bittorch.models.tokenizer import Tokenizer
 
@@ -72,7 +73,8 @@ class LanguageModel(nn.Module):
     ) -> LanguageModel:
         """A model from a directory of safetensors or one GGUF file, straight to its device.
 
-        Ternary tensors stay packed all the way. On a CPU an embedding that needs no conversion stays in the file.
+        Ternary tensors stay packed all the way. On a CPU what needs neither conversion nor joining stays in the mapped
+        file, which must not change while the model is in use.
 
         Args:
             path: as `bittorch.models.io.open_checkpoint` takes it.
@@ -105,6 +107,11 @@ class LanguageModel(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.embed_tokens.weight.device
+
+    @property
+    def chat_template(self) -> ChatTemplate | None:
+        """Of the tokenizer; None where the model was not trained on conversations, or has no tokenizer."""
+        return None if self.tokenizer is None else self.tokenizer.chat_template
 
     def new_cache(self, rows: int = 1, capacity: int | None = None) -> KVCache:
         """An empty cache for ``rows`` sequences of up to ``capacity`` tokens, the context of the model by default."""

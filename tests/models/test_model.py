@@ -46,7 +46,7 @@ def bitnet(**changes: Any) -> nn.Module:
 
 
 def llama(**changes: Any) -> nn.Module:
-    return randomized(transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, **changes)))
+    return randomized(transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**SIZES, **changes})))
 
 
 def randomized(model: nn.Module) -> nn.Module:
@@ -64,7 +64,7 @@ MODELS = {
     "bitnet": bitnet,
     "llama": llama,
     "llama biases": lambda: llama(attention_bias=True, mlp_bias=True, head_dim=32, rope_parameters=LLAMA3),
-    "llama one kv head": lambda: llama(tie_word_embeddings=True),
+    "llama without groups": lambda: llama(tie_word_embeddings=True, num_key_value_heads=4),
 }
 IDS = torch.randint(0, 300, (3, 40), generator=helpers.seeded(3))
 
@@ -215,13 +215,14 @@ def test_an_embedding_may_stay_a_half(tmp_path: Path) -> None:
     helpers.assert_near(logits(wide, IDS), logits(dense, IDS), 0.005)  # six planes round to 1 / 728 of the largest
 
 
-@pytest.mark.parametrize(("depth", "group_size", "limit"), [(6, None, 0.02), (6, 16, 0.01), (2, 16, 0.6)])
+@pytest.mark.parametrize(("depth", "group_size", "limit"), [(6, 0, 0.02), (6, None, 0.01), (6, 16, 0.01), (2, 16, 0.6)])
 def test_depth_converts_dense_layers(depth: int, group_size: int | None, limit: float, tmp_path: Path) -> None:
     theirs = llama()
     ours = load(theirs, tmp_path, depth=depth, group_size=group_size)
     layer = ours.layers[0].self_attn.qkv_proj
     assert isinstance(layer, TernaryLinearInference)
-    assert (layer.depth, layer.activation_bits, layer.groups) == (depth, 16, 64 // group_size if group_size else 1)
+    groups = {None: 2, 0: 1, 16: 4}[group_size]
+    assert (layer.depth, layer.activation_bits, layer.groups) == (depth, 16, groups)
     error = helpers.relative_l2(logits(ours, IDS), logits(theirs, IDS))
     assert limit / 20 < error < limit
 
@@ -247,7 +248,7 @@ def test_bad_input_has_both_values() -> None:
     [
         ({"depth": 7}, "from 1 to 6, got 7"),
         ({"head_depth": 0}, "from 1 to 6, got 0"),
-        ({"group_size": 64}, "give depth too"),
+        ({"group_size": 64}, "give depth or head_depth too"),
         ({"dtype": torch.float64}, "got torch.float64"),
         ({"activation_bits": 4}, "activation_bits"),
     ],

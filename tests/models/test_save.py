@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bittorch.models import LanguageModel
-from bittorch.models.io import PackedWeight, open_checkpoint
+from bittorch.models.io import PackedWeight, from_memory, open_checkpoint, save
 from bittorch.models.save import canonical_tensors
 from bittorch.nn import TernaryLinearInference
 from tests import helpers
@@ -65,6 +65,26 @@ def test_the_tokenizer_comes_back(tmp_path: Path) -> None:
     for text in TEXTS.values():
         assert again.tokenizer.encode(text) == model.tokenizer.encode(text)
     assert again.generate(["text"], max_new_tokens=8) == model.generate(["text"], max_new_tokens=8)
+
+
+@pytest.mark.parametrize("target", ["bitnet", "compressed-tensors", "bittorch-base3", "gguf-tq2_0", "gguf-i2_s"])
+def test_other_formats_give_the_same_model(target: str, tmp_path: Path) -> None:
+    wide = tiny.changed(hidden_size=256, intermediate_size=256, head_dim=64, tie_embeddings=False)
+    model = tiny.model(wide, head_depth=None)
+    tensors = dict(canonical_tensors(model))
+    if target == "gguf-tq2_0":  # its scales are halves
+        for name, value in tensors.items():
+            if isinstance(value, PackedWeight):
+                tensors[name] = PackedWeight(value.weight_packed, value.scale.half().float(), value.in_features)
+        model = LanguageModel.from_checkpoint(tiny.checkpoint(wide, tensors), tokenizer=False)
+    byte_tokenizer().save(tmp_path)
+    path = tmp_path / ("model.gguf" if target.startswith("gguf") else "model")
+    save(from_memory(wide, tensors, tmp_path), path, to=target)
+    again = LanguageModel.from_pretrained(path, dtype=torch.float32)
+    with torch.inference_mode():
+        helpers.assert_same_bits(again(IDS), model(IDS))
+    assert again.tokenizer is not None
+    assert again.tokenizer.encode("any text") == byte_tokenizer().encode("any text")
 
 
 def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:

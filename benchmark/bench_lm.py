@@ -1,0 +1,254 @@
+"""Language models: prefill and decoding, packed against dense, against the sum of their kernels, and loading.
+
+Two models: a random one of the shape of BitNet b1.58 2B4T (30 layers, 2.4 G weights), W1.58A8 with a head in four
+planes, against the same shape dense in bf16; and, with --model DIR or FILE.gguf, a real dense one against its
+conversion. Decoding is timed one token at a time behind a prompt. The kernels' own time is that of every packed product
+of the model called in order, so weights come from memory as they do in the model.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import _timing
+import torch
+from torch import Tensor, nn
+
+from bittorch.models import LanguageModel, LoadOptions, ModelConfig
+from bittorch.models.io import Checkpoint, PackedWeight, TensorInfo
+from bittorch.models.io.checkpoint import StoredTensor
+from bittorch.nn import TernaryLinearInference
+
+LEGAL = torch.tensor(
+    [a | b << 2 | c << 4 | d << 6 for a in range(3) for b in range(3) for c in range(3) for d in range(3)]
+)
+DECODE_BEHIND = 64  # tokens in the cache while decoding is timed
+
+
+def config_2b4t(layers: int) -> ModelConfig:
+    """The sizes of BitNet b1.58 2B4T."""
+    return ModelConfig(
+        vocab_size=128256,
+        hidden_size=2560,
+        intermediate_size=6912,
+        num_layers=layers,
+        num_heads=20,
+        num_kv_heads=5,
+        head_dim=128,
+        max_positions=4096,
+        rope_theta=500000.0,
+        hidden_act="relu2",
+        sub_norm=True,
+        tie_embeddings=True,
+        activation_bits=8,
+    )
+
+
+class RandomTensor(StoredTensor):
+    """Random values of a shape, made when they are asked for."""
+
+    def __init__(self, name: str, shape: tuple[int, ...], ternary: bool) -> None:
+        super().__init__(TensorInfo(name, "BF16", shape, 0, ternary))
+
+    def dense(self, dtype: torch.dtype | None = None) -> Tensor:
+        shape = self.info.shape
+        if len(shape) == 1:
+            return torch.ones(shape, dtype=dtype or torch.bfloat16)
+        block = (torch.randn(min(shape[0], 512), shape[1]) / shape[1] ** 0.5).to(dtype or torch.bfloat16)
+        return block.repeat(-(-shape[0] // len(block)), 1)[: shape[0]]
+
+    def packed(self) -> PackedWeight:
+        n, k = self.info.shape
+        codes = LEGAL.to(torch.uint8)[torch.randint(0, 81, (n, k // 4))]
+        return PackedWeight(codes, torch.tensor([1.5 / k**0.5]), k)
+
+
+def random_checkpoint(config: ModelConfig, ternary: bool) -> Checkpoint:
+    """Random weights, the linear layers of the decoder ternary or not."""
+    tensors = {
+        name: RandomTensor(name, shape, ternary and name.endswith("_proj.weight"))
+        for name, shape in config.tensor_shapes().items()
+    }
+    return Checkpoint(Path("random"), "memory", config, tensors, {}, {})
+
+
+def packed_layers(model: LanguageModel) -> list[TernaryLinearInference]:
+    return [module for module in model.modules() if isinstance(module, TernaryLinearInference)]
+
+
+def kernels_alone(model: LanguageModel, tokens: int) -> Any:
+    """A call of every packed layer once, in order, each with activations of its size; a dense head too."""
+    layers: list[nn.Module] = list(packed_layers(model))
+    if isinstance(model.lm_head, nn.Linear):
+        layers.append(model.lm_head)
+    dtype = {nn.Linear: model.lm_head.weight.dtype} if isinstance(model.lm_head, nn.Linear) else {}
+    inputs = {k: torch.randn(tokens, k).to(model.dtype) for k in {layer.in_features for layer in layers}}
+    last = {k: x[-1:] for k, x in inputs.items()}
+
+    def call() -> None:
+        for layer in layers:
+            x = (last if layer is model.lm_head else inputs)[layer.in_features]
+            layer(x.to(dtype.get(type(layer), x.dtype)))
+
+    return call
+
+
+class Decoding:
+    """One step behind a prompt; every call decodes the same position, so that calls can be repeated."""
+
+    def __init__(self, model: LanguageModel, behind: int) -> None:
+        self.model, self.behind = model, behind
+        self.cache = model.new_cache(1, behind + 1)
+        model.step(torch.arange(behind) + 5, [behind], self.cache, last_only=True)
+
+    def __call__(self) -> Tensor:
+        self.cache.truncate(0, self.behind)
+        return self.model.step(torch.tensor([7]), [1], self.cache, last_only=True)
+
+
+def prefill(model: LanguageModel, tokens: int) -> Any:
+    ids = torch.arange(tokens) % (model.config.vocab_size - 10) + 5
+
+    def call() -> Tensor:
+        return model.step(ids, [tokens], model.new_cache(1, tokens), last_only=True)
+
+    return call
+
+
+def measure(models: dict[str, LanguageModel], args: argparse.Namespace) -> dict[str, Any]:
+    """Decoding and prefill of each, kernels of the packed ones, all interleaved."""
+    calls = {f"decode {name}": Decoding(model, DECODE_BEHIND) for name, model in models.items()}
+    for name, model in models.items():
+        if packed_layers(model):
+            calls[f"kernels {name}"] = kernels_alone(model, 1)
+    times = _timing.interleaved(calls, args, once_a_turn=True, least=args.rounds)
+    if args.prompt:
+        fills = {f"prefill {args.prompt} {name}": prefill(model, args.prompt) for name, model in models.items()}
+        times |= _timing.interleaved(fills, args, once_a_turn=True, least=max(3, args.rounds // 3))
+    for name, row in times.items():
+        tokens = args.prompt if name.startswith("prefill") else 1
+        row["tokens_per_s"] = tokens / row["median_s"]
+        print(f"{name:40} {_timing.time_text(row['median_s']):>10} {row['tokens_per_s']:10.1f} tokens/s")
+    return times
+
+
+LOAD = """
+import sys, time, torch
+from bittorch.models import LanguageModel
+torch.set_num_threads(int(sys.argv[2]))
+def resident(key):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) * 1024
+before = resident("VmRSS")
+start = time.perf_counter()
+model = LanguageModel.from_pretrained(sys.argv[1], dtype=torch.float32, tokenizer=False)
+seconds = time.perf_counter() - start
+print(seconds, resident("VmHWM") - before)
+"""
+
+
+def loading(model: LanguageModel, args: argparse.Namespace) -> dict[str, Any]:
+    """Time and peak memory of `from_pretrained` in a process of its own, beside reading the file."""
+    with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
+        path = Path(folder) / "model"
+        model.save_pretrained(path)
+        weights = path / "model.safetensors"
+        reads, loads, peaks = [], [], []
+        buffer = bytearray(1 << 24)
+        for _ in range(3):
+            start = time.perf_counter()
+            with weights.open("rb", buffering=0) as file:
+                while file.readinto(buffer):
+                    pass
+            reads.append(time.perf_counter() - start)
+            command = [sys.executable, "-c", LOAD, str(path), str(args.threads)]
+            line = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ).stdout.split()
+            loads.append(float(line[0]))
+            peaks.append(int(line[1]))
+        size = weights.stat().st_size
+    return {"bytes": size, "read_s": median(reads), "load_s": median(loads), "peak_bytes": max(peaks)}
+
+
+def random_2b(args: argparse.Namespace) -> dict[str, Any]:
+    config = config_2b4t(args.layers)
+    packed = LanguageModel.from_checkpoint(
+        random_checkpoint(config, True), LoadOptions(dtype=torch.float32, head_depth=4), tokenizer=False
+    )
+    dense = LanguageModel.from_checkpoint(
+        random_checkpoint(config, False), LoadOptions(dtype=torch.bfloat16), tokenizer=False
+    )
+    names = {"packed": packed, "dense bf16": dense}
+    times = measure(names, args)
+    del dense, names
+    decode, kernels = times["decode packed"]["median_s"], times["kernels packed"]["median_s"]
+    verdicts = [
+        _timing.verdict("decoding, share of kernels and head", kernels / decode, 0.8),
+        _timing.verdict("decoding against dense bf16", times["decode dense bf16"]["median_s"] / decode, 4),
+    ]
+    record: dict[str, Any] = {"layers": args.layers, "times": times, "verdicts": verdicts}
+    if args.prompt:
+        fill, fill_dense = (times[f"prefill {args.prompt} {name}"]["median_s"] for name in ("packed", "dense bf16"))
+        verdicts.append(_timing.verdict(f"prefill {args.prompt} against dense bf16", fill_dense / fill, 1))
+    if args.loading:
+        load = record["loading"] = loading(packed, args)
+        read, loaded = load["read_s"], load["load_s"]
+        print(f"checkpoint: {load['bytes'] / 1e6:.0f} MB, read in {read:.2f} s, loaded in {loaded:.2f} s")
+        ratio, peak = loaded / read, load["peak_bytes"] / load["bytes"]
+        verdicts.append(_timing.verdict("loading against reading the file", ratio, 2, at_least=False))
+        verdicts.append(_timing.verdict("peak memory of loading", peak, 1.15, at_least=False))
+    return record
+
+
+def converted(args: argparse.Namespace) -> dict[str, Any]:
+    """A real dense model in both floating types, and in planes."""
+    load = LanguageModel.from_pretrained
+    kinds: dict[str, dict[str, Any]] = {
+        "": {},
+        ", scale a row": {"group_size": 0},
+        ", scale a row, int8 x": {"group_size": 0, "activation_bits": 8},
+    }
+    models = {
+        "dense fp32": load(args.model, dtype=torch.float32, tokenizer=False),
+        "dense bf16": load(args.model, dtype=torch.bfloat16, tokenizer=False),
+        **{
+            f"depth {args.depth}{name}": load(
+                args.model, depth=args.depth, head_depth=args.depth, tokenizer=False, **options
+            )
+            for name, options in kinds.items()
+        },
+    }
+    times = measure(models, args)
+    return {"model": Path(args.model).name, "depth": args.depth, "times": times}
+
+
+def extend(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--layers", type=int, default=30, help="of the random model; fewer need less memory")
+    parser.add_argument("--prompt", type=int, default=512, help="tokens of the prefill (default: 512, 0: none)")
+    parser.add_argument("--rounds", type=int, default=9, help="least rounds (default: 9)")
+    parser.add_argument("--model", help="a real dense model instead: a directory, or a .gguf file")
+    parser.add_argument("--depth", type=int, default=4, help="planes of its conversion (default: 4)")
+    parser.add_argument("--no-loading", dest="loading", action="store_false", help="do not time loading")
+    parser.add_argument("--scratch", help="directory for the checkpoint whose loading is timed")
+
+
+def main() -> None:
+    args = _timing.parse_args(__doc__ or "", extend)
+    if args.quick:
+        args.layers, args.prompt, args.rounds = 1, 16, 2
+    record = {"machine": _timing.machine(args)}
+    given = f" --model {Path(args.model).name}" if args.model else f" --layers {args.layers}"
+    record["machine"]["command"] += f"{given} --prompt {args.prompt}" + " --no-loading" * (not args.loading)
+    print(_timing.header(record["machine"]))
+    with torch.inference_mode():
+        record |= converted(args) if args.model else random_2b(args)
+    name = "bench_lm_" + (_timing.slug(Path(args.model).stem) if args.model else f"2b4t_{args.layers}layers")
+    _timing.save(args, name, record)
+
+
+if __name__ == "__main__":
+    main()
