@@ -73,7 +73,12 @@ def model_options() -> argparse.ArgumentParser:
         metavar="D",
         help="convert dense layers to D planes of trits, 1 to 6; 0 leaves them dense; default 0, of SmolLM2 4",
     )
-    group.add_argument("--group-size", type=int, metavar="G", help="columns that share a scale in these planes; 0 for one scale a row; default 32")
+    group.add_argument(
+        "--group-size",
+        type=int,
+        metavar="G",
+        help="columns that share a scale in these planes; 0 for one scale a row; default 32",
+    )
     group.add_argument("--head-depth", type=int, metavar="D", help="planes of trits of the language-model head")
     group.add_argument(
         "--activation-bits", choices=ACTIVATION_BITS, default="auto", help="of the ternary layers' inputs"

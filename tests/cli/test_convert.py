@@ -15,7 +15,8 @@ from tests.cli.conftest import Command, file_size_limit
 def ternary(bittorch: Command, model: Path, tmp_path: Path) -> Path:
     """The tiny model with one plane of trits, and a width that every format takes."""
     wide = tiny_model.make(tmp_path / "wide", hidden_size=256, intermediate_size=256, head_dim=64)
-    assert bittorch("convert", wide, tmp_path / "ternary", "--to", "bittorch", "--depth", 1).code == 0
+    one_plane = "--to", "bittorch", "--depth", 1, "--group-size", 0
+    assert bittorch("convert", wide, tmp_path / "ternary", *one_plane).code == 0
     return tmp_path / "ternary"
 
 
