@@ -42,6 +42,10 @@ def test_version(bittorch: Command) -> None:
     assert bittorch("--version")[:2] == (0, f"bittorch {__version__}\n")
 
 
+def test_the_installed_command_is_this_program() -> None:
+    assert 'bittorch = "bittorch.cli:main"' in (ROOT / "pyproject.toml").read_text()
+
+
 def test_the_module_is_the_same_program() -> None:
     result = run_process("--version")
     assert (result.returncode, result.stdout) == (0, f"bittorch {__version__}\n")
