@@ -12,6 +12,7 @@ import fcntl
 import io
 import json
 import os
+import stat
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -52,6 +53,8 @@ class Output:
             return
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
+            if not stat.S_ISREG(os.fstat(self._file).st_mode):
+                raise CommandError(f"{path} is no ordinary file; name one, or - for stdout")
             self._lock()
             if overwrite:
                 os.ftruncate(self._file, 0)

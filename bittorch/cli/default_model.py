@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ NAME = "SmolLM2-135M-Instruct"
 DEPTH = 4
 LIST = "files.json"
 CHUNK = 1 << 22
+ABANDONED = 3600.0  # seconds after which an unfinished entry is that of a process that was killed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +97,9 @@ def store(directory: Path, write: Callable[[Path], None]) -> None:
         OSError: it cannot be written; nothing is left behind.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
+    for left in directory.parent.glob(f".{directory.name}.*"):
+        if time.time() - left.stat().st_mtime > ABANDONED:
+            shutil.rmtree(left, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
         write(temporary)

@@ -11,7 +11,15 @@ from bittorch.cli.errors import CommandError
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file under a temporary name and renames it. Raises OSError; the old file then stands as it was."""
+    """Writes a file under a temporary name and renames it; what a link leads to is replaced, not the link.
+
+    Raises:
+        OSError: the old file then stands as it was.
+        CommandError: a device or the like, which must not be replaced by a file.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise CommandError(f"{path} is no ordinary file; name another")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:

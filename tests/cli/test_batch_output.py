@@ -47,6 +47,12 @@ def test_txt_leaves_lines_without_an_answer_empty(tmp_path: Path) -> None:
     assert (tmp_path / "out.txt").read_text() == "\nanswer\\\\2\\n\n\n\nanswer\\\\5\\n\n"
 
 
+@pytest.mark.parametrize("path", ["/dev/full", "/dev/null"])
+def test_a_device_is_refused(path: str) -> None:
+    with pytest.raises(CommandError, match="no ordinary file"):
+        Output(path, "jsonl")
+
+
 @pytest.mark.parametrize(
     ("format", "data", "what"),
     [

@@ -1,6 +1,7 @@
 """What a chat keeps of a conversation."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,18 @@ def test_a_failed_save_keeps_the_old_file(tmp_path: Path) -> None:
         _conversation(20).save(tmp_path / "chat.json")
     assert (tmp_path / "chat.json").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["chat.json"]
+
+
+def test_save_replaces_neither_links_nor_devices(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "chat.json")
+    _conversation(1).save(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert len(Conversation.load(tmp_path / "chat.json").messages) == 2
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(CommandError, match="no ordinary file"):
+            _conversation(1).save(path)
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_fit_drops_the_oldest_turns() -> None:

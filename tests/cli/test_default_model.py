@@ -1,6 +1,7 @@
 """The model that is taken when none is named, and its cache."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -97,6 +98,16 @@ def test_of_two_that_store_at_once_one_entry_stays(tmp_path: Path) -> None:
     assert default_model.is_whole(entry)
     assert (entry / "weights").read_bytes() == b"12345"
     assert [path.name for path in tmp_path.iterdir()] == ["entry"]
+
+
+def test_what_a_killed_process_left_is_removed_later(tmp_path: Path) -> None:
+    (tmp_path / ".entry.old").mkdir()
+    (tmp_path / ".entry.new").mkdir()
+    (tmp_path / ".other.old").mkdir()
+    for name in (".entry.old", ".other.old"):
+        os.utime(tmp_path / name, (0, 0))
+    default_model.store(tmp_path / "entry", _fill)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".entry.new", ".other.old", "entry"]
 
 
 @pytest.fixture
