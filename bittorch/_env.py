@@ -1,14 +1,17 @@
-"""The BITTORCH_* variables of the environment; nothing else reads them, and C never does.
+"""The environment: BITTORCH_* variables and the place of caches; nothing else reads it, and C never does.
 
 BITTORCH_PACKED_KERNEL   auto (default), baseline, tiled or a variant such as avx2: the kernel of the packed products,
                          for every call that does not name one itself. An op that lacks the variant stays automatic.
 BITTORCH_INFER_KERNEL    packed (default) or baseline: the same switch for the inference layers alone.
 
-Both are read once, at import. Precedence: the variant argument of a call, then _C.force_kernel(), then
+XDG_CACHE_HOME           where caches are, ~/.cache by default; see `cache_directory`.
+
+The first two are read once, at import. Precedence: the variant argument of a call, then _C.force_kernel(), then
 BITTORCH_INFER_KERNEL, then BITTORCH_PACKED_KERNEL, then automatic.
 """
 
 import os
+from pathlib import Path
 from types import ModuleType
 
 PACKED_KERNEL = "BITTORCH_PACKED_KERNEL"
@@ -46,3 +49,12 @@ def apply(extension: ModuleType) -> None:
         names = {row["variant"] for row in extension.kernels() if row["op"] == op and row["usable"]}
         if name in names or name in ("auto", "baseline", "tiled"):
             extension.set_default_kernel(op, name)
+
+
+def cache_directory() -> Path:
+    """Where bittorch keeps what it can make again: ``$XDG_CACHE_HOME/bittorch``, or ``~/.cache/bittorch``.
+
+    Source: XDG Base Directory Specification 0.8, which has a relative path ignored.
+    """
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(given) if os.path.isabs(given) else Path.home() / ".cache") / "bittorch"

@@ -1,4 +1,4 @@
-"""What this installation is, what it runs, and whether it computes what it should."""
+"""What this installation is, what it runs, and whether it computes what it should: `bittorch doctor`."""
 
 from __future__ import annotations
 
@@ -148,18 +148,31 @@ def _outcome(check: Callable[[], bool]) -> str:
         return f"{type(error).__name__}: {error}"
 
 
+def description() -> list[str]:
+    """What this installation is and which kernels it chooses, in lines for people."""
+    return list(_describe())
+
+
+def self_test() -> Iterator[tuple[str, str, str]]:
+    """Runs every kernel that this machine can run.
+
+    Returns:
+        Device, name of the check, and what is wrong: empty when it computes what the reference computes.
+    """
+    for device in ["cpu", "cuda"] if torch.cuda.is_available() and _build_info.CUDA_ARCHES else ["cpu"]:
+        for name, check in _checks(device):
+            yield device, name, _outcome(check)
+
+
 def run() -> int:
     """Prints the report; returns 1 when a kernel computes something else than the reference, else 0."""
     for line in _describe():
         print(line)
-    devices = ["cpu", "cuda"] if torch.cuda.is_available() and _build_info.CUDA_ARCHES else ["cpu"]
     failed = 0
     print("self-test")
-    for device in devices:
-        for name, check in _checks(device):
-            problem = _outcome(check)
-            failed += bool(problem)
-            print(f"  {device:5} {name:36} {problem or 'ok'}")
+    for device, name, problem in self_test():
+        failed += bool(problem)
+        print(f"  {device:5} {name:36} {problem or 'ok'}")
     if torch.cuda.is_available() and not _build_info.CUDA_ARCHES:
         print("a CUDA device is here, but no kernels for it: rebuild beside nvcc with BITTORCH_CUDA=1 to use it")
     print(f"{failed} of the checks failed; please report this output" if failed else "all well")

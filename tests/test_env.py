@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -154,3 +155,17 @@ def test_kernel_rows_have_the_promised_fields() -> None:
     # Every op ends in a kernel that any CPU can run.
     for op in {row["op"] for row in rows}:
         assert helpers.variants(op)[-1] == "scalar"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("/caches", "/caches/bittorch"), ("relative", "/home/u/.cache/bittorch"), ("", "/home/u/.cache/bittorch")],
+)
+def test_cache_directory_follows_the_xdg_specification(
+    monkeypatch: pytest.MonkeyPatch, given: str, expected: str
+) -> None:
+    monkeypatch.setenv("HOME", "/home/u")
+    monkeypatch.setenv("XDG_CACHE_HOME", given)
+    assert _env.cache_directory() == Path(expected)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert _env.cache_directory() == Path("/home/u/.cache/bittorch")

@@ -1,0 +1,5 @@
+"""The `bittorch` command: chat, run, batch, convert, info, bench, eval, doctor. See docs/command_line.md."""
+
+from bittorch.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,123 @@
+"""Groups of options, each written once for all commands that have it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from bittorch.cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from bittorch.models import GenerationConfig
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+ACTIVATION_BITS = ("auto", "8", "16", "24", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One field of `GenerationConfig` as an option of the command line."""
+
+    field: str
+    type: type
+    metavar: str
+    help: str
+
+
+SAMPLING = (
+    Option("max_new_tokens", int, "N", "tokens of an answer"),
+    Option("temperature", float, "T", "0 takes the likeliest token, higher is more random"),
+    Option("top_k", int, "K", "draw from the K likeliest tokens; 0 for all"),
+    Option("top_p", float, "P", "draw from the likeliest tokens that have this probability together"),
+    Option("typical_p", float, "P", "draw from the most typical tokens that have this probability together"),
+    Option("min_p", float, "P", "draw from tokens at least this share as likely as the likeliest"),
+    Option("repetition_penalty", float, "R", "above 1 makes tokens of prompt and answer less likely"),
+    Option("frequency_penalty", float, "F", "taken from a token's logit for each time that the answer has it"),
+    Option("presence_penalty", float, "F", "taken from the logit of every token that the answer has"),
+    Option("length_penalty", float, "L", "above 1 makes the end likelier with every token"),
+    Option("length_penalty_start", int, "N", "tokens before the length penalty begins"),
+    Option("seed", int, "S", "of the draws; the same seed gives the same answer"),
+    Option("context", int, "N", "tokens that are attended to; default what the model was trained for"),
+    Option("sliding_keep", int, "N", "first tokens that stay when the context slides"),
+)
+
+
+def output_options() -> argparse.ArgumentParser:
+    """Options of every command."""
+    parser = argparse.ArgumentParser(add_help=False)
+    group = parser.add_argument_group("output")
+    group.add_argument("--json", action="store_true", help="results as JSON on stdout, one object or one a line")
+    group.add_argument("--quiet", action="store_true", help="nothing on stderr but errors")
+    group.add_argument("--plain", action="store_true", help="do not use rich, even where it is installed")
+    group.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def model_options() -> argparse.ArgumentParser:
+    """Which model, and how it is loaded."""
+    parser = argparse.ArgumentParser(add_help=False)
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "-m",
+        "--model",
+        metavar="PATH",
+        help="a directory with config.json, or a GGUF file; default SmolLM2-135M-Instruct",
+    )
+    group.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+    group.add_argument("--dtype", choices=DTYPES, default="auto", help="of activations and dense layers")
+    group.add_argument("--threads", type=int, metavar="N", help="of the CPU; default torch's own choice")
+    group.add_argument(
+        "--depth",
+        type=int,
+        metavar="D",
+        help="convert dense layers to D planes of trits, 1 to 6; 0 leaves them dense; default 0, of SmolLM2 4",
+    )
+    group.add_argument(
+        "--group-size",
+        type=int,
+        metavar="G",
+        help="columns that share a scale in these planes; 0 for one scale a row; default 32",
+    )
+    group.add_argument("--head-depth", type=int, metavar="D", help="planes of trits of the language-model head")
+    group.add_argument(
+        "--activation-bits", choices=ACTIVATION_BITS, default="auto", help="of the ternary layers' inputs"
+    )
+    return parser
+
+
+def sampling_options() -> argparse.ArgumentParser:
+    """The fields of `GenerationConfig`; what is not given has its default there."""
+    parser = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    group = parser.add_argument_group("generation")
+    for option in SAMPLING:
+        flag = "--" + option.field.replace("_", "-")
+        group.add_argument(flag, type=option.type, metavar=option.metavar, help=option.help)
+    group.add_argument("--stop", action="append", metavar="TEXT", help="a text that ends the answer; may be repeated")
+    group.add_argument("--ignore-eos", action="store_true", help="go on after the end of the text")
+    group.add_argument(
+        "--overflow", choices=("slide", "stop", "error"), help="what happens where the context is full; default slide"
+    )
+    group.add_argument(
+        "--keep-special-tokens", action="store_false", dest="skip_special_tokens", help="show end tokens and the like"
+    )
+    return parser
+
+
+def generation_config(args: argparse.Namespace, **defaults: Any) -> GenerationConfig:
+    """What the options say.
+
+    Args:
+        args: parsed by a parser with `sampling_options`.
+        defaults: of fields for which there was no option.
+
+    Raises:
+        UsageError: a value out of its range.
+    """
+    from bittorch.models import GenerationConfig
+
+    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(GenerationConfig) if hasattr(args, f.name)}
+    try:
+        return GenerationConfig(**{**defaults, **given})
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from None

@@ -1,0 +1,106 @@
+"""`bittorch convert`: a checkpoint in another format, read back and compared before it has its name."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bittorch.cli.arguments import DTYPES, output_options
+from bittorch.cli.console import Console, size_text
+from bittorch.cli.errors import CommandError, UsageError
+from bittorch.models.io import TARGETS
+
+OWN = "bittorch"
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "convert",
+        help="write a checkpoint in another format",
+        description="Writes SRC as DST in another format. What is written is read back and compared with SRC, trits "
+        "and scales, before DST has its name; a failure leaves DST as it was.",
+        parents=[output_options()],
+        allow_abbrev=False,
+    )
+    parser.add_argument("source", metavar="SRC", help="a directory with config.json, or a GGUF file")
+    parser.add_argument("target", metavar="DST", help="a directory, or a file for the GGUF formats")
+    parser.add_argument("--to", required=True, choices=TARGETS, metavar="FORMAT", help=", ".join(TARGETS))
+    parser.add_argument("--allow-lossy", action="store_true", help="write although values change, and say by how much")
+    parser.add_argument("--dense-dtype", choices=DTYPES, default="auto", help="of what is not ternary; default its own")
+    parser.add_argument("--overwrite", action="store_true", help="replace DST, once the new one is whole")
+    parser.add_argument("--i2-s-layout", default="128x32", help="of I2_S tensors in SRC; default 128x32")
+    planes = parser.add_argument_group("planes of trits", "make a dense model ternary first, for --to bittorch")
+    planes.add_argument("--depth", type=int, metavar="D", help="planes of each dense layer, 1 to 6")
+    planes.add_argument(
+        "--group-size", type=int, metavar="G", help="columns that share a scale; 0 for one scale a row; default 32"
+    )
+    planes.add_argument("--head-depth", type=int, metavar="D", help="planes of the language-model head")
+    parser.set_defaults(execute=execute)
+
+
+def execute(args: argparse.Namespace, console: Console) -> int:
+    if not Path(args.source).exists():
+        raise CommandError(f"no checkpoint at {args.source}")
+    target = Path(args.target)
+    if (
+        target.is_file() or (target.is_dir() and any(target.iterdir()))
+    ) and not args.overwrite:  # before the work, not after it
+        raise CommandError(f"{args.target} is there already; say --overwrite to replace it")
+    by_planes = args.depth is not None or args.head_depth is not None or args.group_size is not None
+    written = _as_planes(args) if by_planes else _convert(args, console)
+    console.object({"path": args.target, "to": args.to, **written})
+    if not written["ternary"]:
+        console.note("no tensor of SRC is ternary; with --to bittorch, --depth makes its layers so")
+    error = written.get("scale_error", 0.0)
+    console.line(
+        f"{args.target}: {size_text(written['bytes'])}, {written['ternary']} of {written['tensors']} tensors ternary; "
+        + (f"scales changed by up to {error:.1e}, relative" if error else "reads back as it was")
+    )
+    return 0
+
+
+def _convert(args: argparse.Namespace, console: Console) -> dict[str, Any]:
+    from bittorch.models.io import LossyError, convert
+
+    with console.progress("tensors") as progress:
+        try:
+            report = convert(
+                args.source,
+                args.target,
+                to=args.to,
+                progress=lambda done, total, name: progress(done, total),
+                allow_lossy=args.allow_lossy,
+                dense_dtype=None if args.dense_dtype == "auto" else getattr(torch, args.dense_dtype),
+                overwrite=args.overwrite,
+                i2_s_layout=args.i2_s_layout,
+            )
+        except LossyError as error:
+            raise CommandError(str(error).replace("allow_lossy", "--allow-lossy")) from None
+    return {
+        "bytes": report.bytes,
+        "tensors": report.tensors,
+        "ternary": report.ternary,
+        "scale_error": report.scale_error,
+    }
+
+
+def _as_planes(args: argparse.Namespace) -> dict[str, Any]:
+    from bittorch.models import LanguageModel, LoadOptions
+    from bittorch.models.io import open_checkpoint
+
+    if args.to != OWN:
+        raise UsageError(f"planes of trits are written --to {OWN} alone, got --to {args.to}")
+    dtype = None if args.dense_dtype == "auto" else getattr(torch, args.dense_dtype)
+    planes = {"dtype": dtype, "depth": args.depth, "group_size": args.group_size, "head_depth": args.head_depth}
+    try:
+        LoadOptions(**planes)
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from None
+    LanguageModel.from_pretrained(args.source, **planes).save_pretrained(args.target, overwrite=args.overwrite)
+    with open_checkpoint(args.target) as checkpoint:
+        ternary = sum(checkpoint.info(name).ternary for name in checkpoint.names)
+        size = sum(file.stat().st_size for file in Path(args.target).iterdir())
+        return {"bytes": size, "tensors": len(checkpoint.names), "ternary": ternary}

@@ -1,0 +1,98 @@
+"""The program: its commands, its exit codes, and what becomes of errors."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+
+from bittorch._version import __version__
+from bittorch.cli import batch, bench, chat, convert, evaluate, info, run, self_test
+from bittorch.cli.console import Console
+from bittorch.cli.errors import BROKEN_PIPE, FAILURE, INTERRUPTED, USAGE, UsageError, one_line
+
+COMMANDS = (chat, run, batch, convert, info, bench, evaluate, self_test)
+EPILOG = """exit codes: 0 done; 1 failed, with one line on stderr; 2 wrong usage; 130 interrupted; 141 the reader of the
+output went away"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the whole program."""
+    parser = argparse.ArgumentParser(
+        prog="bittorch",
+        description="Ternary language models: talk to them, convert them, measure them.",
+        epilog=EPILOG,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"bittorch {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for command in COMMANDS:
+        command.add_parser(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: arguments without the program's name; those of the process by default.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 141 the reader of stdout went away.
+    """
+    _tolerate_any_text()
+    parser = make_parser()
+    try:
+        args = parser.parse_args(argv)
+    except SystemExit as end:  # argparse has printed what it had to say
+        return end.code if isinstance(end.code, int) else FAILURE
+    if args.command is None:
+        parser.print_help(sys.stderr)
+        return USAGE
+    console = Console(json=args.json, quiet=args.quiet, plain=args.plain)
+    with _warnings_as_notes(console):
+        return _run(args, console)
+
+
+def _run(args: argparse.Namespace, console: Console) -> int:
+    try:
+        code = int(args.execute(args, console))
+        console.stdout.flush()
+        return code
+    except BrokenPipeError:
+        _drop_output()
+        return BROKEN_PIPE
+    except KeyboardInterrupt:
+        console.error("interrupted")
+        return INTERRUPTED
+    except Exception as error:
+        if args.debug:
+            traceback.print_exc(file=console.stderr)
+        console.error(one_line(error))
+        return USAGE if isinstance(error, UsageError) else FAILURE
+
+
+@contextlib.contextmanager
+def _warnings_as_notes(console: Console) -> Iterator[None]:
+    """Warnings as one line each, without the source that raised them."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *rest, **more: console.note(f"warning: {' '.join(str(message).split())}")
+        yield
+
+
+def _tolerate_any_text() -> None:
+    """An answer must not end the program because the terminal's encoding lacks a character."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _drop_output() -> None:
+    """Sends what is still buffered nowhere, so that the interpreter does not fail to flush it when it ends."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,90 @@
+"""What commands print, with rich and without."""
+
+import io
+import json
+import sys
+
+import pytest
+
+from bittorch.cli.console import Console, size_text, to_json
+
+
+class Screen(io.StringIO):
+    """A terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_plain_tables_are_columns() -> None:
+    out = io.StringIO()
+    Console(stdout=out).table(("name", "bytes"), [("a", "12345"), ("longer", "1")])
+    assert out.getvalue() == "name    bytes\na       12345\nlonger  1\n"
+
+
+def test_a_terminal_gets_a_drawn_table_where_rich_is_there() -> None:
+    pytest.importorskip("rich", reason="drawn tables need rich, of bittorch[demo]")
+    drawn, plain, without = Screen(), Screen(), Screen()
+    rows = [("a[bold]", "1")]
+    Console(stdout=drawn).table(("name", "bytes"), rows)
+    Console(stdout=plain, plain=True).table(("name", "bytes"), rows)
+    assert "a[bold]" in drawn.getvalue()
+    assert "─" in drawn.getvalue()
+    assert plain.getvalue() == "name     bytes\na[bold]  1\n"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "rich", None)
+        Console(stdout=without).table(("name", "bytes"), rows)
+    assert without.getvalue() == plain.getvalue()
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_progress_on_a_terminal_ends_with_the_sum(plain: bool) -> None:
+    if not plain:
+        pytest.importorskip("rich", reason="bars need rich, of bittorch[demo]")
+    screen = Screen()
+    console = Console(plain=plain, stderr=screen)
+    with console.progress("rows") as progress:
+        progress(1, 2)
+        console.error("row 1 [is] skipped")
+        progress(2, 2)
+    assert "2/2" in screen.getvalue()
+    assert "bittorch: error: row 1 [is] skipped\n" in screen.getvalue()
+    console.note("after")
+    assert screen.getvalue().endswith("bittorch: after\n")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(5.0, ""), (0.0, "".join(f"bittorch: rows {done}/3\n" for done in (1, 2, 3)))],
+)
+def test_progress_elsewhere_is_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, expected: str
+) -> None:
+    monkeypatch.setattr("bittorch.cli.console.SECONDS_BETWEEN_LINES", seconds)
+    err = io.StringIO()
+    with Console(stderr=err).progress("rows") as progress:
+        for done in range(3):
+            progress(done + 1, 3)
+    assert err.getvalue() == expected
+
+
+def test_quiet_says_nothing_but_errors() -> None:
+    err = io.StringIO()
+    console = Console(quiet=True, stderr=err)
+    console.note("a")
+    with console.progress("rows") as progress:
+        progress(1, 1)
+    console.error("b")
+    assert err.getvalue() == "bittorch: error: b\n"
+
+
+def test_json_is_standard() -> None:
+    text = to_json({"a": float("nan"), "b": [float("inf"), 1.5], "c": "\ud800 ü", 3: (1, None)})
+    assert "\n" not in text
+    text.encode()
+    assert json.loads(text) == {"a": None, "b": [None, 1.5], "c": "\ud800 ü", "3": [1, None]}
+
+
+def test_sizes() -> None:
+    texts = [size_text(n) for n in (0, 999, 1000, 96_600_000, 1_230_000_000, 5_000_000_000_000)]
+    assert texts == ["0 B", "999 B", "1 kB", "96.6 MB", "1.23 GB", "5000 GB"]

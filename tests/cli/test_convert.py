@@ -1,0 +1,105 @@
+"""`bittorch convert`."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bittorch.models import LanguageModel
+from bittorch.models.io import TARGETS, open_checkpoint
+from tests.cli import tiny_model
+from tests.cli.conftest import Command, file_size_limit
+
+
+@pytest.fixture
+def ternary(bittorch: Command, model: Path, tmp_path: Path) -> Path:
+    """The tiny model with one plane of trits, and a width that every format takes."""
+    wide = tiny_model.make(tmp_path / "wide", hidden_size=256, intermediate_size=256, head_dim=64)
+    one_plane = "--to", "bittorch", "--depth", 1, "--group-size", 0
+    assert bittorch("convert", wide, tmp_path / "ternary", *one_plane).code == 0
+    return tmp_path / "ternary"
+
+
+def test_planes_are_those_of_the_loader(bittorch: Command, model: Path, tmp_path: Path) -> None:
+    result = bittorch("convert", model, tmp_path / "planes", "--to", "bittorch", "--depth", 3, "--json")
+    assert result.code == 0, result.err
+    assert (result.json["tensors"], result.json["ternary"]) == (21, 14)
+    tokens = torch.arange(30)[None]
+    with torch.inference_mode():
+        expected = LanguageModel.from_pretrained(model, depth=3)(tokens)
+        assert torch.equal(LanguageModel.from_pretrained(tmp_path / "planes")(tokens), expected)
+    assert result.json["bytes"] == sum(path.stat().st_size for path in (tmp_path / "planes").iterdir())
+
+
+@pytest.mark.parametrize("to", ["bittorch", "bittorch-base3"])
+def test_convert_keeps_trits_and_scales(bittorch: Command, ternary: Path, tmp_path: Path, to: str) -> None:
+    result = bittorch("convert", ternary, tmp_path / "out", "--to", to, "--json")
+    assert result.code == 0, result.err
+    assert result.json["scale_error"] == 0
+    with open_checkpoint(ternary) as before, open_checkpoint(tmp_path / "out") as after:
+        name = "model.layers.1.mlp.down_proj.weight"
+        assert torch.equal(before.packed(name).weight_packed, after.packed(name).weight_packed)
+        assert torch.equal(before.packed(name).scale, after.packed(name).scale)
+
+
+def test_convert_says_what_a_format_cannot_hold(bittorch: Command, ternary: Path, tmp_path: Path) -> None:
+    result = bittorch("convert", ternary, tmp_path / "out.gguf", "--to", "gguf-tq2_0")
+    assert result.code == 1
+    assert len(result.err.splitlines()) <= 2
+    assert "--allow-lossy" in result.err
+    assert not (tmp_path / "out.gguf").exists()
+    rounded = bittorch("convert", ternary, tmp_path / "out.gguf", "--to", "gguf-tq2_0", "--allow-lossy", "--json")
+    assert rounded.code == 0
+    assert 0 < rounded.json["scale_error"] < 2**-10
+
+
+def test_convert_says_that_nothing_is_ternary(bittorch: Command, model: Path, tmp_path: Path) -> None:
+    result = bittorch("convert", model, tmp_path / "out", "--to", "bittorch")
+    assert result.code == 0
+    assert "no tensor of SRC is ternary" in result.err
+
+
+def test_convert_replaces_only_when_told(bittorch: Command, ternary: Path, tmp_path: Path) -> None:
+    arguments = "convert", ternary, tmp_path / "out", "--to", "bittorch-base3"
+    assert bittorch(*arguments).code == 0
+    refused = bittorch(*arguments)
+    assert refused.code == 1
+    assert "is there already" in refused.err
+    assert bittorch(*arguments, "--overwrite").code == 0
+    planes = bittorch("convert", ternary, tmp_path / "out", "--to", "bittorch", "--depth", 2)
+    assert planes.code == 1
+    assert "--overwrite" in planes.err
+
+
+@pytest.mark.parametrize("planes", [(), ("--depth", 2)])
+def test_a_full_disk_leaves_nothing_behind(
+    bittorch: Command, ternary: Path, tmp_path: Path, planes: tuple[object, ...]
+) -> None:
+    (tmp_path / "there").mkdir()
+    with file_size_limit(50_000):
+        result = bittorch("convert", ternary, tmp_path / "there" / "out", "--to", "bittorch", *planes)
+    assert result.code == 1
+    assert "File too large" in result.err
+    assert list((tmp_path / "there").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--to", "onnx"), ("--to", "bittorch", "--depth", 9), ("--to", "bitnet", "--depth", 1), ("--group-size", 4)],
+    ids=str,
+)
+def test_convert_refuses_wrong_usage(
+    bittorch: Command, model: Path, tmp_path: Path, arguments: tuple[object, ...]
+) -> None:
+    assert bittorch("convert", model, tmp_path / "out", *arguments).code == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_convert_names_a_missing_source(bittorch: Command, tmp_path: Path) -> None:
+    result = bittorch("convert", tmp_path / "none", tmp_path / "out", "--to", "bittorch")
+    assert (result.code, result.err) == (1, f"bittorch: error: no checkpoint at {tmp_path}/none\n")
+
+
+def test_help_lists_every_format(bittorch: Command) -> None:
+    text = bittorch("convert", "--help").out
+    assert all(target in text for target in TARGETS)
