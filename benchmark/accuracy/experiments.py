@@ -3,14 +3,13 @@
 Run: python benchmark/accuracy/experiments.py E1 --data FOLDER    (options of run.py; done runs are skipped)
 """
 
+import argparse
 import dataclasses
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
+import run
 from recipe import changed
-from run import task_of
+from run import TASKS, task_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +50,12 @@ class Experiment:
 FP32 = Row("FP32", "fp32")
 TERNARY = Row("ternary", "ternary")
 DISTIL = ("distill=1.0", "from_fp32=1")
-MLPS = (Column("mnist_mlp"), Column("fashion_mlp"))
+FEW = ("train_size=6000", "epochs=10")
+MLPS = (Column("mnist_mlp", FEW), Column("fashion_mlp", FEW))
 SHORT = (
-    Column("mnist_mlp", ("epochs=4",)),
-    Column("fashion_cnn", ("epochs=1", "train_size=20000")),
-    Column("char_lm", ("steps=400",)),
+    *MLPS,
+    Column("fashion_cnn", ("epochs=2", "train_size=6000")),
+    Column("char_lm", ("steps=300",)),
 )
 E1_METHODS = ("max+max", "max+ls", "twn", "absmean/tensor", "absmean+ls", "optimal", "nm34", "lsq", "seq", "ttq")
 FINAL_TASKS = ("mnist_mlp", "mnist_lenet", "fashion_mlp", "fashion_cnn", "cifar_resnet20", "char_lm", "char_lm_gpu")
@@ -96,28 +96,34 @@ EXPERIMENTS = {
     ),
     "E4": Experiment(
         rows=tuple(
-            Row(f"{label}, lr {lr}", method, (f"{field}={lr}",))
+            Row(f"{label}, lr {lr}", method, (f"lr={lr}", f"lr_fp32={lr}"))
+            for label, method in (("FP32", "fp32"), ("ternary", "ternary"))
             for lr in ("1e-3", "2e-3", "4e-3", "8e-3")
-            for label, method, field in (("FP32", "fp32", "lr_fp32"), ("ternary", "ternary", "lr"))
         ),
         columns=MLPS,
     ),
 }
 
 
+def commands(experiment: Experiment, tasks: list[str]) -> Iterator[list[str]]:
+    """The arguments of run.py; rows that share a recipe share a call."""
+    for column in experiment.columns:
+        methods: dict[tuple[str, ...], list[str]] = {}
+        for row in experiment.rows:
+            methods.setdefault((*column.settings, *row.settings), []).append(row.method)
+        for settings, names in methods.items() if not tasks or column.task in tasks else ():
+            options = ["--methods", *names, "--seeds", *map(str, experiment.seeds)]
+            options += ["--set", *settings] if settings else []
+            yield [column.task, *options, *(["--final"] if experiment.final else [])]
+
+
 def main() -> None:
-    if len(sys.argv) < 2 or sys.argv[1] not in EXPERIMENTS:
-        sys.exit(f"usage: experiments.py {'|'.join(EXPERIMENTS)} --data FOLDER [options of run.py]")
-    experiment = EXPERIMENTS[sys.argv[1]]
-    runner = Path(__file__).with_name("run.py")
-    for column, row in experiment.cells():
-        settings = [*column.settings, *row.settings]
-        options = ["--methods", row.method, "--seeds", *map(str, experiment.seeds)]
-        options += ["--set", *settings] if settings else []
-        options += ["--final"] if experiment.final else []
-        done = subprocess.run([sys.executable, runner, column.task, *options, *sys.argv[2:]])
-        if done.returncode:
-            sys.exit(done.returncode)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], epilog="Other options go to run.py.")
+    parser.add_argument("experiment", choices=EXPERIMENTS)
+    parser.add_argument("--tasks", nargs="+", default=[], choices=TASKS, help="(default: all of the experiment)")
+    args, others = parser.parse_known_args()
+    for options in commands(EXPERIMENTS[args.experiment], args.tasks):
+        run.main([*options, *others])
 
 
 if __name__ == "__main__":

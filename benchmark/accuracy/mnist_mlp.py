@@ -8,6 +8,6 @@ TASK = Task(
     name="mnist_mlp",
     title="MNIST MLP 784-256-128-10",
     build=mlp,
-    recipe=Recipe(epochs=10, batch=128),
+    recipe=Recipe(epochs=10, batch=128, lr=3e-3, lr_fp32=3e-3, norm="batch"),
     read=mnist,
 )

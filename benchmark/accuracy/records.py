@@ -4,7 +4,6 @@ import datetime
 import json
 import os
 import platform
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -71,5 +70,9 @@ def append(path: Path, record: dict[str, Any]) -> None:
         os.close(file)
 
 
-def command() -> str:
-    return " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
+def command(options: list[str]) -> str:
+    """The call of run.py, with folders of this machine by the name of their option."""
+    words = ["python", "benchmark/accuracy/run.py"]
+    for before, word in zip(["", *options], options, strict=False):
+        words.append(before[2:].upper() if before in ("--data", "--results", "--teachers") else word)
+    return " ".join(words)

@@ -41,7 +41,7 @@ def task_of(name: str) -> Task:
     return getattr(importlib.import_module(module), attribute)
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(options: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("task", choices=TASKS)
     parser.add_argument(
@@ -62,7 +62,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--teachers", type=Path, help="folder that keeps trained FP32 nets for later runs that distil")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: cpu)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
-    args = parser.parse_args()
+    args = parser.parse_args(options)
     if args.threads < 1:
         parser.error(f"--threads must be at least 1, got {args.threads}")
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -130,13 +130,22 @@ def one_run(
     return record | exported
 
 
-def main() -> None:
-    args = parse_args()
+def check_same(path: Path, record: dict[str, Any], old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Stops where a task's default recipe has changed since a run: the two would stand in one table."""
+    other = {name: (old.get(name), value) for name, value in new.items() if old.get(name) != value}
+    if other:
+        told = ", ".join(f"{name} was {a!r} and is {b!r}" for name, (a, b) in other.items())
+        key = " ".join(map(str, key_of(record)))
+        sys.exit(f"run.py: {path} has {key} with another recipe: {told}; delete its line, or give other --results")
+
+
+def main(options: list[str]) -> None:
+    args = parse_args(options)
     task = task_of(args.task)
     try:
         recipe, recipe_name = changed(task.recipe, args.set)
         path = args.results / f"{task.name}.jsonl"
-        there = {key_of(record) for record in read(path)}
+        there = {key_of(record): record["settings"] for record in read(path)}
         split = task.load(args.data, args.final, recipe)
     except (ValueError, DataError) as error:
         sys.exit(f"run.py: {error}")
@@ -151,10 +160,11 @@ def main() -> None:
                 "seed": seed,
             }
             if key_of(record) in there:
+                check_same(path, record, there[key_of(record)], dataclasses.asdict(recipe))
                 print(f"there already: {' '.join(map(str, key_of(record)))}")
                 continue
             record |= one_run(task, split, recipe, method, seed, args)
-            record |= {"settings": dataclasses.asdict(recipe), "command": command(), **environment(args.device)}
+            record |= {"settings": dataclasses.asdict(recipe), "command": command(options), **environment(args.device)}
             if record["exported_equal"] is False or record["exported_score"] not in (None, record["score"]):
                 sys.exit(
                     f"FAIL: {task.name} {method} seed {seed}: the exported net gives other logits than the trained one"
@@ -166,4 +176,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

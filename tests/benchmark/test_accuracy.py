@@ -1,6 +1,7 @@
 """The runner, the experiments and the report of benchmark/accuracy, on small synthetic data."""
 
 import gzip
+import importlib
 import io
 import json
 import runpy
@@ -160,6 +161,44 @@ def test_damaged_result_file_names_its_line(passed: Callable[..., str], data: Pa
     (tmp_path / "mnist_mlp.jsonl").write_text('{"task": "mnist_mlp"\n')
     message = failed(passed, "run.py", "mnist_mlp", "--data", data, "--results", tmp_path)
     assert "mnist_mlp.jsonl, line 1" in message
+
+
+def test_another_recipe_of_the_same_name_is_refused(passed: Callable[..., str], data: Path, tmp_path: Path) -> None:
+    options = ["mnist_mlp", "--data", data, "--results", tmp_path, "--seeds", 0, "--methods", "fp32"]
+    recipe = ["--set", "epochs=1", "train_size=64"]
+    passed("run.py", *options, *recipe)
+    results = tmp_path / "mnist_mlp.jsonl"
+    results.write_text(results.read_text().replace('"lr_end": 0.0', '"lr_end": 0.5'))
+    assert "lr_end was 0.5 and is 0.0" in failed(passed, "run.py", *options, *recipe)
+
+
+def test_cut_off_training_data_are_the_first(data: Path) -> None:
+    split = importlib.import_module("data").images(importlib.import_module("data").mnist, data, False, 50)
+    with np.load(data / "mnist.npz") as arrays:
+        x, y = arrays["x_train"], arrays["y_train"]
+    assert split.y.tolist() == y[:50].tolist()
+    assert split.y_scored.tolist() == y[500:].tolist(), "the last sixth is held out"
+    expected = (x[500:].astype(np.float64) - x[:50].mean()) / x[:50].std()
+    np.testing.assert_allclose(split.x_scored[:, 0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_characters_of_both_splits_do_not_overlap(data: Path) -> None:
+    text = importlib.import_module("data").characters
+    chosen, final = (text(data / "tinyshakespeare.txt", 8, final) for final in (False, True))
+    whole = (data / "tinyshakespeare.txt").read_text()
+    assert len(chosen.x) == len(whole) * 8 // 10
+    assert len(final.x) == len(whole) * 9 // 10
+    assert torch.equal(chosen.x_scored.flatten(), final.x[len(chosen.x) :][: chosen.x_scored.numel()])
+    assert torch.equal(final.x_scored[0, 1:], final.y_scored[0, :-1])
+
+
+def test_experiments_run_rows_of_a_recipe_in_one_call() -> None:
+    experiments = importlib.import_module("experiments")
+    (call,) = experiments.commands(experiments.EXPERIMENTS["E1"], ["char_lm"])
+    assert call[:4] == ["char_lm", "--methods", "fp32", "max+max"]
+    for experiment in experiments.EXPERIMENTS.values():
+        for column, row in experiment.cells():
+            assert experiment.key(column, row)[0] == column.task
 
 
 @pytest.mark.parametrize(
