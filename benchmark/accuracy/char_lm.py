@@ -56,7 +56,7 @@ CPU = Task(
     title="char LM 4L 128d, context 64, 2000 steps (embedding, tied head and norms FP32)",
     build=functools.partial(build, layers=4, width=128, heads=4, context=64, dropout=0.0),
     recipe=Recipe(
-        steps=2000, batch=12, lr=2e-3, lr_fp32=1e-3, lr_end=0.1, beta2=0.99, weight_decay=0.1, clip=1.0, decay_off=0.5
+        steps=2000, batch=12, lr=5e-3, lr_fp32=4e-3, lr_end=0.1, beta2=0.99, weight_decay=0.1, clip=1.0, decay_off=0.5
     ),
     text="tinyshakespeare.txt",
     context=64,

@@ -102,6 +102,14 @@ EXPERIMENTS = {
         ),
         columns=MLPS,
     ),
+    "E5": Experiment(
+        rows=tuple(
+            Row(f"{label}, {norm}", method, settings)
+            for norm, settings in (("BatchNorm", ()), ("none", ("norm=none",)))
+            for label, method in (("FP32", "fp32"), ("max+ls", "max+ls"), ("max+max", "max+max"))
+        ),
+        columns=MLPS,
+    ),
 }
 
 

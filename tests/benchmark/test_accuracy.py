@@ -192,6 +192,23 @@ def test_characters_of_both_splits_do_not_overlap(data: Path) -> None:
     assert torch.equal(final.x_scored[0, 1:], final.y_scored[0, :-1])
 
 
+def test_crops_are_windows_of_the_padded_image() -> None:
+    crop_and_flip = importlib.import_module("task").crop_and_flip
+    x = torch.rand(32, 3, 8, 8)
+    cropped = crop_and_flip(x, torch.Generator().manual_seed(0))
+    seen = set()
+    for image, out in zip(torch.nn.functional.pad(x, (4, 4, 4, 4)), cropped, strict=True):
+        places = [(t, left) for t in range(9) for left in range(9)]
+        windows = {
+            (*place, m): image[:, place[0] : place[0] + 8, place[1] : place[1] + 8] for place in places for m in (0, 1)
+        }
+        found = [key for key, window in windows.items() if torch.equal(window.flip(2) if key[2] else window, out)]
+        assert found, "no window, mirrored or not, is this crop"
+        seen.add(found[0])
+    assert len(seen) > 16, "every image has its own crop"
+    assert {mirrored for _, _, mirrored in seen} == {0, 1}
+
+
 def test_experiments_run_rows_of_a_recipe_in_one_call() -> None:
     experiments = importlib.import_module("experiments")
     (call,) = experiments.commands(experiments.EXPERIMENTS["E1"], ["char_lm"])
