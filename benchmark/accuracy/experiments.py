@@ -1,0 +1,138 @@
+"""The experiments of docs/accuracy.md: what is run, and what stands in each table.
+
+Run: python benchmark/accuracy/experiments.py E1 --data FOLDER    (options of run.py; done runs are skipped)
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Iterator
+
+import run
+from recipe import changed
+from run import TASKS, task_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A net of a table: a method, and what it changes in the recipe."""
+
+    label: str
+    method: str
+    settings: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A task, and how its runs are shortened."""
+
+    task: str
+    settings: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Every row on every column, with every seed; the first row is what the others are compared with."""
+
+    rows: tuple[Row, ...]
+    columns: tuple[Column, ...]
+    final: bool = False
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+    def cells(self) -> Iterator[tuple[Column, Row]]:
+        return ((column, row) for column in self.columns for row in self.rows)
+
+    def key(self, column: Column, row: Row) -> tuple[str, str, str, str]:
+        """Task, split, recipe and method, as in the result files."""
+        _, recipe = changed(task_of(column.task).recipe, [*column.settings, *row.settings])
+        return column.task, "final" if self.final else "held-out", recipe, row.method
+
+
+FP32 = Row("FP32", "fp32")
+TERNARY = Row("ternary", "ternary")
+DISTIL = ("distill=1.0", "from_fp32=1")
+FEW = ("train_size=6000", "epochs=10")
+MLPS = (Column("mnist_mlp", FEW), Column("fashion_mlp", FEW))
+SHORT = (
+    *MLPS,
+    Column("fashion_cnn", ("epochs=2", "train_size=6000")),
+    Column("char_lm", ("steps=300",)),
+)
+E1_METHODS = ("max+max", "max+ls", "twn", "absmean/tensor", "absmean+ls", "optimal", "nm34", "lsq", "seq", "ttq")
+FINAL_TASKS = ("mnist_mlp", "mnist_lenet", "fashion_mlp", "fashion_cnn", "cifar_resnet20", "char_lm", "char_lm_gpu")
+
+EXPERIMENTS = {
+    "final": Experiment(
+        rows=(
+            FP32,
+            TERNARY,
+            Row("W1.58A8", "a8"),
+            Row("scale=max", "max+max"),
+            Row("with distillation", "ternary", DISTIL),
+        ),
+        columns=tuple(Column(task) for task in FINAL_TASKS),
+        final=True,
+    ),
+    "E1": Experiment(rows=(FP32, *(Row(name, name) for name in E1_METHODS)), columns=SHORT),
+    "E2": Experiment(
+        rows=tuple(
+            Row(f"{label}, {estimator}", method, settings)
+            for label, settings in (("Adam", ()), ("SGD", ("optimizer=sgd", "lr=0.1", "lr_fp32=0.05")))
+            for estimator, method in (("FP32", "fp32"), ("identity", "ternary"), ("clipped", "max+ls clipped"))
+        ),
+        columns=MLPS,
+    ),
+    "E3": Experiment(
+        rows=(
+            FP32,
+            TERNARY,
+            Row("lambda warm-up, 25 % of the steps", "ternary", ("quant_warmup=0.25",)),
+            Row("FP32 first, 20 % of the steps", "ternary", ("ternary_after=0.2",)),
+            Row("weight decay 0.01", "ternary", ("weight_decay=0.01",)),
+            Row("weight decay 0.01, off at half", "ternary", ("weight_decay=0.01", "decay_off=0.5")),
+            Row("from the trained FP32 net", "ternary", ("from_fp32=1",)),
+            Row("from the trained FP32 net, distilled", "ternary", DISTIL),
+        ),
+        columns=MLPS,
+    ),
+    "E4": Experiment(
+        rows=tuple(
+            Row(f"{label}, lr {lr}", method, (f"lr={lr}", f"lr_fp32={lr}"))
+            for label, method in (("FP32", "fp32"), ("ternary", "ternary"))
+            for lr in ("1e-3", "2e-3", "4e-3", "8e-3")
+        ),
+        columns=MLPS,
+    ),
+    "E5": Experiment(
+        rows=tuple(
+            Row(f"{label}, {norm}", method, settings)
+            for norm, settings in (("BatchNorm", ()), ("none", ("norm=none",)))
+            for label, method in (("FP32", "fp32"), ("max+ls", "max+ls"), ("max+max", "max+max"))
+        ),
+        columns=MLPS,
+    ),
+}
+
+
+def commands(experiment: Experiment, tasks: list[str]) -> Iterator[list[str]]:
+    """The arguments of run.py; rows that share a recipe share a call."""
+    for column in experiment.columns:
+        methods: dict[tuple[str, ...], list[str]] = {}
+        for row in experiment.rows:
+            methods.setdefault((*column.settings, *row.settings), []).append(row.method)
+        for settings, names in methods.items() if not tasks or column.task in tasks else ():
+            options = ["--methods", *names, "--seeds", *map(str, experiment.seeds)]
+            options += ["--set", *settings] if settings else []
+            yield [column.task, *options, *(["--final"] if experiment.final else [])]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], epilog="Other options go to run.py.")
+    parser.add_argument("experiment", choices=EXPERIMENTS)
+    parser.add_argument("--tasks", nargs="+", default=[], choices=TASKS, help="(default: all of the experiment)")
+    args, others = parser.parse_known_args()
+    for options in commands(EXPERIMENTS[args.experiment], args.tasks):
+        run.main([*options, *others])
+
+
+if __name__ == "__main__":
+    main()

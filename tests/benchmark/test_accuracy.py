@@ -1,0 +1,232 @@
+"""The runner, the experiments and the report of benchmark/accuracy, on small synthetic data."""
+
+import gzip
+import importlib
+import io
+import json
+import runpy
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent.parent
+FOLDER = ROOT / "benchmark" / "accuracy"
+
+
+@pytest.fixture(autouse=True)
+def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The scripts import each other by name, as they do when one of them is run."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    for path in FOLDER.glob("*.py"):
+        sys.modules.pop(path.stem, None)
+
+
+@pytest.fixture
+def passed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    def call(script: str, *options: object) -> str:
+        monkeypatch.setattr(sys, "argv", [str(FOLDER / script), *map(str, options)])
+        runpy.run_path(str(FOLDER / script), run_name="__main__")
+        return capsys.readouterr().out
+
+    return call
+
+
+def failed(passed: Callable[..., str], script: str, *options: object) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        passed(script, *options)
+    assert isinstance(stopped.value.code, str), "a message, and exit code 1"
+    return stopped.value.code
+
+
+def digits(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images that tell their class by a bright column."""
+    noise = np.random.default_rng(seed)
+    labels = noise.integers(0, 10, count)
+    pixels = noise.integers(0, 60, (count, 28, 28))
+    pixels[np.arange(count), :, 2 * labels + 4] += 180
+    return pixels.astype(np.uint8), labels.astype(np.uint8)
+
+
+def jpeg(image: np.ndarray) -> bytes:
+    """32 x 32, three channels."""
+    file = io.BytesIO()
+    Image.fromarray(np.pad(image, 2)).convert("RGB").save(file, "jpeg")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    x, y = digits(0, 600)
+    x_test, y_test = digits(1, 200)
+    np.savez(folder / "mnist.npz", x_train=x, y_train=y, x_test=x_test, y_test=y_test)
+    (folder / "fashion-mnist").mkdir()
+    for name, pixels, labels in (("train", x, y), ("t10k", x_test, y_test)):
+        with gzip.open(folder / "fashion-mnist" / f"{name}-images-idx3-ubyte.gz", "wb") as file:
+            file.write(bytes(16) + pixels.tobytes())
+        with gzip.open(folder / "fashion-mnist" / f"{name}-labels-idx1-ubyte.gz", "wb") as file:
+            file.write(bytes(8) + labels.tobytes())
+    arrays = {}
+    for name, pixels, labels in (("train", x[:64], y[:64]), ("test", x_test[:32], y_test[:32])):
+        files = [jpeg(image) for image in pixels]
+        joined = np.frombuffer(b"".join(files), np.uint8)
+        arrays |= {f"jpeg_{name}": joined, f"end_{name}": np.cumsum([len(file) for file in files]), f"y_{name}": labels}
+    np.savez(folder / "cifar10_jpeg.npz", **arrays)
+    (folder / "tinyshakespeare.txt").write_text("What is the city but the people? " * 150)
+    return folder
+
+
+def records(folder: Path, task: str) -> list[dict]:
+    return [json.loads(line) for line in (folder / f"{task}.jsonl").read_text().splitlines()]
+
+
+def test_run_records_scores_and_resumes(passed: Callable[..., str], data: Path, tmp_path: Path) -> None:
+    options = ["mnist_mlp", "--data", data, "--results", tmp_path, "--seeds", 0, "--methods", "fp32", "ternary", "ttq"]
+    recipe = ["--set", "epochs=6", "batch=32"]
+    passed("run.py", *options, *recipe)
+    fp32, ternary, ttq = records(tmp_path, "mnist_mlp")
+    assert [r["method"] for r in (fp32, ternary, ttq)] == ["fp32", "ternary", "ttq"]
+    assert fp32["exported_equal"] is None
+    assert ttq["exported_equal"] is None
+    assert ternary["exported_equal"] is True
+    assert ternary["exported_score"] == ternary["score"] > 90
+    assert ternary["split"] == "held-out"
+    assert ternary["recipe"] == "batch=32,epochs=6"
+    assert ternary["curve"][-1]["step"] == 6 * -(-500 // 32)  # 600 images less the held-out sixth
+    assert "there already" in passed("run.py", *options, *recipe)
+    passed("run.py", *options, *recipe, "--final")
+    final = records(tmp_path, "mnist_mlp")
+    assert len(final) == 6
+    assert final[-1]["split"] == "final"
+    assert final[-1]["curve"][-1]["step"] == 6 * -(-600 // 32)
+
+
+def test_distilled_student_starts_from_the_kept_teacher(passed: Callable[..., str], data: Path, tmp_path: Path) -> None:
+    options = ["--data", data, "--results", tmp_path, "--teachers", tmp_path / "kept", "--seeds", 0]
+    recipe = ["--set", "epochs=1", "batch=32", "distill=1", "from_fp32=1"]
+    passed("run.py", "fashion_mlp", *options, "--methods", "ternary", *recipe)
+    assert len(list((tmp_path / "kept").glob("*.pt"))) == 1
+    passed("run.py", "fashion_mlp", *options, "--methods", "fp32", *recipe)
+    ternary, fp32 = records(tmp_path, "fashion_mlp")
+    assert ternary["exported_equal"] is True
+    assert fp32["curve"], "the twin of a seed is the teacher, with its curve"
+
+
+def test_convolutions_take_the_default_where_the_method_is_for_linear_layers(
+    passed: Callable[..., str], data: Path, tmp_path: Path
+) -> None:
+    recipe = ["--set", "epochs=1", "train_size=64", "batch=32"]
+    options = ["--data", data, "--results", tmp_path, "--seeds", 0, "--methods", "lsq", "a8"]
+    passed("run.py", "mnist_lenet", *options, *recipe)
+    assert [r["exported_equal"] for r in records(tmp_path, "mnist_lenet")] == [True, True]
+
+
+def test_resnet20_trains_and_exports(passed: Callable[..., str], data: Path, tmp_path: Path) -> None:
+    options = ["--data", data, "--results", tmp_path, "--seeds", 0, "--methods", "ternary"]
+    passed("run.py", "cifar_resnet20", *options, "--set", "epochs=1", "batch=32", "--final")
+    (record,) = records(tmp_path, "cifar_resnet20")
+    assert record["exported_equal"] is True
+    assert record["curve"][-1]["step"] == 2
+
+
+def test_report_fills_the_document(passed: Callable[..., str], data: Path, tmp_path: Path) -> None:
+    passed("run.py", "char_lm", "--data", data, "--results", tmp_path, "--seeds", 3, 4, "--final", "--set", "steps=2")
+    text = (tmp_path / "char_lm.jsonl").read_text()
+    (tmp_path / "char_lm.jsonl").write_text(text.replace('"steps=2"', '"default"'))
+    document = ROOT.joinpath("docs", "accuracy.md").read_text(encoding="utf-8")
+    doc = tmp_path / "accuracy.md"
+    doc.write_text(document)
+    passed("report.py", "--results", tmp_path, "--doc", doc, "--images", tmp_path)
+    scores = {r["method"]: [] for r in records(tmp_path, "char_lm")}
+    for record in records(tmp_path, "char_lm"):
+        scores[record["method"]].append(record["score"])
+    row = next(line for line in doc.read_text().splitlines() if line.startswith("| char LM 4L"))
+    lost = sum(scores["ternary"]) / 2 - sum(scores["fp32"]) / 2
+    assert f"{sum(scores['fp32']) / 2:.4f} ± " in row
+    assert f"(worst {max(scores['ternary']):.4f})" in row
+    assert f"| {lost:.4f} nat |" in row
+    assert "| 2 of 2 |" in row
+    assert (tmp_path / "accuracy_char_lm.png").stat().st_size > 5000
+
+
+def test_damaged_result_file_names_its_line(passed: Callable[..., str], data: Path, tmp_path: Path) -> None:
+    (tmp_path / "mnist_mlp.jsonl").write_text('{"task": "mnist_mlp"\n')
+    message = failed(passed, "run.py", "mnist_mlp", "--data", data, "--results", tmp_path)
+    assert "mnist_mlp.jsonl, line 1" in message
+
+
+def test_another_recipe_of_the_same_name_is_refused(passed: Callable[..., str], data: Path, tmp_path: Path) -> None:
+    options = ["mnist_mlp", "--data", data, "--results", tmp_path, "--seeds", 0, "--methods", "fp32"]
+    recipe = ["--set", "epochs=1", "train_size=64"]
+    passed("run.py", *options, *recipe)
+    results = tmp_path / "mnist_mlp.jsonl"
+    results.write_text(results.read_text().replace('"lr_end": 0.0', '"lr_end": 0.5'))
+    assert "lr_end was 0.5 and is 0.0" in failed(passed, "run.py", *options, *recipe)
+
+
+def test_cut_off_training_data_are_the_first(data: Path) -> None:
+    split = importlib.import_module("data").images(importlib.import_module("data").mnist, data, False, 50)
+    with np.load(data / "mnist.npz") as arrays:
+        x, y = arrays["x_train"], arrays["y_train"]
+    assert split.y.tolist() == y[:50].tolist()
+    assert split.y_scored.tolist() == y[500:].tolist(), "the last sixth is held out"
+    expected = (x[500:].astype(np.float64) - x[:50].mean()) / x[:50].std()
+    np.testing.assert_allclose(split.x_scored[:, 0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_characters_of_both_splits_do_not_overlap(data: Path) -> None:
+    text = importlib.import_module("data").characters
+    chosen, final = (text(data / "tinyshakespeare.txt", 8, final) for final in (False, True))
+    whole = (data / "tinyshakespeare.txt").read_text()
+    assert len(chosen.x) == len(whole) * 8 // 10
+    assert len(final.x) == len(whole) * 9 // 10
+    assert torch.equal(chosen.x_scored.flatten(), final.x[len(chosen.x) :][: chosen.x_scored.numel()])
+    assert torch.equal(final.x_scored[0, 1:], final.y_scored[0, :-1])
+
+
+def test_crops_are_windows_of_the_padded_image() -> None:
+    crop_and_flip = importlib.import_module("task").crop_and_flip
+    x = torch.rand(32, 3, 8, 8)
+    cropped = crop_and_flip(x, torch.Generator().manual_seed(0))
+    seen = set()
+    for image, out in zip(torch.nn.functional.pad(x, (4, 4, 4, 4)), cropped, strict=True):
+        places = [(t, left) for t in range(9) for left in range(9)]
+        windows = {
+            (*place, m): image[:, place[0] : place[0] + 8, place[1] : place[1] + 8] for place in places for m in (0, 1)
+        }
+        found = [key for key, window in windows.items() if torch.equal(window.flip(2) if key[2] else window, out)]
+        assert found, "no window, mirrored or not, is this crop"
+        seen.add(found[0])
+    assert len(seen) > 16, "every image has its own crop"
+    assert {mirrored for _, _, mirrored in seen} == {0, 1}
+
+
+def test_experiments_run_rows_of_a_recipe_in_one_call() -> None:
+    experiments = importlib.import_module("experiments")
+    (call,) = experiments.commands(experiments.EXPERIMENTS["E1"], ["char_lm"])
+    assert call[:4] == ["char_lm", "--methods", "fp32", "max+max"]
+    for experiment in experiments.EXPERIMENTS.values():
+        for column, row in experiment.cells():
+            assert experiment.key(column, row)[0] == column.task
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--set", "speed=3"], "there is no 'speed'"),
+        (["--set", "epochs=many"], "epochs must be int"),
+        (["--data", "nowhere"], "mnist.npz"),
+    ],
+)
+def test_bad_options_say_what_is_wrong(
+    options: list[str], message: str, passed: Callable[..., str], data: Path, tmp_path: Path
+) -> None:
+    assert message in failed(passed, "run.py", "mnist_mlp", "--data", data, "--results", tmp_path, *options)
