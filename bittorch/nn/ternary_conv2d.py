@@ -10,7 +10,15 @@ from torch.nn import functional
 
 from bittorch import _env, ops
 from bittorch.nn.packed_layer import PackedLayer
-from bittorch.nn.ternary_linear import Backend, _check_backend, _check_dtype, _describe, _resolve_config, gathered
+from bittorch.nn.ternary_linear import (
+    Backend,
+    _check_backend,
+    _check_dtype,
+    _describe,
+    _resolve_config,
+    blend,
+    gathered,
+)
 from bittorch.ops import reference
 from bittorch.quant import TernaryQuantConfig, TernaryQuantizer
 
@@ -155,10 +163,10 @@ class TernaryConv2d(nn.Conv2d):
         with torch.no_grad():
             packed = ops.ternary_quantize(weight.flatten(1), *self.config.op_args())
             quantized = ops.ternary_unpack(*packed, _columns(self), weight.dtype).view(weight.shape)
-            mixed = torch.lerp(weight, quantized, self.quant_lambda)
+            mixed = blend(weight, quantized, self.quant_lambda)
             if self.config.activation_bits:
                 rounded = reference.fake_quantize(x.flatten(1), self.config.activation_bits).view(x.shape)
-                rounded = torch.lerp(x, rounded, self.quant_lambda)
+                rounded = blend(x, rounded, self.quant_lambda)
         if self.config.activation_bits:
             x = reference.straight_through(x, rounded)
         return self._conv_forward(x, reference.straight_through(weight, mixed), self.bias)

@@ -169,7 +169,7 @@ class TernaryLinear(nn.Linear):
         if step is not None and not config.packs:
             dense = learned.two_scales(weight, step, float(config.threshold_factor or 0))
             if self.training and self.quant_lambda < 1:
-                dense = torch.lerp(weight, dense, self.quant_lambda)
+                dense = blend(weight, dense, self.quant_lambda)
             return nn.functional.linear(input, dense, self.bias)
         if step is not None:
             w_packed, scale = learned.quantize_packed(weight, step, config.method)
@@ -185,10 +185,10 @@ class TernaryLinear(nn.Linear):
     def _warming_up(self, input: Tensor, routed: Tensor, w_packed: Tensor, scale: Tensor) -> Tensor:
         with torch.no_grad():
             quantized = ops.ternary_unpack(w_packed, scale, self.in_features, self.weight.dtype)
-            mixed = torch.lerp(self.weight, quantized, self.quant_lambda)
+            mixed = blend(self.weight, quantized, self.quant_lambda)
         if self.config.activation_bits:
             rounded = reference.fake_quantize(input.detach(), self.config.activation_bits)
-            input = reference.straight_through(input, torch.lerp(input.detach(), rounded, self.quant_lambda))
+            input = reference.straight_through(input, blend(input.detach(), rounded, self.quant_lambda))
         return nn.functional.linear(input, reference.straight_through(routed, mixed), self.bias)
 
     def quantize_packed(self) -> tuple[Tensor, Tensor]:
@@ -246,6 +246,12 @@ def gathered(weight: Tensor) -> Tensor:
     """The whole of a weight that is sharded over processes (FSDP2), any other weight itself."""
     full_tensor = getattr(weight, "full_tensor", None)
     return full_tensor() if full_tensor else weight
+
+
+def blend(start: Tensor, end: Tensor, share: float) -> Tensor:
+    """``start + share * (end - start)``: torch.compile keeps a float that multiplies as an input, where that of
+    `torch.lerp` is a constant, and so a new graph for each step of a warm-up."""
+    return start + share * (end - start)
 
 
 def _fill(parameter: Tensor, value: Tensor) -> None:

@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for rank in range(2)
     ]
     try:
-        outputs = [worker.communicate(timeout=200)[0] for worker in workers]
+        outputs = [worker.communicate(timeout=500)[0] for worker in workers]
     finally:
         for worker in workers:
             worker.kill()

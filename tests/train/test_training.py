@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 from bittorch import TernaryConv2d, TernaryLinear, TernaryQuantConfig
@@ -85,6 +86,19 @@ def _assert_compiled_trains_as_eager(name: str, backend: str) -> None:
 @pytest.mark.parametrize("name", LINEAR)
 def test_traced_model_trains_as_eager(name: str) -> None:
     _assert_compiled_trains_as_eager(name, "aot_eager")
+
+
+@pytest.mark.parametrize("name", ["two scales", "learned int8"])
+def test_warm_up_is_not_traced_anew_each_step(name: str) -> None:
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    model = _model(name)
+    run, warmup = torch.compile(model, fullgraph=True, backend=counter), QuantWarmup(model, 12)
+    for _ in range(14):
+        loss = _loss(run(X))
+        torch.testing.assert_close(loss, _loss(model(X)), rtol=1e-5, atol=0)
+        warmup.step()
+    assert counter.frame_count <= 4  # share 0, any share, its end, and one for what dynamo learns on the way
 
 
 @pytest.mark.slow
