@@ -69,6 +69,9 @@ class StoredTensor:
     def packed(self) -> PackedWeight:
         raise ValueError(f"{self.info.name} is stored as {self.info.type}, which is not ternary; read it with dense()")
 
+    def release(self) -> None:
+        """Lets go of pages of the file; nothing where what is handed out is no view."""
+
 
 class Checkpoint:
     """A language model's tensors, memory-mapped; a context manager.
@@ -134,6 +137,13 @@ class Checkpoint:
         """
         return self.stored(name).packed()
 
+    def release(self, name: str) -> None:
+        """Says that views of this tensor have been copied: the file's pages no longer count as the process's memory.
+
+        A view stays valid and is read from the file again, so values written into it are lost.
+        """
+        self.stored(name).release()
+
     def close(self) -> None:
         """Lets go of the files; tensors that are views of them stay valid."""
         self._tensors.clear()
@@ -157,6 +167,11 @@ class Checkpoint:
 
     def _check_complete(self) -> None:
         """The tensors are those that the configuration calls for, and have its shapes."""
+        if self.config.num_layers > len(self._tensors):  # before names are made for layers that nobody has
+            raise FormatError(
+                f"{self.path} has {len(self._tensors)} tensors, too few for the {self.config.num_layers} layers of its "
+                "configuration"
+            )
         expected = self.config.tensor_shapes()
         if missing := [name for name in expected if name not in self._tensors]:
             raise FormatError(

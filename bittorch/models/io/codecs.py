@@ -2,8 +2,8 @@
 
 Canonical: four weights a byte, least significant bits first, 00 = 0, 01 = +1, 10 = -1 (docs/ternary_format.md). The
 others store ``weight + 1`` or ``weight + 2`` in two bits, in other orders, or digits of base 3. Decoders return
-canonical bytes; encoders take int8 codes. Where four weights that share a canonical byte stand at the same bits of four
-neighbouring bytes, a 32-bit word holds just them, and `_gather` moves a word at a time.
+canonical bytes; encoders take int8 codes. Where the order within a byte is the same, bits are changed in place; else
+codes are spread to a byte each and packed by the kernel, which is faster than shuffling bits in NumPy.
 
 Sources: gguf-py 0.19 (TQ1_0, TQ2_0), ggml (Q2_0), microsoft/BitNet (I2_S), transformers 5 (BitNet),
 compressed-tensors 0.20 (pack-quantized).
@@ -46,17 +46,30 @@ def canonical_from_plus_two(data: Bytes) -> Bytes:
     return (data & high & np.uint8(0x55)) | ((~high & np.uint8(0x55)) << np.uint8(1))
 
 
-def _gather(words: np.ndarray[Any, Any], shift: int) -> Bytes:
-    """Bits ``shift`` and ``shift + 1`` of the four bytes of each word, first byte lowest, as one byte."""
-    fields = (words >> np.uint32(shift)) & np.uint32(0x03030303)
-    # The multiplier puts the four fields side by side in the top byte; no two products meet, so nothing carries.
-    fields *= np.uint32(0x01041040)
-    fields >>= np.uint32(24)
-    return fields.astype(np.uint8)
+def _spread(data: Bytes, shifts: tuple[int, ...], axis: int) -> Codes:
+    """Fields ``weight + 1`` at the given bits of each byte, as codes along a new axis; 11 becomes 2."""
+    fields = np.stack([data >> np.uint8(shift) for shift in shifts], axis=axis)
+    fields &= np.uint8(3)
+    fields -= np.uint8(1)
+    return fields.view(np.int8)
 
 
-def _words(data: Bytes) -> np.ndarray[Any, Any]:
-    return np.ascontiguousarray(data).view("<u4")
+def pack(codes: Codes) -> Bytes:
+    """``(N, K)`` codes to canonical bytes. Raises ReservedCode for what is no trit."""
+    try:
+        return ops.ternary_pack(torch.from_numpy(np.ascontiguousarray(codes))).numpy()
+    except ValueError:
+        raise ReservedCode("code 11, which is no trit") from None
+
+
+def unpack(packed: Bytes, columns: int) -> Codes:
+    """The inverse of `pack`."""
+    return ops.ternary_unpack(torch.from_numpy(packed), None, columns, torch.int8).numpy()
+
+
+def _pack_blocks(codes: Codes, blocks: int) -> Bytes:
+    """Codes of blocks of a multiple of 4 weights; in one row, which the kernel takes faster than many short ones."""
+    return pack(codes.reshape(1, -1)).reshape(blocks, -1)
 
 
 def halves(data: Bytes) -> Halves:
@@ -66,11 +79,8 @@ def halves(data: Bytes) -> Halves:
 
 def decode_tq2_0(blocks: Bytes) -> tuple[Bytes, Halves]:
     """``(n, 66)`` bytes to ``(n, 64)`` canonical bytes and n scales."""
-    words = _words(canonical_from_plus_one(blocks[:, :64])).reshape(len(blocks), 2, 8)
-    out = np.empty((len(blocks), 2, 4, 8), np.uint8)
-    for group in range(4):
-        out[:, :, group] = _gather(words, 2 * group)
-    return out.reshape(len(blocks), 64), halves(blocks[:, 64:])
+    data = np.ascontiguousarray(blocks[:, :64]).reshape(len(blocks), 2, 32)
+    return _pack_blocks(_spread(data, (0, 2, 4, 6), axis=2), len(blocks)), halves(blocks[:, 64:])
 
 
 def encode_tq2_0(codes: Codes, scale: Halves) -> Bytes:
@@ -82,7 +92,7 @@ def encode_tq2_0(codes: Codes, scale: Halves) -> Bytes:
 
 def decode_q2_0(blocks: Bytes) -> tuple[Bytes, Halves]:
     """``(n, 2 + g / 4)`` bytes to ``(n, g / 4)`` canonical bytes and n scales."""
-    return canonical_from_plus_one(blocks[:, 2:]), halves(blocks[:, :2])
+    return canonical_from_plus_one(np.ascontiguousarray(blocks[:, 2:])), halves(blocks[:, :2])
 
 
 def encode_q2_0(codes: Codes, scale: Halves) -> Bytes:
@@ -95,8 +105,8 @@ def encode_q2_0(codes: Codes, scale: Halves) -> Bytes:
 _TQ1_PARTS = ((0, 32, 5), (32, 16, 5), (48, 4, 4))
 
 
-def decode_tq1_0(blocks: Bytes) -> tuple[Codes, Halves]:
-    """``(n, 54)`` bytes to ``(n, 256)`` int8 codes and n scales."""
+def decode_tq1_0(blocks: Bytes) -> tuple[Bytes, Halves]:
+    """``(n, 54)`` bytes to ``(n, 64)`` canonical bytes and n scales."""
     out = np.empty((len(blocks), 256), np.int8)
     column = 0
     for first, count, digits in _TQ1_PARTS:
@@ -107,7 +117,7 @@ def decode_tq1_0(blocks: Bytes) -> tuple[Codes, Halves]:
             out[:, column : column + count] = digit - np.int8(1)
             part = part * np.uint8(3)  # modulo 256: the digit shown is gone
             column += count
-    return out, halves(blocks[:, 52:])
+    return _pack_blocks(out, len(blocks)), halves(blocks[:, 52:])
 
 
 def encode_tq1_0(codes: Codes, scale: Halves) -> Bytes:
@@ -128,8 +138,7 @@ def encode_tq1_0(codes: Codes, scale: Halves) -> Bytes:
 
 def decode_i2_s(blocks: Bytes) -> Bytes:
     """Blocks of ``(n, b)`` bytes, of 4 b weights each, first quarter in the top bits, to ``(n, b)`` canonical bytes."""
-    words = _words(canonical_from_plus_one(blocks))
-    return np.concatenate([_gather(words, shift) for shift in (6, 4, 2, 0)], axis=1)
+    return _pack_blocks(_spread(blocks, (6, 4, 2, 0), axis=1), len(blocks))
 
 
 def encode_i2_s(codes: Codes) -> Bytes:
@@ -140,11 +149,7 @@ def encode_i2_s(codes: Codes) -> Bytes:
 
 def decode_row_fields(data: Bytes, shifts: tuple[int, int, int, int]) -> list[Bytes]:
     """``(r, k)`` bytes that hold four rows each, at the given bits, to four canonical ``(r, ceil(k / 4))`` arrays."""
-    canonical = canonical_from_plus_one(data)
-    if lack := -data.shape[1] % 4:
-        canonical = np.pad(canonical, ((0, 0), (0, lack)))
-    words = _words(canonical)
-    return [_gather(words, shift) for shift in shifts]
+    return [pack(codes) for codes in _spread(data, shifts, axis=0)]
 
 
 def encode_bitnet(codes: Codes) -> Bytes:
@@ -173,8 +178,11 @@ def encode_base3(codes: Codes) -> Bytes:
     """``(N, K)`` codes to ``(N, ceil(K / 5))`` bytes: the sum of ``(weight_i + 1) * 3^i``, padded with zeros."""
     digits = np.ones((len(codes), -(-codes.shape[1] // 5) * 5), np.uint8)
     digits[:, : codes.shape[1]] = (codes + np.int8(1)).view(np.uint8)
-    powers = np.array([1, 3, 9, 27, 81], np.uint8)
-    return np.asarray((digits.reshape(len(codes), -1, 5) * powers).sum(axis=2, dtype=np.uint8))
+    value = digits[:, 4::5].copy()
+    for digit in (3, 2, 1, 0):
+        value *= np.uint8(3)
+        value += digits[:, digit::5]
+    return value
 
 
 def decode_base3(data: Bytes, columns: int) -> Codes:
@@ -182,10 +190,11 @@ def decode_base3(data: Bytes, columns: int) -> Codes:
     if (data > 242).any():
         raise ReservedCode(f"byte {int(data.max())}; five trits make 242 at most")
     out = np.empty((*data.shape, 5), np.int8)
-    rest = data
+    rest = data.astype(np.uint16)
     for digit in range(5):
-        rest, value = np.divmod(rest, np.uint8(3))
-        out[:, :, digit] = value.view(np.int8) - np.int8(1)
+        third = (rest * np.uint16(171)) >> np.uint16(9)  # rest // 3, exact below 256
+        out[:, :, digit] = (rest - third * np.uint16(3)).astype(np.int8) - np.int8(1)
+        rest = third
     flat = out.reshape(len(data), -1)
     if flat[:, columns:].any():
         raise ReservedCode(f"trits beyond column {columns}, where rows are padded with 0")
@@ -195,13 +204,3 @@ def decode_base3(data: Bytes, columns: int) -> Codes:
 def _fields_lsb_first(fields: Bytes) -> Bytes:
     """Two-bit fields, four a byte along the last axis, the first in the lowest bits."""
     return np.asarray(fields[:, 0::4] | fields[:, 1::4] << 2 | fields[:, 2::4] << 4 | fields[:, 3::4] << 6)
-
-
-def pack(codes: Codes) -> Bytes:
-    """``(N, K)`` codes to canonical bytes, through the kernel."""
-    return ops.ternary_pack(torch.from_numpy(np.ascontiguousarray(codes))).numpy()
-
-
-def unpack(packed: Bytes, columns: int) -> Codes:
-    """The inverse of `pack`."""
-    return ops.ternary_unpack(torch.from_numpy(packed), None, columns, torch.int8).numpy()

@@ -21,5 +21,8 @@ class DenseTensor(StoredTensor):
         if dtype is None or dtype == tensor.dtype:
             return tensor
         tensor = tensor.to(dtype)
-        self.raw.file.release(self.raw.offset, self.raw.bytes)
+        self.release()
         return tensor
+
+    def release(self) -> None:
+        self.raw.file.release(self.raw.offset, self.raw.bytes)

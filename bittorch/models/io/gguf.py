@@ -34,6 +34,9 @@ class GGUFDense(StoredTensor):
         values = self._plain(dtype) if self.info.type in PLAIN else self._blocks(dtype or torch.float32)
         return values if self.factor is None else values * self.factor
 
+    def release(self) -> None:
+        self.file.release(self.stored.offset, self.stored.bytes)
+
     def _plain(self, dtype: torch.dtype | None) -> Tensor:
         own = PLAIN[self.info.type]
         data = self.file.view(self.stored.offset, self.stored.bytes)
@@ -43,7 +46,7 @@ class GGUFDense(StoredTensor):
         if dtype is None or dtype == own:
             return tensor
         tensor = tensor.to(dtype)
-        self.file.release(self.stored.offset, self.stored.bytes)
+        self.release()
         return tensor
 
     def _blocks(self, dtype: torch.dtype) -> Tensor:
@@ -55,8 +58,11 @@ class GGUFDense(StoredTensor):
         out = torch.empty(self.info.shape, dtype=dtype).view(-1, kind.weights)
         for begin, end in chunks(len(out), kind.weights):
             blocks = self.file.view(self.stored.offset + begin * kind.bytes, (end - begin) * kind.bytes)
-            out[begin:end] = torch.from_numpy(decode(blocks.reshape(-1, kind.bytes)))
-        self.file.release(self.stored.offset, self.stored.bytes)
+            with np.errstate(invalid="ignore", over="ignore"):
+                values = decode(blocks.reshape(-1, kind.bytes))
+            check_scale(torch.from_numpy(values), self.stored.name)
+            out[begin:end] = torch.from_numpy(values)
+        self.release()
         return out.view(self.info.shape)
 
 
@@ -74,9 +80,7 @@ class GGUFTernary(TernaryTensor):
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         if self.info.type.startswith("Q2_0"):  # whose fourth code is +2, legal where nobody asks for trits
-            values = GGUFDense(self.info.name, self.file, self.stored, self.factor).dense(dtype)
-            check_scale(values, self.info.name)
-            return values
+            return GGUFDense(self.info.name, self.file, self.stored, self.factor).dense(dtype)
         return super().dense(dtype)
 
     def _scaled_blocks(self, out: Bytes) -> Tensor:
@@ -87,6 +91,8 @@ class GGUFTernary(TernaryTensor):
             blocks = self.file.view(self.stored.offset + begin * kind.bytes, (end - begin) * kind.bytes)
             flat[begin:end], scale[begin:end] = _BLOCK_DECODERS[kind.name](blocks.reshape(-1, kind.bytes))
         check_scale(torch.from_numpy(scale), self.info.name)
+        if (scale == scale[0]).all():
+            return torch.from_numpy(scale[:1].copy())
         blank = ~flat.any(axis=1)
         rows = self.info.shape[0]
         return collapse_scale(scale.reshape(rows, -1), blank.reshape(rows, -1))
@@ -112,13 +118,8 @@ def _rows4(data: Bytes, out: Bytes) -> None:
             out[4 * begin + row : 4 * end + row : 4] = packed
 
 
-def _tq1_0(blocks: Bytes) -> tuple[Bytes, codecs.Halves]:
-    codes, scale = codecs.decode_tq1_0(blocks)
-    return codecs.pack(codes), scale
-
-
 _BLOCK_DECODERS: dict[str, Callable[[Bytes], tuple[Bytes, codecs.Halves]]] = {
-    "TQ1_0": _tq1_0,
+    "TQ1_0": codecs.decode_tq1_0,
     "TQ2_0": codecs.decode_tq2_0,
     "Q2_0": codecs.decode_q2_0,
     "Q2_0_128": codecs.decode_q2_0,
@@ -136,7 +137,12 @@ class Permuted(StoredTensor):
         self.order = torch.arange(n).view(heads, n // heads // 2, 2).transpose(1, 2).reshape(n)
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
-        return self.inner.dense(dtype)[self.order]
+        rows = self.inner.dense(dtype)[self.order]
+        self.release()
+        return rows
+
+    def release(self) -> None:
+        self.inner.release()
 
     def packed(self) -> PackedWeight:
         weight = self.inner.packed()

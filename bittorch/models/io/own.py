@@ -42,6 +42,9 @@ class OwnPacked(TernaryTensor):
         check_scale(scale, self.info.name)
         return PackedWeight(packed, scale, self.info.shape[1], self.depth)
 
+    def release(self) -> None:
+        self.stored.file.release(self.stored.offset, self.stored.bytes)
+
 
 class OwnBase3(OwnPacked):
     """Five trits a byte."""

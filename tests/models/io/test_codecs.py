@@ -12,7 +12,7 @@ from transformers.integrations.bitnet import pack_weights
 from bittorch.models.io import codecs
 
 TQ = {
-    "TQ1_0": (codecs.encode_tq1_0, lambda b: codecs.decode_tq1_0(b)),
+    "TQ1_0": (codecs.encode_tq1_0, lambda b: _unpacked(*codecs.decode_tq1_0(b), 256)),
     "TQ2_0": (codecs.encode_tq2_0, lambda b: _unpacked(*codecs.decode_tq2_0(b), 256)),
 }
 
@@ -45,7 +45,7 @@ def test_every_byte_of_tq1_0_decodes_as_in_gguf_py() -> None:
     blocks = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 54, axis=1)
     blocks[:, 52:] = np.float16([1]).view(np.uint8)
     theirs = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType.TQ1_0)
-    assert np.array_equal(codecs.decode_tq1_0(blocks)[0], theirs)
+    assert np.array_equal(codecs.unpack(codecs.decode_tq1_0(blocks)[0], 256), theirs)
 
 
 def test_frozen_blocks() -> None:

@@ -159,6 +159,10 @@ def test_master_weights_are_quantised_where_the_configuration_says_so(tmp_path: 
                 assert torch.equal(theirs.sign(), found.dense(name).sign())
                 assert torch.allclose(found.dense(name), theirs, rtol=1e-6)
         assert not found.info("lm_head.weight").ternary
+    write(tmp_path, net, net.state_dict(), online)  # nothing said: all but the head
+    with open_checkpoint(tmp_path) as found:
+        ternary = {name for name in found.names if found.info(name).ternary}
+        assert ternary == {name for name in found.names if name.endswith("_proj.weight")}
     write(tmp_path, net, net.state_dict(), None)
     with open_checkpoint(tmp_path) as found:
         assert not any(found.info(name).ternary for name in found.names)
@@ -299,3 +303,14 @@ def test_views_outlive_the_checkpoint(tmp_path: Path) -> None:
     packed.weight_packed.zero_()  # private: the file is not written
     with open_checkpoint(tmp_path / "out") as found:
         assert torch.equal(found.packed(name).weight_packed, model().packed(name).weight_packed)
+
+
+@pytest.mark.parametrize("to", ["bittorch", "bittorch-base3", "bitnet", "gguf-tq2_0"])
+def test_released_views_stay_valid(to: str, tmp_path: Path) -> None:
+    save(model(), tmp_path / "out", to=to)
+    with open_checkpoint(tmp_path / "out") as found:
+        for name in found.names:
+            value = found.packed(name).weight_packed if found.info(name).ternary else found.dense(name)
+            before = value.clone()
+            found.release(name)
+            assert torch.equal(value, before)
