@@ -184,8 +184,11 @@ class Generation:
                 f"prompt {index} has {len(tokens)} tokens, which with max_new_tokens={config.max_new_tokens} outgrow "
                 f"the context of {self.context}; ask for fewer, or allow overflow='slide'"
             )
-        if config.overflow == "slide" and config.sliding_keep > self.context // 2:
-            raise ValueError(f"sliding_keep={config.sliding_keep} is more than half of the context of {self.context}")
+        if config.overflow == "slide" and config.sliding_keep >= self.context // 2:
+            raise ValueError(
+                f"sliding_keep={config.sliding_keep} must be less than half of the context of {self.context}, of which "
+                f"the last token is one"
+            )
 
     def _run(self) -> Iterator[Piece]:
         longest = max(sequence.prompt_length for sequence in self._sequences) + self.config.max_new_tokens
@@ -237,8 +240,8 @@ class Generation:
         return Piece(sequence.index, text, token, sequence.finish_reason)
 
     def _slid(self, tokens: list[int]) -> list[int]:
-        kept = self.config.sliding_keep
-        return tokens[:kept] + tokens[kept - self.context // 2 :]
+        kept, half = self.config.sliding_keep, self.context // 2
+        return tokens[:kept] + tokens[len(tokens) - (half - kept) :]
 
     def _count(self, tokens: int, seconds: float) -> None:
         stats = self.stats

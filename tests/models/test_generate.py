@@ -79,15 +79,16 @@ def test_end_tokens_end_single_answers(model: LanguageModel) -> None:
         model.config = tiny.CONFIG
 
 
-def test_the_window_slides_as_a_new_prompt(model: LanguageModel) -> None:
+@pytest.mark.parametrize("keep", [0, 3, 11])
+def test_the_window_slides_as_a_new_prompt(model: LanguageModel, keep: int) -> None:
     prompt = PROMPTS[1]
-    (answer,) = tokens(model, [prompt], max_new_tokens=40, context=24, sliding_keep=3)
+    (answer,) = tokens(model, [prompt], max_new_tokens=40, context=24, sliding_keep=keep)
     held = list(prompt)
     expected: list[int] = []
     for _ in range(40):
         if len(held) > 24:
             sequence = prompt + expected
-            held = sequence[:3] + sequence[-(12 - 3) :]
+            held = sequence[:keep] + sequence[-(12 - keep) :]
         with torch.inference_mode():
             expected.append(int(model(torch.tensor([held]))[0, -1].argmax()))
         held.append(expected[-1])
@@ -159,7 +160,7 @@ def test_figures(model: LanguageModel) -> None:
         ([[1, 300]], {}, "from 1 to 300, the vocabulary 0 to 299"),
         ([[1] * 129], {}, "prompt 0 has 129 tokens, the context 128"),
         ([[1] * 9], {"context": 8}, "prompt 0 has 9 tokens, the context 8; shorten it or allow a larger"),
-        ([[1]], {"context": 8, "sliding_keep": 5}, "sliding_keep=5 is more than half of the context of 8"),
+        ([[1]], {"context": 8, "sliding_keep": 4}, "sliding_keep=4 must be less than half of the context of 8"),
         (["text"], {}, "prompt 0 is text, and the model has no tokenizer"),
         ([[1]], {"stop": "x"}, "stop texts need a tokenizer"),
     ],
