@@ -33,8 +33,9 @@ class LoadOptions:
         device: of the model.
         dtype: of activations and dense layers; None for that of the stored embedding where it is a half, else float32.
         depth: planes of trits into which dense linear layers are converted, 1 to 6; None leaves them dense.
-        group_size: columns that share a scale in these planes; 0 for one scale a row, None for groups of 64 where
-            these divide a row. The fast kernels of a CPU take multiples of 64 alone.
+        group_size: columns that share a scale in these planes; 0 for one scale a row, None for groups of 64 up to depth
+            3 where these divide a row, and from depth 4 on one scale a row, which is as good there. The fast kernels of
+            a CPU take multiples of 64 alone.
         activation_bits: of packed layers: 8, 16, 24, None for floating, or ``auto``: what the checkpoint was trained
             with for its ternary layers, 16 for converted ones.
         head_depth: planes of the language-model head, 1 to 6; None leaves it dense.
@@ -149,7 +150,7 @@ class Loader:
     def _planes(self, name: str, depth: int) -> PackedWeight:
         weight, group_size = self.checkpoint.dense(name), self.options.group_size
         if group_size is None:
-            group_size = DEFAULT_GROUP if weight.shape[1] % DEFAULT_GROUP == 0 else 0
+            group_size = DEFAULT_GROUP if depth < 4 and weight.shape[1] % DEFAULT_GROUP == 0 else 0
         granularity: Granularity = "group" if group_size else "channel"
         parts = []
         for rows in weight.split(PLANE_ROWS):

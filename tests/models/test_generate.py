@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from bittorch.models import Generation, GenerationConfig, LanguageModel
+from bittorch.models import Generation, GenerationConfig, LanguageModel, PrefixCache
 from tests.models import tiny
 from tests.models.vocabularies import byte_tokenizer
 
@@ -140,6 +140,38 @@ def test_an_answer_may_be_left(speaker: LanguageModel) -> None:
             break
     assert len(run.tokens[0]) == 5
     assert run.finish_reasons == [None]
+
+
+def test_a_conversation_is_not_computed_again() -> None:
+    model = tiny.model(activation_bits=None)
+    prefix = PrefixCache(model.new_cache(1, 100))
+    first = model.stream([PROMPTS[1]], max_new_tokens=10, prefix=prefix).run()
+    assert first.tokens == tokens(model, [PROMPTS[1]], max_new_tokens=10)
+    assert prefix.tokens == PROMPTS[1] + first.tokens[0][:-1]  # nothing was predicted from the last
+    turn = PROMPTS[1] + first.tokens[0] + PROMPTS[0]
+    assert prefix.reuse(turn) == len(turn) - len(PROMPTS[0]) - 1
+    second = model.stream([turn], max_new_tokens=10, prefix=prefix).run()
+    assert second.tokens == tokens(model, [turn], max_new_tokens=10)
+    other = PROMPTS[1][:5] + PROMPTS[3]
+    assert prefix.reuse(other) == 5
+    assert model.stream([other], max_new_tokens=10, prefix=prefix).run().tokens == tokens(
+        model, [other], max_new_tokens=10
+    )
+
+
+def test_a_conversation_slides_in_its_cache() -> None:
+    model = tiny.model(activation_bits=None)
+    prefix = PrefixCache(model.new_cache(1, 20))
+    answer = model.stream([PROMPTS[1]], max_new_tokens=30, prefix=prefix).run().tokens
+    assert answer == tokens(model, [PROMPTS[1]], max_new_tokens=30, context=20)
+    assert prefix.cache.lengths == [len(prefix.tokens)]
+
+
+def test_a_prefix_is_of_one_conversation(model: LanguageModel) -> None:
+    with pytest.raises(ValueError, match="of one conversation, got 2 prompts"):
+        model.stream(PROMPTS[:2], prefix=PrefixCache(model.new_cache(1, 20)))
+    with pytest.raises(ValueError, match="one empty row, got 2 rows"):
+        PrefixCache(model.new_cache(2, 20))
 
 
 def test_figures(model: LanguageModel) -> None:
