@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from typing import Literal
 
@@ -12,13 +13,13 @@ from torch import Tensor, nn
 from bittorch.models.attention import Attention
 from bittorch.models.block import MLP, DecoderLayer
 from bittorch.models.io import Checkpoint, PackedWeight
-from bittorch.models.linear import dense_linear, fuse_packed, packed_linear
+from bittorch.models.linear import dense_linear, fuse_packed, linear_of, packed_linear
 from bittorch.models.norm import RMSNorm
 from bittorch.quant import check_depth, pack_trit_planes
 from bittorch.quant.ternary import Granularity, check_activation_bits
 
 STORED = {"F16": torch.float16, "BF16": torch.bfloat16}
-DEFAULT_GROUP = 32
+DEFAULT_GROUP = 64  # the smallest that the fast kernels take
 PLANE_ROWS = 8192  # converted at once: bounds what float32 and int8 copies of a head take
 # Of layers in planes: integers, which are fast and whose sums no batch changes, and precise enough for such weights.
 CONVERTED_ACTIVATION_BITS = 16
@@ -32,8 +33,9 @@ class LoadOptions:
         device: of the model.
         dtype: of activations and dense layers; None for that of the stored embedding where it is a half, else float32.
         depth: planes of trits into which dense linear layers are converted, 1 to 6; None leaves them dense.
-        group_size: columns that share a scale in these planes; 0 for one scale a row, None for groups of 32 where
-            these divide a row. A scale of 32 weights is another bit a weight and plane, and halves the error.
+        group_size: columns that share a scale in these planes; 0 for one scale a row, None for groups of 64 up to depth
+            3 where these divide a row, and from depth 4 on one scale a row, which is as good there. The fast kernels of
+            a CPU take multiples of 64 alone.
         activation_bits: of packed layers: 8, 16, 24, None for floating, or ``auto``: what the checkpoint was trained
             with for its ternary layers, 16 for converted ones.
         head_depth: planes of the language-model head, 1 to 6; None leaves it dense.
@@ -55,6 +57,12 @@ class LoadOptions:
                 check_depth(value)
         if self.group_size is not None and self.depth is None and self.head_depth is None:
             raise ValueError(f"group_size={self.group_size} is that of converted layers; give depth or head_depth too")
+        if self.group_size is not None and self.group_size % DEFAULT_GROUP:
+            warnings.warn(
+                f"group_size={self.group_size} is no multiple of {DEFAULT_GROUP}: only the portable kernel takes such "
+                f"groups, which is many times slower",
+                stacklevel=3,
+            )
         if self.dtype is not None and self.dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise ValueError(f"dtype must be float32, float16 or bfloat16, got {self.dtype}")
         if self.activation_bits != "auto":
@@ -90,19 +98,18 @@ class Loader:
         return norm
 
     def _fill_norm(self, norm: RMSNorm, name: str) -> None:
-        norm.weight = nn.Parameter(self._dense(name, copy=True), requires_grad=False)
+        norm.fill(self._dense(name, copy=True))
 
     def embedding_and_head(self) -> tuple[nn.Embedding, nn.Module]:
         """Both, with one weight where they are tied and the head is dense."""
         name = "model.embed_tokens.weight"
         shared = self.config.tie_embeddings and self.options.head_depth is None
-        embedding = nn.Embedding(self.config.vocab_size, self.config.hidden_size, device="meta")
         # A half that is widened after the lookup gives the same values at half the memory.
         dtype = self.dtype if shared or self.checkpoint.info(name).type not in STORED else None
-        embedding.weight = nn.Parameter(self.checkpoint.dense(name, dtype).to(self.device), requires_grad=False)
+        embedding = nn.Embedding.from_pretrained(self.checkpoint.dense(name, dtype).to(self.device))
         if not shared:
             return embedding, self._head(name if self.config.tie_embeddings else "lm_head.weight")
-        head = nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=False, device="meta")
+        head = linear_of(embedding.weight)
         head.weight = embedding.weight
         return embedding, head
 
@@ -142,7 +149,7 @@ class Loader:
     def _planes(self, name: str, depth: int) -> PackedWeight:
         weight, group_size = self.checkpoint.dense(name), self.options.group_size
         if group_size is None:
-            group_size = DEFAULT_GROUP if weight.shape[1] % DEFAULT_GROUP == 0 else 0
+            group_size = DEFAULT_GROUP if depth < 4 and weight.shape[1] % DEFAULT_GROUP == 0 else 0
         granularity: Granularity = "group" if group_size else "channel"
         parts = []
         for rows in weight.split(PLANE_ROWS):
