@@ -28,11 +28,12 @@ from bittorch.nn import TernaryLinearInference
 LEGAL = torch.tensor(
     [a | b << 2 | c << 4 | d << 6 for a in range(3) for b in range(3) for c in range(3) for d in range(3)]
 )
+HEAD_DEPTH = 4
 DECODE_BEHIND = 64  # tokens in the cache while decoding is timed
 
 
-def config_2b4t(layers: int) -> ModelConfig:
-    """The sizes of BitNet b1.58 2B4T."""
+def config_2b4t(layers: int, tied: bool = True) -> ModelConfig:
+    """The sizes of BitNet b1.58 2B4T; not tied where the head is stored in planes."""
     return ModelConfig(
         vocab_size=128256,
         hidden_size=2560,
@@ -45,7 +46,7 @@ def config_2b4t(layers: int) -> ModelConfig:
         rope_theta=500000.0,
         hidden_act="relu2",
         sub_norm=True,
-        tie_embeddings=True,
+        tie_embeddings=tied,
         activation_bits=8,
     )
 
@@ -65,14 +66,17 @@ class RandomTensor(StoredTensor):
 
     def packed(self) -> PackedWeight:
         n, k = self.info.shape
-        codes = LEGAL.to(torch.uint8)[torch.randint(0, 81, (n, k // 4))]
-        return PackedWeight(codes, torch.tensor([1.5 / k**0.5]), k)
+        depth = HEAD_DEPTH if self.info.name == "lm_head.weight" else 1
+        block = LEGAL.to(torch.uint8)[torch.randint(0, 81, (min(n, 2048), k // 4))]
+        codes = block.repeat(-(-depth * n // len(block)), 1)[: depth * n]
+        scale = torch.tensor([1.5 / k**0.5])
+        return PackedWeight(codes, scale if depth == 1 else scale.repeat(depth * n), k, depth)
 
 
 def random_checkpoint(config: ModelConfig, ternary: bool) -> Checkpoint:
-    """Random weights, the linear layers of the decoder ternary or not."""
+    """Random weights, the linear layers of the decoder ternary or not, and a head of its own in planes."""
     tensors = {
-        name: RandomTensor(name, shape, ternary and name.endswith("_proj.weight"))
+        name: RandomTensor(name, shape, ternary and name.endswith(("_proj.weight", "lm_head.weight")))
         for name, shape in config.tensor_shapes().items()
     }
     return Checkpoint(Path("random"), "memory", config, tensors, {}, {})
@@ -121,16 +125,42 @@ def prefill(model: LanguageModel, tokens: int) -> Any:
     return call
 
 
+def interleaved(calls: dict[str, Any], args: argparse.Namespace, rounds: int) -> dict[str, dict[str, float]]:
+    """Median and quartiles of each call's time, all having their turn in every round.
+
+    On one thread it is the thread's CPU time, which is the wall clock's on an idle machine; what other programs take
+    of the core does not count. Calls last long enough for its resolution.
+    """
+    clock = time.thread_time if args.threads == 1 else time.perf_counter
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(rounds + 1):  # the first warms up
+        for name, call in calls.items():
+            start = clock()
+            call()
+            if turn:
+                times[name].append(clock() - start)
+    ordered = {name: sorted(values) for name, values in times.items()}
+    return {
+        name: {
+            "median_s": median(values),
+            "quartile_low_s": values[len(values) // 4],
+            "quartile_high_s": values[3 * len(values) // 4],
+            "rounds": rounds,
+        }
+        for name, values in ordered.items()
+    }
+
+
 def measure(models: dict[str, LanguageModel], args: argparse.Namespace) -> dict[str, Any]:
     """Decoding and prefill of each, kernels of the packed ones, all interleaved."""
     calls = {f"decode {name}": Decoding(model, DECODE_BEHIND) for name, model in models.items()}
     for name, model in models.items():
         if packed_layers(model):
             calls[f"kernels {name}"] = kernels_alone(model, 1)
-    times = _timing.interleaved(calls, args, once_a_turn=True, least=args.rounds)
+    times = interleaved(calls, args, args.rounds)
     if args.prompt:
         fills = {f"prefill {args.prompt} {name}": prefill(model, args.prompt) for name, model in models.items()}
-        times |= _timing.interleaved(fills, args, once_a_turn=True, least=max(3, args.rounds // 3))
+        times |= interleaved(fills, args, max(2, args.rounds // 4))
     for name, row in times.items():
         tokens = args.prompt if name.startswith("prefill") else 1
         row["tokens_per_s"] = tokens / row["median_s"]
@@ -145,15 +175,15 @@ torch.set_num_threads(int(sys.argv[2]))
 def resident(key):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) * 1024
 before = resident("VmRSS")
-start = time.perf_counter()
+start = time.process_time()
 model = LanguageModel.from_pretrained(sys.argv[1], dtype=torch.float32, tokenizer=False)
-seconds = time.perf_counter() - start
+seconds = time.process_time() - start
 print(seconds, resident("VmHWM") - before)
 """
 
 
 def loading(model: LanguageModel, args: argparse.Namespace) -> dict[str, Any]:
-    """Time and peak memory of `from_pretrained` in a process of its own, beside reading the file."""
+    """CPU time and peak memory of `from_pretrained` in a process of its own, beside reading the cached file."""
     with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
         path = Path(folder) / "model"
         model.save_pretrained(path)
@@ -161,11 +191,11 @@ def loading(model: LanguageModel, args: argparse.Namespace) -> dict[str, Any]:
         reads, loads, peaks = [], [], []
         buffer = bytearray(1 << 24)
         for _ in range(3):
-            start = time.perf_counter()
+            start = time.process_time()
             with weights.open("rb", buffering=0) as file:
                 while file.readinto(buffer):
                     pass
-            reads.append(time.perf_counter() - start)
+            reads.append(time.process_time() - start)
             command = [sys.executable, "-c", LOAD, str(path), str(args.threads)]
             line = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ).stdout.split()
             loads.append(float(line[0]))
@@ -175,13 +205,11 @@ def loading(model: LanguageModel, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def random_2b(args: argparse.Namespace) -> dict[str, Any]:
-    config = config_2b4t(args.layers)
-    packed = LanguageModel.from_checkpoint(
-        random_checkpoint(config, True), LoadOptions(dtype=torch.float32, head_depth=4), tokenizer=False
-    )
-    dense = LanguageModel.from_checkpoint(
-        random_checkpoint(config, False), LoadOptions(dtype=torch.bfloat16), tokenizer=False
-    )
+    load = LanguageModel.from_checkpoint
+    source = random_checkpoint(config_2b4t(args.layers, tied=False), True)
+    packed = load(source, LoadOptions(dtype=torch.float32), tokenizer=False)
+    source = random_checkpoint(config_2b4t(args.layers), False)
+    dense = load(source, LoadOptions(dtype=torch.bfloat16), tokenizer=False)
     names = {"packed": packed, "dense bf16": dense}
     times = measure(names, args)
     del dense, names
@@ -195,10 +223,10 @@ def random_2b(args: argparse.Namespace) -> dict[str, Any]:
         fill, fill_dense = (times[f"prefill {args.prompt} {name}"]["median_s"] for name in ("packed", "dense bf16"))
         verdicts.append(_timing.verdict(f"prefill {args.prompt} against dense bf16", fill_dense / fill, 1))
     if args.loading:
-        load = record["loading"] = loading(packed, args)
-        read, loaded = load["read_s"], load["load_s"]
-        print(f"checkpoint: {load['bytes'] / 1e6:.0f} MB, read in {read:.2f} s, loaded in {loaded:.2f} s")
-        ratio, peak = loaded / read, load["peak_bytes"] / load["bytes"]
+        found = record["loading"] = loading(packed, args)
+        read, loaded = found["read_s"], found["load_s"]
+        print(f"checkpoint: {found['bytes'] / 1e6:.0f} MB, read in {read:.2f} s, loaded in {loaded:.2f} s")
+        ratio, peak = loaded / read, found["peak_bytes"] / found["bytes"]
         verdicts.append(_timing.verdict("loading against reading the file", ratio, 2, at_least=False))
         verdicts.append(_timing.verdict("peak memory of loading", peak, 1.15, at_least=False))
     return record
@@ -229,7 +257,7 @@ def converted(args: argparse.Namespace) -> dict[str, Any]:
 def extend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", type=int, default=30, help="of the random model; fewer need less memory")
     parser.add_argument("--prompt", type=int, default=512, help="tokens of the prefill (default: 512, 0: none)")
-    parser.add_argument("--rounds", type=int, default=9, help="least rounds (default: 9)")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds; a fourth of them for the prefill (default: 9)")
     parser.add_argument("--model", help="a real dense model instead: a directory, or a .gguf file")
     parser.add_argument("--depth", type=int, default=4, help="planes of its conversion (default: 4)")
     parser.add_argument("--no-loading", dest="loading", action="store_false", help="do not time loading")

@@ -62,28 +62,27 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rotation: Rotation, batch: Batch) -> Tensor:
         """``(tokens, hidden)`` to the same; the tokens are those of the batch, one sequence behind the other."""
-        qkv = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim))
-        turned = self.heads + self.kv_heads
-        rotation.rotate_(qkv[:, :turned])
-        q = qkv[:, : self.heads]
-        kv = qkv[:, self.heads :].unflatten(1, (2, self.kv_heads))
+        heads = self.qkv_proj(x).view(len(x), -1, 2, self.head_dim // 2)
+        rotation.rotate_(heads[:, : self.heads + self.kv_heads])
+        q, kv = heads.view(len(x), -1, self.head_dim).split((self.heads, 2 * self.kv_heads), 1)
         if batch.even:
             y = self._attend_even(q, kv, batch)
         else:
-            y = torch.cat([self._attend_row(index, *part, batch) for index, part in enumerate(_parts(q, kv, batch))])
+            parts = zip(q.split(batch.counts), kv.split(batch.counts), strict=True)
+            y = torch.cat([self._attend_row(index, *part, batch) for index, part in enumerate(parts)])
         return self.o_proj(self.attn_sub_norm(y))
 
     def _attend_even(self, q: Tensor, kv: Tensor, batch: Batch) -> Tensor:
-        rows = len(batch.counts)
-        q, kv = q.unflatten(0, (rows, -1)), kv.unflatten(0, (rows, -1))
-        cached = kv.permute(2, 0, 3, 1, 4) if batch.cache is None else batch.cache.write_all(self.layer, kv)
-        return attend(q, cached).flatten(0, 1)
+        rows, count = len(batch.counts), batch.counts[0]
+        new = kv.view(rows, count, 2, self.kv_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        if batch.cache is not None:
+            written, held = batch.views
+            written[self.layer].copy_(new)
+            new = held[self.layer]
+        return attend(q.view(rows, count, self.heads, self.head_dim), new).view(len(q), -1)
 
     def _attend_row(self, index: int, q: Tensor, kv: Tensor, batch: Batch) -> Tensor:
+        kv = kv.unflatten(1, (2, self.kv_heads))
         row = batch.rows[index]
         cached = kv.permute(1, 2, 0, 3) if batch.cache is None else batch.cache.write(self.layer, row, kv)
         return attend(q.unsqueeze(0), cached.unsqueeze(1)).squeeze(0)
-
-
-def _parts(q: Tensor, kv: Tensor, batch: Batch) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(q.split(batch.counts), kv.split(batch.counts), strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -40,7 +41,14 @@ class Batch:
         cache.check_room(rows, counts)
         return cls(tuple(counts), tuple(cache.lengths[row] for row in rows), rows, cache)
 
-    @property
+    @functools.cached_property
+    def views(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Of an even batch: what of the cache is written and read, for each layer."""
+        assert self.even
+        assert self.cache is not None
+        return self.cache.views(self.past[0], self.past[0] + self.counts[0])
+
+    @functools.cached_property
     def even(self) -> bool:
         """Whether all sequences can be attended to in one call: equal lengths, and all rows of the cache in order."""
         same = len(set(self.counts)) == 1 and len(set(self.past)) == 1

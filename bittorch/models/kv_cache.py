@@ -43,8 +43,8 @@ class KVCache:
         self.capacity = capacity
         self.lengths = [0] * rows
         # Keys and values of a layer side by side, so that one copy writes both.
-        shape = (2, rows, config.num_kv_heads, capacity, config.head_dim)
-        self.layers = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.num_layers)]
+        shape = (config.num_layers, 2, rows, config.num_kv_heads, capacity, config.head_dim)
+        self.data = torch.empty(shape, device=device, dtype=dtype)
 
     @property
     def rows(self) -> int:
@@ -52,7 +52,7 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        return sum(layer.nbytes for layer in self.layers)
+        return self.data.nbytes
 
     def check_room(self, rows: Sequence[int], counts: Sequence[int]) -> None:
         """Raises ValueError where these rows have no room for that many more tokens each."""
@@ -78,25 +78,18 @@ class KVCache:
         """
         begin = self.lengths[row]
         end = begin + kv.shape[0]
-        slots = self.layers[layer][:, row]
+        slots = self.data[layer, :, row]
         slots[:, :, begin:end] = kv.permute(1, 2, 0, 3)
         return slots[:, :, :end]
 
-    def write_all(self, layer: int, kv: Tensor) -> Tensor:
-        """The same for all rows at once, which have one length and get equally many tokens.
-
-        Args:
-            layer: where.
-            kv: ``(rows, tokens, 2, kv_heads, head_dim)``.
+    def views(self, begin: int, end: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Where the tokens from ``begin`` to ``end`` go in every row, and all up to there; for each layer.
 
         Returns:
-            ``(2, rows, kv_heads, length, head_dim)``, a view.
+            views ``(2, rows, kv_heads, end - begin, head_dim)`` to be written, ``(2, rows, kv_heads, end, head_dim)``
+            to be read. One call makes those of all layers, which is cheaper than slices in each.
         """
-        begin = self.lengths[0]
-        end = begin + kv.shape[1]
-        slots = self.layers[layer]
-        slots[:, :, :, begin:end] = kv.permute(2, 0, 3, 1, 4)
-        return slots[:, :, :, :end]
+        return self.data.narrow(4, begin, end - begin).unbind(), self.data.narrow(4, 0, end).unbind()
 
     def advance(self, rows: Sequence[int], counts: Sequence[int]) -> None:
         """Counts tokens as held that every layer has written."""

@@ -90,7 +90,7 @@ class Loader:
         return norm
 
     def _fill_norm(self, norm: RMSNorm, name: str) -> None:
-        norm.weight = nn.Parameter(self._dense(name, copy=True), requires_grad=False)
+        norm.fill(self._dense(name, copy=True))
 
     def embedding_and_head(self) -> tuple[nn.Embedding, nn.Module]:
         """Both, with one weight where they are tied and the head is dense."""

@@ -67,10 +67,10 @@ class Rotation:
     def __init__(self, frequencies: Tensor, positions: Tensor, dtype: torch.dtype) -> None:
         angles = positions.float().unsqueeze(-1) * frequencies
         cos, sin = angles.cos(), angles.sin()
-        self.cos = torch.cat((cos, cos), -1).to(dtype).unsqueeze(-2)
-        self.sin = torch.cat((-sin, sin), -1).to(dtype).unsqueeze(-2)
+        self.cos = torch.stack((cos, cos), -2).to(dtype).unsqueeze(1)
+        self.sin = torch.stack((-sin, sin), -2).to(dtype).unsqueeze(1)
 
-    def rotate_(self, x: Tensor) -> Tensor:
-        """Turns ``x`` ``(tokens, heads, head_dim)`` in place; channel i is paired with i + head_dim / 2."""
-        swapped = x.roll(x.shape[-1] // 2, -1)
-        return x.mul_(self.cos).addcmul_(swapped, self.sin)
+    def rotate_(self, halves: Tensor) -> Tensor:
+        """Turns ``(tokens, heads, 2, head_dim / 2)`` in place: channel i of the first half with i of the second."""
+        swapped = halves.flip(-2)
+        return halves.mul_(self.cos).addcmul_(swapped, self.sin)

@@ -27,12 +27,16 @@ def test_rows_grow_on_their_own() -> None:
     assert kept.lengths == [5, 1]
 
 
-def test_all_rows_at_once_is_each_row_on_its_own() -> None:
+def test_views_of_all_rows_are_those_of_each() -> None:
     together, apart = cache(), cache()
     new = torch.stack((kv(2), kv(2, 1)))
-    held = together.write_all(1, new)
-    for row in range(2):
-        torch.testing.assert_close(held[:, row], apart.write(1, row, new[row]), rtol=0, atol=0)
+    for layer in range(2):
+        written, held = together.views(0, 2)
+        written[layer].copy_(new.permute(2, 0, 3, 1, 4))
+        for row in range(2):
+            expected = apart.write(layer, row, new[row])
+            torch.testing.assert_close(held[layer][:, row], expected, rtol=0, atol=0)
+    assert together.views(2, 3)[1][1].shape == (2, 2, 2, 3, 16)
 
 
 def test_truncated_tokens_are_written_over() -> None:

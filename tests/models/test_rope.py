@@ -53,14 +53,16 @@ def test_rotation_turns_pairs_as_complex_numbers(dtype: torch.dtype) -> None:
     angles = positions.double()[:, None] * frequencies.double()
     turned = pairs * torch.polar(torch.ones_like(angles), angles)[:, None]
     expected = torch.cat((turned.real, turned.imag), -1)
-    actual = Rotation(frequencies, positions, dtype).rotate_(x.clone())
+    actual = Rotation(frequencies, positions, dtype).rotate_(x.clone().unflatten(-1, (2, 8))).flatten(-2)
     helpers.assert_near(actual, expected, {torch.float32: 3e-6}.get(dtype, 2 * helpers.TOLERANCE[dtype]))
 
 
 def test_rotation_changes_its_argument_alone() -> None:
     whole = helpers.randn(2, 5, 16)
     before = whole.clone()
-    Rotation(rope_frequencies(tiny.CONFIG), torch.tensor([3, 4]), torch.float32).rotate_(whole[:, :3])
+    Rotation(rope_frequencies(tiny.CONFIG), torch.tensor([3, 4]), torch.float32).rotate_(
+        whole.unflatten(-1, (2, 8))[:, :3]
+    )
     torch.testing.assert_close(whole[:, 3:], before[:, 3:], rtol=0, atol=0)
     assert not torch.equal(whole[:, :3], before[:, :3])
     assert math.isclose(float(whole.norm()), float(before.norm()), rel_tol=1e-5)
