@@ -7,6 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 ACTIVATIONS = ("silu", "relu2")
+ROPE_ENTRIES = {
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "factors": ("factors",),
+}
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < float("inf")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +78,30 @@ class ModelConfig:
             raise ValueError(f"activation_bits must be None, 8, 16 or 24, got {self.activation_bits!r}")
         for name in ("rms_norm_eps", "rope_theta"):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 < value < float("inf"):
+            if not _is_positive(value):
                 raise ValueError(f"{name} must be positive and finite, got {value!r}")
+        for token in (self.bos_token_id, *self.eos_token_ids):
+            if token is not None and (type(token) is not int or token < 0):
+                raise ValueError(f"bos_token_id and eos_token_ids must be numbers of tokens, got {token!r}")
+        if self.rope_scaling is not None:
+            self._check_rope_scaling(self.rope_scaling)
+
+    def _check_rope_scaling(self, scaling: Mapping[str, Any]) -> None:
+        kind = scaling.get("rope_type")
+        if kind not in ROPE_ENTRIES:
+            raise ValueError(f"rope_type must be one of {', '.join(ROPE_ENTRIES)}, got {kind!r}")
+        for name in ROPE_ENTRIES[kind]:
+            values = scaling.get(name)
+            if name == "factors":
+                whole = isinstance(values, list | tuple) and len(values) == self.head_dim // 2
+                if not whole or not all(_is_positive(value) for value in values or ()):
+                    raise ValueError(
+                        f"rope_scaling has factors {values!r:.100}; it needs {self.head_dim // 2} positive ones"
+                    )
+            elif not _is_positive(values):
+                raise ValueError(f"rope_scaling of {kind} must have a positive {name}, got {values!r:.100}")
+        if kind == "llama3" and scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
+            raise ValueError("rope_scaling of llama3 must have low_freq_factor below high_freq_factor")
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """The canonical name of every tensor of the model, biases included, and its shape."""

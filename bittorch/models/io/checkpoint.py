@@ -167,6 +167,11 @@ class Checkpoint:
 
     def _check_complete(self) -> None:
         """The tensors are those that the configuration calls for, and have its shapes."""
+        if self.config.num_layers > len(self._tensors):  # before names are made for layers that nobody has
+            raise FormatError(
+                f"{self.path} has {len(self._tensors)} tensors, too few for the {self.config.num_layers} layers of its "
+                "configuration"
+            )
         expected = self.config.tensor_shapes()
         if missing := [name for name in expected if name not in self._tensors]:
             raise FormatError(

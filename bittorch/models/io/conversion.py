@@ -18,6 +18,7 @@ from bittorch.models.config import ModelConfig
 from bittorch.models.io.checkpoint import Checkpoint, PackedWeight, StoredTensor, TensorInfo, open_checkpoint
 from bittorch.models.io.errors import FormatError, LossyError
 from bittorch.models.io.gguf_names import rope_factors
+from bittorch.models.io.ternary_tensor import chunks
 from bittorch.models.io.tokenizer_files import write_tokenizer
 from bittorch.models.io.write_gguf import write_gguf
 from bittorch.models.io.write_safetensors import BitNetLayout, CompressedLayout, Layout, OwnLayout, write_directory
@@ -100,6 +101,7 @@ def save(
         def seen(name: str) -> None:
             nonlocal count
             count += 1
+            source.release(name)
             report(count, 2 * len(names), name)
 
         if to in GGUF_TYPES:
@@ -209,6 +211,7 @@ def _compare(
                 raise FormatError(
                     f"{name} reads back changed; this is a bug of the writer of {to}, or the disk is damaged"
                 )
+            written.release(name)
             seen(name)
     if largest > (HALF_EPS if allow_lossy else 0):
         raise FormatError(f"a scale reads back changed by {largest:.2e}; this is a bug of the writer of {to}")
@@ -250,7 +253,14 @@ def _same(before: Tensor, after: Tensor, dense_dtype: torch.dtype | None, rounde
     """Equal values, NaN included; after one rounding to ``dense_dtype`` where the writer was told to."""
     if before.shape != after.shape:
         return False
+    one, other = before.reshape(-1), after.reshape(-1)
+    return all(
+        _same_part(one[begin:end], other[begin:end].float(), dense_dtype, rounded) for begin, end in chunks(len(one), 1)
+    )
+
+
+def _same_part(before: Tensor, after: Tensor, dense_dtype: torch.dtype | None, rounded: bool) -> bool:
     if rounded:
-        return torch.allclose(before.float(), after.float(), rtol=2**-20, equal_nan=True)
+        return torch.allclose(before.float(), after, rtol=2**-20, equal_nan=True)
     wanted = [before.float()] + ([before.to(dense_dtype).float()] if dense_dtype else [])
-    return any(bool(((after.float() == value) | (value.isnan() & after.isnan())).all()) for value in wanted)
+    return any(bool(((after == value) | (value.isnan() & after.isnan())).all()) for value in wanted)

@@ -58,7 +58,10 @@ class GGUFDense(StoredTensor):
         out = torch.empty(self.info.shape, dtype=dtype).view(-1, kind.weights)
         for begin, end in chunks(len(out), kind.weights):
             blocks = self.file.view(self.stored.offset + begin * kind.bytes, (end - begin) * kind.bytes)
-            out[begin:end] = torch.from_numpy(decode(blocks.reshape(-1, kind.bytes)))
+            with np.errstate(invalid="ignore", over="ignore"):
+                values = decode(blocks.reshape(-1, kind.bytes))
+            check_scale(torch.from_numpy(values), self.stored.name)
+            out[begin:end] = torch.from_numpy(values)
         self.release()
         return out.view(self.info.shape)
 
@@ -77,9 +80,7 @@ class GGUFTernary(TernaryTensor):
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         if self.info.type.startswith("Q2_0"):  # whose fourth code is +2, legal where nobody asks for trits
-            values = GGUFDense(self.info.name, self.file, self.stored, self.factor).dense(dtype)
-            check_scale(values, self.info.name)
-            return values
+            return GGUFDense(self.info.name, self.file, self.stored, self.factor).dense(dtype)
         return super().dense(dtype)
 
     def _scaled_blocks(self, out: Bytes) -> Tensor:

@@ -43,10 +43,33 @@ def _q2_0(blocks: Bytes) -> Floats:
     return (fields.reshape(len(blocks), -1).astype(np.float32) - np.float32(1)) * _half(blocks, 0)
 
 
+def _q4_k(blocks: Bytes) -> Floats:
+    """Eight groups of 32 with 6-bit scales and minima; those of the last four have their top bits with the first."""
+    low, high, rest = (blocks[:, at : at + 4] for at in (4, 8, 12))
+    scale = np.concatenate([low & 63, (rest & 15) | (low >> 6 << 4)], axis=1).astype(np.float32) * _half(blocks, 0)
+    least = np.concatenate([high & 63, (rest >> 4) | (high >> 6 << 4)], axis=1).astype(np.float32) * _half(blocks, 2)
+    data = blocks[:, 16:].reshape(-1, 32)
+    values = _nibbles(data).reshape(len(blocks), 8, 32)
+    return (values * scale[:, :, None] - least[:, :, None]).reshape(len(blocks), 256)
+
+
+def _q6_k(blocks: Bytes) -> Floats:
+    """Two halves of 128: four low bits in nibbles of 64 bytes, two high bits in 32 bytes; a scale for 16."""
+    low = blocks[:, :128].reshape(-1, 2, 1, 64)
+    low = np.concatenate([low & 15, low >> 4], axis=2).reshape(-1, 2, 4, 32)
+    shifts = np.array([0, 2, 4, 6], np.uint8)[:, None]
+    high = (blocks[:, 128:192].reshape(-1, 2, 1, 32) >> shifts) & 3
+    values = ((low | high << 4).astype(np.float32) - 32).reshape(len(blocks), 16, 16)
+    scale = blocks[:, 192:208].view(np.int8).astype(np.float32) * _half(blocks, 208)
+    return (values * scale[:, :, None]).reshape(len(blocks), 256)
+
+
 DECODERS: dict[str, Callable[[Bytes], Floats]] = {
     "Q8_0": _q8_0,
     "Q4_0": _q4_0,
     "Q4_1": _q4_1,
+    "Q4_K": _q4_k,
+    "Q6_K": _q6_k,
     "Q2_0": _q2_0,
     "Q2_0_128": _q2_0,
 }

@@ -34,13 +34,11 @@ TYPES = {
     6: GGUFType("Q5_0", 32, 22),
     7: GGUFType("Q5_1", 32, 24),
     8: GGUFType("Q8_0", 32, 34),
-    9: GGUFType("Q8_1", 32, 36),
     10: GGUFType("Q2_K", 256, 84),
     11: GGUFType("Q3_K", 256, 110),
     12: GGUFType("Q4_K", 256, 144),
     13: GGUFType("Q5_K", 256, 176),
     14: GGUFType("Q6_K", 256, 210),
-    15: GGUFType("Q8_K", 256, 292),
     16: GGUFType("IQ2_XXS", 256, 66),
     17: GGUFType("IQ2_XS", 256, 74),
     18: GGUFType("IQ3_XXS", 256, 98),
@@ -67,6 +65,8 @@ TYPES = {
 Q2_0_FORK = GGUFType("Q2_0_128", 128, 34)  # one fork's blocks under id 42, told by the bytes they take
 _REPACKED = "weights in an order for one kind of machine, which ggml has dropped; convert the original model"
 REFUSED = {
+    9: "Q8_1, a type of activations",
+    15: "Q8_K, a type of activations",
     31: _REPACKED,
     32: _REPACKED,
     33: _REPACKED,

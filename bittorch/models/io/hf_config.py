@@ -25,9 +25,8 @@ def config_from_hf(values: Mapping[str, Any], sub_norm: bool, activation_bits: i
     """
     model_type = values.get("model_type")
     if model_type not in MODEL_TYPES:
-        names = ", ".join(values.get("architectures") or [])
         raise FormatError(
-            f"{what}: model_type {model_type!r} ({names or 'no architectures given'}) is not read; "
+            f"{what}: model_type {model_type!r:.100} (architectures {values.get('architectures')!r:.100}) is not read; "
             f"known are {', '.join(MODEL_TYPES)}"
         )
     bitnet = model_type == "bitnet"
@@ -54,6 +53,8 @@ def config_from_hf(values: Mapping[str, Any], sub_norm: bool, activation_bits: i
             bos_token_id=values.get("bos_token_id"),
             eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
         )
+    except FormatError:
+        raise
     except KeyError as error:
         raise FormatError(f"{what} has no entry {error}") from None
     except (TypeError, ValueError, ArithmeticError) as error:
@@ -72,7 +73,7 @@ def _rope(values: Mapping[str, Any], default_theta: float, what: str) -> dict[st
     kind = given.pop("rope_type", None) or given.pop("type", None) or "default"
     given.pop("type", None)
     if kind not in ("default", "linear", "llama3", "factors"):
-        raise FormatError(f"{what}: rope_type {kind!r} is not read; known are default, linear, llama3")
+        raise FormatError(f"{what}: rope_type {kind!r:.100} is not read; known are default, linear, llama3")
     return {"rope_theta": float(theta), "rope_scaling": None if kind == "default" else {"rope_type": kind, **given}}
 
 

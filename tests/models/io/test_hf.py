@@ -159,6 +159,10 @@ def test_master_weights_are_quantised_where_the_configuration_says_so(tmp_path: 
                 assert torch.equal(theirs.sign(), found.dense(name).sign())
                 assert torch.allclose(found.dense(name), theirs, rtol=1e-6)
         assert not found.info("lm_head.weight").ternary
+    write(tmp_path, net, net.state_dict(), online)  # nothing said: all but the head
+    with open_checkpoint(tmp_path) as found:
+        ternary = {name for name in found.names if found.info(name).ternary}
+        assert ternary == {name for name in found.names if name.endswith("_proj.weight")}
     write(tmp_path, net, net.state_dict(), None)
     with open_checkpoint(tmp_path) as found:
         assert not any(found.info(name).ternary for name in found.names)
