@@ -237,8 +237,8 @@ def converted(args: argparse.Namespace) -> dict[str, Any]:
     load = LanguageModel.from_pretrained
     kinds: dict[str, dict[str, Any]] = {
         "": {},
-        ", scale a row": {"group_size": 0},
-        ", scale a row, int8 x": {"group_size": 0, "activation_bits": 8},
+        ", groups of 64": {"group_size": 64},
+        ", int8 x": {"activation_bits": 8},
     }
     models = {
         "dense fp32": load(args.model, dtype=torch.float32, tokenizer=False),

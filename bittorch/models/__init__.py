@@ -6,7 +6,7 @@ chat templates need the extra ``lm``.
 
 from bittorch.models.config import ModelConfig
 from bittorch.models.generate import Generation, GenerationConfig, GenerationStats, Piece
-from bittorch.models.kv_cache import KVCache
+from bittorch.models.kv_cache import KVCache, PrefixCache
 from bittorch.models.load import LoadOptions
 from bittorch.models.model import LanguageModel
 from bittorch.models.perplexity import Perplexity, perplexity
@@ -22,6 +22,7 @@ __all__ = [
     "ModelConfig",
     "Perplexity",
     "Piece",
+    "PrefixCache",
     "Tokenizer",
     "perplexity",
 ]

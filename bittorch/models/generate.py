@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from bittorch.models.generation_config import GenerationConfig
+from bittorch.models.kv_cache import KVCache, PrefixCache
 from bittorch.models.sampling import History, check_logits, draw, penalize
 from bittorch.models.streaming import TextStream
 
@@ -95,6 +96,9 @@ class Generation:
         model: with a tokenizer, unless every prompt is a list of token numbers and nothing asks for text.
         prompts: texts, or lists of token numbers, or one text. Texts get the special tokens that the tokenizer adds.
         config: how to choose, and when to end.
+        prefix: for a single prompt, what an earlier generation left: the tokens with which the prompt begins are not
+            computed again, and its capacity is a context. Tokens then differ from a fresh run only where two logits
+            are as near as rounding: attention adds in another order for one new token than for many.
 
     Attributes:
         stats: figures so far.
@@ -105,11 +109,16 @@ class Generation:
     """
 
     def __init__(
-        self, model: LanguageModel, prompts: str | Sequence[str | Sequence[int]], config: GenerationConfig | None = None
+        self,
+        model: LanguageModel,
+        prompts: str | Sequence[str | Sequence[int]],
+        config: GenerationConfig | None = None,
+        *,
+        prefix: PrefixCache | None = None,
     ) -> None:
-        self.model, self.config = model, config or GenerationConfig()
+        self.model, self.config, self.prefix = model, config or GenerationConfig(), prefix
         self.stats = GenerationStats()
-        most = model.config.max_positions
+        most = model.config.max_positions if prefix is None else min(prefix.cache.capacity, model.config.max_positions)
         self.context = min(most, self.config.context or most)
         if self.config.stop and model.tokenizer is None:
             raise ValueError("stop texts need a tokenizer, and the model has none")
@@ -119,6 +128,8 @@ class Generation:
             raise TypeError("prompts is one list of token numbers; give a list of such lists")
         if not listed:
             raise ValueError("there is no prompt")
+        if prefix is not None and len(listed) > 1:
+            raise ValueError(f"a prefix cache is of one conversation, got {len(listed)} prompts")
         self._sequences = [self._sequence(index, prompt) for index, prompt in enumerate(listed)]
         self.stats.prompt_tokens = sum(sequence.prompt_length for sequence in self._sequences)
         self._pieces = self._run()
@@ -184,32 +195,47 @@ class Generation:
                 f"prompt {index} has {len(tokens)} tokens, which with max_new_tokens={config.max_new_tokens} outgrow "
                 f"the context of {self.context}; ask for fewer, or allow overflow='slide'"
             )
-        if config.overflow == "slide" and config.sliding_keep > self.context // 2:
-            raise ValueError(f"sliding_keep={config.sliding_keep} is more than half of the context of {self.context}")
+        if config.overflow == "slide" and config.sliding_keep >= self.context // 2:
+            raise ValueError(
+                f"sliding_keep={config.sliding_keep} must be less than half of the context of {self.context}, of which "
+                f"the last token is one"
+            )
 
     def _run(self) -> Iterator[Piece]:
-        longest = max(sequence.prompt_length for sequence in self._sequences) + self.config.max_new_tokens
-        _reset_peak(self.model.device)
-        with torch.inference_mode():
-            cache = self.model.new_cache(len(self._sequences), min(self.context, longest))
+        cache = self._cache()
         active = self._sequences
         while active:
             begin = time.perf_counter()
             for sequence in active:
-                if cache.lengths[sequence.index] + len(sequence.pending) > cache.capacity:
+                if cache.lengths[sequence.index] + len(sequence.pending) > self.context:
                     sequence.pending = self._slid(sequence.tokens)
                     cache.truncate(sequence.index, 0)
+                    if self.prefix is not None:
+                        self.prefix.tokens.clear()
             counts = [len(sequence.pending) for sequence in active]
             tokens = torch.tensor([t for sequence in active for t in sequence.pending], device=self.model.device)
             with torch.inference_mode():
                 rows = [sequence.index for sequence in active]
                 logits = self.model.step(tokens, counts, cache, rows=rows, last_only=True).float()
+                if self.prefix is not None:
+                    self.prefix.tokens += active[0].pending
                 check_logits(logits, rows, len(active[0].answer))
                 new = [self._choose(sequence, logits[i]) for i, sequence in enumerate(active)]
             pieces = [self._push(sequence, token) for sequence, token in zip(active, new, strict=True)]
             self._count(len(new), time.perf_counter() - begin)
             yield from pieces
             active = [sequence for sequence in active if sequence.finish_reason is None]
+
+    def _cache(self) -> KVCache:
+        """For what is to come; the one given, cut to where the prompt goes another way."""
+        _reset_peak(self.model.device)
+        if self.prefix is not None:
+            (sequence,) = self._sequences
+            sequence.pending = sequence.tokens[self.prefix.reuse(sequence.tokens) :]
+            return self.prefix.cache
+        longest = max(sequence.prompt_length for sequence in self._sequences) + self.config.max_new_tokens
+        with torch.inference_mode():
+            return self.model.new_cache(len(self._sequences), min(self.context, longest))
 
     def _choose(self, sequence: _Sequence, logits: torch.Tensor) -> int:
         if sequence.history is not None:
@@ -237,8 +263,8 @@ class Generation:
         return Piece(sequence.index, text, token, sequence.finish_reason)
 
     def _slid(self, tokens: list[int]) -> list[int]:
-        kept = self.config.sliding_keep
-        return tokens[:kept] + tokens[kept - self.context // 2 :]
+        kept, half = self.config.sliding_keep, self.context // 2
+        return tokens[:kept] + tokens[len(tokens) - (half - kept) :]
 
     def _count(self, tokens: int, seconds: float) -> None:
         stats = self.stats

@@ -101,3 +101,33 @@ class KVCache:
         if not 0 <= length <= self.lengths[row]:
             raise ValueError(f"row {row} holds {self.lengths[row]} tokens and cannot be cut to {length}")
         self.lengths[row] = length
+
+
+class PrefixCache:
+    """What one conversation has in the cache, so that its next turn computes only what is new.
+
+    Args:
+        cache: of one row; `LanguageModel.new_cache` makes it.
+
+    Attributes:
+        tokens: whose keys and values the cache holds.
+
+    Raises:
+        ValueError: a cache of several rows, or one that holds something.
+    """
+
+    def __init__(self, cache: KVCache) -> None:
+        if cache.rows != 1 or cache.lengths[0]:
+            raise ValueError(
+                f"a prefix cache needs one empty row, got {cache.rows} rows holding {cache.lengths} tokens"
+            )
+        self.cache = cache
+        self.tokens: list[int] = []
+
+    def reuse(self, prompt: Sequence[int]) -> int:
+        """Keeps the tokens with which the prompt begins, all but its last at most. Returns their number."""
+        most = min(len(prompt) - 1, len(self.tokens), self.cache.lengths[0])
+        common = next((i for i in range(most) if prompt[i] != self.tokens[i]), most)
+        self.cache.truncate(0, common)
+        del self.tokens[common:]
+        return common

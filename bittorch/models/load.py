@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from typing import Literal
 
@@ -18,7 +19,7 @@ from bittorch.quant import check_depth, pack_trit_planes
 from bittorch.quant.ternary import Granularity, check_activation_bits
 
 STORED = {"F16": torch.float16, "BF16": torch.bfloat16}
-DEFAULT_GROUP = 32
+DEFAULT_GROUP = 64  # the smallest that the fast kernels take
 PLANE_ROWS = 8192  # converted at once: bounds what float32 and int8 copies of a head take
 # Of layers in planes: integers, which are fast and whose sums no batch changes, and precise enough for such weights.
 CONVERTED_ACTIVATION_BITS = 16
@@ -32,8 +33,9 @@ class LoadOptions:
         device: of the model.
         dtype: of activations and dense layers; None for that of the stored embedding where it is a half, else float32.
         depth: planes of trits into which dense linear layers are converted, 1 to 6; None leaves them dense.
-        group_size: columns that share a scale in these planes; 0 for one scale a row, None for groups of 32 where
-            these divide a row. A scale of 32 weights is another bit a weight and plane, and halves the error.
+        group_size: columns that share a scale in these planes; 0 for one scale a row, None for groups of 64 up to depth
+            3 where these divide a row, and from depth 4 on one scale a row, which is as good there. The fast kernels of
+            a CPU take multiples of 64 alone.
         activation_bits: of packed layers: 8, 16, 24, None for floating, or ``auto``: what the checkpoint was trained
             with for its ternary layers, 16 for converted ones.
         head_depth: planes of the language-model head, 1 to 6; None leaves it dense.
@@ -55,6 +57,12 @@ class LoadOptions:
                 check_depth(value)
         if self.group_size is not None and self.depth is None and self.head_depth is None:
             raise ValueError(f"group_size={self.group_size} is that of converted layers; give depth or head_depth too")
+        if self.group_size is not None and self.group_size % DEFAULT_GROUP:
+            warnings.warn(
+                f"group_size={self.group_size} is no multiple of {DEFAULT_GROUP}: only the portable kernel takes such "
+                f"groups, which is many times slower",
+                stacklevel=3,
+            )
         if self.dtype is not None and self.dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise ValueError(f"dtype must be float32, float16 or bfloat16, got {self.dtype}")
         if self.activation_bits != "auto":
@@ -142,7 +150,7 @@ class Loader:
     def _planes(self, name: str, depth: int) -> PackedWeight:
         weight, group_size = self.checkpoint.dense(name), self.options.group_size
         if group_size is None:
-            group_size = DEFAULT_GROUP if weight.shape[1] % DEFAULT_GROUP == 0 else 0
+            group_size = DEFAULT_GROUP if depth < 4 and weight.shape[1] % DEFAULT_GROUP == 0 else 0
         granularity: Granularity = "group" if group_size else "channel"
         parts = []
         for rows in weight.split(PLANE_ROWS):

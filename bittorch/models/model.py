@@ -13,7 +13,7 @@ from bittorch.models.batch import Batch
 from bittorch.models.block import DecoderLayer
 from bittorch.models.config import ModelConfig
 from bittorch.models.io import Checkpoint, open_checkpoint
-from bittorch.models.kv_cache import KVCache
+from bittorch.models.kv_cache import KVCache, PrefixCache
 from bittorch.models.load import Loader, LoadOptions
 from bittorch.models.norm import RMSNorm
 from bittorch.models.rope import Rotation, rope_frequencies
@@ -202,12 +202,20 @@ class LanguageModel(nn.Module):
         return self.stream(prompts, config, **changes).run().texts
 
     def stream(
-        self, prompts: str | Sequence[str | Sequence[int]], config: GenerationConfig | None = None, **changes: Any
+        self,
+        prompts: str | Sequence[str | Sequence[int]],
+        config: GenerationConfig | None = None,
+        *,
+        prefix: PrefixCache | None = None,
+        **changes: Any,
     ) -> Generation:
-        """The same as an iterator over pieces of text, with token numbers, reasons and figures when it has ended."""
+        """The same as an iterator over pieces of text, with token numbers, reasons and figures when it has ended.
+
+        ``prefix`` keeps a conversation's keys and values from turn to turn.
+        """
         from bittorch.models.generate import Generation, GenerationConfig
 
-        return Generation(self, prompts, (config or GenerationConfig()).changed(**changes))
+        return Generation(self, prompts, (config or GenerationConfig()).changed(**changes), prefix=prefix)
 
     def save_pretrained(self, directory: str | Path, *, overwrite: bool = False) -> None:
         """Writes the model as bittorch's own checkpoint: safetensors, config.json and the tokenizer.

@@ -131,7 +131,8 @@ class TernaryLinearInference(PackedLayer):
             return self._sum_of_planes(input if input.dtype == torch.float64 else input.to(dtype))
 
     def _sum_of_planes(self, x: Tensor) -> Tensor:
-        weights = self.weight_packed, self.scale, None
+        buffers = self._buffers
+        weights, bias = (buffers["weight_packed"], buffers["scale"], None), buffers["bias"]
         if self.activation_bits is None:
             # The op gives the dtype of x, and planes rounded to 16 bits would lose 1.6 times what the last cast loses.
             wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -140,10 +141,12 @@ class TernaryLinearInference(PackedLayer):
             rows = torch.ops.bittorch.ternary_linear_w2a8.default(
                 x, *weights, None, torch.float32, self.activation_bits, _env.INFER_VARIANT
             )
-        y, *higher = rows.unflatten(-1, (self.depth, self.out_features)).unbind(-2)
+        y, *higher = rows.split(self.out_features, -1)
         for plane in higher:  # the smallest first: fewer large partial sums to round
             y = y + plane
-        return (y if self.bias is None else y + self.bias.float()).to(x.dtype)
+        if bias is not None:
+            y = y + (bias if bias.dtype == torch.float32 else bias.float())
+        return y if x.dtype == torch.float32 else y.to(x.dtype)
 
     def extra_repr(self) -> str:
         parts = [f"in_features={self.in_features}", f"out_features={self.out_features}"]

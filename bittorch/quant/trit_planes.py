@@ -58,19 +58,42 @@ def _scales(weight: Tensor, depth: int, granularity: Granularity, group_size: in
     return torch.where(scale > 0, scale, reference.EPS)  # zeros, and what float32 cannot scale, have digits 0
 
 
-def _digits(q: Tensor, depth: int) -> Tensor:
-    """The balanced ternary digits of int16 ``q``, the lowest first, along a new first dimension."""
-    planes = []
-    for _ in range(depth):
-        t = (q + 1) % 3 - 1
-        q = (q - t) // 3
-        planes.append(t.to(torch.int8))
-    return torch.stack(planes)
-
-
 def _rows_of(scale: Tensor, n: int, k: int) -> Tensor:
     """float64 ``(n, 1)`` or ``(n, groups, 1)``: what divides a row that is cut into its groups."""
     return (scale.expand(n) if scale.dim() == 1 else scale).double().unsqueeze(-1)
+
+
+def _by_group(rows: Tensor, step: Tensor) -> Tensor:
+    """``rows`` cut into the groups of `_rows_of`."""
+    return rows.unflatten(1, (step.shape[1], -1)) if step.dim() == 3 else rows
+
+
+def grid_integers(
+    weight: Tensor, depth: int, granularity: Granularity = "channel", group_size: int = 128
+) -> tuple[Tensor, Tensor]:
+    """``q`` of `trit_planes` as float32 of the shape of ``weight``, and the scale; Args and Raises as there."""
+    depth = check_depth(depth)
+    if not weight.is_floating_point():
+        raise TypeError(f"w must be floating, got {weight.dtype}")
+    if weight.dim() != 2:
+        raise ValueError(f"w must be (out_features, in_features), got shape {tuple(weight.shape)}")
+    n, k = weight.shape
+    TernaryQuantConfig(granularity=granularity, group_size=group_size).check_in_features(k)
+    weight, largest = weight.detach(), largest_integer(depth)
+    scale = _scales(weight, depth, granularity, group_size)
+    q = torch.empty((n, k), dtype=torch.float32, device=weight.device)
+    steps, rows = _rows_of(scale, n, k), max(1, _CHUNK // max(1, k))
+    for first in range(0, n, rows):
+        part = slice(first, first + rows)
+        quotient = _by_group(weight[part].double(), steps[part]) / steps[part]
+        q[part] = quotient.round_().clamp_(-largest, largest).flatten(1)
+    return q, scale
+
+
+def from_grid(q: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """``q * scale`` in ``dtype``, computed in float64."""
+    step = _rows_of(scale, *q.shape)
+    return (_by_group(q.double(), step) * step).flatten(1).to(dtype)
 
 
 def trit_planes(
@@ -96,34 +119,19 @@ def trit_planes(
         TypeError: a depth that is not an integer, a weight that is not floating.
         ValueError: a depth out of range, another number of dimensions, NaN or Inf, groups that do not divide a row.
     """
-    depth = check_depth(depth)
-    if not weight.is_floating_point():
-        raise TypeError(f"w must be floating, got {weight.dtype}")
-    if weight.dim() != 2:
-        raise ValueError(f"w must be (out_features, in_features), got shape {tuple(weight.shape)}")
-    n, k = weight.shape
-    TernaryQuantConfig(granularity=granularity, group_size=group_size).check_in_features(k)
-    weight, largest = weight.detach(), largest_integer(depth)
-    scale = _scales(weight, depth, granularity, group_size)
-    planes = torch.empty((depth, n, k), dtype=torch.int8, device=weight.device)
-    steps, rows = _rows_of(scale, n, k), max(1, _CHUNK // max(1, k))
-    for first in range(0, n, rows):
-        part = weight[first : first + rows].double()
-        step = steps[first : first + rows]
-        q = part.unflatten(1, (step.shape[1], -1)) / step if step.dim() == 3 else part / step
-        q = q.round().clamp(-largest, largest).flatten(1).to(torch.int16)
-        planes[:, first : first + rows] = _digits(q, depth)
+    q, scale = grid_integers(weight, depth, granularity, group_size)
+    planes = torch.empty((int(depth), *q.shape), dtype=torch.int8, device=q.device)
+    for plane in planes:
+        rest = (q / 3).round()  # the fraction is 0 or a third, far from a half
+        plane.copy_(q - 3 * rest)
+        q = rest
     return planes, scale
 
 
 def from_trit_planes(planes: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """``scale * sum_i 3^i planes[i]`` in ``dtype``, the inverse of `trit_planes`; computed in float64."""
-    depth, n, k = planes.shape
-    powers = 3.0 ** torch.arange(depth, dtype=torch.float64, device=planes.device)
-    q = torch.tensordot(powers, planes.double(), 1)
-    step = _rows_of(scale, n, k)
-    dense = (q.unflatten(1, (step.shape[1], -1)) * step).flatten(1) if step.dim() == 3 else q * step
-    return dense.to(dtype)
+    powers = 3.0 ** torch.arange(len(planes), dtype=torch.float32, device=planes.device)
+    return from_grid(torch.tensordot(powers, planes.float(), 1), scale, dtype)
 
 
 def pack_trit_planes(

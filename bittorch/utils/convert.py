@@ -7,12 +7,15 @@ import difflib
 import fnmatch
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any
 
 from torch import nn
 
-from bittorch.nn import TernaryConv2d, TernaryLinear
+from bittorch.nn import PackedLayer, TernaryConv2d, TernaryLinear
 from bittorch.quant import TernaryQuantConfig
 from bittorch.utils.export import check_called
+from bittorch.utils.trit_depth import Depth, DepthRequest, PlaneMaker, choose_depths, first_match
 
 Filter = Callable[[nn.Module, str], bool] | str | Iterable[str]
 Config = TernaryQuantConfig | Mapping[str, TernaryQuantConfig | None]
@@ -39,7 +42,7 @@ def _check_patterns(patterns: list[str], names: list[str], what: str) -> None:
             near = difflib.get_close_matches(pattern.strip("*."), names, n=3, cutoff=0.3) or names[:3]
             warnings.warn(
                 f"{what} {pattern!r} matches no layer that can become ternary; there is {', '.join(near) or 'none'}",
-                stacklevel=5,  # the caller of quantize_
+                stacklevel=6,  # the caller of quantize_
             )
 
 
@@ -55,7 +58,7 @@ def _config_of(name: str, config: Config | None) -> TernaryQuantConfig | None:
         return TernaryQuantConfig(method="twn")
     if isinstance(config, TernaryQuantConfig):
         return config
-    return next((value for pattern, value in config.items() if fnmatch.fnmatchcase(name, pattern)), None)
+    return first_match(name, config)
 
 
 def _chosen(
@@ -64,10 +67,12 @@ def _chosen(
     config: Config | None,
     filter_fn: Filter | None,
     skip: str | Iterable[str],
+    request: DepthRequest,
 ) -> dict[str, TernaryQuantConfig]:
     """The configuration of each layer to convert, by name; ``found`` are the candidates of the model."""
     names, skipped = list(found), _patterns(skip)
     _check_patterns(skipped, names, "skip")
+    _check_patterns(request.patterns, names, "depth")
     if isinstance(config, Mapping):
         _check_patterns(list(config), names, "config")
     if filter_fn is not None and not callable(filter_fn):
@@ -77,14 +82,15 @@ def _chosen(
     else:
         taken = [name for name in names if filter_fn is None or filter_fn(found[name], name)]
         if filter_fn is not None and names and not taken:
-            warnings.warn(f"filter_fn takes none of the layers, such as {', '.join(names[:3])}", stacklevel=4)
-    if not names and not any(isinstance(module, TernaryLinear | TernaryConv2d) for module in model.modules()):
-        warnings.warn("the model has no layer that can become ternary (nn.Linear, nn.Conv2d)", stacklevel=4)
+            warnings.warn(f"filter_fn takes none of the layers, such as {', '.join(names[:3])}", stacklevel=5)
+    ternary = TernaryLinear | TernaryConv2d | PackedLayer
+    if not names and not any(isinstance(module, ternary) for module in model.modules()):
+        warnings.warn("the model has no layer that can become ternary (nn.Linear, nn.Conv2d)", stacklevel=5)
     configs = {name: _config_of(name, config) for name in taken if not _matches(name, skipped)}
     return {name: value for name, value in configs.items() if value is not None}
 
 
-def _twin(module: nn.Module, name: str, config: TernaryQuantConfig) -> nn.Module:
+def _twin(module: nn.Module, name: str, make: Callable[[], nn.Module]) -> nn.Module:
     what = name or "the model"
     if module._forward_hooks or module._forward_pre_hooks:
         raise ValueError(f"cannot convert {what}: it has forward hooks, which would be lost; remove them first")
@@ -93,18 +99,65 @@ def _twin(module: nn.Module, name: str, config: TernaryQuantConfig) -> nn.Module
     if not weight.is_floating_point():
         raise TypeError(f"cannot convert {what}: its weight is {weight.dtype}, and ternary masters are floating")
     try:
-        return TWINS[type(module)](module, config)
+        return make()
     except ValueError as error:
         raise ValueError(f"cannot convert {what}: {error}") from None
 
 
-def _twins(
-    model: nn.Module, config: Config | None, filter_fn: Filter | None, skip: str | Iterable[str]
+def _deep_twins(
+    model: nn.Module,
+    config: Config | None,
+    filter_fn: Filter | None,
+    skip: str | Iterable[str],
+    request: DepthRequest,
 ) -> dict[int, nn.Module]:
-    """The ternary twin of each chosen layer, by the identity of the layer; nothing is changed yet."""
+    """The twin of each chosen linear layer with trit planes, by the identity of the layer."""
     modules = dict(_candidates(model))
-    chosen = _chosen(model, modules, config, filter_fn, skip)
-    twins = {id(modules[name]): _twin(modules[name], name, value) for name, value in chosen.items()}
+    configs = _chosen(model, modules, config or TernaryQuantConfig(), filter_fn, skip, request)
+    if request.bits_per_weight is None:
+        configs = {name: value for name, value in configs.items() if request.of(name) is not None}
+    if convolutions := [name for name in configs if isinstance(modules[name], nn.Conv2d)]:
+        warnings.warn(
+            f"trit depth is for nn.Linear; convolutions stay as they are: {', '.join(convolutions[:3])}", stacklevel=4
+        )
+    layers = {name: module for name, module in modules.items() if name in configs and isinstance(module, nn.Linear)}
+    if request.bits_per_weight is None:
+        depths = {name: depth for name in layers if (depth := request.of(name)) is not None}
+    else:
+        depths = choose_depths(model, layers, configs, request.bits_per_weight, request.inputs)
+    make = PlaneMaker()
+    return {
+        id(layers[name]): _twin(layers[name], name, partial(make, layers[name], depth, configs[name]))
+        for name, depth in depths.items()
+    }
+
+
+def _plain_twins(
+    model: nn.Module,
+    config: Config | None,
+    filter_fn: Filter | None,
+    skip: str | Iterable[str],
+    request: DepthRequest,
+) -> dict[int, nn.Module]:
+    """The training twin of each chosen layer, by the identity of the layer."""
+    modules = dict(_candidates(model))
+    chosen = _chosen(model, modules, config, filter_fn, skip, request)
+    return {
+        id(modules[name]): _twin(modules[name], name, partial(TWINS[type(modules[name])], modules[name], value))
+        for name, value in chosen.items()
+    }
+
+
+def _twins(
+    model: nn.Module,
+    config: Config | None,
+    filter_fn: Filter | None,
+    skip: str | Iterable[str],
+    request: DepthRequest,
+) -> dict[int, nn.Module]:
+    """What each chosen layer becomes, by the identity of the layer; nothing is changed yet."""
+    make = _deep_twins if request.wanted else _plain_twins
+    twins = make(model, config, filter_fn, skip, request)
     check_called(model, twins)
     return twins
 
@@ -122,33 +175,48 @@ def quantize_(
     filter_fn: Filter | None = None,
     *,
     skip: str | Iterable[str] = (),
+    depth: Depth | None = None,
+    bits_per_weight: float | None = None,
+    inputs: Iterable[Any] | None = None,
 ) -> None:
     """Makes layers of a model ternary in place: `torch.nn.Linear` becomes `bittorch.TernaryLinear`, `torch.nn.Conv2d`
-    `bittorch.TernaryConv2d`.
+    `bittorch.TernaryConv2d`; with a depth, `torch.nn.Linear` becomes `bittorch.TernaryLinearInference` at once.
 
-    Parameters stay the same objects, so tied weights stay tied and an optimiser keeps working. A layer that appears in
-    several places stays one layer. Layers that are ternary already, and subclasses of the two, are left as they are.
-    Nothing is left out silently: first, last and head layers are converted unless ``skip`` names them.
+    To train: parameters stay the same objects, so tied weights stay tied and an optimiser keeps working.
+
+    Without training, with ``depth`` or ``bits_per_weight``: a weight becomes ``scale * sum_i 3^i t_i``, each digit
+    plane t_i ternary and packed (`bittorch.quant.trit_planes`). Depth 4 with a scale a row stays near the dense model,
+    depth 1 does not: docs/trit_depth.md has figures. Convolutions are left as they are, with a warning.
+
+    A layer that appears in several places stays one layer. Layers that are ternary already, and subclasses of the two,
+    are left as they are. Nothing is left out silently: first, last and head layers are converted unless ``skip`` names
+    them.
 
     Args:
         model: any model; its weights are what training goes on from.
         config: one for all layers, or a mapping of name patterns to configurations, of which the first that matches
             counts; None there, or no match, leaves the layer. Default: ``TernaryQuantConfig(method="twn")``, which
-            loses least of trained weights.
+            loses least of trained weights. With a depth granularity, group_size and activation_bits alone may be set.
         filter_fn: which layers: ``filter_fn(module, name) -> bool``, or name patterns such as ``"*.mlp.*"``.
         skip: name patterns of layers to leave, such as ``"lm_head"``.
+        depth: planes, 1 to 6, for all layers, or a mapping of name patterns to depths as that of ``config``.
+        bits_per_weight: instead of ``depth``: what the converted layers together may store for a weight, codes and
+            scales; each gets a depth of its own, more where more error falls for a bit.
+        inputs: with ``bits_per_weight``: batches that the model is called with (a mapping by keywords, a tuple or list
+            by position), so that errors count as the activations see them.
 
     Raises:
         ValueError: groups that do not divide a layer's in_features, a layer with forward hooks, one whose weight torch
-            reads without calling it; the model itself is the layer. The model is then as it was.
-        TypeError: a weight that is not floating.
+            reads without calling it; the model itself is the layer; a depth out of range, a budget that depth 1
+            exceeds, depth and bits_per_weight together. The model is then as it was.
+        TypeError: a weight that is not floating, a depth that is not an integer.
 
     Warns:
         UserWarning: a pattern or filter that matches nothing, with names that come near; a model without such layers.
 
     Source: the signature is torchao's ``quantize_``.
     """
-    twins = _twins(model, config, filter_fn, skip)
+    twins = _twins(model, config, filter_fn, skip, DepthRequest(depth, bits_per_weight, inputs))
     if id(model) in twins:
         raise ValueError("the model itself is the layer and cannot change in place; use quantize_model")
     _swap(model, twins)
@@ -160,10 +228,16 @@ def quantize_model(
     filter_fn: Filter | None = None,
     *,
     skip: str | Iterable[str] = (),
+    depth: Depth | None = None,
+    bits_per_weight: float | None = None,
+    inputs: Iterable[Any] | None = None,
 ) -> nn.Module:
     """A copy of the model with its layers made ternary; see `quantize_` for the arguments. The model is not touched."""
+    request = DepthRequest(depth, bits_per_weight, inputs)
+    if request.wanted:  # these twins share nothing with the model, so no dense weight is copied to be dropped
+        return copy.deepcopy(model, dict(_twins(model, config, filter_fn, skip, request)))
     duplicate = copy.deepcopy(model)
-    twins = _twins(duplicate, config, filter_fn, skip)
+    twins = _twins(duplicate, config, filter_fn, skip, request)
     if id(duplicate) in twins:
         return twins[id(duplicate)]
     _swap(duplicate, twins)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bittorch import ops
 from bittorch.nn import PackedLayer, TernaryConv2d, TernaryLinear
 from bittorch.nn.ternary_linear import gathered
+from bittorch.quant.trit_planes import unpack_trit_planes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,10 @@ class LayerSummary:
     """``||w - codes * scale||^2 / ||w||^2``; None where the master weight is gone."""
     bytes: int
     """Codes, scales and bias."""
+    depth: int = 1
+    """Ternary planes of a weight; the shares of codes are those of all planes."""
+    dense_bits: float = 0.0
+    """Bits a weight if each byte held five trits and all planes one scale: 1.6 a plane, where rows are long."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,13 +51,15 @@ class ModelSummary:
         return self.other_bytes + sum(layer.bytes for layer in self.layers)
 
     def __str__(self) -> str:
-        head = ("layer", "shape", "-1 %", "0 %", "+1 %", "bits/weight", "rel. error", "bytes")
+        head = ("layer", "shape", "depth", "-1 %", "0 %", "+1 %", "bits/weight", "5 trits/byte", "rel. error", "bytes")
         rows = [
             (
                 layer.name or "(model)",
                 "x".join(map(str, layer.shape)),
+                str(layer.depth),
                 *(f"{100 * share:.1f}" for share in (layer.negative, layer.zero, layer.positive)),
                 f"{layer.bits_per_weight:.2f}",
+                f"{layer.dense_bits:.2f}",
                 "-" if layer.relative_error is None else f"{layer.relative_error:.3f}",
                 f"{layer.bytes:,}",
             )
@@ -87,36 +94,57 @@ def _packed(module: nn.Module) -> tuple[Tensor, Tensor, Tensor | None] | None:
     return None
 
 
-def _layer(name: str, module: nn.Module) -> LayerSummary | None:
+def _dense_weight(reference: nn.Module, name: str, shape: tuple[int, int]) -> Tensor | None:
+    """The floating weight of the layer of that name as rows, None where it has none."""
+    try:
+        weight = getattr(reference.get_submodule(name), "weight", None)
+    except AttributeError:
+        return None
+    if not isinstance(weight, Tensor):
+        return None
+    rows = gathered(weight).detach().flatten(1)
+    if tuple(rows.shape) != shape:
+        raise ValueError(f"{name or 'the model'} has weights {shape}, but {tuple(rows.shape)} in the reference")
+    return rows
+
+
+def _layer(name: str, module: nn.Module, reference: nn.Module | None) -> LayerSummary | None:
     found = _packed(module)
     if found is None:
         return None
     w_packed, scale, weight = found
+    depth = module.depth if isinstance(module, PackedLayer) else 1
     columns = module.columns if isinstance(module, PackedLayer) else weight.shape[1]  # type: ignore[union-attr]
     codes = ops.ternary_unpack(w_packed, None, columns, torch.int8)
+    shape = len(codes) // depth, columns
+    if weight is None and reference is not None:
+        weight = _dense_weight(reference, name, shape)
     error = None
     if weight is not None:
         dense = weight.double()
-        quantized = ops.ternary_unpack(w_packed, scale, columns, torch.float32).double()
+        quantized = unpack_trit_planes(w_packed, scale, depth, columns, torch.float64)
         norm = float(dense.square().sum())
         error = float((dense - quantized).square().sum()) / norm if norm else 0.0
-    count = max(1, codes.numel())
+    trits, weights = max(1, codes.numel()), max(1, math.prod(shape))
     storage = _bytes(w_packed, scale)
-    negative, zero, positive = (int((codes == code).sum()) / count for code in (-1, 0, 1))
+    five_a_byte = 8 * len(codes) * math.ceil(columns / 5) + 32 * max(1, scale.numel() // depth)
+    negative, zero, positive = (int((codes == code).sum()) / trits for code in (-1, 0, 1))
     return LayerSummary(
         name=name,
         kind=type(module).__name__,
-        shape=tuple(codes.shape),
+        shape=shape,
         negative=negative,
         zero=zero,
         positive=positive,
-        bits_per_weight=8 * storage / count,
+        bits_per_weight=8 * storage / weights,
         relative_error=error,
         bytes=storage + _bytes(module.bias),  # type: ignore[arg-type]
+        depth=depth,
+        dense_bits=five_a_byte / weights,
     )
 
 
-def summary(model: nn.Module) -> ModelSummary:
+def summary(model: nn.Module, reference: nn.Module | None = None) -> ModelSummary:
     """Codes, sparsity, bits per weight, quantisation error and bytes of every ternary layer of a model.
 
     A layer that appears in several places counts once. Training layers are quantised as they stand now; those of method
@@ -124,12 +152,13 @@ def summary(model: nn.Module) -> ModelSummary:
 
     Args:
         model: with ternary layers, training or packed; others count as they are.
+        reference: the model before it was packed: a packed layer's error is against the weight of the same name there.
 
     Returns:
         `ModelSummary`; ``print`` shows it as a table.
 
     Raises:
-        ValueError: a weight holds NaN or Inf.
+        ValueError: a weight holds NaN or Inf, or has another shape in the reference.
 
     >>> print(bittorch.utils.summary(model))
     """
@@ -137,7 +166,7 @@ def summary(model: nn.Module) -> ModelSummary:
     others: dict[int, Tensor] = {}  # by identity: a tied tensor counts once, and also where one owner is not ternary
     dense = 0
     for name, module in model.named_modules():
-        layer = _layer(name, module)
+        layer = _layer(name, module, reference)
         if layer is None:
             others |= {id(t): t for t in (*module.parameters(recurse=False), *module.buffers(recurse=False))}
             continue

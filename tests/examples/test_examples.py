@@ -115,7 +115,7 @@ def test_inference_demo_missing_checkpoint_fails_with_advice(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["packed_inference", "ternary_vs_linear", "ternary_kernel_only"])
+@pytest.mark.parametrize("name", ["packed_inference", "ternary_vs_linear", "ternary_kernel_only", "trit_depth"])
 def test_benchmark_quick_writes_json(name: str, tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     assert "written: " in passed(f"benchmark/bench_{name}.py", "--quick", "--json", path)

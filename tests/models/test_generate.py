@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from bittorch.models import Generation, GenerationConfig, LanguageModel
+from bittorch.models import Generation, GenerationConfig, LanguageModel, PrefixCache
 from tests.models import tiny
 from tests.models.vocabularies import byte_tokenizer
 
@@ -79,15 +79,16 @@ def test_end_tokens_end_single_answers(model: LanguageModel) -> None:
         model.config = tiny.CONFIG
 
 
-def test_the_window_slides_as_a_new_prompt(model: LanguageModel) -> None:
+@pytest.mark.parametrize("keep", [0, 3, 11])
+def test_the_window_slides_as_a_new_prompt(model: LanguageModel, keep: int) -> None:
     prompt = PROMPTS[1]
-    (answer,) = tokens(model, [prompt], max_new_tokens=40, context=24, sliding_keep=3)
+    (answer,) = tokens(model, [prompt], max_new_tokens=40, context=24, sliding_keep=keep)
     held = list(prompt)
     expected: list[int] = []
     for _ in range(40):
         if len(held) > 24:
             sequence = prompt + expected
-            held = sequence[:3] + sequence[-(12 - 3) :]
+            held = sequence[:keep] + sequence[-(12 - keep) :]
         with torch.inference_mode():
             expected.append(int(model(torch.tensor([held]))[0, -1].argmax()))
         held.append(expected[-1])
@@ -141,6 +142,38 @@ def test_an_answer_may_be_left(speaker: LanguageModel) -> None:
     assert run.finish_reasons == [None]
 
 
+def test_a_conversation_is_not_computed_again() -> None:
+    model = tiny.model(activation_bits=None)
+    prefix = PrefixCache(model.new_cache(1, 100))
+    first = model.stream([PROMPTS[1]], max_new_tokens=10, prefix=prefix).run()
+    assert first.tokens == tokens(model, [PROMPTS[1]], max_new_tokens=10)
+    assert prefix.tokens == PROMPTS[1] + first.tokens[0][:-1]  # nothing was predicted from the last
+    turn = PROMPTS[1] + first.tokens[0] + PROMPTS[0]
+    assert prefix.reuse(turn) == len(turn) - len(PROMPTS[0]) - 1
+    second = model.stream([turn], max_new_tokens=10, prefix=prefix).run()
+    assert second.tokens == tokens(model, [turn], max_new_tokens=10)
+    other = PROMPTS[1][:5] + PROMPTS[3]
+    assert prefix.reuse(other) == 5
+    assert model.stream([other], max_new_tokens=10, prefix=prefix).run().tokens == tokens(
+        model, [other], max_new_tokens=10
+    )
+
+
+def test_a_conversation_slides_in_its_cache() -> None:
+    model = tiny.model(activation_bits=None)
+    prefix = PrefixCache(model.new_cache(1, 20))
+    answer = model.stream([PROMPTS[1]], max_new_tokens=30, prefix=prefix).run().tokens
+    assert answer == tokens(model, [PROMPTS[1]], max_new_tokens=30, context=20)
+    assert prefix.cache.lengths == [len(prefix.tokens)]
+
+
+def test_a_prefix_is_of_one_conversation(model: LanguageModel) -> None:
+    with pytest.raises(ValueError, match="of one conversation, got 2 prompts"):
+        model.stream(PROMPTS[:2], prefix=PrefixCache(model.new_cache(1, 20)))
+    with pytest.raises(ValueError, match="one empty row, got 2 rows"):
+        PrefixCache(model.new_cache(2, 20))
+
+
 def test_figures(model: LanguageModel) -> None:
     stats = Generation(model, PROMPTS, GenerationConfig(max_new_tokens=5)).run().stats
     assert (stats.prompt_tokens, stats.new_tokens, stats.decode_tokens) == (32, 20, 16)
@@ -159,7 +192,7 @@ def test_figures(model: LanguageModel) -> None:
         ([[1, 300]], {}, "from 1 to 300, the vocabulary 0 to 299"),
         ([[1] * 129], {}, "prompt 0 has 129 tokens, the context 128"),
         ([[1] * 9], {"context": 8}, "prompt 0 has 9 tokens, the context 8; shorten it or allow a larger"),
-        ([[1]], {"context": 8, "sliding_keep": 5}, "sliding_keep=5 is more than half of the context of 8"),
+        ([[1]], {"context": 8, "sliding_keep": 4}, "sliding_keep=4 must be less than half of the context of 8"),
         (["text"], {}, "prompt 0 is text, and the model has no tokenizer"),
         ([[1]], {"stop": "x"}, "stop texts need a tokenizer"),
     ],

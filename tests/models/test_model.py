@@ -215,13 +215,14 @@ def test_an_embedding_may_stay_a_half(tmp_path: Path) -> None:
     helpers.assert_near(logits(wide, IDS), logits(dense, IDS), 0.005)  # six planes round to 1 / 728 of the largest
 
 
-@pytest.mark.parametrize(("depth", "group_size", "limit"), [(6, 0, 0.02), (6, None, 0.01), (6, 16, 0.01), (2, 16, 0.6)])
+@pytest.mark.filterwarnings("ignore:group_size=16")
+@pytest.mark.parametrize(("depth", "group_size", "limit"), [(6, 0, 0.02), (6, None, 0.02), (6, 16, 0.01), (2, 16, 0.6)])
 def test_depth_converts_dense_layers(depth: int, group_size: int | None, limit: float, tmp_path: Path) -> None:
     theirs = llama()
     ours = load(theirs, tmp_path, depth=depth, group_size=group_size)
     layer = ours.layers[0].self_attn.qkv_proj
     assert isinstance(layer, TernaryLinearInference)
-    groups = {None: 2, 0: 1, 16: 4}[group_size]
+    groups = {None: 1, 0: 1, 16: 4}[group_size]  # a row of 64 is one group
     assert (layer.depth, layer.activation_bits, layer.groups) == (depth, 16, groups)
     error = helpers.relative_l2(logits(ours, IDS), logits(theirs, IDS))
     assert limit / 20 < error < limit
@@ -257,6 +258,11 @@ def test_bad_input_has_both_values() -> None:
 def test_bad_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LoadOptions(**options)
+
+
+def test_groups_that_only_the_portable_kernel_takes_are_warned_of() -> None:
+    with pytest.warns(UserWarning, match="group_size=32 is no multiple of 64"):
+        LoadOptions(depth=2, group_size=32)
 
 
 def test_loading_warns_of_nothing(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def expected(model: torch.nn.Module, window: int, stride: int) -> tuple[float, i
 
 @pytest.mark.parametrize(("window", "stride"), [(100, 100), (128, 1), (32, 32), (32, 16), (30, 7), (2, 1), (50, 50)])
 def test_values_equal_the_formula(window: int, stride: int) -> None:
-    model = tiny.model()
+    model = tiny.model(activation_bits=None)  # int8 steps would turn the rounding of attention into a visible one
     value, count = expected(model, window, stride)
     measured = perplexity(model, IDS, window=window, stride=stride)
     assert measured.tokens == count

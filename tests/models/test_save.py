@@ -29,6 +29,7 @@ CASES: dict[str, tuple[Any, bool, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:group_size=16")
 @pytest.mark.parametrize("name", CASES)
 def test_a_model_comes_back_bit_for_bit(name: str, tmp_path: Path) -> None:
     config, ternary, options = CASES[name]

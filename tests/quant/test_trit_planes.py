@@ -48,6 +48,12 @@ def test_frozen_digits() -> None:
     assert scale.tolist() == [1.0]
 
 
+def test_golden_bytes() -> None:
+    packed, scale = quant.pack_trit_planes(torch.tensor([[2.0, -1.5, 0.5, -1.0]]), 2)
+    assert packed.tolist() == [[0x51], [0x89]]
+    assert scale.tolist() == [0.5, 1.5]
+
+
 @pytest.mark.parametrize("depth", DEPTHS)
 @pytest.mark.parametrize("granularity", GRANULARITIES, ids=str)
 @pytest.mark.parametrize("dtype", [*helpers.FLOATS, torch.float64], ids=helpers.dtype_id)
@@ -146,6 +152,14 @@ def test_extreme_magnitudes_stay_finite(magnitude: float) -> None:
         assert torch.equal(planes[:, 0, 0], -planes[:, 0, 1])
         assert abs(float(dense[0, 0]) - magnitude) <= max(1e-43, 1e-6 * magnitude)
         assert scale.item() > 0
+
+
+def test_integers_end_where_the_digits_do() -> None:
+    """A subnormal scale may be rounded down so far that the largest weight is 1.5 times the grid."""
+    tiny = 2.0**-149
+    planes, scale = quant.trit_planes(torch.tensor([[540 * tiny, -540 * tiny, 100 * tiny]], dtype=torch.float64), 6)
+    assert scale.item() == tiny
+    assert _integers(planes).tolist() == [[364, -364, 100]]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -1,0 +1,208 @@
+"""Trit depth for whole models: the planes of each layer, and how many where only a budget of bits is given."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Iterable, Mapping
+from functools import partial
+from numbers import Real
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from bittorch.nn import TernaryLinearInference
+from bittorch.nn.ternary_linear import gathered
+from bittorch.quant import TernaryQuantConfig
+from bittorch.quant.trit_planes import MAX_DEPTH, check_depth, from_grid, grid_integers
+
+Depth = int | Mapping[str, int | None]
+_Value = TypeVar("_Value")
+_TOKENS = 512  # activations of a layer that its errors are weighed with
+_TOKENS_A_BATCH = 64
+
+
+def first_match(name: str, values: Mapping[str, _Value]) -> _Value | None:
+    """The value of the first pattern that a layer's name matches."""
+    return next((value for pattern, value in values.items() if fnmatch.fnmatchcase(name, pattern)), None)
+
+
+@dataclasses.dataclass(frozen=True)
+class DepthRequest:
+    """What the caller of `bittorch.quantize_` said about depth; checked when it is made."""
+
+    depth: Depth | None = None
+    bits_per_weight: float | None = None
+    inputs: Iterable[Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.depth is not None and self.bits_per_weight is not None:
+            raise ValueError(
+                f"depth={self.depth!r} and bits_per_weight={self.bits_per_weight!r} are two answers to one question; "
+                "give one of them"
+            )
+        if self.inputs is not None and self.bits_per_weight is None:
+            raise ValueError("inputs weigh the errors of automatic depth; they go with bits_per_weight alone")
+        if isinstance(self.depth, Mapping):
+            for value in self.depth.values():
+                if value is not None:
+                    check_depth(value)
+        elif self.depth is not None:
+            check_depth(self.depth)
+        bits = self.bits_per_weight
+        if bits is not None and (isinstance(bits, bool) or not isinstance(bits, Real) or not bits > 0):
+            raise ValueError(f"bits_per_weight must be a positive number, got {bits!r}")
+
+    @property
+    def wanted(self) -> bool:
+        return self.depth is not None or self.bits_per_weight is not None
+
+    @property
+    def patterns(self) -> list[str]:
+        return list(self.depth) if isinstance(self.depth, Mapping) else []
+
+    def of(self, name: str) -> int | None:
+        """The depth of a layer, None to leave it; not for a budget."""
+        return first_match(name, self.depth) if isinstance(self.depth, Mapping) else self.depth
+
+
+def _error(weight: Tensor, depth: int, config: TernaryQuantConfig, x: Tensor | None) -> float:
+    """``|W - Q|^2 / |W|^2``, or with activations ``|x (W - Q)^T|^2 / |x W^T|^2``."""
+    assert config.granularity is not None
+    w = weight.float()
+    difference = w - from_grid(*grid_integers(w, depth, config.granularity, config.group_size))
+    if x is not None:
+        difference, w = x @ difference.T, x @ w.T
+    norm = float(w.double().square().sum())
+    return float(difference.double().square().sum()) / norm if norm else 0.0
+
+
+def _bits_of_a_plane(linear: nn.Linear, config: TernaryQuantConfig) -> int:
+    """Stored bits of one plane: packed codes and float32 scales, as `bittorch.utils.summary` counts them."""
+    n, k = linear.out_features, linear.in_features
+    groups = k // config.group_size if config.granularity == "group" else 1
+    return 8 * n * ((k + 3) // 4) + 32 * n * groups
+
+
+class _Activations:
+    """Some of the tokens that reach each layer, while it is a context."""
+
+    def __init__(self, layers: Mapping[str, nn.Linear]) -> None:
+        self.tokens: dict[str, list[Tensor]] = {name: [] for name in layers}
+        self.layers = layers
+
+    def __enter__(self) -> _Activations:
+        self.handles = [
+            layer.register_forward_pre_hook(partial(self._take, name), with_kwargs=True)
+            for name, layer in self.layers.items()
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def _take(self, name: str, _: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        x = inputs[0] if inputs else named["input"]
+        rows, found = x.detach().reshape(-1, x.shape[-1]), self.tokens[name]
+        if len(rows) and sum(map(len, found)) < _TOKENS:
+            found.append(rows[:: -(-len(rows) // _TOKENS_A_BATCH)].float())
+
+
+def _called(model: nn.Module, batch: Any) -> None:
+    if isinstance(batch, Mapping):
+        model(**batch)
+    elif isinstance(batch, list | tuple):
+        model(*batch)
+    else:
+        model(batch)
+
+
+def _calibrate(model: nn.Module, layers: Mapping[str, nn.Linear], inputs: Iterable[Any]) -> dict[str, Tensor]:
+    """Activations ``(tokens, in_features)`` of each layer; the model runs in eval mode and keeps its own."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        with torch.no_grad(), _Activations(layers) as seen:
+            for batch in inputs:
+                _called(model, batch)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    if missing := [name for name, tokens in seen.tokens.items() if not tokens]:
+        raise ValueError(f"inputs never reach {', '.join(missing[:3])}; give other inputs, or skip such layers")
+    activations = {name: torch.cat(tokens) for name, tokens in seen.tokens.items()}
+    for name, x in activations.items():
+        if not bool(torch.isfinite(x).all()):
+            raise ValueError(f"inputs bring NaN or Inf to {name}, and say nothing about its error")
+    return activations
+
+
+def _spend(errors: Mapping[str, list[float]], prices: Mapping[str, int], budget: float) -> dict[str, int]:
+    """Depths that lower the summed error most for their bits.
+
+    From depth 1 on, the step of the steepest fall a bit is taken while the budget has room; steps of several planes
+    count too, because outliers make the error stand still at first and fall later.
+    """
+    depths = dict.fromkeys(errors, 1)
+    left = budget - sum(prices.values()) + 0.5  # bits are whole numbers, the budget is a rounded product
+    while True:
+        steps = [
+            ((e[depths[name] - 1] - e[depth - 1]) / (prices[name] * (depth - depths[name])), name, depth)
+            for name, e in errors.items()
+            for depth in range(depths[name] + 1, MAX_DEPTH + 1)
+            if prices[name] * (depth - depths[name]) <= left
+        ]
+        if not steps:
+            return depths
+        _, name, depth = max(steps, key=lambda step: step[0])
+        left -= prices[name] * (depth - depths[name])
+        depths[name] = depth
+
+
+def choose_depths(
+    model: nn.Module,
+    layers: Mapping[str, nn.Linear],
+    configs: Mapping[str, TernaryQuantConfig],
+    bits_per_weight: float,
+    inputs: Iterable[Any] | None = None,
+) -> dict[str, int]:
+    """The depth of each layer, 1 to 6, so that all together store at most ``bits_per_weight``.
+
+    Minimises, greedily, the sum over layers of ``|W - Q|^2 / |W|^2``; with ``inputs`` of
+    ``|x (W - Q)^T|^2 / |x W^T|^2`` for activations x of the layer.
+
+    Raises:
+        ValueError: a budget below that of depth 1, inputs that do not reach a layer or are not finite there.
+    """
+    prices = {name: _bits_of_a_plane(layer, configs[name]) for name, layer in layers.items()}
+    weights = sum(layer.weight.numel() for layer in layers.values())
+    least = sum(prices.values()) / max(weights, 1)
+    if bits_per_weight * weights < sum(prices.values()) - 0.5:
+        raise ValueError(
+            f"bits_per_weight={bits_per_weight:g} is below the {least:.3f} that depth 1 takes, scales included; "
+            "give more, or larger groups"
+        )
+    activations = {} if inputs is None else _calibrate(model, layers, inputs)
+    errors = {}
+    for name, layer in layers.items():
+        weight, x = gathered(layer.weight).detach(), activations.get(name)
+        try:
+            errors[name] = [_error(weight, depth, configs[name], x) for depth in range(1, MAX_DEPTH + 1)]
+        except ValueError as error:
+            raise ValueError(f"cannot convert {name or 'the model'}: {error}") from None
+    return _spend(errors, prices, bits_per_weight * weights)
+
+
+class PlaneMaker:
+    """Makes layers of trit planes; layers with one weight, depth and configuration share their codes and scales."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[int, int, TernaryQuantConfig], TernaryLinearInference] = {}
+
+    def __call__(self, linear: nn.Linear, depth: int, config: TernaryQuantConfig) -> TernaryLinearInference:
+        layer = TernaryLinearInference.from_linear(linear, depth, config)
+        first = self._made.setdefault((id(linear.weight), depth, config), layer)
+        layer.weight_packed, layer.scale = first.weight_packed, first.scale
+        return layer
