@@ -34,9 +34,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--i2-s-layout", default="128x32", help="of I2_S tensors in SRC; default 128x32")
     planes = parser.add_argument_group("planes of trits", "make a dense model ternary first, for --to bittorch")
     planes.add_argument("--depth", type=int, metavar="D", help="planes of each dense layer, 1 to 6")
-    planes.add_argument(
-        "--group-size", type=int, metavar="G", help="columns that share a scale; 0 for one scale a row; default 32"
-    )
+    planes.add_argument("--group-size", type=int, metavar="G", help="columns that share a scale; 0 for one scale a row")
     planes.add_argument("--head-depth", type=int, metavar="D", help="planes of the language-model head")
     parser.set_defaults(execute=execute)
 

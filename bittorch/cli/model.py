@@ -54,7 +54,10 @@ def choose(args: argparse.Namespace) -> Choice:
         "activation_bits": int(bits) if isinstance(bits, str) and bits.isdigit() else bits,
     }
     depth = default_model.DEPTH if args.model is None and args.depth is None else args.depth or None
-    planes = {"depth": depth, "group_size": args.group_size, "head_depth": args.head_depth}
+    group_size = args.group_size
+    if args.model is None and depth is not None and group_size is None:
+        group_size = default_model.GROUP_SIZE
+    planes = {"depth": depth, "group_size": group_size, "head_depth": args.head_depth}
     _check({**options, **planes})
     if args.model is None:
         gguf = default_model.find_gguf()

@@ -181,7 +181,8 @@ def test_an_interrupted_batch_keeps_its_rows(bittorch: Command, model: Path, tmp
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    # 130 to a shell either way: Python dies of the signal itself where that came inside some imports.
+    assert process.returncode in (130, -signal.SIGINT)
     assert "Traceback" not in err
     assert [row["id"] for row in _rows(out)] == ["1"]
 

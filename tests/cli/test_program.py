@@ -15,7 +15,7 @@ import pytest
 from bittorch._version import __version__
 from bittorch.cli import arguments
 from bittorch.cli.errors import UsageError, one_line
-from bittorch.cli.main import COMMANDS, main, make_parser
+from bittorch.cli.program import COMMANDS, main, make_parser
 from bittorch.models import Generation, GenerationConfig, Piece
 from tests.cli.conftest import Command, command, run_process
 
