@@ -179,7 +179,8 @@ static void bulk(Random &random) {
     aligned(random, 66, 9, 130, {"tensor", 0, 130, 1});
     aligned(random, 40, 30, 1000, {"channel", 1, 1000, 30});
     aligned(random, 64, 150, 64, {"channel", 1, 64, 150});
-    aligned(random, 50, 270, 640, {"channel", 1, 640, 270});
+    aligned(random, 100, 20, 600, {"channel", 1, 600, 20});
+    aligned(random, 34, 260, 70, {"channel", 1, 70, 260});
     aligned(random, 180, 17, 130, {"tensor", 0, 130, 1});
     aligned(random, 18, 5, 4160, {"channel", 1, 4160, 5});
     aligned(random, 37, 20, 960, {"group", 15, 64, 300});

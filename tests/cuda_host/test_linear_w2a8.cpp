@@ -161,8 +161,10 @@ static void bulk(Random &random) {
     aligned(random, 66, 9, 130, {"tensor", 0, 130, 1}, 1);
     aligned(random, 40, 30, 1100, {"channel", 1, 1100, 30}, 1);
     aligned(random, 64, 150, 64, {"channel", 1, 64, 150}, 1);
-    aligned(random, 50, 270, 640, {"channel", 1, 640, 270}, 1);
-    aligned(random, 20, 270, 1200, {"channel", 1, 1200, 270}, 3);
+    aligned(random, 100, 20, 600, {"channel", 1, 600, 20}, 1);
+    aligned(random, 34, 260, 70, {"channel", 1, 70, 260}, 1);
+    aligned(random, 50, 20, 300, {"channel", 1, 300, 20}, 2);
+    aligned(random, 20, 40, 200, {"channel", 1, 200, 40}, 3);
     aligned(random, 37, 20, 960, {"group", 15, 64, 300}, 1);
     aligned(random, 40, 17, 513, {"channel", 1, 513, 17}, 2);
     aligned(random, 23, 20, 64, {"channel", 1, 64, 20}, 3);

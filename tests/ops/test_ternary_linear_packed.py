@@ -275,8 +275,8 @@ def test_unpacked_product_is_near_float64(
 
 
 def test_unpacked_product_of_several_chunks_of_rows() -> None:
-    problem = _Problem(2200, 2052, GRANULARITIES[-1], torch.float32)
-    x = helpers.randn(3, 2052)
+    problem = _Problem(2200, 2048, GRANULARITIES[-1], torch.float32)
+    x = helpers.randn(3, 2048)
     helpers.assert_near(problem.run(x, "unpack"), problem.exact(x))
 
 
