@@ -10,7 +10,7 @@ from bittorch.cli.console import rate_text, size_text
 from bittorch.cli.errors import CommandError
 
 if TYPE_CHECKING:
-    from bittorch.models import GenerationConfig, GenerationStats, LanguageModel
+    from bittorch.models import GenerationConfig, GenerationStats, LanguageModel, PrefixCache
 
 Message = dict[str, str]
 
@@ -23,14 +23,51 @@ class Answer:
         text: as far as it came.
         finish_reason: ``eos``, ``stop``, ``length``, ``context``, or ``interrupted``.
         stats: figures of the generation.
+        kept: tokens of the prompt that an earlier turn had computed.
     """
 
     text: str
     finish_reason: str | None
     stats: GenerationStats
+    kept: int = 0
+
+    @property
+    def prefill_tokens_per_second(self) -> float | None:
+        """Of the tokens that were computed."""
+        seconds = self.stats.time_to_first_token
+        return (self.stats.prompt_tokens - self.kept) / seconds if seconds else None
 
     def object(self) -> dict[str, Any]:
-        return {"text": self.text, "finish_reason": self.finish_reason, "stats": stats_object(self.stats)}
+        """For JSON."""
+        return {"text": self.text, "finish_reason": self.finish_reason, "stats": self.figures()}
+
+    def figures(self) -> dict[str, Any]:
+        """Counts, times in seconds, bytes."""
+        stats = self.stats
+        return {
+            "prompt_tokens": stats.prompt_tokens,
+            "kept_tokens": self.kept,
+            "new_tokens": stats.new_tokens,
+            "time_to_first_token": stats.time_to_first_token,
+            "prefill_tokens_per_second": self.prefill_tokens_per_second,
+            "decode_tokens_per_second": stats.tokens_per_second,
+            "peak_bytes": stats.peak_bytes,
+        }
+
+    def line(self) -> str:
+        """The figures for people."""
+        stats = self.stats
+        first = stats.time_to_first_token
+        kept = f" ({self.kept} of them kept)" if self.kept else ""
+        parts = [
+            f"{stats.prompt_tokens} tokens in{kept}, {stats.new_tokens} out",
+            "first token after " + ("-" if first is None else f"{first:.2f} s"),
+            f"prefill {rate_text(self.prefill_tokens_per_second)}",
+            f"decode {rate_text(stats.tokens_per_second)}",
+        ]
+        if stats.peak_bytes is not None:
+            parts.append(f"peak memory {size_text(stats.peak_bytes)}")
+        return ", ".join(parts)
 
 
 def prompt_tokens(model: LanguageModel, text: str, *, system: str | None = None, raw: bool = False) -> list[int]:
@@ -86,7 +123,13 @@ def chat_tokens(model: LanguageModel, messages: Sequence[Message]) -> list[int]:
     return model.tokenizer.encode_chat(messages)
 
 
-def generate(model: LanguageModel, tokens: list[int], config: GenerationConfig, show: Callable[[str], None]) -> Answer:
+def generate(
+    model: LanguageModel,
+    tokens: list[int],
+    config: GenerationConfig,
+    show: Callable[[str], None],
+    prefix: PrefixCache | None = None,
+) -> Answer:
     """Generates to the end.
 
     Args:
@@ -94,18 +137,20 @@ def generate(model: LanguageModel, tokens: list[int], config: GenerationConfig, 
         tokens: the prompt.
         config: how.
         show: is given each piece of text.
+        prefix: keys and values of the conversation so far.
 
     Raises:
         KeyboardInterrupt: as it comes; `Interrupted` holds what was generated until then.
     """
-    generation = model.stream([tokens], config)
+    kept = 0 if prefix is None else prefix.reuse(tokens)
+    generation = model.stream([tokens], config, prefix=prefix)
     try:
         for piece in generation:
             if piece.text:
                 show(piece.text)
     except KeyboardInterrupt:
-        raise Interrupted(Answer(generation.texts[0], "interrupted", generation.stats)) from None
-    return Answer(generation.texts[0], generation.finish_reasons[0], generation.stats)
+        raise Interrupted(Answer(generation.texts[0], "interrupted", generation.stats, kept)) from None
+    return Answer(generation.texts[0], generation.finish_reasons[0], generation.stats, kept)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -114,29 +159,3 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, answer: Answer) -> None:
         super().__init__()
         self.answer = answer
-
-
-def stats_object(stats: GenerationStats) -> dict[str, Any]:
-    """The figures of a generation for JSON; times in seconds."""
-    return {
-        "prompt_tokens": stats.prompt_tokens,
-        "new_tokens": stats.new_tokens,
-        "time_to_first_token": stats.time_to_first_token,
-        "prefill_tokens_per_second": stats.prefill_tokens_per_second,
-        "decode_tokens_per_second": stats.tokens_per_second,
-        "peak_bytes": stats.peak_bytes,
-    }
-
-
-def stats_text(stats: GenerationStats) -> str:
-    """The same for people, on one line."""
-    first = stats.time_to_first_token
-    parts = [
-        f"{stats.prompt_tokens} tokens in, {stats.new_tokens} out",
-        "first token after " + ("-" if first is None else f"{first:.2f} s"),
-        f"prefill {rate_text(stats.prefill_tokens_per_second)}",
-        f"decode {rate_text(stats.tokens_per_second)}",
-    ]
-    if stats.peak_bytes is not None:
-        parts.append(f"peak memory {size_text(stats.peak_bytes)}")
-    return ", ".join(parts)

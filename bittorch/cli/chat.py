@@ -17,8 +17,6 @@ from bittorch.cli.answer import (
     check_text,
     generate,
     has_template,
-    stats_object,
-    stats_text,
 )
 from bittorch.cli.arguments import generation_config, model_options, output_options, sampling_options
 from bittorch.cli.console import Console
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
 PROMPT = "> "
 HISTORY_LINES = 1000
 ANSWER_TOKENS = 512
+CONTEXT = 8192  # tokens, where the model has more and --context says nothing: keys and values take memory
 HELP = """/help          this text
 /system TEXT   what the model should be; without TEXT the model's own default again
 /reset         forget the conversation
@@ -90,6 +89,11 @@ class Chat:
     ) -> None:
         self.model, self.config, self.console = model, config, console
         self.conversation, self.interactive = conversation, interactive
+        from bittorch.models import PrefixCache
+
+        most = model.config.max_positions
+        self.context = min(most, CONTEXT if config.context is None else config.context)
+        self.prefix = PrefixCache(model.new_cache(1, self.context))
         self.last: Answer | None = None
         self.commands: dict[str, Callable[[str], bool]] = {
             "help": self._help,
@@ -152,13 +156,12 @@ class Chat:
         self.console.object({"type": "answer", **answer.object()})
 
     def _answer(self) -> Answer:
-        room = min(self.model.config.max_positions, self.config.context or self.model.config.max_positions)
-        room -= min(self.config.max_new_tokens, room // 2)
+        room = self.context - min(self.config.max_new_tokens, self.context // 2)
         tokens, dropped = self.conversation.fit(lambda messages: chat_tokens(self.model, messages), room)
         if dropped:
             self.console.note(f"the oldest {dropped} messages no longer fit and are forgotten")
         try:
-            answer = generate(self.model, tokens, self.config, self.console.write)
+            answer = generate(self.model, tokens, self.config, self.console.write, self.prefix)
         except Interrupted as stopped:
             answer = stopped.answer
         self.console.line()
@@ -201,8 +204,8 @@ class Chat:
     def _stats(self, rest: str) -> bool:
         if self.last is None:
             raise CommandError("there is no answer yet")
-        self.console.line(stats_text(self.last.stats))
-        self.console.object({"type": "stats", **stats_object(self.last.stats)})
+        self.console.line(self.last.line())
+        self.console.object({"type": "stats", **self.last.figures()})
         return True
 
 

