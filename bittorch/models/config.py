@@ -88,16 +88,16 @@ class ModelConfig:
 
     def _check_rope_scaling(self, scaling: Mapping[str, Any]) -> None:
         kind = scaling.get("rope_type")
-        if kind not in ROPE_ENTRIES:
-            raise ValueError(f"rope_type must be one of {', '.join(ROPE_ENTRIES)}, got {kind!r}")
+        if not isinstance(kind, str) or kind not in ROPE_ENTRIES:
+            raise ValueError(f"rope_type {kind!r:.100} is not known; known are {', '.join(ROPE_ENTRIES)}")
         for name in ROPE_ENTRIES[kind]:
             values = scaling.get(name)
             if name == "factors":
-                whole = isinstance(values, list | tuple) and len(values) == self.head_dim // 2
-                if not whole or not all(_is_positive(value) for value in values or ()):
-                    raise ValueError(
-                        f"rope_scaling has factors {values!r:.100}; it needs {self.head_dim // 2} positive ones"
-                    )
+                count = len(values) if isinstance(values, list | tuple) else 0
+                if count != self.head_dim // 2:
+                    raise ValueError(f"rope_scaling factors must be {self.head_dim // 2} numbers, got shape ({count},)")
+                if not all(_is_positive(value) for value in values or ()):
+                    raise ValueError(f"rope_scaling factors must be positive and finite, got {values!r:.100}")
             elif not _is_positive(values):
                 raise ValueError(f"rope_scaling of {kind} must have a positive {name}, got {values!r:.100}")
         if kind == "llama3" and scaling["low_freq_factor"] >= scaling["high_freq_factor"]:

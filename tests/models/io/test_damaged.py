@@ -331,7 +331,7 @@ def test_shards_that_are_missing_or_wrong(tmp_path: Path) -> None:
         ({"model_type": None, "architectures": [1]}, r"model_type None \(architectures \[1\]\)"),
         ({"eos_token_id": ["a"]}, "eos_token_ids must be numbers of tokens, got 'a'"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}, "llama3 must have a positive low_freq_factor"),
-        ({"rope_parameters": {"rope_type": "factors", "factors": [1.0]}}, "needs 32 positive ones"),
+        ({"rope_parameters": {"rope_type": "factors", "factors": [1.0]}}, r"must be 32 numbers, got shape \(1,\)"),
         ({"rope_parameters": 5}, r"config\.json: "),
         ({"rope_parameters": 5}, "config.json: "),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type 'yarn'"),
