@@ -15,7 +15,7 @@ from torch import nn
 
 from bittorch import TernaryLinearInference, TernaryQuantConfig
 
-SHAPES = [(1, 2560, 2560), (32, 2560, 2560), (1, 576, 576), (1024, 576, 1536)]
+SHAPES = [(1, 2560, 2560), (32, 2560, 2560)]
 DEPTHS = (1, 2, 3, 4)
 
 

@@ -107,14 +107,20 @@ def dense_linear(
 ) -> nn.Linear:
     """`nn.Linear` of the weights side by side; made without initial values."""
     rows = [len(weight) for weight in weights]
-    layer = nn.Linear(weights[0].shape[1], sum(rows), bias=bias is not None, device="meta")
     if len(weights) == 1:
         weight = weights[0].to(device=device, dtype=dtype)
     else:
         weight = torch.empty((sum(rows), weights[0].shape[1]), device=device, dtype=dtype)
         for part, own in zip(weight.split(rows), weights, strict=True):
             part.copy_(own)
+    return linear_of(weight, None if bias is None else bias.to(device=device, dtype=dtype))
+
+
+def linear_of(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    """`nn.Linear` with this very weight; its constructor would draw initial values from the caller's generator."""
+    layer = nn.Linear.__new__(nn.Linear)
+    nn.Module.__init__(layer)
+    layer.out_features, layer.in_features = weight.shape
     layer.weight = nn.Parameter(weight, requires_grad=False)
-    if bias is not None:
-        layer.bias = nn.Parameter(bias.to(device=device, dtype=dtype), requires_grad=False)
+    layer.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
     return layer.eval()

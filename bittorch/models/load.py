@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bittorch.models.attention import Attention
 from bittorch.models.block import MLP, DecoderLayer
 from bittorch.models.io import Checkpoint, PackedWeight
-from bittorch.models.linear import dense_linear, fuse_packed, packed_linear
+from bittorch.models.linear import dense_linear, fuse_packed, linear_of, packed_linear
 from bittorch.models.norm import RMSNorm
 from bittorch.quant import check_depth, pack_trit_planes
 from bittorch.quant.ternary import Granularity, check_activation_bits
@@ -104,13 +104,12 @@ class Loader:
         """Both, with one weight where they are tied and the head is dense."""
         name = "model.embed_tokens.weight"
         shared = self.config.tie_embeddings and self.options.head_depth is None
-        embedding = nn.Embedding(self.config.vocab_size, self.config.hidden_size, device="meta")
         # A half that is widened after the lookup gives the same values at half the memory.
         dtype = self.dtype if shared or self.checkpoint.info(name).type not in STORED else None
-        embedding.weight = nn.Parameter(self.checkpoint.dense(name, dtype).to(self.device), requires_grad=False)
+        embedding = nn.Embedding.from_pretrained(self.checkpoint.dense(name, dtype).to(self.device))
         if not shared:
             return embedding, self._head(name if self.config.tie_embeddings else "lm_head.weight")
-        head = nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=False, device="meta")
+        head = linear_of(embedding.weight)
         head.weight = embedding.weight
         return embedding, head
 

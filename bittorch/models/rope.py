@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,9 +22,6 @@ def rope_frequencies(config: ModelConfig) -> Tensor:
     Returns:
         float32 ``(head_dim / 2,)``.
 
-    Raises:
-        ValueError: an unknown rope_type, or factors of another number than head_dim / 2.
-
     Source:
         RoFormer, arXiv:2104.09864; the Llama 3.1 model card for ``llama3``.
     """
@@ -31,23 +30,15 @@ def rope_frequencies(config: ModelConfig) -> Tensor:
     scaling = config.rope_scaling
     if not scaling:
         return frequencies
-    kind = scaling.get("rope_type", scaling.get("type"))
-    if kind == "default":
-        return frequencies
+    kind = scaling["rope_type"]  # `ModelConfig` has checked it and what belongs to it
     if kind == "linear":
         return frequencies / float(scaling["factor"])
     if kind == "llama3":
         return _llama3(frequencies, scaling)
-    if kind == "factors":
-        factors = torch.as_tensor(scaling["factors"], dtype=torch.float32)
-        if factors.shape != frequencies.shape:
-            raise ValueError(f"rope factors must be {len(frequencies)} numbers, got shape {tuple(factors.shape)}")
-        return frequencies / factors
-    raise ValueError(f"rope_type {kind!r} is not known; known are default, linear, llama3 and factors")
+    return frequencies / torch.as_tensor(scaling["factors"], dtype=torch.float32)
 
 
-def _llama3(frequencies: Tensor, scaling: object) -> Tensor:
-    assert hasattr(scaling, "__getitem__")
+def _llama3(frequencies: Tensor, scaling: Mapping[str, Any]) -> Tensor:
     factor = float(scaling["factor"])
     low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
     turns = float(scaling["original_max_position_embeddings"]) * frequencies / (2 * math.pi)

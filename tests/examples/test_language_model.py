@@ -27,6 +27,6 @@ def test_a_model_answers_and_a_saved_one_answers_alike(tmp_path: Path) -> None:
     model.tokenizer = byte_tokenizer()
     model.save_pretrained(tmp_path / "dense")
     text = run(tmp_path / "dense", "--prompt", "any", "--tokens", 9, "--depth", 3, "--save", tmp_path / "packed")
-    assert "[length: 3 + 9 tokens, first after" in text
+    assert "[length: 2 + 9 tokens, first after" in text
     answer = text.split("\n", 1)[1].split("[length")[0]
     assert run(tmp_path / "packed", "--prompt", "any", "--tokens", 9).split("[length")[0] == answer

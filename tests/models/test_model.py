@@ -271,3 +271,19 @@ def test_loading_warns_of_nothing(tmp_path: Path) -> None:
         model = tiny.model()
     assert model.device == torch.device("cpu")
     assert not model.training
+
+
+def test_loading_draws_no_random_numbers_and_compiles_nothing(tmp_path: Path) -> None:
+    tiny.model(ternary=False).save_pretrained(tmp_path / "model")
+    code = f"""
+import sys, torch
+from bittorch.models import LanguageModel
+torch.manual_seed(1)
+before = torch.get_rng_state()
+for options in ({{}}, {{"depth": 2, "head_depth": 2}}):
+    LanguageModel.from_pretrained({str(tmp_path / "model")!r}, tokenizer=False, **options)
+assert torch.equal(before, torch.get_rng_state())
+assert "torch._dynamo" not in sys.modules  # a second and a half
+"""
+    done = helpers.run_python(code)
+    assert done.returncode == 0, done.stderr

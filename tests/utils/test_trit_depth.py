@@ -261,9 +261,19 @@ def test_activations_weigh_errors() -> None:
     seen = trit_depth._error(weight, 3, TernaryQuantConfig(), x)
     difference = weight - quantized
     assert blind == pytest.approx(float(difference.square().sum() / weight.double().square().sum()), rel=1e-5)
-    expected = (x.double() @ difference.T).square().sum() / (x.double() @ weight.double().T).square().sum()
-    assert seen == pytest.approx(float(expected), rel=1e-5)
+    expected = (x.double() @ difference.T).square().sum(1) / (x.double() @ weight.double().T).square().sum(1)
+    assert seen == pytest.approx(float(expected.mean()), rel=1e-5)
     assert seen > 2 * blind
+
+
+def test_a_token_of_large_activations_hides_no_other() -> None:
+    model, x = _with_outliers()
+    weight = model[1].weight.detach()
+    seen = trit_depth._error(weight, 2, TernaryQuantConfig(), x)
+    x[0, 0] = 1000  # a token that the large column alone decides, whose relative error is next to nothing
+    assert trit_depth._error(weight, 2, TernaryQuantConfig(), x) > 0.9 * seen
+    x[1] = 0
+    assert 0.9 * seen < trit_depth._error(weight, 2, TernaryQuantConfig(), x) < 1.1 * seen
 
 
 def test_planes_go_where_error_falls() -> None:
