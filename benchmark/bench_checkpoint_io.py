@@ -50,8 +50,7 @@ def load(path: Path) -> None:
     with open_checkpoint(path) as checkpoint:
         for name in checkpoint.names:
             ternary = checkpoint.info(name).ternary
-            kept.append(checkpoint.packed(name) if ternary else checkpoint.dense(name).clone())
-            checkpoint.release(name)
+            kept.append(checkpoint.packed(name) if ternary else checkpoint.dense(name, copy=True))
 
 
 def read(path: Path) -> None:

@@ -66,6 +66,10 @@ class StoredTensor:
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         raise NotImplementedError
 
+    def copied(self, dtype: torch.dtype | None = None) -> Tensor:
+        """As `dense`, but never a view."""
+        return self.dense(dtype)
+
     def packed(self) -> PackedWeight:
         raise ValueError(f"{self.info.name} is stored as {self.info.type}, which is not ternary; read it with dense()")
 
@@ -111,21 +115,22 @@ class Checkpoint:
         """How a tensor is stored. Raises KeyError where there is none of this name."""
         return self.stored(name).info
 
-    def dense(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+    def dense(self, name: str, dtype: torch.dtype | None = None, copy: bool = False) -> Tensor:
         """A tensor's values.
 
         Args:
             name: canonical.
             dtype: of the result; None keeps that of the file, float32 for quantised types.
+            copy: never a view of the file; bytes are copied some at a time, and never stand in memory twice.
 
         Returns:
-            A tensor on the CPU; it may be a view of the mapped file, so clone it if it must outlive the file.
+            A tensor on the CPU; without ``copy`` it may be a view of the mapped file.
 
         Raises:
             KeyError: no such tensor.
             FormatError: damaged bytes: reserved codes, scales that are not finite.
         """
-        return self.stored(name).dense(dtype)
+        return self.stored(name).copied(dtype) if copy else self.stored(name).dense(dtype)
 
     def packed(self, name: str) -> PackedWeight:
         """The exact trits and scale of a ternary tensor; may be views of the mapped file.

@@ -146,6 +146,9 @@ class _InMemory(StoredTensor):
             raise ValueError(f"{self.info.name} is packed")
         return self.value.detach().cpu().to(dtype or self.value.dtype)
 
+    def copied(self, dtype: torch.dtype | None = None) -> Tensor:
+        return self.dense(dtype).clone()
+
     def packed(self) -> PackedWeight:
         if not isinstance(self.value, PackedWeight):
             return super().packed()

@@ -18,11 +18,11 @@ class DenseTensor(StoredTensor):
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         tensor = self.raw.tensor()
-        if dtype is None or dtype == tensor.dtype:
-            return tensor
-        tensor = tensor.to(dtype)
-        self.release()
-        return tensor
+        return tensor if dtype in (None, tensor.dtype) else self.copied(dtype)
+
+    def copied(self, dtype: torch.dtype | None = None) -> Tensor:
+        tensor = self.raw.tensor()
+        return self.raw.file.copied(tensor, self.raw.offset, dtype or tensor.dtype)
 
     def release(self) -> None:
         self.raw.file.release(self.raw.offset, self.raw.bytes)

@@ -37,17 +37,18 @@ class GGUFDense(StoredTensor):
     def release(self) -> None:
         self.file.release(self.stored.offset, self.stored.bytes)
 
+    def copied(self, dtype: torch.dtype | None = None) -> Tensor:
+        if self.info.type not in PLAIN or self.factor is not None:
+            return self.dense(dtype)
+        return self.file.copied(self._plain(None), self.stored.offset, dtype or PLAIN[self.info.type])
+
     def _plain(self, dtype: torch.dtype | None) -> Tensor:
         own = PLAIN[self.info.type]
         data = self.file.view(self.stored.offset, self.stored.bytes)
         if self.stored.offset % own.itemsize:
             data = data.copy()
         tensor = torch.from_numpy(data).view(own).view(self.info.shape)
-        if dtype is None or dtype == own:
-            return tensor
-        tensor = tensor.to(dtype)
-        self.release()
-        return tensor
+        return tensor if dtype in (None, own) else self.file.copied(tensor, self.stored.offset, dtype)
 
     def _blocks(self, dtype: torch.dtype) -> Tensor:
         kind = self.stored.type

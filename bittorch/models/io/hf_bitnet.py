@@ -111,6 +111,9 @@ class ScaledBias(DenseTensor):
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         return (self.raw.tensor().float() * multiplier(self.scale, False, self.info.name)).to(dtype or torch.float32)
 
+    def copied(self, dtype: torch.dtype | None = None) -> Tensor:
+        return self.dense(dtype)
+
 
 def multiplier(scale: RawTensor, divides: bool, name: str) -> Tensor:
     """A ``weight_scale`` as the float32 factor of the codes, shape ``[1]``."""

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 _PAGE = mmap.PAGESIZE
+_STEP = 1 << 20  # elements copied before their pages are let go
 
 
 class MappedFile:
@@ -44,3 +47,13 @@ class MappedFile:
         self._bytes = np.empty(0, np.uint8)
         self.size = 0
         self._map = None
+
+    def copied(self, view: Tensor, offset: int, dtype: torch.dtype) -> Tensor:
+        """A tensor that stands at ``offset`` in memory of its own; never twice in memory, for its pages are let go."""
+        out = torch.empty(view.shape, dtype=dtype)
+        source, target = view.reshape(-1), out.view(-1)
+        for begin in range(0, len(source), _STEP):
+            part = source[begin : begin + _STEP]
+            target[begin : begin + _STEP] = part
+            self.release(offset + begin * part.element_size(), part.nbytes)
+        return out

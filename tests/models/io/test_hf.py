@@ -314,3 +314,16 @@ def test_released_views_stay_valid(to: str, tmp_path: Path) -> None:
             before = value.clone()
             found.release(name)
             assert torch.equal(value, before)
+
+
+@pytest.mark.parametrize("to", ["bittorch", "bitnet", "gguf-tq2_0"])
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.float16])
+def test_copies_are_no_views(to: str, dtype: torch.dtype | None, tmp_path: Path) -> None:
+    save(model(), tmp_path / "out", to=to)
+    with open_checkpoint(tmp_path / "out") as found:
+        for name in found.names:
+            one, other = found.dense(name, dtype, copy=True), found.dense(name, dtype)
+            assert torch.equal(one, other)
+            assert one.dtype == other.dtype
+            one.zero_()
+            assert not torch.equal(found.dense(name, dtype), one)

@@ -23,6 +23,8 @@ def status(key):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) * 1024
 
 path = Path(sys.argv[1])
+with open_checkpoint(path) as checkpoint:  # so that code and its first buffers are in memory
+    checkpoint.packed("model.layers.0.mlp.up_proj.weight"), checkpoint.dense("model.norm.weight", copy=True)
 before = status("VmRSS")
 open("/proc/self/clear_refs", "w").write("5")  # the high-water mark begins here
 if len(sys.argv) == 2:
@@ -32,8 +34,7 @@ if len(sys.argv) == 2:
             if checkpoint.info(name).ternary:
                 kept.append(checkpoint.packed(name))
             else:
-                kept.append(checkpoint.dense(name).clone())
-                checkpoint.release(name)
+                kept.append(checkpoint.dense(name, copy=True))
 else:
     convert(path, sys.argv[2], to=sys.argv[3])
 file = path if path.is_file() else path / "model.safetensors"
