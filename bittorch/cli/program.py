@@ -46,6 +46,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 141 the reader of stdout went away.
     """
     _tolerate_any_text()
+    try:
+        code = _main(argv)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        _drop_output()
+        return BROKEN_PIPE
+    except OSError as error:  # of the last flush: a full disk
+        _drop_output()
+        Console().error(one_line(error))
+        return FAILURE
+
+
+def _main(argv: Sequence[str] | None) -> int:
     parser = make_parser()
     try:
         args = parser.parse_args(argv)
@@ -65,8 +79,7 @@ def _run(args: argparse.Namespace, console: Console) -> int:
         console.stdout.flush()
         return code
     except BrokenPipeError:
-        _drop_output()
-        return BROKEN_PIPE
+        raise
     except KeyboardInterrupt:
         console.error("interrupted")
         return INTERRUPTED

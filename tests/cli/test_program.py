@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import io
+import os
 import re
 import subprocess
 import sys
@@ -159,6 +160,18 @@ def test_a_reader_that_goes_away_is_no_traceback(model: Path) -> None:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.read(1)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 141
+
+
+def test_a_reader_that_was_never_there_is_no_traceback() -> None:
+    # With PYTHONUNBUFFERED argparse would meet the error, and pass over it.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command("--help"), env=environment, **streams) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(60) == 141
