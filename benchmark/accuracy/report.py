@@ -114,6 +114,8 @@ def final_table(found: Records) -> str:
             wanted += ", not run"
         else:
             wanted += ", met" if lost <= TARGETS[task] else ", missed"
+            common = len(runs["FP32"].keys() & runs["ternary"].keys())
+            wanted += f" with {common} seed(s) of 3" if common < 3 else ""
         lines.append(
             [
                 task_of(task).title,

@@ -153,6 +153,7 @@ def test_report_fills_the_document(passed: Callable[..., str], data: Path, tmp_p
     assert f"{sum(scores['fp32']) / 2:.4f} ± " in row
     assert f"(worst {max(scores['ternary']):.4f})" in row
     assert f"| {lost:.4f} nat |" in row
+    assert "with 2 seed(s) of 3 |" in row
     assert "| 2 of 2 |" in row
     assert (tmp_path / "accuracy_char_lm.png").stat().st_size > 5000
 
