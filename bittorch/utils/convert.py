@@ -43,7 +43,7 @@ def _check_patterns(patterns: list[str], names: list[str], what: str) -> None:
             near = difflib.get_close_matches(pattern.strip("*."), names, n=3, cutoff=0.3) or names[:3]
             warnings.warn(
                 f"{what} {pattern!r} matches no layer that can become ternary; there is {', '.join(near) or 'none'}",
-                stacklevel=6,  # the caller of quantize_
+                stacklevel=5,  # the caller of quantize_
             )
 
 
@@ -83,10 +83,10 @@ def _chosen(
     else:
         taken = [name for name in names if filter_fn is None or filter_fn(found[name], name)]
         if filter_fn is not None and names and not taken:
-            warnings.warn(f"filter_fn takes none of the layers, such as {', '.join(names[:3])}", stacklevel=5)
+            warnings.warn(f"filter_fn takes none of the layers, such as {', '.join(names[:3])}", stacklevel=4)
     ternary = TernaryLinear | TernaryConv2d | PackedLayer
     if not names and not any(isinstance(module, ternary) for module in model.modules()):
-        warnings.warn("the model has no layer that can become ternary (nn.Linear, nn.Conv2d)", stacklevel=5)
+        warnings.warn("the model has no layer that can become ternary (nn.Linear, nn.Conv2d)", stacklevel=4)
     configs = {name: _config_of(name, config) for name in taken if not _matches(name, skipped)}
     return {name: value for name, value in configs.items() if value is not None}
 
@@ -105,16 +105,13 @@ def _twin(module: nn.Module, name: str, make: Callable[[], nn.Module]) -> nn.Mod
         raise ValueError(f"cannot convert {what}: {error}") from None
 
 
-def _deep_twins(
+def _plane_makers(
     model: nn.Module,
-    config: Config | None,
-    filter_fn: Filter | None,
-    skip: str | Iterable[str],
+    modules: Mapping[str, nn.Module],
+    configs: dict[str, TernaryQuantConfig],
     request: DepthRequest,
-) -> dict[int, nn.Module]:
-    """The twin of each chosen linear layer with trit planes, by the identity of the layer."""
-    modules = dict(_candidates(model))
-    configs = _chosen(model, modules, config or TernaryQuantConfig(), filter_fn, skip, request)
+) -> dict[str, Callable[[], nn.Module]]:
+    """What makes each chosen linear layer one of trit planes, by name."""
     if request.bits_per_weight is None:
         configs = {name: value for name, value in configs.items() if request.of(name) is not None}
     if convolutions := [name for name in configs if isinstance(modules[name], nn.Conv2d)]:
@@ -127,26 +124,7 @@ def _deep_twins(
     else:
         depths = choose_depths(model, layers, configs, request.bits_per_weight, request.inputs)
     make = PlaneMaker()
-    return {
-        id(layers[name]): _twin(layers[name], name, partial(make, layers[name], depth, configs[name]))
-        for name, depth in depths.items()
-    }
-
-
-def _plain_twins(
-    model: nn.Module,
-    config: Config | None,
-    filter_fn: Filter | None,
-    skip: str | Iterable[str],
-    request: DepthRequest,
-) -> dict[int, nn.Module]:
-    """The training twin of each chosen layer, by the identity of the layer."""
-    modules = dict(_candidates(model))
-    chosen = _chosen(model, modules, config, filter_fn, skip, request)
-    return {
-        id(modules[name]): _twin(modules[name], name, partial(TWINS[type(modules[name])], modules[name], value))
-        for name, value in chosen.items()
-    }
+    return {name: partial(make, layers[name], depth, configs[name]) for name, depth in depths.items()}
 
 
 def _twins(
@@ -157,8 +135,14 @@ def _twins(
     request: DepthRequest,
 ) -> dict[int, nn.Module]:
     """What each chosen layer becomes, by the identity of the layer; nothing is changed yet."""
-    make = _deep_twins if request.wanted else _plain_twins
-    twins = make(model, config, filter_fn, skip, request)
+    modules = dict(_candidates(model))
+    if request.wanted:
+        configs = _chosen(model, modules, config or TernaryQuantConfig(), filter_fn, skip, request)
+        makers = _plane_makers(model, modules, configs, request)
+    else:
+        configs = _chosen(model, modules, config, filter_fn, skip, request)
+        makers = {name: partial(TWINS[type(modules[name])], modules[name], value) for name, value in configs.items()}
+    twins = {id(modules[name]): _twin(modules[name], name, make) for name, make in makers.items()}
     check_called(model, twins)
     return twins
 
