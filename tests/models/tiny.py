@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bittorch import ops
 from bittorch.models import LanguageModel, LoadOptions, ModelConfig
-from bittorch.models.io import Checkpoint, PackedWeight, TensorInfo
-from bittorch.models.io.checkpoint import StoredTensor
+from bittorch.models.io import Checkpoint, PackedWeight, from_memory
 from tests import helpers
 
 CONFIG = ModelConfig(
@@ -33,31 +30,9 @@ CONFIG = ModelConfig(
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-class MemoryTensor(StoredTensor):
-    """A tensor that no file holds."""
-
-    def __init__(self, name: str, value: Tensor | PackedWeight) -> None:
-        ternary = isinstance(value, PackedWeight)
-        shape = (value.out_features, value.in_features) if isinstance(value, PackedWeight) else tuple(value.shape)
-        super().__init__(TensorInfo(name, "F32", shape, 0, ternary))
-        self.value = value
-
-    def dense(self, dtype: torch.dtype | None = None) -> Tensor:
-        if isinstance(self.value, PackedWeight):
-            value = ops.ternary_unpack(self.value.weight_packed, self.value.scale, self.value.in_features)
-        else:
-            value = self.value
-        return value.to(dtype or value.dtype)
-
-    def packed(self) -> PackedWeight:
-        assert isinstance(self.value, PackedWeight)
-        return self.value
-
-
 def checkpoint(config: ModelConfig, tensors: Mapping[str, Tensor | PackedWeight], tokenizer: Any = None) -> Checkpoint:
     """An open checkpoint with these tensors."""
-    stored = {name: MemoryTensor(name, value) for name, value in tensors.items()}
-    return Checkpoint(Path("memory"), "memory", config, stored, {}, tokenizer or {})
+    return from_memory(config, tensors, tokenizer or {})
 
 
 def random_packed(n: int, k: int, seed: int, scale: str = "tensor") -> PackedWeight:
