@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from bittorch.models.batch import Batch
 from bittorch.models.config import ModelConfig
+from bittorch.models.linear import normed
 from bittorch.models.norm import RMSNorm
 from bittorch.models.rope import Rotation
 
@@ -60,9 +61,10 @@ class Attention(nn.Module):
         size = config.num_heads * config.head_dim
         self.attn_sub_norm = RMSNorm(size, config.rms_norm_eps) if config.sub_norm else nn.Identity()
 
-    def forward(self, x: Tensor, rotation: Rotation, batch: Batch) -> Tensor:
-        """``(tokens, hidden)`` to the same; the tokens are those of the batch, one sequence behind the other."""
-        heads = self.qkv_proj(x).view(len(x), -1, 2, self.head_dim // 2)
+    def forward(self, x: Tensor, norm: RMSNorm, rotation: Rotation, batch: Batch) -> Tensor:
+        """``norm(x)``, ``(tokens, hidden)``, to the same; the tokens are those of the batch, one sequence behind the
+        other."""
+        heads = normed(self.qkv_proj, norm, x).view(len(x), -1, 2, self.head_dim // 2)
         rotation.rotate_(heads[:, : self.heads + self.kv_heads])
         q, kv = heads.view(len(x), -1, self.head_dim).split((self.heads, 2 * self.kv_heads), 1)
         if batch.even:
@@ -70,7 +72,7 @@ class Attention(nn.Module):
         else:
             parts = zip(q.split(batch.counts), kv.split(batch.counts), strict=True)
             y = torch.cat([self._attend_row(index, *part, batch) for index, part in enumerate(parts)])
-        return self.o_proj(self.attn_sub_norm(y))
+        return normed(self.o_proj, self.attn_sub_norm, y)
 
     def _attend_even(self, q: Tensor, kv: Tensor, batch: Batch) -> Tensor:
         rows, count = len(batch.counts), batch.counts[0]

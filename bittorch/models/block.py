@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from bittorch.models.attention import Attention
 from bittorch.models.batch import Batch
 from bittorch.models.config import ModelConfig
+from bittorch.models.linear import normed
 from bittorch.models.norm import RMSNorm
 from bittorch.models.rope import Rotation
 
@@ -27,14 +28,15 @@ class MLP(nn.Module):
         self.gate_up_proj, self.down_proj = gate_up_proj, down_proj
         self.ffn_sub_norm = RMSNorm(config.intermediate_size, config.rms_norm_eps) if config.sub_norm else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up_proj(x).chunk(2, -1)
+    def forward(self, x: Tensor, norm: RMSNorm) -> Tensor:
+        """Of ``norm(x)``, ``(tokens, hidden)``."""
+        gate, up = normed(self.gate_up_proj, norm, x).chunk(2, -1)
         if self.relu2:
             gate = gate.relu_()
             inner = gate.square().mul_(up)
         else:
             inner = F.silu(gate).mul_(up)
-        return self.down_proj(self.ffn_sub_norm(inner))
+        return normed(self.down_proj, self.ffn_sub_norm, inner)
 
 
 class DecoderLayer(nn.Module):
@@ -52,5 +54,5 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, x: Tensor, rotation: Rotation, batch: Batch) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotation, batch)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        x = x + self.self_attn(x, self.input_layernorm, rotation, batch)
+        return x + self.mlp(x, self.post_attention_layernorm)

@@ -8,7 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from bittorch.models.io import PackedWeight
+from bittorch.models.norm import RMSNorm
 from bittorch.nn import TernaryLinearInference
+
+
+def normed(linear: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
+    """``linear(norm(x))``; a packed layer takes the norm into its quantiser, which rounds once less."""
+    if isinstance(linear, TernaryLinearInference) and isinstance(norm, RMSNorm):
+        output: Tensor = linear(x, norm)
+    else:
+        output = linear(norm(x))
+    return output
 
 
 class Concatenated(nn.Module):

@@ -26,6 +26,9 @@ class TernaryLinearInference(PackedLayer):
     or None. ``.half()`` and ``.to(dtype)`` cast the bias and leave codes and scale as they are. ``x`` may be float32,
     float16 or bfloat16; the result has its dtype.
 
+    ``layer(x, norm)`` is ``layer(norm(x))`` for an `torch.nn.RMSNorm`: where activations are quantised its arithmetic
+    is part of the quantiser (`bittorch.ops.act_quantize`), in float32 and without a tensor in between.
+
     With a depth the rows are those of all planes of `bittorch.quant.pack_trit_planes`, the lowest first, and
     ``y = (y_0 + y_1 + ...) + bias`` with ``y_i`` the product with plane i: one call of the op, planes, sum and bias in
     float32 whatever the dtype of ``x``, and one cast.
@@ -111,26 +114,32 @@ class TernaryLinearInference(PackedLayer):
         """The dense weight ``(out_features, in_features)`` that the layer multiplies by, rounded once to ``dtype``."""
         return unpack_trit_planes(self.weight_packed, self.scale, self.depth, self.in_features, dtype)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, norm: nn.RMSNorm | None = None) -> Tensor:
         if input.dim() == 0 or input.shape[-1] != self.in_features:  # packed rows know it only to a whole byte
             raise ValueError(f"input must be (..., {self.in_features}), got {tuple(input.shape)}")
+        fused: tuple[Tensor, float] | tuple[()] = ()
+        if norm is not None:
+            if self.activation_bits is None or norm.weight is None:
+                input = norm(input)
+            else:
+                fused = norm.weight, torch.finfo(input.dtype).eps if norm.eps is None else norm.eps
         if self.depth != 1:
-            return self._forward_planes(input)
+            return self._forward_planes(input, fused)
         buffers = self._buffers  # an attribute of a module takes as long to find as a small layer to run
         weights = buffers["weight_packed"], buffers["scale"], buffers["bias"]
         if self.activation_bits is None:
             return torch.ops.bittorch.ternary_linear_packed.default(input, *weights, _env.INFER_VARIANT)
         return torch.ops.bittorch.ternary_linear_w2a8.default(
-            input, *weights, None, None, self.activation_bits, _env.INFER_VARIANT
+            input, *weights, None, None, self.activation_bits, _env.INFER_VARIANT, *fused
         )  # by position: keywords cost half a microsecond
 
-    def _forward_planes(self, input: Tensor) -> Tensor:
+    def _forward_planes(self, input: Tensor, norm: tuple[Tensor, float] | tuple[()]) -> Tensor:
         if (dtype := _autocast_dtype(input.device.type)) is None:
-            return self._sum_of_planes(input)
+            return self._sum_of_planes(input, norm)
         with torch.autocast(input.device.type, enabled=False):  # it would cast the float32 activations once more
-            return self._sum_of_planes(input if input.dtype == torch.float64 else input.to(dtype))
+            return self._sum_of_planes(input if input.dtype == torch.float64 else input.to(dtype), norm)
 
-    def _sum_of_planes(self, x: Tensor) -> Tensor:
+    def _sum_of_planes(self, x: Tensor, norm: tuple[Tensor, float] | tuple[()]) -> Tensor:
         buffers = self._buffers
         weights, bias = (buffers["weight_packed"], buffers["scale"], None), buffers["bias"]
         if self.activation_bits is None:
@@ -139,7 +148,7 @@ class TernaryLinearInference(PackedLayer):
             rows = torch.ops.bittorch.ternary_linear_packed.default(wide, *weights, _env.INFER_VARIANT)
         else:
             rows = torch.ops.bittorch.ternary_linear_w2a8.default(
-                x, *weights, None, torch.float32, self.activation_bits, _env.INFER_VARIANT
+                x, *weights, None, torch.float32, self.activation_bits, _env.INFER_VARIANT, *norm
             )
         y, *higher = rows.split(self.out_features, -1)
         for plane in higher:  # the smallest first: fewer large partial sums to round

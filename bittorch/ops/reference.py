@@ -133,8 +133,27 @@ def _act_codes(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     return q.where(finite & (absmax > 0), 0.0).double(), (absmax / most).where(finite, torch.nan)
 
 
-def act_quantize(x: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
-    q, scale = _act_codes(x, bits)
+NORM_LANES = 256
+
+
+def _normed(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """The root-mean-square norm in float32, its squares summed in float64 in the order of the kernels."""
+    if weight is None:
+        return x
+    wide = x.float()
+    squares = torch.nn.functional.pad(wide.double().square(), (0, -x.shape[-1] % NORM_LANES))
+    lanes = squares.unflatten(-1, (-1, NORM_LANES)).cumsum(-2)[..., -1, :] if x.shape[-1] else squares[..., :0]
+    while lanes.shape[-1] > 1:
+        low, high = lanes.chunk(2, -1)
+        lanes = low + high
+    factor = ((lanes / x.shape[-1] + eps).sqrt().reciprocal()).float() if x.shape[-1] else wide[..., :1]
+    return wide * factor * weight.float()
+
+
+def act_quantize(
+    x: Tensor, bits: int = 8, *, norm_weight: Tensor | None = None, norm_eps: float = 1e-5
+) -> tuple[Tensor, Tensor]:
+    q, scale = _act_codes(_normed(x, norm_weight, norm_eps), bits)
     if bits == 8:
         return q.to(torch.int8), scale
     digits = []
@@ -167,11 +186,13 @@ def ternary_linear_w2a8(
     out_dtype: torch.dtype | None = None,
     activation_bits: int = 8,
     variant: str = "auto",
+    norm_weight: Tensor | None = None,
+    norm_eps: float = 1e-5,
 ) -> Tensor:
     if x_scale is not None:
         q, x_scale = x.double(), x_scale.reshape(*x.shape[:-1], 1)
     else:
-        q, x_scale = _act_codes(x, activation_bits)
+        q, x_scale = _act_codes(_normed(x, norm_weight, norm_eps), activation_bits)
     codes = ternary_unpack(w_packed, None, x.shape[-1], torch.float64)
     groups = scale.shape[1] if scale.dim() == 2 else 1
     scales = scale if scale.dim() == 2 else scale[:, None]

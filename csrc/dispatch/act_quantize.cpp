@@ -6,10 +6,12 @@
 
 namespace bittorch {
 
-std::tuple<at::Tensor, at::Tensor> act_quantize(const at::Tensor &x, int64_t bits) {
+std::tuple<at::Tensor, at::Tensor> act_quantize(const at::Tensor &x, int64_t bits,
+                                                const std::optional<at::Tensor> &norm_weight, double norm_eps) {
     bt_act_quantize p{};
     p.digits = digit_count(bits, "bits");
     p.x_type = float_type(x, "x");
+    check_norm(norm_weight, norm_eps, x);
     const bt_kernel &kernel = find_kernel(BT_OP_act_quantize, device_kind(x, "x"), p.x_type, "auto");
     const c10::DeviceGuard guard(x.device());
     const at::Tensor rows = as_rows(x, "x");
@@ -25,6 +27,11 @@ std::tuple<at::Tensor, at::Tensor> act_quantize(const at::Tensor &x, int64_t bit
     p.step = one ? nullptr : scale.mutable_data_ptr<double>();
     p.m = rows.size(0), p.k = rows.size(1), p.ldx = rows.stride(0), p.ldq = p.k;
     p.order = BT_ORDER_NATURAL;
+    const at::Tensor weight = norm_weight ? norm_weight->contiguous() : at::Tensor();
+    if (norm_weight) {
+        p.norm_weight = weight.const_data_ptr();
+        p.norm_type = float_type(weight, "norm_weight"), p.norm_eps = norm_eps;
+    }
     p.stream = current_stream(x.device());
     const auto run = reinterpret_cast<bt_act_quantize_fn *>(kernel.run);
     if (kernel.device == BT_GPU)

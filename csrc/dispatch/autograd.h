@@ -31,8 +31,9 @@ inline Tensor call_unpack(const Tensor &w_packed, const Tensor &scale, const c10
 }
 
 inline std::tuple<Tensor, Tensor> call_act_quantize(const Tensor &x, int64_t bits) {
-    static const auto op = find_op<std::tuple<Tensor, Tensor>(const Tensor &, int64_t)>("bittorch::act_quantize");
-    return op.call(x, bits);
+    static const auto op = find_op<std::tuple<Tensor, Tensor>(const Tensor &, int64_t, const OptionalTensor &, double)>(
+        "bittorch::act_quantize");
+    return op.call(x, bits, std::nullopt, 1.0);
 }
 
 struct QuantizeArgs {

@@ -14,6 +14,7 @@
 #include <c10/cuda/CUDAStream.h>
 #endif
 
+#include <cmath>
 #include <sstream>
 
 namespace bittorch {
@@ -72,6 +73,17 @@ void check_bias(const std::optional<at::Tensor> &bias, int64_t out_features) {
     float_type(*bias, "bias");
     TORCH_CHECK_VALUE(bias->dim() == 1 && bias->size(0) == out_features, "bias must be (", out_features,
                       ",) for out_features=", out_features, ", got ", bias->sizes());
+}
+
+void check_norm(const std::optional<at::Tensor> &weight, double eps, const at::Tensor &x) {
+    if (!weight)
+        return;
+    float_type(*weight, "norm_weight");
+    float_type(x, "x with norm_weight");
+    check_same_device({{"x", &x}, {"norm_weight", &*weight}});
+    TORCH_CHECK_VALUE(x.dim() >= 1 && weight->dim() == 1 && weight->size(0) == x.size(-1), "norm_weight must be (",
+                      x.dim() >= 1 ? x.size(-1) : 0, ",), one a column of x, got ", weight->sizes());
+    TORCH_CHECK_VALUE(eps > 0 && std::isfinite(eps), "norm_eps must be positive and finite, got ", eps);
 }
 
 ScaleLayout check_scale(const at::Tensor &scale, int64_t out_features, int64_t in_features) {

@@ -32,6 +32,9 @@ void check_packed(const at::Tensor &w_packed, int64_t in_features);
 
 void check_bias(const std::optional<at::Tensor> &bias, int64_t out_features);
 
+// (in_features,) floating on the device of x; eps positive and finite.
+void check_norm(const std::optional<at::Tensor> &weight, double eps, const at::Tensor &x);
+
 // How a kernel finds the scale of row r, column c: scale[r * lds + c / group].
 struct ScaleLayout {
     int64_t lds, group;

@@ -13,11 +13,12 @@ TORCH_LIBRARY(bittorch, m) {
     m.def("ternary_transpose(Tensor w_packed, SymInt in_features) -> Tensor");
     m.def("ternary_quantize(Tensor w, str method, str scale_rule, float threshold_factor, str granularity, "
           "int group_size) -> (Tensor, Tensor)");
-    m.def("act_quantize(Tensor x, int bits=8) -> (Tensor, Tensor)");
+    m.def("act_quantize(Tensor x, int bits=8, Tensor? norm_weight=None, float norm_eps=1e-5) -> (Tensor, Tensor)");
     m.def("ternary_linear_packed(Tensor x, Tensor w_packed, Tensor scale, Tensor? bias=None, str variant='auto') -> "
           "Tensor");
     m.def("ternary_linear_w2a8(Tensor x, Tensor w_packed, Tensor scale, Tensor? bias=None, Tensor? x_scale=None, "
-          "ScalarType? out_dtype=None, int activation_bits=8, str variant='auto') -> Tensor");
+          "ScalarType? out_dtype=None, int activation_bits=8, str variant='auto', Tensor? norm_weight=None, "
+          "float norm_eps=1e-5) -> Tensor");
     m.def("ternary_linear(Tensor x, Tensor weight, Tensor? bias, str method, str scale_rule, float threshold_factor, "
           "str granularity, int group_size, int activation_bits=0, str variant='auto') -> Tensor");
     m.def("ternary_linear_ste(Tensor x, Tensor weight, Tensor w_packed, Tensor scale, Tensor? bias=None, "

@@ -22,7 +22,8 @@ std::tuple<at::Tensor, at::Tensor> ternary_quantize(const at::Tensor &w, const s
                                                     const std::string &scale_rule, double threshold_factor,
                                                     const std::string &granularity, int64_t group_size);
 
-std::tuple<at::Tensor, at::Tensor> act_quantize(const at::Tensor &x, int64_t bits);
+std::tuple<at::Tensor, at::Tensor> act_quantize(const at::Tensor &x, int64_t bits,
+                                                const std::optional<at::Tensor> &norm_weight, double norm_eps);
 
 at::Tensor ternary_linear_packed(const at::Tensor &x, const at::Tensor &w_packed, const at::Tensor &scale,
                                  const std::optional<at::Tensor> &bias, const std::string &variant);
@@ -30,7 +31,8 @@ at::Tensor ternary_linear_packed(const at::Tensor &x, const at::Tensor &w_packed
 at::Tensor ternary_linear_w2a8(const at::Tensor &x, const at::Tensor &w_packed, const at::Tensor &scale,
                                const std::optional<at::Tensor> &bias, const std::optional<at::Tensor> &x_scale,
                                std::optional<at::ScalarType> out_dtype, int64_t activation_bits,
-                               const std::string &variant);
+                               const std::string &variant, const std::optional<at::Tensor> &norm_weight,
+                               double norm_eps);
 
 at::Tensor ternary_conv2d_packed(const at::Tensor &x, const at::Tensor &w_packed, const at::Tensor &scale,
                                  const std::optional<at::Tensor> &bias, at::IntArrayRef kernel_size,

@@ -6,6 +6,9 @@
 //   backward  grad_x = g @ (codes * scale)     grad_bias = sum g     grad_weight = g^T @ Q(x)   (straight through the
 //   quantiser)
 //
+// With an RMS norm of x in front, x = h * r, r = 1 / sqrt(mean(h^2) + eps), times the norm's weight, the gradient goes
+// on through it:   grad_h = r * (u - x mean(u x))   with u = grad_x * weight of the norm.
+//
 // On a CPU grad_x is a packed product too, (g * scale) @ codes with the codes transposed; its activations are 24-bit
 // digits where the layer's own are quantised. A scale per group is no factor of g, and cuBLAS is faster than what a
 // CUDA kernel of ours would be: there the weight is decoded.
@@ -27,12 +30,20 @@ Tensor call_packed(const Tensor &x, const Tensor &w_packed, const Tensor &scale,
     return op.call(x, w_packed, scale, bias, variant);
 }
 
+// The RMS norm that x is to be taken through.
+struct Norm {
+    OptionalTensor weight;
+    double eps = 1.0;
+};
+
 Tensor call_w2a8(const Tensor &x, const Tensor &w_packed, const Tensor &scale, const OptionalTensor &bias,
-                 const OptionalTensor &x_scale, OptionalDtype out_dtype, int64_t bits, const std::string &variant) {
+                 const OptionalTensor &x_scale, OptionalDtype out_dtype, int64_t bits, const std::string &variant,
+                 const Norm &norm = {}) {
     static const auto op =
         find_op<Tensor(const Tensor &, const Tensor &, const Tensor &, const OptionalTensor &, const OptionalTensor &,
-                       OptionalDtype, int64_t, const std::string &)>("bittorch::ternary_linear_w2a8");
-    return op.call(x, w_packed, scale, bias, x_scale, out_dtype, bits, variant);
+                       OptionalDtype, int64_t, const std::string &, const OptionalTensor &, double)>(
+            "bittorch::ternary_linear_w2a8");
+    return op.call(x, w_packed, scale, bias, x_scale, out_dtype, bits, variant, norm.weight, norm.eps);
 }
 
 Tensor call_transpose(const Tensor &w_packed, const c10::SymInt &in_features) {
@@ -77,47 +88,64 @@ LinearGrads linear_grads(const Tensor &g, const Tensor &w_packed, const Tensor &
     return grads;
 }
 
-// Frozen codes: x and the bias get gradients. Serves ternary_linear_packed and, with int8 activations,
-// ternary_linear_w2a8.
+// From the gradient of the norm of x to that of x, and of the norm's weight.
+std::tuple<Tensor, Tensor> norm_grads(const Tensor &g, const Tensor &x, const Tensor &weight, double eps) {
+    const Tensor wide = x.to(at::kFloat), wide_g = g.to(at::kFloat);
+    const Tensor factor = wide.square().mean(-1, true).add(eps).rsqrt(), normal = wide * factor, u = wide_g * weight;
+    const Tensor grad_x = factor * (u - normal * (u * normal).mean(-1, true));
+    return {grad_x.to(x.scalar_type()), token_rows(wide_g * normal).sum(0).to(weight.scalar_type())};
+}
+
+// Frozen codes: x, the bias and the weight of a norm get gradients. Serves ternary_linear_packed and, with int8
+// activations, ternary_linear_w2a8.
 struct FrozenLinear : torch::autograd::Function<FrozenLinear> {
     static Tensor forward(AutogradContext *ctx, const Tensor &x, const Tensor &w_packed, const Tensor &scale,
                           const OptionalTensor &bias, int64_t bits, const OptionalTensor &x_scale,
-                          OptionalDtype out_dtype, const std::string &variant) {
+                          OptionalDtype out_dtype, const std::string &variant, const OptionalTensor &norm_weight,
+                          double norm_eps) {
         const at::AutoDispatchBelowADInplaceOrView below;
-        ctx->save_for_backward({w_packed, scale});
+        ctx->save_for_backward({w_packed, scale, norm_weight ? x : Tensor(), norm_weight.value_or(Tensor())});
+        ctx->saved_data["norm_eps"] = norm_eps;
         ctx->saved_data["in_features"] = x.sym_size(-1);
         ctx->saved_data["bits"] = bits;
         ctx->saved_data["bias_dtype"] = dtype_of(bias);
-        return bits ? call_w2a8(x, w_packed, scale, bias, x_scale, out_dtype, bits, variant)
+        return bits ? call_w2a8(x, w_packed, scale, bias, x_scale, out_dtype, bits, variant, {norm_weight, norm_eps})
                     : call_packed(x, w_packed, scale, bias, variant);
     }
 
     static variable_list backward(AutogradContext *ctx, const variable_list &g) {
         const variable_list saved = ctx->get_saved_variables();
         const OptionalDtype bias_dtype = ctx->saved_data["bias_dtype"].toOptional<at::ScalarType>();
-        const bool want_bias = bias_dtype && ctx->needs_input_grad(3); // an absent bias has no index
-        const LinearGrads grads =
-            linear_grads(g[0], saved[0], saved[1], ctx->saved_data["in_features"].toSymInt(),
-                         ctx->saved_data["bits"].toInt(), ctx->needs_input_grad(0), want_bias, bias_dtype);
-        return once({grads.x, {}, {}, grads.bias, {}, {}, {}, {}});
+        const bool want_bias = bias_dtype && ctx->needs_input_grad(3); // an absent tensor has no index
+        const bool normed = saved[3].defined(), want_norm = normed && ctx->needs_input_grad(bias_dtype ? 4 : 3);
+        const bool want_x = ctx->needs_input_grad(0) || want_norm;
+        LinearGrads grads = linear_grads(g[0], saved[0], saved[1], ctx->saved_data["in_features"].toSymInt(),
+                                         ctx->saved_data["bits"].toInt(), want_x, want_bias, bias_dtype);
+        Tensor grad_norm;
+        if (normed && want_x)
+            std::tie(grads.x, grad_norm) =
+                norm_grads(grads.x, saved[2], saved[3], ctx->saved_data["norm_eps"].toDouble());
+        return once({grads.x, {}, {}, grads.bias, {}, {}, {}, {}, grad_norm, {}});
     }
 };
 
 Tensor packed_autograd(const Tensor &x, const Tensor &w_packed, const Tensor &scale, const OptionalTensor &bias,
                        const std::string &variant) {
     if (wants_grad({x, bias}))
-        return FrozenLinear::apply(x, w_packed, scale, bias, int64_t{0}, std::nullopt, std::nullopt, variant);
+        return FrozenLinear::apply(x, w_packed, scale, bias, int64_t{0}, std::nullopt, std::nullopt, variant,
+                                   std::nullopt, 1.0);
     const at::AutoDispatchBelowADInplaceOrView below;
     return call_packed(x, w_packed, scale, bias, variant);
 }
 
 Tensor w2a8_autograd(const Tensor &x, const Tensor &w_packed, const Tensor &scale, const OptionalTensor &bias,
                      const OptionalTensor &x_scale, OptionalDtype out_dtype, int64_t activation_bits,
-                     const std::string &variant) {
-    if (wants_grad({x, bias}))
-        return FrozenLinear::apply(x, w_packed, scale, bias, activation_bits, x_scale, out_dtype, variant);
+                     const std::string &variant, const OptionalTensor &norm_weight, double norm_eps) {
+    if (wants_grad({x, bias, norm_weight}))
+        return FrozenLinear::apply(x, w_packed, scale, bias, activation_bits, x_scale, out_dtype, variant, norm_weight,
+                                   norm_eps);
     const at::AutoDispatchBelowADInplaceOrView below;
-    return call_w2a8(x, w_packed, scale, bias, x_scale, out_dtype, activation_bits, variant);
+    return call_w2a8(x, w_packed, scale, bias, x_scale, out_dtype, activation_bits, variant, {norm_weight, norm_eps});
 }
 
 // Codes and scales of a weight.
@@ -225,9 +253,10 @@ template <c10::DeviceType device> struct Autocast : AutocastInput<device> {
 
     static Tensor w2a8(const Tensor &x, const Tensor &w_packed, const Tensor &scale, const OptionalTensor &bias,
                        const OptionalTensor &x_scale, OptionalDtype out_dtype, int64_t activation_bits,
-                       const std::string &variant) {
+                       const std::string &variant, const OptionalTensor &norm_weight, double norm_eps) {
         const auto guard = off();
-        return call_w2a8(cast(x), w_packed, scale, bias, x_scale, out_dtype, activation_bits, variant);
+        return call_w2a8(cast(x), w_packed, scale, bias, x_scale, out_dtype, activation_bits, variant,
+                         {norm_weight, norm_eps});
     }
 
     static Tensor linear(const Tensor &x, const Tensor &weight, const OptionalTensor &bias, const std::string &method,

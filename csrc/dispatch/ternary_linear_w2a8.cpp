@@ -14,6 +14,8 @@ struct Activations {
     at::Tensor rows;
     const float *scale; // nullptr for floating rows
     int type;
+    at::Tensor norm_weight; // undefined without a norm
+    double norm_eps;
 };
 
 static bt_act_quantize quantize_params(const Activations &x, int digits, int64_t first, int64_t count) {
@@ -22,6 +24,10 @@ static bt_act_quantize quantize_params(const Activations &x, int digits, int64_t
     a.x = static_cast<const char *>(x.rows.const_data_ptr()) + first * x.rows.stride(0) * x.rows.element_size();
     a.x_type = x.type;
     a.m = count, a.k = x.rows.size(1), a.ldx = x.rows.stride(0);
+    if (x.norm_weight.defined()) {
+        a.norm_weight = x.norm_weight.const_data_ptr();
+        a.norm_type = float_type(x.norm_weight, "norm_weight"), a.norm_eps = x.norm_eps;
+    }
     return a;
 }
 
@@ -100,12 +106,14 @@ static void check_x_scale(const at::Tensor &x, const std::optional<at::Tensor> &
 at::Tensor ternary_linear_w2a8(const at::Tensor &x, const at::Tensor &w_packed, const at::Tensor &scale,
                                const std::optional<at::Tensor> &bias, const std::optional<at::Tensor> &x_scale,
                                std::optional<at::ScalarType> out_dtype, int64_t activation_bits,
-                               const std::string &variant) {
+                               const std::string &variant, const std::optional<at::Tensor> &norm_weight,
+                               double norm_eps) {
     const int x_type = element_type(x, "x");
     const int device = device_kind(x, "x");
     check_same_device({{"x", &x}, {"w_packed", &w_packed}, {"scale", &scale}});
     if (bias)
         check_same_device({{"x", &x}, {"bias", &*bias}});
+    check_norm(norm_weight, norm_eps, x);
     const c10::DeviceGuard guard(x.device());
     const at::Tensor rows = as_rows(x, "x");
     bt_ternary_linear_w2a8 p{};
@@ -136,7 +144,8 @@ at::Tensor ternary_linear_w2a8(const at::Tensor &x, const at::Tensor &w_packed, 
     p.stream = current_stream(x.device());
     const bool codes_given = x_type == BT_I8;
     const Activations activations{codes_given ? aligned_rows(rows, kernel) : rows,
-                                  x_scale ? x_scales.const_data_ptr<float>() : nullptr, x_type};
+                                  x_scale ? x_scales.const_data_ptr<float>() : nullptr, x_type,
+                                  norm_weight ? norm_weight->contiguous() : at::Tensor(), norm_eps};
     kernel.device == BT_GPU ? run_on_gpu(kernel, p, activations) : run_on_cpu(kernel, p, activations);
     return y;
 }

@@ -7,6 +7,11 @@
  *       q = d0 + 256 d1 (+ 65536 d2)    each digit in [-128, 127] and in a row of its own: row digits * i + d of q
  *       qmax = 127 + 256 * 127 (+ 65536 * 127); m = 0 gives q = 0
  *
+ * With norm_weight, x stands for its RMS norm, made in the same pass over the row and never stored:
+ *       s = sum(x^2) in fp64     r = (float)(1 / sqrt(s / k + norm_eps))     x <- fl(fl(x * r) * norm_weight)
+ * A square of an fp32 number is exact in fp64; the sum is BT_NORM_LANES sums of the columns k % BT_NORM_LANES, each in
+ * order, then of lane and lane + width for width = BT_NORM_LANES / 2 .. 1: one order for every device.
+ *
  * x is widened first, rint rounds half to even, and the absmax is taken through the integer order of the bits of the
  * fp32 |x|, so that a NaN or Inf wins: such a row gets q = 0 and scale, or step, NaN. x_type BT_I8, with one digit,
  * means that x already holds codes: they are only put in order and summed, and scale is not written.
@@ -24,16 +29,18 @@ extern "C" {
 #endif
 
 enum { BT_ORDER_NATURAL, BT_ORDER_PLANES, BT_ORDER_STRIDE4 };
-enum { BT_ACT_BLOCK = 256, BT_MAX_DIGITS = 3 };
+enum { BT_ACT_BLOCK = 256, BT_MAX_DIGITS = 3, BT_NORM_LANES = 256 };
 
 typedef struct bt_act_quantize {
-    const void *x; /* m rows of k, ldx elements apart, of type x_type */
-    int8_t *q;     /* digits * m rows, ldq bytes apart; planes: ldq a multiple of 256, stride 4: of 16 */
-    float *scale;  /* [m], with one digit; not written when x_type is BT_I8 */
-    double *step;  /* [m], with more digits */
-    int32_t *sum;  /* NULL, or [digits * m]: the sum of each row of q */
+    const void *x;           /* m rows of k, ldx elements apart, of type x_type */
+    int8_t *q;               /* digits * m rows, ldq bytes apart; planes: ldq a multiple of 256, stride 4: of 16 */
+    float *scale;            /* [m], with one digit; not written when x_type is BT_I8 */
+    double *step;            /* [m], with more digits */
+    int32_t *sum;            /* NULL, or [digits * m]: the sum of each row of q */
+    const void *norm_weight; /* NULL, or [k] of type norm_type; not with x_type BT_I8 */
+    double norm_eps;
     int64_t m, k, ldx, ldq;
-    int x_type, order, digits;
+    int x_type, norm_type, order, digits;
     void *stream;
 } bt_act_quantize;
 

@@ -9,6 +9,7 @@
 #ifndef CUSIM_H
 #define CUSIM_H
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -94,6 +95,9 @@ static inline double __dadd_rn(double a, double b) {
 }
 static inline double __ddiv_rn(double a, double b) {
     return a / b;
+}
+static inline double __dsqrt_rn(double a) {
+    return sqrt(a);
 }
 static inline float __fmul_rn(float a, float b) {
     return a * b;

@@ -125,6 +125,25 @@ def test_act_quantize_equals_the_cpu(dtype: torch.dtype) -> None:
         torch.testing.assert_close(scale_gpu.cpu(), scale, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("bits", [8, 16, 24])
+def test_norm_equals_the_cpu(dtype: torch.dtype, bits: int) -> None:
+    for k in (*SIZES, 4099):
+        x = (torch.randn(9, k) * torch.logspace(-3, 2, 9)[:, None]).to(dtype)
+        x[0], x[1, -1], x[2, 0] = 0.0, torch.inf, torch.nan
+        weight = torch.randn(k).to(dtype)
+        on_cpu = ops.act_quantize(x, bits, norm_weight=weight)
+        on_gpu = ops.act_quantize(x.to(DEVICE), bits, norm_weight=weight.to(DEVICE))
+        for gpu, cpu in zip(on_gpu, on_cpu, strict=True):
+            torch.testing.assert_close(gpu.cpu(), cpu, rtol=0, atol=0, equal_nan=True)
+        operands = x[3:], ops.ternary_pack(random_codes(40, k)), scales("channel", 40, k)
+        y = ops.ternary_linear_w2a8(*operands, activation_bits=bits, norm_weight=weight)
+        y_gpu = ops.ternary_linear_w2a8(
+            *(t.to(DEVICE) for t in operands), activation_bits=bits, norm_weight=weight.to(DEVICE)
+        )
+        assert torch.equal(y_gpu.cpu(), y), k
+
+
 @pytest.mark.parametrize("variant", variants("ternary_linear_packed"))
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_linear_packed_is_close_to_float64(variant: str, dtype: torch.dtype) -> None:

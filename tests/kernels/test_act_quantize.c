@@ -30,21 +30,48 @@ static int64_t planes_position(int64_t c) {
     return block * 256 + inside % 4 * 64 + inside / 4;
 }
 
+/* Of the norm of a row, by the header; near the value that a sum in long double gives. */
+static float norm_factor(const bt_act_quantize *p, int64_t row) {
+    double lane[256] = {0};
+    long double exact = 0;
+    for (int64_t c = 0; c < p->k; c++) {
+        const double x = value_at(p->x, p->x_type, row * p->ldx + c);
+        lane[c % 256] += x * x;
+        exact += (long double)x * x;
+    }
+    for (int width = 128; width > 0; width /= 2)
+        for (int i = 0; i < width; i++)
+            lane[i] += lane[i + width];
+    const float factor = (float)(1.0 / sqrt(lane[0] / (double)p->k + p->norm_eps));
+    const double near = 1.0 / sqrt((double)(exact / p->k) + p->norm_eps);
+    check(p->k == 0 || !isfinite((double)exact) || fabs(factor - near) <= 1e-7 * near, "factor of a norm");
+    return factor;
+}
+
+static float activation(const bt_act_quantize *p, int64_t row, int64_t c, float factor) {
+    const float x = (float)value_at(p->x, p->x_type, row * p->ldx + c);
+    if (!p->norm_weight)
+        return x;
+    const float scaled = x * factor;
+    return scaled * (float)value_at(p->norm_weight, p->norm_type, c);
+}
+
 static void check_row(const bt_act_quantize *p, int64_t row) {
     const int planes = p->order == BT_ORDER_PLANES;
     const int8_t *q = p->q + row * p->ldq;
+    const float norm = p->norm_weight ? norm_factor(p, row) : 1.0f;
     float most = 0.0f;
     int finite = 1, codes_agree = 1;
     int64_t sum = 0, padding = 0;
     for (int64_t c = 0; c < p->k; c++) {
-        const float x = (float)value_at(p->x, p->x_type, row * p->ldx + c);
+        const float x = activation(p, row, c, norm);
         finite = finite && isfinite(x);
         most = fmaxf(most, fabsf(x));
     }
     most = fmaxf(most, 1e-5f);
     const float factor = 127.0f / most;
     for (int64_t c = 0; c < p->k; c++) {
-        const float x = (float)value_at(p->x, p->x_type, row * p->ldx + c);
+        const float x = activation(p, row, c, norm);
         const float code = p->x_type == BT_I8 ? x
                            : finite           ? fminf(fmaxf(nearbyintf(x * factor), -127.0f), 127.0f)
                                               : 0.0f;
@@ -64,16 +91,17 @@ static void check_row(const bt_act_quantize *p, int64_t row) {
 static void check_digits(const bt_act_quantize *p, int64_t row) {
     const int planes = p->order == BT_ORDER_PLANES;
     const double limit = p->digits == 2 ? 32639.0 : 8355711.0;
+    const float norm = p->norm_weight ? norm_factor(p, row) : 1.0f;
     double most = 0.0;
     int64_t sum[3] = {0}, padding = 0;
     int finite = 1, codes_agree = 1;
     for (int64_t c = 0; c < p->k; c++) {
-        const double x = value_at(p->x, p->x_type, row * p->ldx + c);
+        const double x = (double)activation(p, row, c, norm);
         finite = finite && isfinite(x);
         most = fmax(most, fabs(x));
     }
     for (int64_t c = 0; c < p->k; c++) {
-        const double x = value_at(p->x, p->x_type, row * p->ldx + c);
+        const double x = (double)activation(p, row, c, norm);
         const double rounded = finite && most > 0.0 ? nearbyint(x * (limit / most)) : 0.0;
         int64_t code = 0;
         for (int d = p->digits - 1; d >= 0; d--) {
@@ -109,10 +137,14 @@ static int same_steps(const double *a, const double *b, int64_t count) {
     return same;
 }
 
-static void check_quantize(int64_t m, int64_t k, int64_t gap, int type, int order, int digits, int first_kind) {
+/* norm: the type of its weight, or NO_NORM. */
+enum { NO_NORM = -1 };
+
+static void check_quantize(int64_t m, int64_t k, int64_t gap, int type, int order, int digits, int norm,
+                           int first_kind) {
     const int64_t width = order == BT_ORDER_PLANES ? (k + 255) / 256 * 256 : k;
-    set_context("act_quantize m=%ld k=%ld gap=%ld %s order=%d digits=%d kind=%d", (long)m, (long)k, (long)gap,
-                type_name(type), order, digits, first_kind);
+    set_context("act_quantize m=%ld k=%ld gap=%ld %s order=%d digits=%d norm=%d kind=%d", (long)m, (long)k, (long)gap,
+                type_name(type), order, digits, norm, first_kind);
     bt_act_quantize p = {.m = m, .k = k, .ldx = k + gap, .x_type = type, .order = order, .digits = digits};
     p.ldq = order == BT_ORDER_PLANES ? width + 256 * gap : width + gap;
     void *x = buffer(matrix_bytes(m, k, p.ldx, type));
@@ -123,6 +155,12 @@ static void check_quantize(int64_t m, int64_t k, int64_t gap, int type, int orde
         else
             fill_row(x, type, r * p.ldx, k, (int)((first_kind + r) % ROW_KINDS));
     p.x = x;
+    if (norm != NO_NORM) {
+        void *weight = buffer(matrix_bytes(1, k, k, norm));
+        for (int64_t c = 0; c < k; c++)
+            store_value(weight, norm, c, 1.0f + 0.3f * random_normal());
+        p.norm_weight = weight, p.norm_type = norm, p.norm_eps = 1e-5;
+    }
     const bt_act_quantize expected = with_outputs(p, width, 1);
     bt_act_quantize_scalar(&expected, 0, m);
     for (int64_t r = 0; r < m; r++)
@@ -131,8 +169,8 @@ static void check_quantize(int64_t m, int64_t k, int64_t gap, int type, int orde
     for (const bt_kernel *kernel = bt_kernels; kernel < bt_kernels + bt_kernel_count; kernel++) {
         if (!to_be_compared(kernel, BT_OP_act_quantize) || !(kernel->dtypes & BT_SET(type)))
             continue;
-        set_context("act_quantize_%s m=%ld k=%ld gap=%ld %s order=%d digits=%d kind=%d", kernel->variant, (long)m,
-                    (long)k, (long)gap, type_name(type), order, digits, first_kind);
+        set_context("act_quantize_%s m=%ld k=%ld gap=%ld %s order=%d digits=%d norm=%d kind=%d", kernel->variant,
+                    (long)m, (long)k, (long)gap, type_name(type), order, digits, norm, first_kind);
         const bt_act_quantize got = with_outputs(p, width, gap == 0);
         bt_act_quantize_fn *run = (bt_act_quantize_fn *)kernel->run;
         run(&got, m / 2, m);
@@ -152,7 +190,10 @@ void test_act_quantize(void) {
             for (int gap = 0; gap < 2; gap++)
                 for (int type = BT_F32; type <= BT_I8; type++)
                     for (int order = BT_ORDER_NATURAL; order <= BT_ORDER_PLANES; order++)
-                        for (int digits = 1; digits <= (type == BT_I8 ? 1 : 3); digits++)
-                            check_quantize(some_m[j], some_k[i], gap, type, order, digits,
-                                           (i + j + 4 * gap + digits) % ROW_KINDS);
+                        for (int digits = 1; digits <= (type == BT_I8 ? 1 : 3); digits++) {
+                            const int kind = (i + j + 4 * gap + digits) % ROW_KINDS;
+                            check_quantize(some_m[j], some_k[i], gap, type, order, digits, NO_NORM, kind);
+                            if (type != BT_I8)
+                                check_quantize(some_m[j], some_k[i], gap, type, order, digits, (i + digits) % 3, kind);
+                        }
 }

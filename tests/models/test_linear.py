@@ -1,8 +1,10 @@
 import pytest
 import torch
+from torch import nn
 
 from bittorch.models.io import PackedWeight
-from bittorch.models.linear import Concatenated, dense_linear, packed_linear, split_packed
+from bittorch.models.linear import Concatenated, dense_linear, linear_of, normed, packed_linear, split_packed
+from bittorch.models.norm import RMSNorm
 from bittorch.nn import TernaryLinearInference
 from bittorch.quant import pack_trit_planes
 from tests import helpers
@@ -53,6 +55,19 @@ def test_split_undoes_fusing(kind: str) -> None:
         assert part.depth == own.depth
         assert torch.equal(part.weight_packed, own.weight_packed)
         assert torch.equal(part.scale, own.scale)
+
+
+@pytest.mark.parametrize("bits", [None, 8, 16])
+def test_norm_of_a_packed_layer_is_in_its_quantiser(bits: int | None) -> None:
+    norm, x = RMSNorm(COLUMNS, 1e-5), helpers.randn(5, COLUMNS) * 3
+    norm.fill(helpers.randn(COLUMNS, seed=4))
+    layer = packed_linear([planes(24, 1, 0)], None, activation_bits=bits, device=CPU)
+    y = normed(layer, norm, x)
+    assert torch.equal(y, layer(x, norm))
+    helpers.assert_near(y, layer(norm(x)).double(), 1e-2)
+    dense = linear_of(helpers.randn(7, COLUMNS))
+    assert torch.equal(normed(dense, norm, x), dense(norm(x)))
+    assert torch.equal(normed(layer, nn.Identity(), x), layer(x))
 
 
 def test_parts_that_cannot_be_one_layer_stand_side_by_side() -> None:

@@ -50,6 +50,19 @@ def _unpacked(layer: TernaryLinearInference) -> list[torch.Tensor]:
     return list(((codes == 1).to(torch.int8) - (codes == 2).to(torch.int8)).chunk(layer.depth))
 
 
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
+def test_norm_goes_into_every_plane(bits: int | None, autocast: bool) -> None:
+    layer, x, norm = _layer(3, bits=bits), helpers.randn(2, 3, 32) * 5, nn.RMSNorm(32, 1e-6).requires_grad_(False)
+    norm.weight.copy_(helpers.randn(32, seed=1))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y, first = layer(x, norm), layer(norm(x))
+    assert y.dtype == (torch.bfloat16 if autocast else torch.float32)
+    helpers.assert_near(y, first.double(), 2e-2)
+    if bits is None:
+        assert torch.equal(y, first)
+
+
 @pytest.mark.parametrize("depth", range(2, 7))
 @pytest.mark.parametrize("granularity", CONFIGS)
 @pytest.mark.parametrize("bits", BITS)

@@ -66,6 +66,49 @@ def test_forward_is_the_op(granularity: str, activation_bits: int | None, dtype:
     assert not y.requires_grad
 
 
+def _norm(eps: float | None = 1e-6, affine: bool = True) -> torch.nn.RMSNorm:
+    norm = torch.nn.RMSNorm(32, eps, elementwise_affine=affine).requires_grad_(False)
+    if affine:
+        norm.weight.copy_(helpers.randn(32, seed=1))
+    return norm
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("bits", [8, 16, 24])
+@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+def test_norm_is_part_of_the_quantiser(granularity: str, bits: int, dtype: torch.dtype) -> None:
+    layer, x, norm = _packed(granularity), helpers.randn(2, 3, 32, dtype=dtype) * 5, _norm()
+    layer.activation_bits = bits
+    weights = layer.weight_packed, layer.scale, layer.bias
+    fused = {"norm_weight": norm.weight, "norm_eps": 1e-6}
+    y = layer(x, norm)
+    assert torch.equal(y, ops.ternary_linear_w2a8(x, *weights, activation_bits=bits, **fused))
+    helpers.assert_near(y, _exact_of_norm(layer, norm, x), 2e-2)
+
+
+def _exact_of_norm(layer: TernaryLinearInference, norm: torch.nn.RMSNorm, x: torch.Tensor) -> torch.Tensor:
+    wide = x.double()
+    wide = wide / (wide.square().mean(-1, keepdim=True) + norm.eps).sqrt() * norm.weight.double()
+    return wide @ layer.get_quantized_weight().double().t() + layer.bias.double()
+
+
+@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+def test_norm_without_a_quantiser_or_a_weight_comes_first(dtype: torch.dtype) -> None:
+    layer, x, norm = _packed(), helpers.randn(3, 32, dtype=dtype), _norm().to(dtype)
+    assert torch.equal(layer(x, norm), layer(norm(x)))
+    layer.activation_bits = 8
+    plain = _norm(affine=False)
+    assert torch.equal(layer(x, plain), layer(plain(x)))
+
+
+def test_norm_without_an_eps_has_that_of_the_dtype() -> None:
+    layer, x = _packed(), helpers.randn(3, 32) * 1e-4
+    layer.activation_bits = 8
+    eps = torch.finfo(torch.float32).eps
+    assert torch.equal(layer(x, _norm(None)), layer(x, _norm(eps)))
+    assert not torch.equal(layer(x, _norm(None)), layer(x, _norm(1e-5)))
+
+
 @pytest.mark.parametrize("cast", ["half", "bfloat16", "double", "to float16", "to float64", "float"])
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_casts_leave_codes_and_scale_alone(cast: str, granularity: str) -> None:

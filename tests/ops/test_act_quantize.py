@@ -122,6 +122,81 @@ def test_act_quantize_error_is_at_most_half_a_step(forced: str) -> None:
     assert (q.abs().amax(1) == 127).all()
 
 
+# A norm in front
+
+
+def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """The contract in NumPy: squares exact in float64, 256 sums, a tree; then two products in float32."""
+    wide, w = x.float().numpy(), weight.float().numpy()
+    lanes = np.zeros((len(wide), 256))
+    for k in range(wide.shape[1]):
+        lanes[:, k % 256] += wide[:, k].astype(np.float64) ** 2
+    while lanes.shape[1] > 1:
+        lanes = lanes[:, : lanes.shape[1] // 2] + lanes[:, lanes.shape[1] // 2 :]
+    factor = (1.0 / np.sqrt(lanes / wide.shape[1] + eps)).astype(np.float32)
+    return torch.from_numpy(wide * factor * w)
+
+
+@pytest.mark.parametrize("k", [1, 3, 63, 64, 65, 255, 256, 257, 1000])
+@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+def test_act_quantize_of_a_norm_equals_formula(forced: str, dtype: torch.dtype, k: int) -> None:
+    x, weight = helpers.randn(5, k, dtype=dtype) * 7, helpers.randn(k, seed=1, dtype=helpers.FLOATS[k % 3])
+    x[1] = 0
+    y = _normed(x, weight, 1e-6)
+    for bits in (8, 16, 24):
+        expected = _expected(y) if bits == 8 else _expected_digits(y, bits)
+        for run in (ops.act_quantize, reference.act_quantize):
+            for actual, value in zip(run(x, bits, norm_weight=weight, norm_eps=1e-6), expected, strict=True):
+                helpers.assert_same_bits(actual, value)
+
+
+@pytest.mark.parametrize("k", [64, 6912])
+def test_act_quantize_of_a_norm_is_near_that_of_torch(forced: str, k: int) -> None:
+    x, weight = helpers.randn(9, k), helpers.randn(k, seed=1)
+    q, scale = ops.act_quantize(x, 24, norm_weight=weight)
+    code = sum(q[:, d].double() * 256**d for d in range(3))
+    exact = torch.nn.functional.rms_norm(x.double(), (k,), weight.double(), 1e-5)
+    # Half a step of 24 bits, and the roundings of the factor and of two products in float32.
+    largest = exact.abs().amax() / exact.square().mean().sqrt()
+    helpers.assert_near((code * scale).float(), exact, 0.5 * largest.item() / (127 * 65793) + 2e-7)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_act_quantize_of_a_norm_of_a_non_finite_row(forced: str, value: float) -> None:
+    x, weight = helpers.randn(3, 70), torch.ones(70)
+    clean = ops.act_quantize(x, norm_weight=weight)
+    x[1, 66] = value
+    q, scale = ops.act_quantize(x, norm_weight=weight)
+    assert scale[1].isnan()
+    assert not q[1].any()
+    for actual, value_of in zip((q[::2], scale[::2]), (clean[0][::2], clean[1][::2]), strict=True):
+        assert torch.equal(actual, value_of)
+
+
+def test_act_quantize_of_a_norm_of_0_columns() -> None:
+    q, scale = ops.act_quantize(torch.zeros(2, 0), norm_weight=torch.zeros(0))
+    expected = reference.act_quantize(torch.zeros(2, 0), norm_weight=torch.zeros(0))
+    assert q.shape == (2, 0)
+    assert torch.equal(scale, expected[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"norm_weight": torch.ones(4)}, ValueError, r"norm_weight must be \(3,\), one a column of x, got \[4\]"),
+        ({"norm_weight": torch.ones(1, 3)}, ValueError, r"norm_weight must be \(3,\), .* got \[1, 3\]"),
+        ({"norm_weight": torch.ones(3, dtype=torch.int8)}, TypeError, "norm_weight must be float32"),
+        ({"norm_weight": torch.ones(3), "norm_eps": 0.0}, ValueError, "norm_eps must be positive and finite, got 0"),
+        ({"norm_weight": torch.ones(3), "norm_eps": float("nan")}, ValueError, "norm_eps must be positive and finite"),
+        ({"norm_weight": torch.ones(3, device="meta")}, RuntimeError, "x is on cpu but norm_weight is on meta"),
+    ],
+    ids=["length", "dimensions", "int8", "eps 0", "eps nan", "device"],
+)
+def test_act_quantize_refuses_a_bad_norm(arguments: dict[str, object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        ops.act_quantize(torch.ones(2, 3), **arguments)
+
+
 def test_act_quantize_refuses_int8() -> None:
     with pytest.raises(TypeError, match="x must be float32, float16 or bfloat16, got int8"):
         ops.act_quantize(torch.zeros(2, 3, dtype=torch.int8))
@@ -142,3 +217,8 @@ def test_act_quantize_refuses_scalar() -> None:
 @pytest.mark.parametrize("bits", [8, 16, 24])
 def test_act_quantize_passes_opcheck(dtype: torch.dtype, bits: int) -> None:
     torch.library.opcheck(torch.ops.bittorch.act_quantize.default, (helpers.randn(2, 3, 9, dtype=dtype), bits))
+
+
+def test_act_quantize_of_a_norm_passes_opcheck() -> None:
+    operands = helpers.randn(2, 3, 9), 8, helpers.randn(9, seed=1), 1e-5
+    torch.library.opcheck(torch.ops.bittorch.act_quantize.default, operands)

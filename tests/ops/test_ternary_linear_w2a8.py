@@ -280,6 +280,64 @@ def test_w2a8_autocast_casts_floating_x_only(dtype: torch.dtype) -> None:
     assert torch.equal(from_codes, problem.run(x))
 
 
+# A norm in front
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES, ids=str)
+@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+def test_w2a8_of_a_norm_equals_that_of_its_codes(dtype: torch.dtype, granularity: Granularity) -> None:
+    problem, x = _Problem(9, 320, granularity, torch.float32), helpers.randn(7, 320, dtype=dtype)
+    norm = {"norm_weight": helpers.randn(320, seed=1, dtype=torch.bfloat16), "norm_eps": 1e-6}
+    for bits in BITS:
+        digits, x_scale = ops.act_quantize(x, bits, **norm)
+        if bits > 8:
+            digits = sum(digits[:, d].int() * 256**d for d in range(bits // 8))
+        expected = problem.expected(digits, x_scale, dtype)
+        operands = x, problem.packed, problem.scale, problem.bias
+        helpers.assert_same_bits(reference.ternary_linear_w2a8(*operands, activation_bits=bits, **norm), expected)
+        for variant in VARIANTS:
+            helpers.assert_same_bits(problem.run(x, variant, activation_bits=bits, **norm), expected)
+
+
+def test_w2a8_of_a_norm_with_two_threads_equals_one() -> None:
+    problem, x, weight = _Problem(70, 512), helpers.randn(300, 512), helpers.randn(512, seed=1)
+    with helpers.threads(1):
+        one = problem.run(x, norm_weight=weight)
+    with helpers.threads(2):
+        assert torch.equal(problem.run(x, norm_weight=weight), one)
+    assert torch.equal(problem.run(x[7], norm_weight=weight), one[7])
+
+
+@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+@pytest.mark.parametrize("bias", [None, torch.float32], ids=["no bias", "bias"])
+@pytest.mark.parametrize("of", ["x", "norm", "both"])
+def test_w2a8_gradients_go_through_the_norm(dtype: torch.dtype, bias: torch.dtype | None, of: str) -> None:
+    problem, x = _Problem(6, 128, bias=bias), helpers.randn(2, 3, 128, dtype=dtype) * 3
+    weight, g = helpers.randn(128, seed=1), helpers.randn(2, 3, 6, seed=9, dtype=dtype)
+    wide = {"x": x.double().requires_grad_(), "norm": weight.double().requires_grad_()}
+    normed = torch.nn.functional.rms_norm(wide["x"], (128,), wide["norm"], 1e-5)
+    (normed @ helpers.dense(problem.codes, problem.scale).t()).backward(g.double())
+    leaves = {"x": x.requires_grad_(of != "norm"), "norm": weight.requires_grad_(of != "x")}
+    if problem.bias is not None:
+        problem.bias.requires_grad_()
+    problem.run(x, norm_weight=weight).backward(g)
+    for name, leaf in leaves.items():
+        if leaf.requires_grad:
+            assert leaf.grad.dtype == leaf.dtype
+            helpers.assert_near(leaf.grad, wide[name].grad, 1e-5 if dtype == torch.float32 else 2e-2)
+        else:
+            assert leaf.grad is None
+    if problem.bias is not None:
+        helpers.assert_near(problem.bias.grad, g.double().sum((0, 1)), 1e-5 if dtype == torch.float32 else 1e-2)
+
+
+def test_w2a8_of_a_norm_passes_opcheck() -> None:
+    problem, x = _Problem(6, 16, bias=torch.float32), helpers.randn(2, 16).requires_grad_()
+    op = torch.ops.bittorch.ternary_linear_w2a8.default
+    norm = {"norm_weight": helpers.randn(16, seed=1).requires_grad_(), "norm_eps": 1e-6}
+    torch.library.opcheck(op, (x, problem.packed, problem.scale, problem.bias), norm)
+
+
 # Arguments
 
 
@@ -319,6 +377,18 @@ def test_w2a8_autocast_casts_floating_x_only(dtype: torch.dtype) -> None:
             },
             ValueError,
             "int8 x holds codes of 8 bits, but activation_bits is 16",
+        ),
+        ({"norm_weight": torch.ones(9)}, ValueError, r"norm_weight must be \(8,\), one a column of x, got \[9\]"),
+        ({"norm_weight": torch.ones(8), "norm_eps": -1.0}, ValueError, "norm_eps must be positive and finite, got -1"),
+        (
+            {
+                "x": torch.zeros(2, 8, dtype=torch.int8),
+                "x_scale": torch.ones(2),
+                "out_dtype": torch.float32,
+                "norm_weight": torch.ones(8),
+            },
+            TypeError,
+            "x with norm_weight must be float32, float16 or bfloat16, got int8",
         ),
         ({"variant": "nosuch"}, ValueError, "no kernel 'nosuch' here; one of"),
     ],

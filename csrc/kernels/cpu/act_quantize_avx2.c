@@ -73,13 +73,46 @@ BT_ALWAYS_INLINE int32_t total(const __m256i code[VECTORS]) {
     return _mm_cvtsi128_si32(_mm_add_epi32(lanes, _mm_shuffle_epi32(lanes, _MM_SHUFFLE(2, 3, 0, 1))));
 }
 
-static uint32_t absmax_bits(const bt_act_quantize *p, const char *x, size_t size) {
-    uint32_t copy[STEP], lane[LANES], most = 0;
+BT_ALWAYS_INLINE void load_step(const char *x, size_t size, int type, int64_t k, int64_t end, __m256 v[VECTORS]) {
+    uint32_t copy[STEP];
+    const void *const from = bt_padded(x + k * (int64_t)size, size, end - k, STEP, copy);
+    BT_UNROLL
+    for (int i = 0; i < VECTORS; i++)
+        v[i] = load8(from, type, LANES * i);
+}
+
+/* The columns from k on, as they are to be quantised. */
+BT_ALWAYS_INLINE void load_row(const bt_act_quantize *p, const bt_act_row *row, int64_t k, __m256 v[VECTORS]) {
+    load_step(row->x, row->size, p->x_type, k, p->k, v);
+    if (!row->norm)
+        return;
+    __m256 weight[VECTORS];
+    load_step(row->norm, row->norm_size, p->norm_type, k, p->k, weight);
+    BT_UNROLL
+    for (int i = 0; i < VECTORS; i++)
+        v[i] = _mm256_mul_ps(_mm256_mul_ps(v[i], _mm256_set1_ps(row->factor)), weight[i]);
+}
+
+static void square_sums(const bt_act_quantize *p, const bt_act_row *row, double lane[BT_NORM_LANES]) {
+    for (int64_t k = 0; k < p->k; k += STEP) {
+        __m256 v[VECTORS];
+        float x[STEP];
+        load_step(row->x, row->size, p->x_type, k, p->k, v);
+        BT_UNROLL
+        for (int i = 0; i < VECTORS; i++)
+            _mm256_storeu_ps(x + LANES * i, v[i]);
+        bt_add_squares(lane, k, x, STEP);
+    }
+}
+
+static uint32_t absmax_bits(const bt_act_quantize *p, const bt_act_row *row) {
+    uint32_t lane[LANES], most = 0;
     __m256i found = _mm256_setzero_si256();
     for (int64_t k = 0; k < p->k; k += STEP) {
-        const void *from = bt_padded(x + k * (int64_t)size, size, p->k - k, STEP, copy);
+        __m256 v[VECTORS];
+        load_row(p, row, k, v);
         for (int i = 0; i < VECTORS; i++)
-            found = _mm256_max_epu32(found, magnitude(load8(from, p->x_type, LANES * i)));
+            found = _mm256_max_epu32(found, magnitude(v[i]));
     }
     _mm256_storeu_si256((__m256i *)lane, found);
     for (int i = 0; i < LANES; i++)
@@ -87,15 +120,15 @@ static uint32_t absmax_bits(const bt_act_quantize *p, const char *x, size_t size
     return most;
 }
 
-static int32_t encode_row(const bt_act_quantize *p, const char *x, size_t size, float inverse, int8_t *q) {
-    uint32_t copy[STEP];
+static int32_t encode_row(const bt_act_quantize *p, const bt_act_row *row, float inverse, int8_t *q) {
     int32_t lane[LANES], total = 0;
     __m256i sum = _mm256_setzero_si256();
     for (int64_t k = 0; k < p->k; k += STEP) {
-        const void *from = bt_padded(x + k * (int64_t)size, size, p->k - k, STEP, copy);
+        __m256 v[VECTORS];
+        load_row(p, row, k, v);
         __m256i code[VECTORS];
         for (int i = 0; i < VECTORS; i++) {
-            code[i] = encode(load8(from, p->x_type, LANES * i), _mm256_set1_ps(inverse));
+            code[i] = encode(v[i], _mm256_set1_ps(inverse));
             sum = _mm256_add_epi32(sum, code[i]);
         }
         store_codes(p, q, k, to_bytes(code));
@@ -106,16 +139,15 @@ static int32_t encode_row(const bt_act_quantize *p, const char *x, size_t size, 
     return total;
 }
 
-static void encode_digits(const bt_act_quantize *p, const char *x, size_t size, double inverse, int8_t *q,
-                          int32_t *sum) {
+static void encode_digits(const bt_act_quantize *p, const bt_act_row *row, double inverse, int8_t *q, int32_t *sum) {
     const __m256d factor = _mm256_set1_pd(inverse);
     const __m256i most = _mm256_set1_epi32(bt_digits_max(p->digits));
-    uint32_t copy[STEP];
     for (int64_t k = 0; k < p->k; k += STEP) {
-        const void *from = bt_padded(x + k * (int64_t)size, size, p->k - k, STEP, copy);
+        __m256 v[VECTORS];
+        load_row(p, row, k, v);
         __m256i code[VECTORS], digit[VECTORS];
         for (int i = 0; i < VECTORS; i++)
-            code[i] = bt_scaled_codes(load8(from, p->x_type, LANES * i), factor, most);
+            code[i] = bt_scaled_codes(v[i], factor, most);
         for (int d = 0; d < p->digits; d++) {
             for (int i = 0; i < VECTORS; i++)
                 digit[i] = take_digit(&code[i]);
@@ -126,6 +158,6 @@ static void encode_digits(const bt_act_quantize *p, const char *x, size_t size, 
 }
 
 bt_status bt_act_quantize_avx2(const bt_act_quantize *p, int64_t row_begin, int64_t row_end) {
-    static const bt_act_passes passes = {absmax_bits, encode_row, encode_digits};
+    static const bt_act_passes passes = {square_sums, absmax_bits, encode_row, encode_digits};
     return bt_act_rows(p, row_begin, row_end, &passes);
 }

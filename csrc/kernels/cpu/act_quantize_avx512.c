@@ -93,13 +93,46 @@ BT_ALWAYS_INLINE __m512i take_digit(__m512i *code) {
     return digit;
 }
 
-static uint32_t absmax_bits(const bt_act_quantize *p, const char *x, size_t size) {
-    uint32_t copy[STEP], lane[LANES], most = 0;
+BT_ALWAYS_INLINE void load_step(const char *x, size_t size, int type, int64_t k, int64_t end, __m512 v[VECTORS]) {
+    uint32_t copy[STEP];
+    const void *const from = bt_padded(x + k * (int64_t)size, size, end - k, STEP, copy);
+    BT_UNROLL
+    for (int i = 0; i < VECTORS; i++)
+        v[i] = load16(from, type, LANES * i);
+}
+
+/* The columns from k on, as they are to be quantised. */
+BT_ALWAYS_INLINE void load_row(const bt_act_quantize *p, const bt_act_row *row, int64_t k, __m512 v[VECTORS]) {
+    load_step(row->x, row->size, p->x_type, k, p->k, v);
+    if (!row->norm)
+        return;
+    __m512 weight[VECTORS];
+    load_step(row->norm, row->norm_size, p->norm_type, k, p->k, weight);
+    BT_UNROLL
+    for (int i = 0; i < VECTORS; i++)
+        v[i] = _mm512_mul_ps(_mm512_mul_ps(v[i], _mm512_set1_ps(row->factor)), weight[i]);
+}
+
+static void square_sums(const bt_act_quantize *p, const bt_act_row *row, double lane[BT_NORM_LANES]) {
+    for (int64_t k = 0; k < p->k; k += STEP) {
+        __m512 v[VECTORS];
+        float x[STEP];
+        load_step(row->x, row->size, p->x_type, k, p->k, v);
+        BT_UNROLL
+        for (int i = 0; i < VECTORS; i++)
+            _mm512_storeu_ps(x + LANES * i, v[i]);
+        bt_add_squares(lane, k, x, STEP);
+    }
+}
+
+static uint32_t absmax_bits(const bt_act_quantize *p, const bt_act_row *row) {
+    uint32_t lane[LANES], most = 0;
     __m512i found = _mm512_setzero_si512();
     for (int64_t k = 0; k < p->k; k += STEP) {
-        const void *from = bt_padded(x + k * (int64_t)size, size, p->k - k, STEP, copy);
+        __m512 v[VECTORS];
+        load_row(p, row, k, v);
         for (int i = 0; i < VECTORS; i++)
-            found = _mm512_max_epu32(found, magnitude(load16(from, p->x_type, LANES * i)));
+            found = _mm512_max_epu32(found, magnitude(v[i]));
     }
     _mm512_storeu_si512(lane, found);
     for (int i = 0; i < LANES; i++)
@@ -107,15 +140,15 @@ static uint32_t absmax_bits(const bt_act_quantize *p, const char *x, size_t size
     return most;
 }
 
-static int32_t encode_row(const bt_act_quantize *p, const char *x, size_t size, float inverse, int8_t *q) {
-    uint32_t copy[STEP];
+static int32_t encode_row(const bt_act_quantize *p, const bt_act_row *row, float inverse, int8_t *q) {
     int32_t lane[LANES], total = 0;
     __m512i sum = _mm512_setzero_si512();
     for (int64_t k = 0; k < p->k; k += STEP) {
-        const void *from = bt_padded(x + k * (int64_t)size, size, p->k - k, STEP, copy);
+        __m512 v[VECTORS];
+        load_row(p, row, k, v);
         __m128i bytes[VECTORS];
         for (int i = 0; i < VECTORS; i++) {
-            const __m512i code = encode(load16(from, p->x_type, LANES * i), _mm512_set1_ps(inverse));
+            const __m512i code = encode(v[i], _mm512_set1_ps(inverse));
             bytes[i] = _mm512_cvtsepi32_epi8(code);
             sum = _mm512_add_epi32(sum, code);
         }
@@ -127,19 +160,18 @@ static int32_t encode_row(const bt_act_quantize *p, const char *x, size_t size, 
     return total;
 }
 
-static void encode_digits(const bt_act_quantize *p, const char *x, size_t size, double inverse, int8_t *q,
-                          int32_t *sum) {
+static void encode_digits(const bt_act_quantize *p, const bt_act_row *row, double inverse, int8_t *q, int32_t *sum) {
     const __m256d factor = _mm256_set1_pd(inverse);
     const __m256i most = _mm256_set1_epi32(bt_digits_max(p->digits));
-    uint32_t copy[STEP];
     int32_t lane[BT_MAX_DIGITS][LANES] = {{0}};
     for (int64_t k = 0; k < p->k; k += STEP) {
-        const void *from = bt_padded(x + k * (int64_t)size, size, p->k - k, STEP, copy);
+        __m512 v[VECTORS];
+        load_row(p, row, k, v);
         __m512i code[VECTORS];
         BT_UNROLL
         for (int i = 0; i < VECTORS; i++) {
-            const __m512i v = _mm512_castps_si512(load16(from, p->x_type, LANES * i));
-            const __m256 low = _mm256_castsi256_ps(bt_low(v)), high = _mm256_castsi256_ps(bt_high(v));
+            const __m512i x = _mm512_castps_si512(v[i]);
+            const __m256 low = _mm256_castsi256_ps(bt_low(x)), high = _mm256_castsi256_ps(bt_high(x));
             code[i] = bt_join(bt_scaled_codes(low, factor, most), bt_scaled_codes(high, factor, most));
         }
         for (int d = 0; d < p->digits; d++) {
@@ -161,6 +193,6 @@ static void encode_digits(const bt_act_quantize *p, const char *x, size_t size, 
 }
 
 bt_status bt_act_quantize_avx512(const bt_act_quantize *p, int64_t row_begin, int64_t row_end) {
-    static const bt_act_passes passes = {absmax_bits, encode_row, encode_digits};
+    static const bt_act_passes passes = {square_sums, absmax_bits, encode_row, encode_digits};
     return bt_act_rows(p, row_begin, row_end, &passes);
 }

@@ -1,5 +1,6 @@
-/* A block takes a row: the absmax through the order of the bits, then the codes, with the formula and the orders of the
- * header. Every operation is rounded on its own, so the codes and the scale have the bits of the scalar kernel. */
+/* A block takes a row: the factor of its norm where there is one, the absmax through the order of the bits, then the
+ * codes, with the formula and the orders of the header. Every operation is rounded on its own, so the codes and the
+ * scale have the bits of the scalar kernel. */
 #include "../act_quantize.h"
 #include "../cpu/half.h"
 #include "reduce.cuh"
@@ -10,10 +11,35 @@ static __device__ int64_t position(const bt_act_quantize &p, int64_t k) {
     return p.order == BT_ORDER_PLANES ? bt_plane_index(k) : p.order == BT_ORDER_STRIDE4 ? bt_stride4_index(k) : k;
 }
 
-static __device__ uint32_t absmax_bits(const bt_act_quantize &p, int64_t row) {
+/* What a row is multiplied by before the weight of its norm. A thread is a lane of the sum of squares, and the tree of
+ * bt_block_reduce is the header's. */
+static __device__ float norm_factor(const bt_act_quantize &p, int64_t row) {
+    __shared__ double scratch[BT_NORM_LANES];
+    static_assert((int)BT_NORM_LANES == (int)BT_MAX_THREADS, "a lane is a thread of a whole block");
+    if (!p.norm_weight)
+        return 1.0f;
+    double sum = 0.0;
+    for (int64_t k = threadIdx.x; k < p.k; k += BT_NORM_LANES) {
+        const double x = (double)bt_load(p.x, p.x_type, row * p.ldx + k);
+        sum = __dadd_rn(sum, __dmul_rn(x, x));
+    }
+    sum = bt_block_reduce(sum, scratch, [](double a, double b) { return __dadd_rn(a, b); });
+    return (float)__ddiv_rn(1.0, __dsqrt_rn(__dadd_rn(__ddiv_rn(sum, (double)p.k), p.norm_eps)));
+}
+
+static __device__ float normed(const bt_act_quantize &p, int64_t k, float x, float factor) {
+    return p.norm_weight ? __fmul_rn(__fmul_rn(x, factor), bt_load(p.norm_weight, p.norm_type, k)) : x;
+}
+
+/* Column k of a row, as it is to be quantised. */
+static __device__ float activation(const bt_act_quantize &p, int64_t row, int64_t k, float factor) {
+    return normed(p, k, bt_load(p.x, p.x_type, row * p.ldx + k), factor);
+}
+
+static __device__ uint32_t absmax_bits(const bt_act_quantize &p, int64_t row, float factor) {
     uint32_t most = 0;
     for (int64_t k = threadIdx.x; k < p.k; k += blockDim.x) {
-        const uint32_t bits = bt_float_bits(bt_load(p.x, p.x_type, row * p.ldx + k)) & 0x7fffffffu;
+        const uint32_t bits = bt_float_bits(activation(p, row, k, factor)) & 0x7fffffffu;
         most = bits > most ? bits : most;
     }
     return most;
@@ -27,13 +53,14 @@ static __global__ void quantize(bt_act_quantize p) {
     __shared__ uint32_t scratch[BT_MAX_THREADS];
     const int64_t end = bt_quantized_width(p.k, p.order);
     for (int64_t row = blockIdx.x; row < p.m; row += gridDim.x) {
+        const float factor = norm_factor(p, row);
         const uint32_t bits =
-            bt_block_reduce(absmax_bits(p, row), scratch, [](uint32_t a, uint32_t b) { return a > b ? a : b; });
+            bt_block_reduce(absmax_bits(p, row, factor), scratch, [](uint32_t a, uint32_t b) { return a > b ? a : b; });
         const bool finite = bits < 0x7f800000u;
         const float absmax = fmaxf(bt_bits_float(finite ? bits : 0u), 1e-5f), inverse = __fdiv_rn(127.0f, absmax);
         int sum = 0;
         for (int64_t k = threadIdx.x; k < end; k += blockDim.x) {
-            const int code = finite && k < p.k ? code_of(bt_load(p.x, p.x_type, row * p.ldx + k), inverse) : 0;
+            const int code = finite && k < p.k ? code_of(activation(p, row, k, factor), inverse) : 0;
             p.q[row * p.ldq + position(p, k)] = (int8_t)code;
             sum += code;
         }
@@ -47,39 +74,59 @@ static __global__ void quantize(bt_act_quantize p) {
     }
 }
 
-/* 16 activations from column k on, zeros past the last: one to four loads where rows are aligned. */
-static __device__ void load_sixteen(const bt_act_quantize &p, int64_t row, int64_t k, bool aligned, float (&x)[16]) {
-    const int64_t first = row * p.ldx + k;
-    if (!aligned || k + 16 > p.k) {
+/* 16 values from x[first] on, zeros from the `left`th on: one to four loads where they begin at a multiple of 16 bytes.
+ */
+static __device__ void load_sixteen(const void *x, int type, int64_t first, int64_t left, bool aligned,
+                                    float (&value)[16]) {
+    if (!aligned || left < 16) {
         BT_UNROLL
         for (int i = 0; i < 16; i++)
-            x[i] = k + i < p.k ? bt_load(p.x, p.x_type, first + i) : 0.0f;
+            value[i] = i < left ? bt_load(x, type, first + i) : 0.0f;
         return;
     }
-    const int per = p.x_type == BT_F32 ? 4 : 8;
-    const uint4 *const from = (const uint4 *)((const uint8_t *)p.x + first * (16 / per));
+    const int per = type == BT_F32 ? 4 : 8;
+    const uint4 *const from = (const uint4 *)((const uint8_t *)x + first * (16 / per));
     BT_UNROLL
     for (int i = 0; i < 16; i++) {
         const uint4 v = from[i / per];
         const uint32_t words[4] = {v.x, v.y, v.z, v.w};
-        if (p.x_type == BT_F32)
-            x[i] = bt_bits_float(words[i % 4]);
+        if (type == BT_F32)
+            value[i] = bt_bits_float(words[i % 4]);
         else {
             const uint16_t half = (uint16_t)(words[i % 8 / 2] >> (16 * (i % 2)));
-            x[i] = p.x_type == BT_F16 ? bt_from_f16(half) : bt_from_bf16(half);
+            value[i] = type == BT_F16 ? bt_from_f16(half) : bt_from_bf16(half);
         }
     }
 }
 
+/* Which of the two have rows at multiples of 16 bytes. */
+struct Alignment {
+    bool x, norm;
+};
+
+/* The columns from k on of a row, as they are to be quantised. */
+static __device__ void activations(const bt_act_quantize &p, int64_t row, int64_t k, Alignment aligned, float factor,
+                                   float (&x)[16]) {
+    load_sixteen(p.x, p.x_type, row * p.ldx + k, p.k - k, aligned.x, x);
+    if (!p.norm_weight)
+        return;
+    float weight[16];
+    load_sixteen(p.norm_weight, p.norm_type, k, p.k - k, aligned.norm, weight);
+    BT_UNROLL
+    for (int i = 0; i < 16; i++)
+        x[i] = __fmul_rn(__fmul_rn(x[i], factor), weight[i]);
+}
+
 /* The same as quantize() in natural order or with stride 4, for rows of q at multiples of 16 bytes: 16 columns a
  * thread, so that a row of 4096 is one turn of a block. */
-static __global__ void quantize_sixteens(bt_act_quantize p, bool aligned) {
+static __global__ void quantize_sixteens(bt_act_quantize p, Alignment aligned) {
     __shared__ uint32_t scratch[BT_MAX_THREADS];
     for (int64_t row = blockIdx.x; row < p.m; row += gridDim.x) {
+        const float factor = norm_factor(p, row);
         uint32_t most = 0;
         float x[16];
         for (int64_t k = 16 * (int64_t)threadIdx.x; k < p.k; k += 16 * blockDim.x) {
-            load_sixteen(p, row, k, aligned, x);
+            activations(p, row, k, aligned, factor, x);
             BT_UNROLL
             for (int i = 0; i < 16; i++) {
                 const uint32_t bits = bt_float_bits(x[i]) & 0x7fffffffu;
@@ -92,7 +139,7 @@ static __global__ void quantize_sixteens(bt_act_quantize p, bool aligned) {
         int sum = 0;
         for (int64_t k = 16 * (int64_t)threadIdx.x; k < p.k; k += 16 * blockDim.x) {
             uint32_t words[4] = {0};
-            load_sixteen(p, row, k, aligned, x);
+            activations(p, row, k, aligned, factor, x);
             BT_UNROLL
             for (int i = 0; i < 16; i++) {
                 const int code = finite ? code_of(x[i], inverse) : 0;
@@ -120,10 +167,11 @@ static __global__ void quantize_sixteens(bt_act_quantize p, bool aligned) {
 }
 
 /* The digits of a row; a thread keeps the sums of its own codes. */
-static __device__ void write_digits(const bt_act_quantize &p, int64_t row, int64_t end, double inverse, int *sum) {
+static __device__ void write_digits(const bt_act_quantize &p, int64_t row, int64_t end, float factor, double inverse,
+                                    int *sum) {
     const double most = (double)bt_digits_max(p.digits);
     for (int64_t k = threadIdx.x; k < end; k += blockDim.x) {
-        const double x = k < p.k ? (double)bt_load(p.x, p.x_type, row * p.ldx + k) : 0.0;
+        const double x = k < p.k ? (double)activation(p, row, k, factor) : 0.0;
         int code = (int)fmin(fmax(rint(__dmul_rn(x, inverse)), -most), most);
         for (int d = 0; d < p.digits; d++, code = bt_next_digit(code)) {
             p.q[(p.digits * row + d) * p.ldq + position(p, k)] = (int8_t)code;
@@ -137,8 +185,9 @@ static __global__ void quantize_digits(bt_act_quantize p) {
     const double most = (double)bt_digits_max(p.digits);
     const int64_t end = bt_quantized_width(p.k, p.order);
     for (int64_t row = blockIdx.x; row < p.m; row += gridDim.x) {
+        const float factor = norm_factor(p, row);
         const uint32_t bits =
-            bt_block_reduce(absmax_bits(p, row), scratch, [](uint32_t a, uint32_t b) { return a > b ? a : b; });
+            bt_block_reduce(absmax_bits(p, row, factor), scratch, [](uint32_t a, uint32_t b) { return a > b ? a : b; });
         const bool finite = bits < 0x7f800000u;
         const double absmax = finite ? (double)bt_bits_float(bits) : 0.0;
         int sum[BT_MAX_DIGITS] = {0};
@@ -147,7 +196,7 @@ static __global__ void quantize_digits(bt_act_quantize p) {
             for (int d = 0; d < p.digits; d++)
                 p.q[(p.digits * row + d) * p.ldq + position(p, k)] = 0;
         if (finite)
-            write_digits(p, row, end, absmax > 0.0 ? __ddiv_rn(most, absmax) : 0.0, sum);
+            write_digits(p, row, end, factor, absmax > 0.0 ? __ddiv_rn(most, absmax) : 0.0, sum);
         for (int d = 0; d < p.digits; d++) {
             const uint32_t total =
                 bt_block_reduce((uint32_t)sum[d], scratch, [](uint32_t a, uint32_t b) { return a + b; });
@@ -178,15 +227,19 @@ static __global__ void order_codes(bt_act_quantize p) {
 extern "C" bt_status bt_act_quantize_cuda_baseline(const bt_act_quantize *p, int64_t, int64_t) {
     if (p->m == 0)
         return BT_OK;
-    const dim3 grid(bt_blocks(p->m)), block(bt_block_threads(p->k));
+    const dim3 grid(bt_blocks(p->m));
     if (p->x_type == BT_I8)
-        return BT_LAUNCH(order_codes, grid, block, p->stream, *p);
+        return BT_LAUNCH(order_codes, grid, dim3(bt_block_threads(p->k)), p->stream, *p);
+    /* The lanes of a sum of squares are threads: a whole block then, however short the row. */
+    const auto block = [p](int64_t pieces) {
+        return dim3(p->norm_weight ? (unsigned)BT_NORM_LANES : bt_block_threads(pieces));
+    };
     if (p->digits > 1)
-        return BT_LAUNCH(quantize_digits, grid, block, p->stream, *p);
+        return BT_LAUNCH(quantize_digits, grid, block(p->k), p->stream, *p);
     if (p->order == BT_ORDER_PLANES || (uintptr_t)p->q % 16 != 0 || p->ldq % 16 != 0)
-        return BT_LAUNCH(quantize, grid, block, p->stream, *p);
+        return BT_LAUNCH(quantize, grid, block(p->k), p->stream, *p);
     const int64_t bytes = p->x_type == BT_F32 ? 4 : 2;
-    const bool aligned = (uintptr_t)p->x % 16 == 0 && p->ldx * bytes % 16 == 0;
-    const dim3 of_sixteens(bt_block_threads(bt_div_up(p->k, 16)));
-    return BT_LAUNCH(quantize_sixteens, grid, of_sixteens, p->stream, *p, aligned);
+    const Alignment aligned = {(uintptr_t)p->x % 16 == 0 && p->ldx * bytes % 16 == 0,
+                               (uintptr_t)p->norm_weight % 16 == 0};
+    return BT_LAUNCH(quantize_sixteens, grid, block(bt_div_up(p->k, 16)), p->stream, *p, aligned);
 }
