@@ -42,6 +42,8 @@ def _check_exportable(layer: nn.Module, kind: type[TernaryLinear] | type[Ternary
         raise TypeError(f"{name} must be a {kind.__name__}, got {type(layer).__name__}")
     if type(layer).forward is not kind.forward:
         raise TypeError(f"cannot export {name}: {type(layer).__name__} overrides forward, which packing would lose")
+    if "forward" in vars(layer):
+        raise ValueError(f"cannot export {name}: its forward was replaced, which packing would lose; put it back first")
     if any(not _gathers(hook) for hook in (*layer._forward_hooks.values(), *layer._forward_pre_hooks.values())):
         raise ValueError(f"cannot export {name}: it has forward hooks, which packing would lose; remove them first")
 
@@ -76,7 +78,8 @@ def export_linear_to_inference(linear: TernaryLinear, name: str = "the layer") -
 
     Raises:
         TypeError: ``linear`` is not a `TernaryLinear`, or a subclass with a forward of its own.
-        ValueError: its weight holds NaN or Inf, or is on the meta device; it has forward hooks.
+        ValueError: its weight holds NaN or Inf, or is on the meta device; it has forward hooks, or a forward that was
+            set on the layer alone.
     """
     _check_exportable(linear, TernaryLinear, name)
     sizes = linear.in_features, linear.out_features, linear.bias is not None
@@ -122,8 +125,9 @@ def check_called(model: nn.Module, packed: dict[int, nn.Module]) -> None:
                 remedy = (
                     "leave it an nn.Linear" if slot == "out_proj" else "torch.backends.mha.set_fastpath_enabled(False)"
                 )
+                where = f"{name}.{slot}" if name else slot
                 raise ValueError(
-                    f"{name}.{slot} is ternary, but {type(parent).__name__} reads its weight without calling it, "
+                    f"{where} is ternary, but {type(parent).__name__} reads its weight without calling it, "
                     f"so it would not run as trained; {remedy}"
                 )
 

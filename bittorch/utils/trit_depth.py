@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import fnmatch
 from collections.abc import Iterable, Mapping
@@ -61,6 +62,10 @@ class DepthRequest:
     @property
     def patterns(self) -> list[str]:
         return list(self.depth) if isinstance(self.depth, Mapping) else []
+
+    def takes(self, name: str) -> bool:
+        """Whether a layer is to be converted, as far as depth says it."""
+        return not isinstance(self.depth, Mapping) or self.of(name) is not None
 
     def of(self, name: str) -> int | None:
         """The depth of a layer, None to leave it; not for a budget."""
@@ -204,7 +209,11 @@ class PlaneMaker:
         self._made: dict[tuple[int, int, TernaryQuantConfig], TernaryLinearInference] = {}
 
     def __call__(self, linear: nn.Linear, depth: int, config: TernaryQuantConfig) -> TernaryLinearInference:
-        layer = TernaryLinearInference.from_linear(linear, depth, config)
-        first = self._made.setdefault((id(linear.weight), depth, config), layer)
-        layer.weight_packed, layer.scale = first.weight_packed, first.scale
-        return layer
+        key = id(linear.weight), depth, config
+        if key not in self._made:
+            self._made[key] = TernaryLinearInference.from_linear(linear, depth, config)
+            return self._made[key]
+        first = self._made[key]
+        layer = copy.deepcopy(first, {id(shared): shared for shared in (first.weight_packed, first.scale)})
+        layer.bias = None if linear.bias is None else gathered(linear.bias).detach().clone()
+        return layer.train(linear.training)

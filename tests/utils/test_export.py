@@ -283,6 +283,10 @@ def test_export_refuses_what_packing_would_lose() -> None:
     model[0].register_forward_hook(lambda module, args, output: output + 1)
     with pytest.raises(ValueError, match="cannot export 0: it has forward hooks"):
         export_for_inference(model)
+    model = nn.Sequential(TernaryLinear(4, 4))
+    model[0].forward = lambda x: x
+    with pytest.raises(ValueError, match="cannot export 0: its forward was replaced"):
+        export_for_inference(model)
 
 
 def test_export_refuses_layers_that_torch_does_not_call() -> None:
