@@ -120,7 +120,8 @@ class TernaryLinear(nn.Linear):
                 str(self.config.granularity), self.out_features, self.in_features, self.config.group_size
             )
             shape = shape if self.config.packs else (2, *shape)
-            self.weight_scale = nn.Parameter(torch.empty(shape, dtype=torch.float32, device=self.weight.device))
+            scale = torch.empty(shape, dtype=torch.float32, device=self.weight.device)
+            self.weight_scale = nn.Parameter(scale, self.weight.requires_grad)
             self.reset_scale()
 
     @torch.no_grad()

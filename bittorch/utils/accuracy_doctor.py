@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bittorch import ops
 from bittorch.nn import TernaryConv2d, TernaryLinear
 from bittorch.nn.ternary_linear import gathered
+from bittorch.utils.export import packed_codes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,7 @@ class AccuracyDoctor:
         """What is wrong now, layer by layer; empty when nothing is. Call it before gradients are set to None.
 
         Raises:
-            ValueError: a weight holds NaN or Inf.
+            ValueError: a weight holds NaN or Inf, or is on the meta device; the message names the layer.
         """
         found: list[Finding] = []
         for name, module in self.model.named_modules():
@@ -90,7 +91,7 @@ class AccuracyDoctor:
 
     def _check_layer(self, name: str, layer: TernaryLinear | TernaryConv2d) -> Iterator[Finding]:
         weight = gathered(layer.weight).detach().flatten(1)
-        w_packed, scale = layer.quantize_packed()
+        w_packed, scale = packed_codes(layer, name, "check")
         codes = ops.ternary_unpack(w_packed, None, weight.shape[1], torch.int8)
         half = weight.dtype in (torch.float16, torch.bfloat16)
         past = self._past.get(name)

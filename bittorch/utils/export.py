@@ -22,14 +22,14 @@ from bittorch.nn.ternary_linear import gathered
 SkipPredicate = Callable[[str, nn.Module], bool]
 
 
-def _packed(layer: TernaryLinear | TernaryConv2d, name: str) -> tuple[Tensor, Tensor]:
-    weight = gathered(layer.weight)
-    if weight.device.type == "meta":
-        raise ValueError(f"{name} is on the meta device and has no weights to export; load them first")
+def packed_codes(layer: TernaryLinear | TernaryConv2d, name: str, what: str) -> tuple[Tensor, Tensor]:
+    """Packed codes and scales of a layer; ValueError, with its name and what it was wanted for, where it has none."""
     try:
+        if layer.weight.is_meta:
+            raise ValueError("it is on the meta device and has no weights; load them first")
         return layer.quantize_packed()
     except ValueError as error:
-        raise ValueError(f"cannot export {name}: {error}") from None
+        raise ValueError(f"cannot {what} {name or 'the model'}: {error}") from None
 
 
 def _gathers(hook: Callable[..., object]) -> bool:
@@ -50,7 +50,7 @@ def _check_exportable(layer: nn.Module, kind: type[TernaryLinear] | type[Ternary
 
 def _filled(twin: PackedLayer, layer: TernaryLinear | TernaryConv2d, name: str) -> PackedLayer:
     """``twin``, made on the meta device, with the codes, scale and bias of ``layer``."""
-    twin.weight_packed, twin.scale = _packed(layer, name)
+    twin.weight_packed, twin.scale = packed_codes(layer, name, "export")
     if layer.bias is not None:
         twin.bias = gathered(layer.bias).detach().clone()
     return twin.train(layer.training)

@@ -239,7 +239,7 @@ def test_export_refuses_non_finite_weights_and_names_the_layer(value: float) -> 
 
 
 def test_export_refuses_meta_weights_and_names_the_layer() -> None:
-    with pytest.raises(ValueError, match=r"^heads\.a is on the meta device"):
+    with pytest.raises(ValueError, match=r"^cannot export heads\.a: it is on the meta device"):
         export_for_inference(nn.ModuleDict({"heads": nn.ModuleDict({"a": TernaryLinear(4, 3, device="meta")})}))
 
 
@@ -388,7 +388,7 @@ def test_export_refuses_convolutions_that_packing_would_change() -> None:
         export_for_inference(nn.Sequential(hooked))
     with pytest.raises(TypeError, match="the layer must be a TernaryConv2d, got Conv2d"):
         bittorch.export_conv2d_to_inference(nn.Conv2d(1, 1, 1))
-    with pytest.raises(ValueError, match="0 is on the meta device"):
+    with pytest.raises(ValueError, match="cannot export 0: it is on the meta device"):
         export_for_inference(nn.Sequential(TernaryConv2d(1, 1, 1, device="meta")))
 
 
