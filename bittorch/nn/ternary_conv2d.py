@@ -7,22 +7,23 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.grad import conv2d_weight
 
 from bittorch import _env, ops
 from bittorch.nn.packed_layer import PackedLayer
-from bittorch.nn.ternary_linear import (
+from bittorch.nn.ternary_layer import (
     Backend,
-    _check_backend,
-    _check_dtype,
-    _describe,
-    _resolve_config,
-    blend,
-    gathered,
+    TernaryLayer,
+    blended_input,
+    check_backend,
+    check_dtype,
+    resolve_config,
 )
 from bittorch.ops import reference
-from bittorch.quant import TernaryQuantConfig, TernaryQuantizer
+from bittorch.quant import TernaryQuantConfig
 
 _Size = int | tuple[int, int]
+_Steps = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]  # stride, padding, dilation, groups
 _PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 
@@ -47,7 +48,7 @@ def _columns(conv: nn.Conv2d) -> int:
     return conv.in_channels // conv.groups * conv.kernel_size[0] * conv.kernel_size[1]
 
 
-class TernaryConv2d(nn.Conv2d):
+class TernaryConv2d(TernaryLayer, nn.Conv2d):
     """A 2-d convolution that trains through ternary weights.
 
     ``y = conv2d(Q(x), codes * scale) + bias`` with ``codes, scale`` the quantised ``weight``, a filter being a row of
@@ -62,7 +63,7 @@ class TernaryConv2d(nn.Conv2d):
             scale a filter, or of ``group_size`` weights of the flattened filter with granularity ``group``.
 
     Attributes:
-        quant_lambda: as in `bittorch.TernaryLinear`.
+        weight_scale, quant_lambda: as in `bittorch.TernaryLinear`.
 
     Shape:
         ``(samples, in_channels, height, width)`` or ``(in_channels, height, width)`` to the same with out_channels and
@@ -98,14 +99,9 @@ class TernaryConv2d(nn.Conv2d):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.config = _resolve_config(config, threshold_factor, per_channel, activation_bits)
-        if self.config.learned or self.config.ste != "identity":
-            raise ValueError(
-                f"TernaryConv2d takes fixed methods with ste='identity', got method={self.config.method!r} "
-                f"with ste={self.config.ste!r}"
-            )
-        _check_backend(backend)
-        _check_dtype(dtype)
+        self.config = resolve_config(config, threshold_factor, per_channel, activation_bits)
+        check_backend(backend)
+        check_dtype(dtype)
         super().__init__(
             in_channels,
             out_channels,
@@ -121,16 +117,14 @@ class TernaryConv2d(nn.Conv2d):
         )
         self.config.check_in_features(_columns(self))
         self._padding = _Padding(self)
-        self.quantize = quantize
-        self.backend = backend
-        self.quant_lambda = 1.0
+        self._set_up(quantize, backend)
 
     @classmethod
     def from_conv2d(cls, conv: nn.Conv2d, config: TernaryQuantConfig | None = None) -> TernaryConv2d:
         """A ternary layer that shares the parameters of ``conv``; TypeError for any other module."""
         if not isinstance(conv, nn.Conv2d):
             raise TypeError(f"conv must be a torch.nn.Conv2d, got {type(conv).__name__}")
-        _check_dtype(conv.weight.dtype)
+        check_dtype(conv.weight.dtype)
         layer = cls(
             conv.in_channels,
             conv.out_channels,
@@ -140,6 +134,7 @@ class TernaryConv2d(nn.Conv2d):
             device="meta",
         )  # meta: no weights are made only to be thrown away
         layer.weight, layer.bias = conv.weight, conv.bias
+        layer._make_scale()
         return layer.train(conv.training)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -149,47 +144,58 @@ class TernaryConv2d(nn.Conv2d):
             raise RuntimeError(f"backend='cuda', but the input is on {input.device}; move it with .to('cuda')")
         x = input.unsqueeze(0) if input.dim() == 3 else input
         ops.check_conv2d_input(x, self.weight, self.groups)
-        if self.training and self.quant_lambda < 1:
-            y: Tensor = self._warming_up(x)
-            return y.squeeze(0) if input.dim() == 3 else y
-        op: Any = reference.ternary_conv2d if self.backend == "python" else torch.ops.bittorch.ternary_conv2d.default
-        steps = self.stride, self._padding.inside, self.dilation, self.groups
-        bits = self.config.activation_bits or 0
-        y = op(self._padding.apply(x), self.weight, self.bias, *steps, *self.config.op_args(), bits)
+        y = self._forward_in_parts(x) if self._in_parts else self._forward_in_one(x)
         return y.squeeze(0) if input.dim() == 3 else y
 
-    def _warming_up(self, x: Tensor) -> Tensor:
-        weight = self.weight
-        with torch.no_grad():
-            packed = ops.ternary_quantize(weight.flatten(1), *self.config.op_args())
-            quantized = ops.ternary_unpack(*packed, _columns(self), weight.dtype).view(weight.shape)
-            mixed = blend(weight, quantized, self.quant_lambda)
-            if self.config.activation_bits:
-                rounded = reference.fake_quantize(x.flatten(1), self.config.activation_bits).view(x.shape)
-                rounded = blend(x, rounded, self.quant_lambda)
-        if self.config.activation_bits:
-            x = reference.straight_through(x, rounded)
-        return self._conv_forward(x, reference.straight_through(weight, mixed), self.bias)
+    def _forward_in_one(self, x: Tensor) -> Tensor:
+        op: Any = reference.ternary_conv2d if self.backend == "python" else torch.ops.bittorch.ternary_conv2d.default
+        bits = self.config.activation_bits or 0
+        y: Tensor = op(self._padding.apply(x), self.weight, self.bias, *self._steps, *self.config.op_args(), bits)
+        return y
 
-    def quantize_packed(self) -> tuple[Tensor, Tensor]:
-        """Packed codes and float32 scales of ``weight`` as it stands, a filter a row: what export keeps.
+    def _forward_in_parts(self, x: Tensor) -> Tensor:
+        dense = self._two_scales()
+        if dense is not None:
+            return self._conv_forward(x, dense, self.bias)
+        w_packed, scale, routed = self._codes()
+        bits = self.config.activation_bits or 0
+        if self._share < 1 or self.backend == "python":
+            weight = reference.straight_through(routed, self._mixed(w_packed, scale))
+            blended = blended_input(x.flatten(1), bits, self._share).view(x.shape)
+            return self._conv_forward(blended, weight, self.bias)
+        x = self._padding.apply(x)
+        sizes = self.kernel_size, *self._steps
+        y: Tensor = torch.ops.bittorch.ternary_conv2d_packed.default(x, w_packed, scale, self.bias, *sizes, bits)
+        return _weight_gradient(y, x.detach(), routed, self._steps, bits)
 
-        Raises:
-            ValueError: NaN or Inf in the weight.
-        """
-        return TernaryQuantizer(self.config).quantize_packed(gathered(self.weight).detach())
+    @property
+    def _steps(self) -> _Steps:
+        return self.stride, self._padding.inside, self.dilation, self.groups
 
-    def get_quantized_weight(self) -> Tensor:
-        """``codes * scale`` in the dtype and shape of ``weight``, detached: what the forward pass convolves with.
 
-        Raises:
-            ValueError: the weight holds NaN or Inf.
-        """
-        weight = gathered(self.weight).detach()
-        return TernaryQuantizer(self.config).quantize_ste(weight) if self.quantize else weight.clone()
+class _WeightGradient(torch.autograd.Function):
+    """The identity on the result of a convolution; gives the weight the gradient that frozen codes have not."""
 
-    def extra_repr(self) -> str:
-        return ", ".join([super().extra_repr(), *_describe(self.config, self.quantize, self.backend)])
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, weight: Tensor, steps: _Steps, activation_bits: int) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.shape, ctx.dtype, ctx.steps, ctx.activation_bits = weight.shape, weight.dtype, steps, activation_bits
+        return y.view_as(y)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor, None, None]:
+        (x,) = ctx.saved_tensors
+        x = x.to(grad.dtype)  # what autocast made of it
+        if ctx.activation_bits:
+            x = reference.fake_quantize(x.flatten(1), ctx.activation_bits).view(x.shape)
+        grad_weight = conv2d_weight(x, ctx.shape, grad, *ctx.steps)
+        return grad, None, grad_weight.to(ctx.dtype), None, None
+
+
+def _weight_gradient(y: Tensor, x: Tensor, weight: Tensor, steps: _Steps, activation_bits: int) -> Tensor:
+    result: Tensor = _WeightGradient.apply(y, x, weight, steps, activation_bits)
+    return result
 
 
 def _geometry(conv: nn.Conv2d | TernaryConv2dInference) -> dict[str, Any]:

@@ -118,7 +118,7 @@ class TernaryAfter(_Schedule):
 
     def _apply(self) -> None:
         for layer in self.layers:
-            if self.last_step >= self.at and not layer.quantize and isinstance(layer, TernaryLinear):
+            if self.last_step >= self.at and not layer.quantize:
                 layer.reset_scale()  # a learned scale starts from the weights as they have become
             layer.quantize = self.last_step >= self.at
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bittorch import ops
 from bittorch.nn import TernaryConv2d, TernaryLinear
-from bittorch.nn.ternary_linear import gathered
+from bittorch.nn.ternary_layer import gathered
 from bittorch.utils.export import packed_codes
 
 

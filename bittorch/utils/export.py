@@ -17,7 +17,7 @@ from bittorch.nn import (
     TernaryLinearInference,
 )
 from bittorch.nn.ternary_conv2d import _geometry
-from bittorch.nn.ternary_linear import gathered
+from bittorch.nn.ternary_layer import gathered
 
 SkipPredicate = Callable[[str, nn.Module], bool]
 

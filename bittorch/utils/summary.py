@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bittorch import ops
 from bittorch.nn import PackedLayer, TernaryConv2d, TernaryLinear
-from bittorch.nn.ternary_linear import gathered
+from bittorch.nn.ternary_layer import gathered
 from bittorch.quant.trit_planes import unpack_trit_planes
 from bittorch.utils.export import packed_codes
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bittorch.nn import TernaryLinearInference
-from bittorch.nn.ternary_linear import gathered
+from bittorch.nn.ternary_layer import gathered
 from bittorch.quant import TernaryQuantConfig
 from bittorch.quant.trit_planes import MAX_DEPTH, check_depth, from_grid, grid_integers
 
