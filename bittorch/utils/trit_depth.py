@@ -45,8 +45,13 @@ class DepthRequest:
             )
         if self.inputs is not None and self.bits_per_weight is None:
             raise ValueError("inputs weigh the errors of automatic depth; they go with bits_per_weight alone")
+        one = isinstance(self.inputs, Tensor | Mapping | str)  # a batch, of which a loop would take parts
+        if self.inputs is not None and (one or not isinstance(self.inputs, Iterable)):
+            raise TypeError(f"inputs must be batches, such as [batch] for one, got {type(self.inputs).__name__}")
         if isinstance(self.depth, Mapping):
-            for value in self.depth.values():
+            for pattern, value in self.depth.items():
+                if not isinstance(pattern, str):
+                    raise TypeError(f"depth must map name patterns, which are strings, got {pattern!r}")
                 if value is not None:
                     check_depth(value)
         elif self.depth is not None:

@@ -180,6 +180,10 @@ def test_patterns_without_a_layer_warn_with_near_names() -> None:
         ({"depth": 2, "bits_per_weight": 4}, ValueError, "depth=2 and bits_per_weight=4 are two answers"),
         ({"depth": 2, "inputs": []}, ValueError, "inputs .* go with bits_per_weight alone"),
         ({"inputs": []}, ValueError, "inputs .* go with bits_per_weight alone"),
+        ({"depth": {0: 3}}, TypeError, "depth must map name patterns, which are strings, got 0"),
+        ({"bits_per_weight": 9, "inputs": 5}, TypeError, "inputs must be batches, such as .batch. for one, got int"),
+        ({"bits_per_weight": 9, "inputs": {"input": helpers.randn(2, 8)}}, TypeError, "must be batches, .* got dict"),
+        ({"bits_per_weight": 9, "inputs": helpers.randn(2, 8)}, TypeError, "inputs must be batches, .* got Tensor"),
         ({"bits_per_weight": 0}, ValueError, "bits_per_weight must be a positive number, got 0"),
         ({"bits_per_weight": math.nan}, ValueError, "bits_per_weight must be a positive number, got nan"),
         ({"bits_per_weight": "4"}, ValueError, "bits_per_weight must be a positive number, got '4'"),
@@ -197,7 +201,6 @@ def test_patterns_without_a_layer_warn_with_near_names() -> None:
             "cannot convert 0: group_size must divide in_features, got group_size=16 and in_features=8",
         ),
     ],
-    ids=str,
 )
 def test_bad_arguments_raise_and_nothing_changes(
     arguments: dict[str, object], error: type[Exception], message: str
