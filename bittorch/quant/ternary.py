@@ -87,7 +87,7 @@ class TernaryQuantConfig(QuantConfig):
             ``ttq`` (`bittorch.quant.learned` has the formulas).
         scale: ``ls`` (least squares: the mean of the kept magnitudes), ``mean`` or ``max``; None is the method's own,
             ``ls`` but for absmean, whose is ``mean``, and ``learned`` where it is a parameter. ``max`` is
-            that of libraries that scale by the largest weight, and ruins the weights: see docs/ternary_format.md.
+            that of libraries that scale by the largest weight, and ruins trained weights: see docs/ternary_format.md.
         granularity: what shares a scale: ``tensor``, ``channel`` (the default) or ``group``.
         group_size: columns of a group, a multiple of 4 that divides in_features; used with granularity ``group``.
         activation_bits: None for floating activations, 8 for int8 with one scale a token (W1.58A8), 16 or 24 for
