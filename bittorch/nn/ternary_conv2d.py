@@ -166,7 +166,7 @@ class TernaryConv2d(TernaryLayer, nn.Conv2d):
         x = self._padding.apply(x)
         sizes = self.kernel_size, *self._steps
         y: Tensor = torch.ops.bittorch.ternary_conv2d_packed.default(x, w_packed, scale, self.bias, *sizes, bits)
-        return _weight_gradient(y, x.detach(), routed, self._steps, bits)
+        return _weight_gradient(y, x.detach(), routed, self._steps, bits) if routed.requires_grad else y
 
     @property
     def _steps(self) -> _Steps:
@@ -178,18 +178,22 @@ class _WeightGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, weight: Tensor, steps: _Steps, activation_bits: int) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.shape, ctx.dtype, ctx.steps, ctx.activation_bits = weight.shape, weight.dtype, steps, activation_bits
+        x = x.to(y.dtype)  # what autocast makes of it
+        kept = ops.act_quantize(x.flatten(1), 8) if activation_bits == 8 else (x,)
+        ctx.save_for_backward(*kept)
+        ctx.sizes, ctx.dtype, ctx.activation_bits = (x.shape, weight.shape, steps), weight.dtype, activation_bits
         return y.view_as(y)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor, None, None]:
-        (x,) = ctx.saved_tensors
-        x = x.to(grad.dtype)  # what autocast made of it
-        if ctx.activation_bits:
-            x = reference.fake_quantize(x.flatten(1), ctx.activation_bits).view(x.shape)
-        grad_weight = conv2d_weight(x, ctx.shape, grad, *ctx.steps)
+        x, *scale = ctx.saved_tensors
+        shape, weight_shape, steps = ctx.sizes
+        if scale:
+            x = x * scale[0]
+        elif ctx.activation_bits:
+            x = reference.fake_quantize(x.flatten(1), ctx.activation_bits)
+        grad_weight = conv2d_weight(x.to(grad.dtype).view(shape), weight_shape, grad, *steps)
         return grad, None, grad_weight.to(ctx.dtype), None, None
 
 

@@ -101,6 +101,22 @@ def test_gradients_are_those_of_the_dense_weight(
     helpers.assert_near(layer.weight.grad.flatten(1), master.grad.double())
 
 
+def test_int8_activations_are_saved_as_int8() -> None:
+    layer, saved = _layer(method="lsq", activation_bits=8), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        layer(X)
+    assert {t.dtype for t in saved if t.numel() >= X.numel()} == {torch.int8}
+
+
+def test_frozen_weight_passes_gradients_on() -> None:
+    layer, x = _layer(method="lsq").requires_grad_(False), X.clone().requires_grad_()
+    assert not layer(X).requires_grad
+    layer(x).sum().backward()
+    wide = X.double().requires_grad_()
+    _dense(layer, wide, layer.get_quantized_weight()).sum().backward()
+    helpers.assert_near(x.grad, wide.grad)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_ttq_trains_densely_and_does_not_export(shape: str) -> None:
     layer = _layer(shape, method="ttq")
