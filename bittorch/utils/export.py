@@ -16,7 +16,7 @@ from bittorch.nn import (
     TernaryLinear,
     TernaryLinearInference,
 )
-from bittorch.nn.ternary_conv2d import _geometry
+from bittorch.nn.ternary_conv2d_infer import geometry
 from bittorch.nn.ternary_layer import gathered
 
 SkipPredicate = Callable[[str, nn.Module], bool]
@@ -96,11 +96,11 @@ def export_conv2d_to_inference(conv: TernaryConv2d, name: str = "the layer") -> 
     ``quantize=False``, and the same things are refused.
     """
     _check_exportable(conv, TernaryConv2d, name)
-    channels, geometry = (conv.in_channels, conv.out_channels), {**_geometry(conv), "bias": conv.bias is not None}
+    channels, options = (conv.in_channels, conv.out_channels), {**geometry(conv), "bias": conv.bias is not None}
     if not conv.quantize:
-        return _plain(nn.Conv2d(*channels, **geometry, device="meta"), conv)
+        return _plain(nn.Conv2d(*channels, **options, device="meta"), conv)
     bits = conv.config.activation_bits
-    return _filled(TernaryConv2dInference(*channels, **geometry, activation_bits=bits, device="meta"), conv, name)
+    return _filled(TernaryConv2dInference(*channels, **options, activation_bits=bits, device="meta"), conv, name)
 
 
 def _check_not_wrapped(model: nn.Module) -> None:
