@@ -143,6 +143,20 @@ def test_subclasses_are_left_alone() -> None:
     assert _ternary(attention) == []
 
 
+def test_what_only_resembles_a_layer_stays() -> None:
+    class Doubled(nn.Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(input)
+
+    normed = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+    others = [Doubled(4, 4), normed, nn.LSTM(4, 4), nn.MultiheadAttention(4, 2), nn.Conv1d(4, 4, 1), nn.Embedding(4, 4)]
+    model = nn.ModuleList([*others, nn.Linear(4, 4)])
+    before = [type(module) for module in nn.ModuleList(others).modules()]
+    quantize_(model)
+    assert _ternary(model) == ["6"]
+    assert [type(module) for module in nn.ModuleList(others).modules()] == before
+
+
 def test_pattern_without_a_layer_warns_with_near_names() -> None:
     model = _model()
     for arguments in ({"filter_fn": "1.upp"}, {"skip": "1.upp"}, {"config": {"1.upp": TernaryQuantConfig()}}):
