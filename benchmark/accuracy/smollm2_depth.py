@@ -164,11 +164,11 @@ def table(found: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for row in found:
-        ratio = f"{row['perplexity'] / dense:.3f}" if dense else "-"
+        ratio = _plain(row["perplexity"] / dense, 3) if dense else "-"
         packed = "-" if row["packed_bits"] is None else f"{row['packed_bits']:.2f}"
         cells = (
             row["row"],
-            f"{row['perplexity']:.2f}",
+            _plain(row["perplexity"], 2),
             ratio,
             f"{row['bits']:.2f}",
             packed,
@@ -176,6 +176,10 @@ def table(found: list[dict[str, Any]]) -> str:
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _plain(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}" if value < 1000 else f"{value:.1e}"
 
 
 def _settings(args: argparse.Namespace, text: str, tokens: int) -> dict[str, Any]:

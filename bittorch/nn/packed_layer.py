@@ -48,6 +48,14 @@ class PackedLayer(nn.Module):
         self.register_buffer("scale", torch.zeros(scale_shape, dtype=torch.float32, device=device))
         self.register_buffer("bias", torch.zeros(rows, dtype=dtype, device=device) if bias else None)
 
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight":  # models ask for weight.dtype: ViT and CLIP of their patches, T5 of wo
+            raise AttributeError(
+                f"{type(self).__name__} has no weight, but codes and scales (weight_packed, scale); if the model reads "
+                "the weight of a layer itself, leave that one dense: skip=... of quantize_ or export_for_inference"
+            )
+        return super().__getattr__(name)
+
     @property
     def columns(self) -> int:
         """Weights of a row."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from bittorch import _env
 from bittorch.nn.packed_layer import PackedLayer
-from bittorch.nn.ternary_linear import gathered
+from bittorch.nn.ternary_layer import gathered
 from bittorch.quant import TernaryQuantConfig
 from bittorch.quant.trit_planes import check_grid, pack_trit_planes, unpack_trit_planes
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -47,6 +48,11 @@ def _one_of(name: str, value: object, valid: tuple[object, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, valid))}, got {value!r}")
 
 
+def _number(name: str, value: object, kind: type) -> None:
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise TypeError(f"{name} must be {'an integer' if kind is Integral else 'a number'}, got {value!r}")
+
+
 def check_activation_bits(activation_bits: int | None, in_features: int) -> None:
     """Raises ValueError for other bits, and where int32 could not hold the sum of a row of int8 activations."""
     _one_of("activation_bits", activation_bits, ACTIVATION_BITS)
@@ -81,7 +87,7 @@ class TernaryQuantConfig(QuantConfig):
             ``ttq`` (`bittorch.quant.learned` has the formulas).
         scale: ``ls`` (least squares: the mean of the kept magnitudes), ``mean`` or ``max``; None is the method's own,
             ``ls`` but for absmean, whose is ``mean``, and ``learned`` where it is a parameter. ``max`` is
-            that of libraries that scale by the largest weight, and ruins the weights: see docs/ternary_format.md.
+            that of libraries that scale by the largest weight, and ruins trained weights: see docs/ternary_format.md.
         granularity: what shares a scale: ``tensor``, ``channel`` (the default) or ``group``.
         group_size: columns of a group, a multiple of 4 that divides in_features; used with granularity ``group``.
         activation_bits: None for floating activations, 8 for int8 with one scale a token (W1.58A8), 16 or 24 for
@@ -93,6 +99,7 @@ class TernaryQuantConfig(QuantConfig):
 
     Raises:
         ValueError: an unknown name, a value out of range, or ``per_channel=False`` with a granularity but tensor.
+        TypeError: a threshold_factor that is not a number, a group_size that is not an integer.
     """
 
     quant_type: ClassVar[QuantType] = QuantType.TERNARY
@@ -110,6 +117,10 @@ class TernaryQuantConfig(QuantConfig):
     def __post_init__(self) -> None:
         _one_of("method", self.method, tuple(_METHODS))
         own = _METHODS[self.method]
+        if self.threshold_factor is not None:
+            _number("threshold_factor", self.threshold_factor, Real)
+        _one_of("per_channel", self.per_channel, (True, False))
+        _number("group_size", self.group_size, Integral)
         threshold = own.threshold_factor if self.threshold_factor is None else float(self.threshold_factor)
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold_factor must be in [0, 1], got {self.threshold_factor!r}")
@@ -132,6 +143,8 @@ class TernaryQuantConfig(QuantConfig):
             ("per_channel", granularity != "tensor"),
             ("scale", scale),
             ("granularity", granularity),
+            ("group_size", int(self.group_size)),
+            ("activation_bits", None if self.activation_bits is None else int(self.activation_bits)),
         ):
             object.__setattr__(self, name, value)
 

@@ -24,8 +24,15 @@ def _same_shape(student: Tensor, teacher: Tensor, what: str) -> None:
         )
 
 
+def _zero(student: Tensor) -> Tensor:
+    """What a loss over nothing is: 0, with a graph. ``student`` is empty."""
+    return student.sum().to(torch.promote_types(student.dtype, torch.float32))
+
+
 def _kl(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean over all but the last dimension of ``KL(softmax(teacher) || softmax(student))``, in float32 at least."""
+    if student.numel() == 0:
+        return _zero(student)
     dtype = torch.promote_types(student.dtype, torch.float32)
     log_p, log_q = teacher.detach().to(dtype).log_softmax(-1), student.to(dtype).log_softmax(-1)
     divergence = F.kl_div(log_q, log_p, reduction="none", log_target=True)
@@ -56,8 +63,6 @@ def logits_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0, mask: 
         if mask.shape != student.shape[:-1] or mask.dtype != torch.bool:
             raise ValueError(f"mask must be bool {tuple(student.shape[:-1])}, got {mask.dtype} {tuple(mask.shape)}")
         student, teacher = student[mask], teacher[mask]
-    if student.numel() == 0:
-        return student.sum().float()  # 0, with a graph
     return temperature**2 * _kl(student / temperature, teacher / temperature)
 
 
@@ -67,12 +72,17 @@ def feature_cosine(student: Tensor, teacher: Tensor) -> Tensor:
     Args:
         student, teacher: ``(..., features)`` hidden states; project one of them where widths differ.
 
+    Returns:
+        A scalar as `logits_kl`; 0 for an empty batch.
+
     Raises:
         ValueError: shapes that differ.
 
     Source: Sanh et al. 2019 (DistilBERT).
     """
     _same_shape(student, teacher, "features")
+    if student.numel() == 0:
+        return _zero(student)
     dtype = torch.promote_types(student.dtype, torch.float32)
     return (1 - F.cosine_similarity(student.to(dtype), teacher.detach().to(dtype), dim=-1)).mean()
 
@@ -87,6 +97,9 @@ def attention_relation(student: Tensor, teacher: Tensor, heads: int, mask: Tenso
         teacher: ``(batch, tokens, width)`` of its own width, divided likewise.
         heads: relation heads, for both.
         mask: ``(batch, tokens)`` bool, True for tokens that count, as queries and as keys.
+
+    Returns:
+        A scalar as `logits_kl`; 0 where nothing counts.
 
     Raises:
         ValueError: other shapes, or widths that ``heads`` does not divide.
@@ -112,4 +125,4 @@ def attention_relation(student: Tensor, teacher: Tensor, heads: int, mask: Tenso
     keys = ~mask[:, None, None, :]
     ours, theirs = ours.masked_fill(keys, -torch.inf), theirs.masked_fill(keys, -torch.inf)
     queries = mask[:, None, :].expand(ours.shape[:3])
-    return _kl(ours[queries], theirs[queries]) if bool(mask.any()) else ours.new_zeros(())
+    return _kl(ours[queries], theirs[queries])

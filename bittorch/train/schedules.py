@@ -58,8 +58,8 @@ def _check_count(name: str, value: int) -> None:
 class QuantWarmup(_Schedule):
     """Raises the share of quantisation from 0 to 1: ``v + quant_lambda * (Q(v) - v)`` for weights and activations.
 
-    Helps where a large trained model becomes ternary; small networks gain nothing. While it is below 1 the product is
-    dense, and ``eval()`` and export quantise in full.
+    Helps where a large trained model becomes ternary; small networks gain little: docs/accuracy.md. While it is below 1
+    the product is dense, and ``eval()`` and export quantise in full.
 
     Args:
         model: with `TernaryLinear` or `TernaryConv2d` layers, whose ``quant_lambda`` is set.
@@ -118,7 +118,7 @@ class TernaryAfter(_Schedule):
 
     def _apply(self) -> None:
         for layer in self.layers:
-            if self.last_step >= self.at and not layer.quantize and isinstance(layer, TernaryLinear):
+            if self.last_step >= self.at and not layer.quantize:
                 layer.reset_scale()  # a learned scale starts from the weights as they have become
             layer.quantize = self.last_step >= self.at
 

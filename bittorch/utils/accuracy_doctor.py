@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from bittorch import ops
 from bittorch.nn import TernaryConv2d, TernaryLinear
-from bittorch.nn.ternary_linear import gathered
+from bittorch.nn.ternary_layer import gathered
+from bittorch.utils.export import packed_codes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +41,8 @@ class AccuracyDoctor:
 
     What it finds, by ``kind``:
 
-    - ``scale_rule``: ``scale="max"`` makes every kept weight as large as the largest; the error of the weights is then
-      20 to 40 times that of least squares.
+    - ``scale_rule``: ``scale="max"`` makes every kept weight as large as the largest; the squared error is then four
+      times that of least squares for weights as torch draws them first, and over twenty times for trained ones.
     - ``dead_rows``: rows without a code but 0; they give the bias alone.
     - ``stalled``: a float16 or bfloat16 master most of whose weights did not move though they have a gradient: an
       update below half a unit in the last place is lost. Keep masters in float32, with autocast.
@@ -80,7 +81,7 @@ class AccuracyDoctor:
         """What is wrong now, layer by layer; empty when nothing is. Call it before gradients are set to None.
 
         Raises:
-            ValueError: a weight holds NaN or Inf.
+            ValueError: a weight holds NaN or Inf, or is on the meta device; the message names the layer.
         """
         found: list[Finding] = []
         for name, module in self.model.named_modules():
@@ -90,13 +91,15 @@ class AccuracyDoctor:
 
     def _check_layer(self, name: str, layer: TernaryLinear | TernaryConv2d) -> Iterator[Finding]:
         weight = gathered(layer.weight).detach().flatten(1)
-        w_packed, scale = layer.quantize_packed()
+        w_packed, scale = packed_codes(layer, name, "check")
         codes = ops.ternary_unpack(w_packed, None, weight.shape[1], torch.int8)
         half = weight.dtype in (torch.float16, torch.bfloat16)
         past = self._past.get(name)
         self._past[name] = _Past(past.first_scale if past else scale.clone(), codes, weight.clone() if half else None)
         if layer.config.scale == "max":
-            yield Finding(name, "scale_rule", 1.0, "scale='max' ruins the weights; use scale='ls'")
+            yield Finding(
+                name, "scale_rule", 1.0, "scale='max' makes every kept weight as large as the largest; use scale='ls'"
+            )
         dead = int((codes == 0).all(1).sum()) if codes.numel() else 0
         if dead:
             yield Finding(name, "dead_rows", dead, f"{dead} of {len(codes)} rows hold no code but 0")

@@ -25,7 +25,7 @@ from bittorch.nn import (
     TernaryLinear,
     TernaryLinearInference,
 )
-from bittorch.nn.ternary_conv2d import _geometry
+from bittorch.nn.ternary_conv2d_infer import geometry
 
 FORMAT_VERSION = 1
 LAYOUT = "2bit-lsb-first-rows"
@@ -35,7 +35,7 @@ def _layer_config(layer: PackedLayer) -> dict[str, Any]:
     """The arguments of the layer's class; the kind says which, and a layer without one is linear."""
     common = {"bias": layer.bias is not None, "activation_bits": layer.activation_bits}
     if isinstance(layer, TernaryConv2dInference):
-        sizes = {"in_channels": layer.in_channels, "out_channels": layer.out_channels, **_geometry(layer)}
+        sizes = {"in_channels": layer.in_channels, "out_channels": layer.out_channels, **geometry(layer)}
         return {"kind": "conv2d", **sizes, "scale_groups": layer.scale_groups, **common}
     assert isinstance(layer, TernaryLinearInference)
     sizes = {"in_features": layer.in_features, "out_features": layer.out_features}

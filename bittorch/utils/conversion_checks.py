@@ -1,16 +1,17 @@
-"""What `quantize_` is given, before anything is looked for or changed."""
+"""What `quantize_` is given: its arguments before anything is looked for, and each layer before it is converted."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from bittorch.quant import TernaryQuantConfig
 
 
-def _check_patterns(names: Any, what: str) -> None:
+def _check_strings(names: Any, what: str) -> None:
     if isinstance(names, str):
         return
     if not isinstance(names, Iterable) or isinstance(names, type):
@@ -22,7 +23,7 @@ def _check_patterns(names: Any, what: str) -> None:
 
 def _check_config(config: Any) -> None:
     if isinstance(config, Mapping):
-        _check_patterns(list(config), "config")
+        _check_strings(list(config), "config")
         configs = [value for value in config.values() if value is not None]
     else:
         configs = [] if config is None else [config]
@@ -42,17 +43,57 @@ def check_not_wrapped(model: nn.Module) -> None:
         raise TypeError("the model is sharded by fully_shard; convert the model first, then shard it")
 
 
+_HOOKS = {
+    "forward": ("_forward_hooks", "_forward_pre_hooks"),
+    "backward": ("_backward_hooks", "_backward_pre_hooks"),
+    "state dict": (
+        "_state_dict_hooks",
+        "_state_dict_pre_hooks",
+        "_load_state_dict_pre_hooks",
+        "_load_state_dict_post_hooks",
+    ),
+}
+_MASTERS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def _check_layer(layer: nn.Module, name: str, trains: bool) -> None:
+    """Raises where a converted layer would lose what the layer has, or could not run with its weight."""
+    for kind, attributes in _HOOKS.items():
+        if any(getattr(layer, attribute) for attribute in attributes):
+            raise ValueError(f"cannot convert {name}: it has {kind} hooks, which would be lost; remove them first")
+    if "forward" in vars(layer):
+        raise ValueError(f"cannot convert {name}: its forward was replaced, which would be lost; put it back first")
+    weight = layer.weight
+    if not isinstance(weight, nn.Parameter):
+        raise TypeError(f"cannot convert {name}: its weight is a {type(weight).__name__} and no parameter")
+    if not weight.is_floating_point():
+        raise TypeError(f"cannot convert {name}: its weight is {weight.dtype}, and ternary masters are floating")
+    if trains and weight.dtype not in _MASTERS:
+        raise TypeError(
+            f"cannot convert {name}: its weight is {weight.dtype}, and ternary masters are float32, float16 or "
+            f"bfloat16; call model.float() first"
+        )
+    if weight.is_meta and not trains:
+        raise ValueError(f"cannot convert {name}: its weight is on the meta device and has no values; load them first")
+
+
+def check_layers(layers: Mapping[str, nn.Module], trains: bool) -> None:
+    """Raises for the first layer that cannot be converted, to train or to planes."""
+    for name, layer in layers.items():
+        _check_layer(layer, name or "the model", trains)
+
+
 def check_arguments(model: Any, config: Any, filter_fn: Any, skip: Any) -> None:
     """Raises TypeError for arguments of a kind that could only fail later, or silently do nothing."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     check_not_wrapped(model)
     _check_config(config)
-    _check_patterns(skip, "skip")
+    _check_strings(skip, "skip")
     if isinstance(filter_fn, type):
         raise TypeError(
             f"filter_fn must be a function (module, name) -> bool or name patterns, got class {filter_fn.__name__}; "
             f"lambda module, name: isinstance(module, {filter_fn.__name__}) takes its layers"
         )
     if filter_fn is not None and not callable(filter_fn):
-        _check_patterns(filter_fn, "filter_fn")
+        _check_strings(filter_fn, "filter_fn")

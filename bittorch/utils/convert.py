@@ -11,10 +11,11 @@ from functools import partial
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from bittorch.nn import PackedLayer, TernaryConv2d, TernaryLinear
 from bittorch.quant import TernaryQuantConfig
-from bittorch.utils.conversion_checks import check_arguments
+from bittorch.utils.conversion_checks import check_arguments, check_layers
 from bittorch.utils.export import check_called
 from bittorch.utils.trit_depth import Depth, DepthRequest, PlaneMaker, choose_depths, first_match
 
@@ -36,7 +37,7 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _check_patterns(patterns: list[str], names: list[str], what: str) -> None:
+def _warn_of_unmatched(patterns: list[str], names: list[str], what: str) -> None:
     """Warns of patterns that no layer bears, with the names that come near."""
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
@@ -54,71 +55,79 @@ def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def _config_of(name: str, config: Config | None) -> TernaryQuantConfig | None:
-    if config is None:
-        return TernaryQuantConfig(method="twn")
+def _config_of(name: str, config: Config) -> TernaryQuantConfig | None:
     if isinstance(config, TernaryQuantConfig):
         return config
     return first_match(name, config)
 
 
 def _chosen(
-    model: nn.Module,
     found: dict[str, nn.Module],
-    config: Config | None,
+    config: Config,
     filter_fn: Filter | None,
     skip: str | Iterable[str],
     request: DepthRequest,
 ) -> dict[str, TernaryQuantConfig]:
     """The configuration of each layer to convert, by name; ``found`` are the candidates of the model."""
     names, skipped = list(found), _patterns(skip)
-    _check_patterns(skipped, names, "skip")
-    _check_patterns(request.patterns, names, "depth")
+    some = f"such as {', '.join(name or 'the model' for name in names[:3])}"
+    _warn_of_unmatched(skipped, names, "skip")
+    _warn_of_unmatched(request.patterns, names, "depth")
     if isinstance(config, Mapping):
-        _check_patterns(list(config), names, "config")
-    if filter_fn is not None and not callable(filter_fn):
-        wanted = _patterns(filter_fn)
-        _check_patterns(wanted, names, "filter_fn")
-        taken = [name for name in names if _matches(name, wanted)]
-    else:
+        _warn_of_unmatched(list(config), names, "config")
+    wanted: list[str] = []
+    if filter_fn is None or callable(filter_fn):
         taken = [name for name in names if filter_fn is None or filter_fn(found[name], name)]
-        if filter_fn is not None and names and not taken:
-            warnings.warn(f"filter_fn takes none of the layers, such as {', '.join(names[:3])}", stacklevel=4)
-    ternary = TernaryLinear | TernaryConv2d | PackedLayer
-    if not names and not any(isinstance(module, ternary) for module in model.modules()):
-        warnings.warn("the model has no layer that can become ternary (nn.Linear, nn.Conv2d)", stacklevel=4)
+    else:
+        wanted = _patterns(filter_fn)
+        _warn_of_unmatched(wanted, names, "filter_fn")
+        taken = [name for name in names if _matches(name, wanted)]
     configs = {name: _config_of(name, config) for name in taken if not _matches(name, skipped)}
-    return {name: value for name, value in configs.items() if value is not None}
+    chosen = {name: value for name, value in configs.items() if value is not None and request.takes(name)}
+    if names and not taken and not wanted:  # patterns without a layer have their own warnings
+        warnings.warn(f"filter_fn takes none of the layers, {some}", stacklevel=4)
+    elif taken and not chosen:
+        warnings.warn(f"nothing is converted: skip, config or depth leave all of the layers, {some}", stacklevel=4)
+    return chosen
 
 
-def _twin(module: nn.Module, name: str, make: Callable[[], nn.Module]) -> nn.Module:
-    what = name or "the model"
-    if module._forward_hooks or module._forward_pre_hooks:
-        raise ValueError(f"cannot convert {what}: it has forward hooks, which would be lost; remove them first")
-    weight = module.weight
-    assert isinstance(weight, nn.Parameter)
-    if not weight.is_floating_point():
-        raise TypeError(f"cannot convert {what}: its weight is {weight.dtype}, and ternary masters are floating")
+def _warn_of_the_model(model: nn.Module, any_candidate: bool) -> None:
+    """Warns where a layer has no size yet, or nothing is or could become ternary."""
+    modules = dict(model.named_modules())
+    lazy = [n for n, m in modules.items() if isinstance(m, LazyModuleMixin) and isinstance(m, tuple(TWINS))]
+    if lazy:
+        warnings.warn(
+            f"layers without a size yet stay as they are: {', '.join(lazy[:3])}; call the model once, then convert it",
+            stacklevel=4,
+        )
+    ternary = TernaryLinear | TernaryConv2d | PackedLayer
+    if not any_candidate and not any(isinstance(module, ternary) for module in modules.values()):
+        warnings.warn("the model has no layer that can become ternary (nn.Linear, nn.Conv2d)", stacklevel=4)
+
+
+def _twin(name: str, make: Callable[[], nn.Module]) -> nn.Module:
     try:
         return make()
     except ValueError as error:
-        raise ValueError(f"cannot convert {what}: {error}") from None
+        raise ValueError(f"cannot convert {name}: {error}") from None
 
 
-def _plane_makers(
-    model: nn.Module,
-    modules: Mapping[str, nn.Module],
-    configs: dict[str, TernaryQuantConfig],
-    request: DepthRequest,
-) -> dict[str, Callable[[], nn.Module]]:
-    """What makes each chosen linear layer one of trit planes, by name."""
-    if request.bits_per_weight is None:
-        configs = {name: value for name, value in configs.items() if request.of(name) is not None}
+def _only_linear(modules: Mapping[str, nn.Module], configs: dict[str, TernaryQuantConfig]) -> dict[str, nn.Linear]:
+    """The chosen layers that can have planes; warns of the others."""
     if convolutions := [name for name in configs if isinstance(modules[name], nn.Conv2d)]:
         warnings.warn(
             f"trit depth is for nn.Linear; convolutions stay as they are: {', '.join(convolutions[:3])}", stacklevel=4
         )
-    layers = {name: module for name, module in modules.items() if name in configs and isinstance(module, nn.Linear)}
+    return {name: module for name, module in modules.items() if name in configs and isinstance(module, nn.Linear)}
+
+
+def _plane_makers(
+    model: nn.Module,
+    layers: Mapping[str, nn.Linear],
+    configs: dict[str, TernaryQuantConfig],
+    request: DepthRequest,
+) -> dict[str, Callable[[], nn.Module]]:
+    """What makes each of ``layers`` one of trit planes, by name."""
     if request.bits_per_weight is None:
         depths = {name: depth for name in layers if (depth := request.of(name)) is not None}
     else:
@@ -135,14 +144,19 @@ def _twins(
     request: DepthRequest,
 ) -> dict[int, nn.Module]:
     """What each chosen layer becomes, by the identity of the layer; nothing is changed yet."""
-    modules = dict(_candidates(model))
+    found = dict(_candidates(model))
+    _warn_of_the_model(model, bool(found))
+    if config is None:
+        config = TernaryQuantConfig() if request.wanted else TernaryQuantConfig(method="twn")
+    configs = _chosen(found, config, filter_fn, skip, request)
     if request.wanted:
-        configs = _chosen(model, modules, config or TernaryQuantConfig(), filter_fn, skip, request)
-        makers = _plane_makers(model, modules, configs, request)
+        linear = _only_linear(found, configs)
+        check_layers(linear, trains=False)
+        makers = _plane_makers(model, linear, configs, request)
     else:
-        configs = _chosen(model, modules, config, filter_fn, skip, request)
-        makers = {name: partial(TWINS[type(modules[name])], modules[name], value) for name, value in configs.items()}
-    twins = {id(modules[name]): _twin(modules[name], name, make) for name, make in makers.items()}
+        check_layers({name: found[name] for name in configs}, trains=True)
+        makers = {name: partial(TWINS[type(found[name])], found[name], value) for name, value in configs.items()}
+    twins = {id(found[name]): _twin(name or "the model", make) for name, make in makers.items()}
     check_called(model, twins)
     return twins
 
@@ -167,15 +181,18 @@ def quantize_(
     """Makes layers of a model ternary in place: `torch.nn.Linear` becomes `bittorch.TernaryLinear`, `torch.nn.Conv2d`
     `bittorch.TernaryConv2d`; with a depth, `torch.nn.Linear` becomes `bittorch.TernaryLinearInference` at once.
 
-    To train: parameters stay the same objects, so tied weights stay tied and an optimiser keeps working.
+    To train: parameters stay the same objects, so tied weights stay tied and an optimiser keeps working. A learned
+    method adds a parameter, ``weight_scale``, to each layer: convert before the optimiser is made.
 
     Without training, with ``depth`` or ``bits_per_weight``: a weight becomes ``scale * sum_i 3^i t_i``, each digit
     plane t_i ternary and packed (`bittorch.quant.trit_planes`). Depth 4 with a scale a row stays near the dense model,
     depth 1 does not: docs/trit_depth.md has figures. Convolutions are left as they are, with a warning.
 
-    A layer that appears in several places stays one layer. Layers that are ternary already, and subclasses of the two,
-    are left as they are. Nothing is left out silently: first, last and head layers are converted unless ``skip`` names
-    them.
+    A layer that appears in several places stays one layer, and has the first of its names. First, last and head layers
+    are converted unless ``skip`` names them. Layers that are ternary already stay as they are, and so does what only
+    resembles the two: subclasses, among them parametrised layers (weight norm) and the ``out_proj`` of
+    `torch.nn.MultiheadAttention`, recurrent layers, the ``Conv1D`` of GPT-2 in transformers. `bittorch.utils.summary`
+    lists what became ternary.
 
     Args:
         model: any model; its weights are what training goes on from.
@@ -191,14 +208,15 @@ def quantize_(
             by position), so that errors count as the activations see them.
 
     Raises:
-        ValueError: groups that do not divide a layer's in_features, a layer with forward hooks, one whose weight torch
-            reads without calling it; the model itself is the layer; a depth out of range, a budget that depth 1
-            exceeds, depth and bits_per_weight together. The model is then as it was.
-        TypeError: a weight that is not floating; a model in DistributedDataParallel or `fully_shard`; a depth that is
-            not an integer, and other arguments of other kinds.
+        ValueError: groups that do not divide a layer's in_features, a layer with hooks or a forward of its own, one
+            whose weight torch reads without calling it; the model itself is the layer; a depth out of range, a budget
+            that depth 1 exceeds, depth and bits_per_weight together. The model is then as it was.
+        TypeError: a weight that is not floating, or to train in float64; a model in DistributedDataParallel or
+            `fully_shard`; a depth that is not an integer, and other arguments of other kinds.
 
     Warns:
-        UserWarning: a pattern or filter that matches nothing, with names that come near; a model without such layers.
+        UserWarning: a pattern or filter that matches nothing, with names that come near; arguments that leave all
+            layers; a model without such layers, or with lazy ones that have no size yet.
 
     Source: the signature is torchao's ``quantize_``.
     """

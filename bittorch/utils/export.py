@@ -16,20 +16,20 @@ from bittorch.nn import (
     TernaryLinear,
     TernaryLinearInference,
 )
-from bittorch.nn.ternary_conv2d import _geometry
-from bittorch.nn.ternary_linear import gathered
+from bittorch.nn.ternary_conv2d_infer import geometry
+from bittorch.nn.ternary_layer import gathered
 
 SkipPredicate = Callable[[str, nn.Module], bool]
 
 
-def _packed(layer: TernaryLinear | TernaryConv2d, name: str) -> tuple[Tensor, Tensor]:
-    weight = gathered(layer.weight)
-    if weight.device.type == "meta":
-        raise ValueError(f"{name} is on the meta device and has no weights to export; load them first")
+def packed_codes(layer: TernaryLinear | TernaryConv2d, name: str, what: str) -> tuple[Tensor, Tensor]:
+    """Packed codes and scales of a layer; ValueError, with its name and what it was wanted for, where it has none."""
     try:
+        if layer.weight.is_meta:
+            raise ValueError("it is on the meta device and has no weights; load them first")
         return layer.quantize_packed()
     except ValueError as error:
-        raise ValueError(f"cannot export {name}: {error}") from None
+        raise ValueError(f"cannot {what} {name or 'the model'}: {error}") from None
 
 
 def _gathers(hook: Callable[..., object]) -> bool:
@@ -42,13 +42,15 @@ def _check_exportable(layer: nn.Module, kind: type[TernaryLinear] | type[Ternary
         raise TypeError(f"{name} must be a {kind.__name__}, got {type(layer).__name__}")
     if type(layer).forward is not kind.forward:
         raise TypeError(f"cannot export {name}: {type(layer).__name__} overrides forward, which packing would lose")
+    if "forward" in vars(layer):
+        raise ValueError(f"cannot export {name}: its forward was replaced, which packing would lose; put it back first")
     if any(not _gathers(hook) for hook in (*layer._forward_hooks.values(), *layer._forward_pre_hooks.values())):
         raise ValueError(f"cannot export {name}: it has forward hooks, which packing would lose; remove them first")
 
 
 def _filled(twin: PackedLayer, layer: TernaryLinear | TernaryConv2d, name: str) -> PackedLayer:
     """``twin``, made on the meta device, with the codes, scale and bias of ``layer``."""
-    twin.weight_packed, twin.scale = _packed(layer, name)
+    twin.weight_packed, twin.scale = packed_codes(layer, name, "export")
     if layer.bias is not None:
         twin.bias = gathered(layer.bias).detach().clone()
     return twin.train(layer.training)
@@ -76,7 +78,8 @@ def export_linear_to_inference(linear: TernaryLinear, name: str = "the layer") -
 
     Raises:
         TypeError: ``linear`` is not a `TernaryLinear`, or a subclass with a forward of its own.
-        ValueError: its weight holds NaN or Inf, or is on the meta device; it has forward hooks.
+        ValueError: its weight holds NaN or Inf, or is on the meta device; it has forward hooks, or a forward that was
+            set on the layer alone.
     """
     _check_exportable(linear, TernaryLinear, name)
     sizes = linear.in_features, linear.out_features, linear.bias is not None
@@ -93,11 +96,11 @@ def export_conv2d_to_inference(conv: TernaryConv2d, name: str = "the layer") -> 
     ``quantize=False``, and the same things are refused.
     """
     _check_exportable(conv, TernaryConv2d, name)
-    channels, geometry = (conv.in_channels, conv.out_channels), {**_geometry(conv), "bias": conv.bias is not None}
+    channels, options = (conv.in_channels, conv.out_channels), {**geometry(conv), "bias": conv.bias is not None}
     if not conv.quantize:
-        return _plain(nn.Conv2d(*channels, **geometry, device="meta"), conv)
+        return _plain(nn.Conv2d(*channels, **options, device="meta"), conv)
     bits = conv.config.activation_bits
-    return _filled(TernaryConv2dInference(*channels, **geometry, activation_bits=bits, device="meta"), conv, name)
+    return _filled(TernaryConv2dInference(*channels, **options, activation_bits=bits, device="meta"), conv, name)
 
 
 def _check_not_wrapped(model: nn.Module) -> None:
@@ -122,8 +125,9 @@ def check_called(model: nn.Module, packed: dict[int, nn.Module]) -> None:
                 remedy = (
                     "leave it an nn.Linear" if slot == "out_proj" else "torch.backends.mha.set_fastpath_enabled(False)"
                 )
+                where = f"{name}.{slot}" if name else slot
                 raise ValueError(
-                    f"{name}.{slot} is ternary, but {type(parent).__name__} reads its weight without calling it, "
+                    f"{where} is ternary, but {type(parent).__name__} reads its weight without calling it, "
                     f"so it would not run as trained; {remedy}"
                 )
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from bittorch import ops
 from bittorch.nn import PackedLayer, TernaryConv2d, TernaryLinear
-from bittorch.nn.ternary_linear import gathered
+from bittorch.nn.ternary_layer import gathered
 from bittorch.quant.trit_planes import unpack_trit_planes
+from bittorch.utils.export import packed_codes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +86,10 @@ def _bytes(*tensors: Tensor | None) -> int:
     return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
 
-def _packed(module: nn.Module) -> tuple[Tensor, Tensor, Tensor | None] | None:
+def _packed(module: nn.Module, name: str) -> tuple[Tensor, Tensor, Tensor | None] | None:
     """Packed codes, scales and master weight of a ternary layer."""
     if isinstance(module, TernaryLinear | TernaryConv2d) and module.quantize and module.config.packs:
-        return *module.quantize_packed(), gathered(module.weight).detach().flatten(1)
+        return *packed_codes(module, name, "summarise"), gathered(module.weight).detach().flatten(1)
     if isinstance(module, PackedLayer):
         return module.weight_packed, module.scale, None
     return None
@@ -109,7 +110,7 @@ def _dense_weight(reference: nn.Module, name: str, shape: tuple[int, int]) -> Te
 
 
 def _layer(name: str, module: nn.Module, reference: nn.Module | None) -> LayerSummary | None:
-    found = _packed(module)
+    found = _packed(module, name)
     if found is None:
         return None
     w_packed, scale, weight = found
@@ -158,7 +159,7 @@ def summary(model: nn.Module, reference: nn.Module | None = None) -> ModelSummar
         `ModelSummary`; ``print`` shows it as a table.
 
     Raises:
-        ValueError: a weight holds NaN or Inf, or has another shape in the reference.
+        ValueError: a weight holds NaN or Inf, is on the meta device, or has another shape in the reference.
 
     >>> print(bittorch.utils.summary(model))
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import fnmatch
 from collections.abc import Iterable, Mapping
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bittorch.nn import TernaryLinearInference
-from bittorch.nn.ternary_linear import gathered
+from bittorch.nn.ternary_layer import gathered
 from bittorch.quant import TernaryQuantConfig
 from bittorch.quant.trit_planes import MAX_DEPTH, check_depth, from_grid, grid_integers
 
@@ -44,8 +45,13 @@ class DepthRequest:
             )
         if self.inputs is not None and self.bits_per_weight is None:
             raise ValueError("inputs weigh the errors of automatic depth; they go with bits_per_weight alone")
+        one = isinstance(self.inputs, Tensor | Mapping | str)  # a batch, of which a loop would take parts
+        if self.inputs is not None and (one or not isinstance(self.inputs, Iterable)):
+            raise TypeError(f"inputs must be batches, such as [batch] for one, got {type(self.inputs).__name__}")
         if isinstance(self.depth, Mapping):
-            for value in self.depth.values():
+            for pattern, value in self.depth.items():
+                if not isinstance(pattern, str):
+                    raise TypeError(f"depth must map name patterns, which are strings, got {pattern!r}")
                 if value is not None:
                     check_depth(value)
         elif self.depth is not None:
@@ -61,6 +67,10 @@ class DepthRequest:
     @property
     def patterns(self) -> list[str]:
         return list(self.depth) if isinstance(self.depth, Mapping) else []
+
+    def takes(self, name: str) -> bool:
+        """Whether a layer is to be converted, as far as depth says it."""
+        return not isinstance(self.depth, Mapping) or self.of(name) is not None
 
     def of(self, name: str) -> int | None:
         """The depth of a layer, None to leave it; not for a budget."""
@@ -204,7 +214,11 @@ class PlaneMaker:
         self._made: dict[tuple[int, int, TernaryQuantConfig], TernaryLinearInference] = {}
 
     def __call__(self, linear: nn.Linear, depth: int, config: TernaryQuantConfig) -> TernaryLinearInference:
-        layer = TernaryLinearInference.from_linear(linear, depth, config)
-        first = self._made.setdefault((id(linear.weight), depth, config), layer)
-        layer.weight_packed, layer.scale = first.weight_packed, first.scale
-        return layer
+        key = id(linear.weight), depth, config
+        if key not in self._made:
+            self._made[key] = TernaryLinearInference.from_linear(linear, depth, config)
+            return self._made[key]
+        first = self._made[key]
+        layer = copy.deepcopy(first, {id(shared): shared for shared in (first.weight_packed, first.scale)})
+        layer.bias = None if linear.bias is None else gathered(linear.bias).detach().clone()
+        return layer.train(linear.training)

@@ -220,6 +220,13 @@ def test_second_run_adds_only_what_is_missing(tiny_gguf: Path, tmp_path: Path) -
         _run(tiny_gguf, tmp_path, "--tokens", "64")
 
 
+def test_documented_table_is_that_of_the_results() -> None:
+    record = json.loads((FOLDER.parent / "results" / "smollm2_depth.json").read_text())
+    text = (FOLDER.parents[1] / "docs" / "trit_depth.md").read_text()
+    shown = text.split("<!-- table:begin -->\n")[1].split("\n<!-- table:end -->")[0]
+    assert shown == _script().table(record["rows"])
+
+
 def test_missing_data_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         _script().parse_args(["--data", str(tmp_path / "none.txt")])

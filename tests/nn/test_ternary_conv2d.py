@@ -371,9 +371,3 @@ def test_repr_says_how_it_quantises() -> None:
     assert "padding=same" in text
     assert "method=max" in text
     assert "activation_bits=8" in text
-
-
-@pytest.mark.parametrize("fields", [{"method": "lsq"}, {"ste": "clipped"}], ids=str)
-def test_conv2d_refuses_what_only_linear_layers_have(fields: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match="TernaryConv2d takes fixed methods with ste='identity', got method="):
-        TernaryConv2d(3, 4, 3, config=TernaryQuantConfig(**fields))

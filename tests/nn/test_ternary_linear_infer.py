@@ -275,3 +275,13 @@ def test_traced_layer_equals_eager(activation_bits: int | None) -> None:
     torch._dynamo.reset()
     layer, x = _packed("group", activation_bits=activation_bits), helpers.randn(3, 32)
     assert torch.equal(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), layer(x))
+
+
+@pytest.mark.parametrize("kind", [bittorch.TernaryConv2d, TernaryLinear])
+def test_missing_weight_says_what_to_do(kind: type) -> None:
+    layer = bittorch.export_for_inference(kind(4, 4, 1) if kind is not TernaryLinear else kind(4, 4))
+    with pytest.raises(AttributeError, match=r"Inference has no weight, but codes .* leave that one dense: skip="):
+        layer.weight.dtype  # noqa: B018
+    assert not hasattr(layer, "weight")
+    with pytest.raises(AttributeError, match="no attribute 'nosuch'"):
+        layer.nosuch  # noqa: B018

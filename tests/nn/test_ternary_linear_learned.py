@@ -132,6 +132,14 @@ def test_conversion_starts_the_scale_from_the_weights(method: str) -> None:
     helpers.assert_near(found if method != "ttq" else found[0], level * scale.double())
 
 
+@pytest.mark.parametrize("method", ["lsq", "ttq"])
+def test_scale_of_a_frozen_weight_is_frozen(method: str) -> None:
+    model = nn.Sequential(nn.Linear(48, 20), nn.Linear(20, 4))
+    model[0].requires_grad_(False)
+    bittorch.quantize_(model, TernaryQuantConfig(method=method))
+    assert [layer.weight_scale.requires_grad for layer in model] == [False, True]
+
+
 def test_layer_on_meta_gets_its_scale_when_it_is_reset() -> None:
     with torch.device("meta"):
         layer = TernaryLinear(8, 4, config=TernaryQuantConfig(method="lsq"))

@@ -2,6 +2,7 @@ import copy
 import json
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -82,6 +83,7 @@ def test_config_fields_after_per_channel_are_keyword_only() -> None:
         ({"method": "optimal", "threshold_factor": 0.3}, "'optimal' finds its own threshold.*0.3"),
         ({"per_channel": False, "granularity": "channel"}, "per_channel=False .*tensor.*granularity='channel'"),
         ({"per_channel": False, "granularity": "group"}, "per_channel=False .*tensor.*granularity='group'"),
+        ({"per_channel": None}, "per_channel must be one of True, False, got None"),
         ({"group_size": 6}, "group_size must be a positive multiple of 4, got 6"),
         ({"group_size": 0}, "group_size must be a positive multiple of 4, got 0"),
         ({"group_size": -4}, "group_size must be a positive multiple of 4, got -4"),
@@ -92,6 +94,28 @@ def test_config_fields_after_per_channel_are_keyword_only() -> None:
 def test_config_refuses_bad_values(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TernaryQuantConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"threshold_factor": "0.05"}, "threshold_factor must be a number, got '0.05'"),
+        ({"threshold_factor": True}, "threshold_factor must be a number, got True"),
+        ({"group_size": 64.0}, "group_size must be an integer, got 64.0"),
+        ({"group_size": "64"}, "group_size must be an integer, got '64'"),
+        ({"group_size": None}, "group_size must be an integer, got None"),
+    ],
+    ids=str,
+)
+def test_config_refuses_values_of_another_kind(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        TernaryQuantConfig(**fields)
+
+
+def test_config_of_numpy_numbers_is_plain() -> None:
+    config = TernaryQuantConfig(np.float32(0.5), np.bool_(True), group_size=np.int64(64), activation_bits=np.int64(8))
+    assert config == TernaryQuantConfig(0.5, group_size=64, activation_bits=8)
+    assert json.loads(json.dumps(config.to_dict())) == config.to_dict()
 
 
 def test_config_repr_shows_resolved_values_and_evaluates_to_itself() -> None:

@@ -57,7 +57,11 @@ LINEAR = {
 CONV = {
     "twn": TernaryQuantConfig(method="twn"),
     "int8": TernaryQuantConfig(activation_bits=8),
-    "lsq int8": TernaryQuantConfig(method="absmean", activation_bits=8),
+    "lsq": TernaryQuantConfig(method="absmean"),
+    "seq": TernaryQuantConfig(method="seq"),
+    "ttq": TernaryQuantConfig(method="ttq"),
+    "clipped": TernaryQuantConfig(ste="clipped"),
+    "lsq int8": TernaryQuantConfig(method="lsq", activation_bits=8),
 }
 X, Y = helpers.randn(16, 3, 6, 6), torch.arange(16) % 7
 CHECKS: dict[str, Callable[[], None]] = {}

@@ -85,7 +85,25 @@ def test_attention_relation_of_padded_tokens_is_that_of_the_short_text() -> None
     loss.backward()
     assert student.grad.isfinite().all()
     assert (student.grad[:, 4:] == 0).all()
-    assert distill.attention_relation(student, teacher, 2, torch.zeros_like(mask)).item() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=helpers.dtype_id)
+def test_losses_over_nothing_are_zero_and_have_a_graph(dtype: torch.dtype) -> None:
+    student, teacher = helpers.randn(2, 5, 8, dtype=dtype).requires_grad_(), helpers.randn(2, 5, 8, seed=1, dtype=dtype)
+    nobody = torch.zeros(2, 5, dtype=torch.bool)
+    losses = [
+        distill.logits_kl(student[:0], teacher[:0]),
+        distill.logits_kl(student, teacher, mask=nobody),
+        distill.feature_cosine(student[:0], teacher[:0]),
+        distill.attention_relation(student[:0], teacher[:0], 2),
+        distill.attention_relation(student[:, :0], teacher[:, :0], 2),
+        distill.attention_relation(student, teacher, 2, nobody),
+    ]
+    for loss in losses:
+        (grad,) = torch.autograd.grad(loss, student)
+        assert loss.item() == 0
+        assert loss.dtype == torch.promote_types(dtype, torch.float32)
+        assert (grad == 0).all()
 
 
 def test_bad_arguments_raise() -> None:

@@ -29,9 +29,10 @@ X, Y = helpers.randn(12, 3, 6, 6), torch.arange(12) % 7
 
 def _model(name: str = "fixed") -> nn.Sequential:
     torch.manual_seed(0)
-    bits = LINEAR[name].activation_bits
+    config = LINEAR[name]
+    plain = TernaryQuantConfig(method="twn", activation_bits=config.activation_bits)
     return nn.Sequential(
-        TernaryConv2d(3, 4, 3, padding=1, config=TernaryQuantConfig(method="twn", activation_bits=bits)),
+        TernaryConv2d(3, 4, 3, padding=1, config=config if config.learned or config.ste == "clipped" else plain),
         nn.ReLU(),
         nn.Flatten(),
         TernaryLinear(144, 32, config=LINEAR[name]),

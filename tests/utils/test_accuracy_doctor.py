@@ -108,5 +108,7 @@ def test_bad_limits_and_weights_raise() -> None:
             AccuracyDoctor(_model(), **limits)
     model = _model()
     model[0].weight.data[0, 0] = torch.inf
-    with pytest.raises(ValueError, match="must be finite"):
+    with pytest.raises(ValueError, match="cannot check 0: w must be finite"):
         AccuracyDoctor(model).check()
+    with pytest.raises(ValueError, match="cannot check 0: it is on the meta device"):
+        AccuracyDoctor(_model().to("meta")).check()

@@ -143,6 +143,20 @@ def test_subclasses_are_left_alone() -> None:
     assert _ternary(attention) == []
 
 
+def test_what_only_resembles_a_layer_stays() -> None:
+    class Doubled(nn.Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(input)
+
+    normed = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+    others = [Doubled(4, 4), normed, nn.LSTM(4, 4), nn.MultiheadAttention(4, 2), nn.Conv1d(4, 4, 1), nn.Embedding(4, 4)]
+    model = nn.ModuleList([*others, nn.Linear(4, 4)])
+    before = [type(module) for module in nn.ModuleList(others).modules()]
+    quantize_(model)
+    assert _ternary(model) == ["6"]
+    assert [type(module) for module in nn.ModuleList(others).modules()] == before
+
+
 def test_pattern_without_a_layer_warns_with_near_names() -> None:
     model = _model()
     for arguments in ({"filter_fn": "1.upp"}, {"skip": "1.upp"}, {"config": {"1.upp": TernaryQuantConfig()}}):
@@ -155,6 +169,38 @@ def test_filter_without_a_layer_warns() -> None:
     with pytest.warns(UserWarning, match="takes none of the layers, such as 0, 1.up") as caught:
         quantize_(_model(), filter_fn=lambda *_: False)
     assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"filter_fn": []}, "filter_fn takes none of the layers, such as 0, 1.up, 1.down"),
+        ({"config": {}}, "nothing is converted"),
+        ({"config": {"*": None}}, "nothing is converted"),
+        ({"skip": "*"}, "nothing is converted: skip, config or depth leave all of the layers, such as 0"),
+        ({"depth": {}}, "nothing is converted"),
+        ({"depth": 3, "config": {}}, "nothing is converted"),
+    ],
+    ids=str,
+)
+def test_arguments_that_leave_all_layers_warn(arguments: dict[str, object], message: str) -> None:
+    model = _model()
+    with pytest.warns(UserWarning, match=message) as caught:
+        quantize_(model, **arguments)
+    assert caught[0].filename == __file__
+    assert [type(model.get_submodule(name)) for name in ALL] == [nn.Linear] * len(ALL)
+
+
+def test_layers_without_a_size_yet_warn_until_they_have_one() -> None:
+    model = nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.Linear(8, 4))
+    with pytest.warns(
+        UserWarning, match="layers without a size yet stay as they are: 0; call the model once"
+    ) as caught:
+        converted = quantize_model(model)
+    assert caught[0].filename == __file__
+    assert _ternary(converted) == ["2"]
+    model(helpers.randn(2, 6))
+    assert _ternary(quantize_model(model)) == ["0", "2"]
 
 
 def test_convolutions_become_ternary_too() -> None:
@@ -179,19 +225,65 @@ def test_a_layer_that_cannot_be_converted_is_named_and_nothing_changes() -> None
     model = _model()
     with pytest.raises(ValueError, match=r"cannot convert 0: group_size must divide in_features, got group_size=16"):
         quantize_(model, TernaryQuantConfig(granularity="group", group_size=16))
-    model[4].register_forward_hook(lambda *_: None)
-    with pytest.raises(ValueError, match="cannot convert 4: it has forward hooks"):
-        quantize_(model)
-    model = _model()
-    model[1].up.weight = nn.Parameter(torch.zeros(32, 16, dtype=torch.complex64))
-    with pytest.raises(TypeError, match=r"cannot convert 1\.up: its weight is torch.complex64"):
-        quantize_(model)
     assert _ternary(model) == []
+
+
+@pytest.mark.parametrize(
+    ("dtype", "message"),
+    [
+        (torch.complex64, "its weight is torch.complex64, and ternary masters are floating"),
+        (torch.float64, "its weight is torch.float64, .* call model.float"),
+        (torch.float8_e4m3fn, "its weight is torch.float8_e4m3fn, .* call model.float"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("method", ["twn", "lsq"])
+def test_weights_that_are_no_masters_are_refused(dtype: torch.dtype, message: str, method: str) -> None:
+    model = _model()
+    model[1].up.weight = nn.Parameter(torch.zeros(32, 16).to(dtype))
+    with pytest.raises(TypeError, match=rf"cannot convert 1\.up: {message}"):
+        quantize_(model, TernaryQuantConfig(method=method))
+    assert _ternary(model) == []
+
+
+def test_weight_that_is_no_parameter_is_refused() -> None:
+    model = _model()
+    del model[1].up.weight
+    model[1].up.weight = torch.zeros(32, 16)
+    with pytest.raises(TypeError, match=r"cannot convert 1\.up: its weight is a Tensor and no parameter"):
+        quantize_(model)
+
+
+@pytest.mark.parametrize(
+    ("register", "kind"),
+    [
+        ("register_forward_hook", "forward"),
+        ("register_forward_pre_hook", "forward"),
+        ("register_full_backward_hook", "backward"),
+        ("register_full_backward_pre_hook", "backward"),
+        ("register_state_dict_post_hook", "state dict"),
+        ("register_load_state_dict_pre_hook", "state dict"),
+    ],
+)
+@pytest.mark.parametrize("depth", [None, 3], ids=["train", "planes"])
+def test_layers_with_hooks_are_refused(register: str, kind: str, depth: int | None) -> None:
+    model = _model()
+    getattr(model[4], register)(lambda *_: None)
+    with pytest.raises(ValueError, match=f"cannot convert 4: it has {kind} hooks, which would be lost"):
+        quantize_(model, depth=depth)
+    assert _ternary(model) == []
+
+
+def test_layer_whose_forward_was_replaced_is_refused() -> None:
+    model = _model()
+    model[4].forward = lambda x: 0 * x
+    with pytest.raises(ValueError, match="cannot convert 4: its forward was replaced"):
+        quantize_(model)
 
 
 def test_encoder_that_reads_weights_itself_is_refused() -> None:
     model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    with pytest.raises(ValueError, match="reads its weight without calling it"):
+    with pytest.raises(ValueError, match=r"^linear1 is ternary, but .* reads its weight without calling it"):
         quantize_(model)
     assert _ternary(model) == []
 

@@ -1,4 +1,5 @@
 import copy
+import io
 import warnings
 
 import pytest
@@ -239,7 +240,7 @@ def test_export_refuses_non_finite_weights_and_names_the_layer(value: float) -> 
 
 
 def test_export_refuses_meta_weights_and_names_the_layer() -> None:
-    with pytest.raises(ValueError, match=r"^heads\.a is on the meta device"):
+    with pytest.raises(ValueError, match=r"^cannot export heads\.a: it is on the meta device"):
         export_for_inference(nn.ModuleDict({"heads": nn.ModuleDict({"a": TernaryLinear(4, 3, device="meta")})}))
 
 
@@ -282,6 +283,10 @@ def test_export_refuses_what_packing_would_lose() -> None:
     model = nn.Sequential(TernaryLinear(4, 4))
     model[0].register_forward_hook(lambda module, args, output: output + 1)
     with pytest.raises(ValueError, match="cannot export 0: it has forward hooks"):
+        export_for_inference(model)
+    model = nn.Sequential(TernaryLinear(4, 4))
+    model[0].forward = lambda x: x
+    with pytest.raises(ValueError, match="cannot export 0: its forward was replaced"):
         export_for_inference(model)
 
 
@@ -384,7 +389,7 @@ def test_export_refuses_convolutions_that_packing_would_change() -> None:
         export_for_inference(nn.Sequential(hooked))
     with pytest.raises(TypeError, match="the layer must be a TernaryConv2d, got Conv2d"):
         bittorch.export_conv2d_to_inference(nn.Conv2d(1, 1, 1))
-    with pytest.raises(ValueError, match="0 is on the meta device"):
+    with pytest.raises(ValueError, match="cannot export 0: it is on the meta device"):
         export_for_inference(nn.Sequential(TernaryConv2d(1, 1, 1, device="meta")))
 
 
@@ -394,3 +399,24 @@ def test_export_skips_convolutions_that_the_predicate_names() -> None:
     assert type(packed.first) is TernaryConv2d
     x = helpers.randn(2, 3, 10, 10)
     assert torch.equal(packed(x), model.eval()(x))
+
+
+@pytest.mark.parametrize("kind", ["trained", "packed", "planes"])
+def test_torch_export_takes_any_batch_and_keeps_the_bits(kind: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 8), nn.ReLU(), nn.Linear(8, 3))
+    if kind == "planes":
+        model = bittorch.quantize_model(model, depth=3, filter_fn=["3", "5"])
+    else:
+        learned = TernaryQuantConfig(method="lsq", activation_bits=8)
+        bittorch.quantize_(model, {"3": TernaryQuantConfig(), "*": learned})
+    model = export_for_inference(model) if kind == "packed" else model.eval()
+    x = helpers.randn(4, 2, 5, 5)
+    shapes = {"input": {0: torch.export.Dim("samples", min=2, max=64)}}
+    program = torch.export.export(model, (x,), dynamic_shapes=shapes, strict=False)
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    loaded = torch.export.load(file).module()
+    for samples in (2, 4):
+        assert torch.equal(loaded(x[:samples]), model(x[:samples]))

@@ -89,5 +89,7 @@ def test_table_names_every_layer() -> None:
 def test_weight_that_is_not_finite_raises() -> None:
     model = _model()
     model[1].weight.data[3, 4] = torch.nan
-    with pytest.raises(ValueError, match="w must be finite"):
+    with pytest.raises(ValueError, match="cannot summarise 1: w must be finite"):
         summary(model)
+    with pytest.raises(ValueError, match="cannot summarise 1: it is on the meta device"):
+        summary(_model().to("meta"))

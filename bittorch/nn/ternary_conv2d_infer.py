@@ -1,0 +1,137 @@
+"""What runs a trained convolution: packed codes, no master weights."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bittorch import _env
+from bittorch.nn.packed_layer import PackedLayer
+
+Size = int | tuple[int, int]
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
+
+
+class Padding:
+    """The padding of a convolution: ``inside`` the op, zeros alike on both sides, and the rest ``before`` it."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        around = [int(size) for size in conv._reversed_padding_repeated_twice]  # left, right, top, bottom
+        if min(around) < 0:
+            raise ValueError(f"padding must not be negative, got {conv.padding}")
+        self.mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+        left, right, top, bottom = around
+        self.inside = (min(top, bottom), min(left, right)) if self.mode == "constant" else (0, 0)
+        high, wide = self.inside
+        self.before = [left - wide, right - wide, top - high, bottom - high]
+
+    def apply(self, x: Tensor) -> Tensor:
+        return functional.pad(x, self.before, self.mode) if any(self.before) else x
+
+
+def columns_of(conv: nn.Conv2d) -> int:
+    return conv.in_channels // conv.groups * conv.kernel_size[0] * conv.kernel_size[1]
+
+
+def geometry(conv: nn.Conv2d | TernaryConv2dInference) -> dict[str, Any]:
+    names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    return {name: getattr(conv, name) for name in names}
+
+
+class TernaryConv2dInference(PackedLayer):
+    """``y = conv2d(Q(x), codes * scale) + bias`` from packed codes.
+
+    Buffers only: ``weight_packed`` ``(out_channels, ceil(k / 4))`` uint8 with ``k = in_channels / groups * kernel
+    height * kernel width``, ``scale`` float32, ``bias`` or None. ``.half()`` and ``.to(dtype)`` cast the bias and leave
+    codes and scale as they are. ``x`` may be float32, float16 or bfloat16; the result has its dtype.
+
+    Made by `bittorch.export_for_inference`, or empty, to be filled by ``load_state_dict``:
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype:
+            as in `torch.nn.Conv2d`; dtype is that of the bias.
+        scale_groups: scales of a filter: 0 for one scale a layer, 1 for one a filter, more for groups of
+            ``k / scale_groups`` weights.
+        activation_bits: None for floating activations, else 8, 16 or 24, as in `bittorch.TernaryQuantConfig`.
+
+    Raises:
+        ValueError: scale_groups that do not cut k into equal multiples of 4, negative padding, an unknown
+        activation_bits, and what `torch.nn.Conv2d` refuses; from ``load_state_dict`` RuntimeError, for the reserved
+        code 11, wrong padding, or a scale that is not finite.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: PaddingMode = "zeros",
+        *,
+        scale_groups: int = 1,
+        activation_bits: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        sizes = kernel_size, stride, padding, dilation, groups
+        conv = nn.Conv2d(in_channels, out_channels, *sizes, False, padding_mode, device="meta")  # checks and pairs
+        columns = columns_of(conv)
+        if scale_groups < 0 or (scale_groups > 1 and (columns % scale_groups or columns // scale_groups % 4)):
+            raise ValueError(f"scale_groups={scale_groups} do not cut {columns} weights into equal multiples of 4")
+        super().__init__(out_channels, columns, bias, scale_groups, activation_bits, device, dtype)
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = conv.kernel_size
+        self.stride = conv.stride
+        self.padding = conv.padding
+        self.dilation = conv.dilation
+        self.groups = groups
+        self.padding_mode = padding_mode
+        self._padding = Padding(conv)
+
+    @property
+    def columns(self) -> int:
+        return self.in_channels // self.groups * self.kernel_size[0] * self.kernel_size[1]
+
+    @property
+    def scale_groups(self) -> int:
+        """Scales of a filter; 0 when the layer has a single one."""
+        return self._scale_groups()
+
+    def forward(self, input: Tensor) -> Tensor:
+        unbatched = input.dim() == 3
+        if not (unbatched or input.dim() == 4) or input.shape[-3] != self.in_channels:
+            raise ValueError(
+                f"input must be (samples, {self.in_channels}, height, width) or ({self.in_channels}, height, width), "
+                f"got {tuple(input.shape)}"
+            )
+        padding, buffers = self._padding, self._buffers
+        y: Tensor = torch.ops.bittorch.ternary_conv2d_packed.default(
+            padding.apply(input.unsqueeze(0) if unbatched else input),
+            buffers["weight_packed"],
+            buffers["scale"],
+            buffers["bias"],
+            self.kernel_size,
+            self.stride,
+            padding.inside,
+            self.dilation,
+            self.groups,
+            self.activation_bits or 0,
+            _env.INFER_VARIANT,
+        )
+        return y.squeeze(0) if unbatched else y
+
+    def extra_repr(self) -> str:
+        parts = [f"{self.in_channels}, {self.out_channels}"]
+        parts += [f"{name}={value}" for name, value in geometry(self).items()]
+        parts += [f"bias={self.bias is not None}", f"scale_groups={self.scale_groups}"]
+        if self.activation_bits:
+            parts.append(f"activation_bits={self.activation_bits}")
+        return ", ".join(parts)

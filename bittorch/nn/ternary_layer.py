@@ -1,0 +1,213 @@
+"""What the training layers share: how they quantise, and the scale that some methods learn."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from bittorch import _C, ops
+from bittorch.ops import reference
+from bittorch.quant import TernaryQuantConfig, TernaryQuantizer, learned
+from bittorch.quant.ternary import check_finite
+
+Backend = Literal["auto", "cuda", "python"]
+
+
+def resolve_config(
+    config: TernaryQuantConfig | None,
+    threshold_factor: float | None,
+    per_channel: bool,
+    activation_bits: int | None,
+) -> TernaryQuantConfig:
+    if config is None:
+        return TernaryQuantConfig(threshold_factor, per_channel, activation_bits=activation_bits)
+    if not isinstance(config, TernaryQuantConfig):
+        raise TypeError(
+            f"config must be a TernaryQuantConfig, got {config!r}; a method alone is TernaryQuantConfig(method=...)"
+        )
+    if threshold_factor is not None or not per_channel:
+        raise ValueError("threshold_factor and per_channel are fields of config; set them there, not in both places")
+    if activation_bits is None or activation_bits == config.activation_bits:
+        return config
+    if config.activation_bits is not None:
+        raise ValueError(f"activation_bits is {activation_bits}, but config says {config.activation_bits}")
+    return dataclasses.replace(config, activation_bits=activation_bits)
+
+
+def check_backend(backend: str) -> None:
+    if backend not in ("auto", "cuda", "python"):
+        raise ValueError(f"backend must be one of 'auto', 'cuda', 'python', got {backend!r}")
+    if backend == "cuda":
+        if not any(row["device"] == "cuda" for row in _C.kernels()):
+            raise RuntimeError("backend='cuda', but this build of bittorch has no CUDA kernels; rebuild it beside nvcc")
+        if not torch.cuda.is_available():
+            raise RuntimeError("backend='cuda', but torch.cuda.is_available() is False; use backend='auto'")
+
+
+def check_dtype(dtype: torch.dtype | None) -> None:
+    if isinstance(dtype, torch.dtype) and not dtype.is_floating_point:  # what is no dtype, torch refuses
+        raise TypeError(f"dtype must be float32, float16 or bfloat16, got {dtype}")
+
+
+class TernaryLayer(nn.Module):
+    """Stands before `torch.nn.Linear` or `torch.nn.Conv2d` among the bases; a row is an output or a filter."""
+
+    config: TernaryQuantConfig
+    quantize: bool
+    backend: Backend
+    quant_lambda: float
+    weight: Tensor
+    weight_scale: nn.Parameter | None
+
+    def _set_up(self, quantize: bool, backend: Backend) -> None:
+        """What is left to do once the weight is there."""
+        self.quantize = quantize
+        self.backend = backend
+        self.quant_lambda = 1.0
+        self._make_scale()
+
+    def _make_scale(self) -> None:
+        self.register_parameter("weight_scale", None)
+        if self.config.learned:
+            rows, columns = len(self.weight), self.weight.shape[1:].numel()
+            shape = learned.scale_shape(str(self.config.granularity), rows, columns, self.config.group_size)
+            shape = shape if self.config.packs else (2, *shape)
+            scale = torch.empty(shape, dtype=torch.float32, device=self.weight.device)
+            self.weight_scale = nn.Parameter(scale, self.weight.requires_grad)
+            self.reset_scale()
+
+    @torch.no_grad()
+    def reset_scale(self) -> None:
+        """The learned scale starts where a good fixed rule has its own."""
+        if self.weight_scale is None or self.weight_scale.is_meta:
+            return
+        rule = ("twn", "ls", 0.75, str(self.config.granularity), self.config.group_size)
+        _, scale = ops.ternary_quantize(gathered(self.weight).flatten(1), *rule)
+        step = learned.initial_step(self.config.method, scale) if self.config.packs else scale
+        _fill(self.weight_scale, step.expand(self.weight_scale.shape))
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()  # type: ignore[misc]
+        if self._parameters.get("weight_scale") is not None:  # not yet there when torch's __init__ calls this
+            self.reset_scale()
+
+    @property
+    def _in_parts(self) -> bool:
+        """Whether codes come first, so that their gradient can go another way than straight through."""
+        return self.config.learned or self.config.ste == "clipped" or (self.training and self.quant_lambda < 1)
+
+    @property
+    def _share(self) -> float:
+        """The share of quantisation, as it is now."""
+        return self.quant_lambda if self.training else 1.0
+
+    def _two_scales(self) -> Tensor | None:
+        """The dense weight of ttq; None for the methods that have codes and a scale."""
+        if self.weight_scale is None or self.config.packs:
+            return None
+        rows = self.weight.flatten(1)
+        dense = learned.two_scales(rows, self.weight_scale, float(self.config.threshold_factor or 0))
+        dense = dense.view(self.weight.shape)
+        return blend(self.weight, dense, self._share) if self._share < 1 else dense
+
+    def _codes(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Packed codes, scales, and what stands for the weight: its gradient becomes those of weight and scale."""
+        rows, step, config = self.weight.flatten(1), self.weight_scale, self.config
+        if step is not None:
+            w_packed, scale = learned.quantize_packed(rows, step, config.method)
+            routed = learned.route(rows, step, config.method)
+        else:
+            w_packed, scale = ops.ternary_quantize(rows.detach(), *config.op_args())
+            routed = learned.clipped(rows, scale) if config.ste == "clipped" else rows
+        return w_packed, scale, routed.view(self.weight.shape)
+
+    @torch.no_grad()
+    def _mixed(self, w_packed: Tensor, scale: Tensor) -> Tensor:
+        """The weight with its share of quantisation."""
+        weight = self.weight
+        quantized = ops.ternary_unpack(w_packed, scale, weight.shape[1:].numel(), weight.dtype).view(weight.shape)
+        return blend(weight, quantized, self._share) if self._share < 1 else quantized
+
+    def quantize_packed(self) -> tuple[Tensor, Tensor]:
+        """Packed codes and float32 scales of ``weight`` as it stands, an output or filter a row: what export keeps.
+
+        Raises:
+            ValueError: NaN or Inf in the weight or the learned scale; method ttq, which has no packed form.
+        """
+        rows = gathered(self.weight).detach().flatten(1)
+        if self.weight_scale is None:
+            return TernaryQuantizer(self.config).quantize_packed(rows)
+        if not self.config.packs:
+            raise ValueError(
+                "method 'ttq' has two scales, and a packed row holds one; train with method='lsq' to export"
+            )
+        w_packed, scale = learned.quantize_packed(rows, gathered(self.weight_scale), self.config.method)
+        check_finite(rows, scale)
+        return w_packed, scale
+
+    def get_quantized_weight(self) -> Tensor:
+        """The weight that the forward pass uses, in the dtype and shape of ``weight``, detached.
+
+        Raises:
+            ValueError: the weight holds NaN or Inf.
+        """
+        weight = gathered(self.weight).detach()
+        if not self.quantize:
+            return weight.clone()
+        rows = weight.flatten(1)
+        if self.weight_scale is not None and not self.config.packs:
+            factor = float(self.config.threshold_factor or 0)
+            return learned.two_scales(rows, gathered(self.weight_scale).detach(), factor).view(weight.shape)
+        return ops.ternary_unpack(*self.quantize_packed(), rows.shape[1], weight.dtype).view(weight.shape)
+
+    def extra_repr(self) -> str:
+        return ", ".join([super().extra_repr(), *_describe(self.config, self.quantize, self.backend)])
+
+
+def _describe(config: TernaryQuantConfig, quantize: bool, backend: str) -> list[str]:
+    """What a training layer adds to its repr."""
+    parts = [f"method={config.method}", f"scale={config.scale}", f"threshold_factor={config.threshold_factor:g}"]
+    groups = f"({config.group_size})" if config.granularity == "group" else ""
+    parts.append(f"granularity={config.granularity}{groups}")
+    if config.activation_bits:
+        parts.append(f"activation_bits={config.activation_bits}")
+    if config.ste != "identity":
+        parts.append(f"ste={config.ste}")
+    if not quantize:
+        parts.append("quantize=False")
+    if backend != "auto":
+        parts.append(f"backend={backend}")
+    return parts
+
+
+def gathered(weight: Tensor) -> Tensor:
+    """The whole of a weight that is sharded over processes (FSDP2), any other weight itself."""
+    full_tensor = getattr(weight, "full_tensor", None)
+    return full_tensor() if full_tensor else weight
+
+
+def blend(start: Tensor, end: Tensor, share: float) -> Tensor:
+    """``start + share * (end - start)``: torch.compile keeps a float that multiplies as an input, where that of
+    `torch.lerp` is a constant, and so a new graph for each step of a warm-up."""
+    return start + share * (end - start)
+
+
+def blended_input(x: Tensor, activation_bits: int, share: float) -> Tensor:
+    """``x`` with a share of the quantisation of its last dimension, straight through."""
+    if not activation_bits:
+        return x
+    rounded = reference.fake_quantize(x.detach(), activation_bits)
+    return reference.straight_through(x, blend(x.detach(), rounded, share) if share < 1 else rounded)
+
+
+def _fill(parameter: Tensor, value: Tensor) -> None:
+    """Copies a whole value into a parameter, or into each process's share of one that is sharded."""
+    if hasattr(parameter, "full_tensor"):
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        assert isinstance(parameter, DTensor)
+        value = distribute_tensor(value.contiguous(), parameter.device_mesh, parameter.placements)
+    parameter.copy_(value)
