@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import secrets
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -84,6 +85,10 @@ class _Sequence:
     @property
     def answer(self) -> list[int]:
         return self.tokens[self.prompt_length :]
+
+    @property
+    def answer_length(self) -> int:
+        return len(self.tokens) - self.prompt_length
 
 
 class Generation:
@@ -170,7 +175,8 @@ class Generation:
         else:
             tokens = [int(token) for token in prompt]
         self._check_prompt(index, tokens)
-        seed = torch.seed() if config.seed is None else config.seed + index
+        # Not from torch's own generator, whose state is the caller's.
+        seed = secrets.randbits(64) if config.seed is None else (config.seed + index) % 2**64
         generator = torch.Generator(model.device).manual_seed(seed)
         history = History.of_prompt(tokens, model.config.vocab_size, model.device) if config.penalizes else None
         stream = TextStream(model.tokenizer, config.stop, config.skip_special_tokens)
@@ -219,7 +225,7 @@ class Generation:
                 logits = self.model.step(tokens, counts, cache, rows=rows, last_only=True).float()
                 if self.prefix is not None:
                     self.prefix.tokens += active[0].pending
-                check_logits(logits, rows, len(active[0].answer))
+                check_logits(logits, rows, active[0].answer_length)
                 new = [self._choose(sequence, logits[i]) for i, sequence in enumerate(active)]
             pieces = [self._push(sequence, token) for sequence, token in zip(active, new, strict=True)]
             self._count(len(new), time.perf_counter() - begin)
@@ -253,7 +259,7 @@ class Generation:
             sequence.finish_reason = "stop"
         elif token in self._eos and not self.config.ignore_eos:
             sequence.finish_reason = "eos"
-        elif len(sequence.answer) >= self.config.max_new_tokens:
+        elif sequence.answer_length >= self.config.max_new_tokens:
             sequence.finish_reason = "length"
         elif len(sequence.tokens) > self.context and self.config.overflow == "stop":
             sequence.finish_reason = "context"
@@ -278,9 +284,12 @@ class Generation:
 
 
 def _eos_tokens(model: LanguageModel) -> list[int]:
-    """Of configuration and tokenizer: chat models often end a turn with another token than a text."""
+    """Of configuration and tokenizer: chat models often end a turn with another token than a text.
+
+    What the vocabulary lacks never comes.
+    """
     own = model.tokenizer.eos_token_ids if model.tokenizer is not None else ()
-    return sorted({*model.config.eos_token_ids, *own})
+    return sorted(token for token in {*model.config.eos_token_ids, *own} if 0 <= token < model.config.vocab_size)
 
 
 def _reset_peak(device: torch.device) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 from torch import Tensor
 
 from bittorch.models.generation_config import GenerationConfig
+
+MOST_GROWTH = 60.0  # exponent of the length penalty: its product with a logit stays below what float32 holds
+LEAST_TEMPERATURE = 1e-30  # float32 still divides by it; what is smaller draws the same token
 
 
 @dataclasses.dataclass
@@ -59,7 +63,8 @@ def penalize(logits: Tensor, history: History, config: GenerationConfig, eos: li
     over = history.length - config.length_penalty_start
     if config.length_penalty != 1 and over > 0 and eos:
         logits = logits.clone()
-        logits[eos] += logits[eos].abs() * (config.length_penalty**over - 1)
+        growth = math.exp(min(over * math.log(config.length_penalty), MOST_GROWTH))
+        logits[eos] += logits[eos].abs() * (growth - 1)
     return logits
 
 
@@ -78,7 +83,7 @@ def candidates(logits: Tensor, config: GenerationConfig) -> tuple[Tensor, Tensor
     Returns:
         token numbers (int64) and probabilities (float32) of equal length.
     """
-    scaled = logits / config.temperature
+    scaled = _scaled(logits, config.temperature)
     k = min(config.top_k or len(scaled), len(scaled))
     if k < len(scaled):
         scaled, tokens = scaled.topk(k)
@@ -93,6 +98,11 @@ def candidates(logits: Tensor, config: GenerationConfig) -> tuple[Tensor, Tensor
     if config.typical_p < 1:
         tokens, p = _keep(_typical(p, config.typical_p), tokens, p)
     return tokens, p
+
+
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
+    """Logits over the temperature, the highest 0, so that none overflows however cold it is."""
+    return (logits - logits.max()) / max(temperature, LEAST_TEMPERATURE)
 
 
 def _keep(mask: Tensor, tokens: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,7 +124,8 @@ def draw(logits: Tensor, config: GenerationConfig, generator: torch.Generator) -
     if config.temperature == 0:
         return int(logits.argmax())
     if config.unfiltered:
-        return int(torch.multinomial((logits / config.temperature).softmax(0), 1, generator=generator))
+        p = _scaled(logits, config.temperature).softmax(0)
+        return int(torch.multinomial(p, 1, generator=generator))
     tokens, p = candidates(logits, config)
     return int(tokens[torch.multinomial(p, 1, generator=generator)])
 

@@ -88,6 +88,29 @@ def test_length_penalty_equals_that_of_transformers(factor: float) -> None:
     assert torch.equal(penalize(LOGITS, history([3, 5], [7, 9]), config, [4, 6]), LOGITS)
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 1e-40, 1e-50, 1e30])
+@pytest.mark.parametrize("filters", [{}, {"top_p": 0.9, "typical_p": 0.9, "min_p": 0.1}])
+def test_any_temperature_draws(temperature: float, filters: dict[str, Any]) -> None:
+    config = GenerationConfig(temperature=temperature, **filters)
+    drawn = {draw(LOGITS, config, helpers.seeded(seed)) for seed in range(20)}
+    assert drawn == {int(LOGITS.argmax())} if temperature < 1 else len(drawn) > 1
+
+
+@pytest.mark.parametrize("factor", [2.0, 0.5, 1e6, 1e-6])
+def test_penalties_at_their_limits_stay_finite(factor: float) -> None:
+    config = GenerationConfig(
+        repetition_penalty=factor,
+        frequency_penalty=math.copysign(1e6, factor - 1),
+        presence_penalty=1e6,
+        length_penalty=factor,
+    )
+    kept = history([3, 5], [7, 9, 7])
+    kept.length = 100_000
+    own = penalize(LOGITS, kept, config, [4, 6])
+    assert bool(torch.isfinite(own).all())
+    assert bool((own[[4, 6]] > LOGITS[[4, 6]]).all()) == (factor > 1)
+
+
 def test_draws_follow_the_probabilities() -> None:
     config = GenerationConfig(temperature=1.0, top_k=3)
     tokens, p = candidates(LOGITS, config)
@@ -126,7 +149,10 @@ def test_logits_that_are_not_finite_are_an_error(bad: float) -> None:
         {"typical_p": 0.0},
         {"min_p": 2.0},
         {"repetition_penalty": 0.0},
+        {"repetition_penalty": 1e7},
         {"length_penalty": -1.0},
+        {"length_penalty": 1e-7},
+        {"presence_penalty": -1e7},
         {"frequency_penalty": float("inf")},
         {"seed": "1"},
         {"stop": ("",)},
