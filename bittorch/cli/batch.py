@@ -34,7 +34,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("output", metavar="OUTPUT", help=".txt, .jsonl or .csv; - is stdout")
     parser.add_argument("--input-format", choices=FORMATS, help="default by the ending")
     parser.add_argument("--output-format", choices=FORMATS, help="default by the ending")
-    parser.add_argument("--column", type=utf8_text, default="prompt", help="key or column of the prompt; default prompt")
+    column = "key or column of the prompt; default prompt"
+    parser.add_argument("--column", type=utf8_text, default="prompt", help=column)
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="prompts at once; default 1")
     parser.add_argument("--system", type=utf8_text, metavar="TEXT", help="what the model should be")
     parser.add_argument("--raw", action="store_true", help="continue the prompts as they are, without a chat template")

@@ -103,7 +103,7 @@ def _open_missing_streams() -> None:
     """What the parent process closed, as for a daemon, is empty or leads nowhere; Python has None in its place."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, open as long as the process
 
 
 def _tolerate_any_text() -> None:
