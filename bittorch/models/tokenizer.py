@@ -73,8 +73,10 @@ class Tokenizer:
         except ImportError as error:
             raise ImportError(f"tokenizers need {error.name}; install bittorch[lm]") from error
         if isinstance(source, Mapping):
-            return tokenizer_files.from_gguf(source)
-        return tokenizer_files.from_directory(Path(source))
+            with tokenizer_files.damage_of("the GGUF file"):
+                return tokenizer_files.from_gguf(source)
+        with tokenizer_files.damage_of(str(source)):
+            return tokenizer_files.from_directory(Path(source))
 
     @property
     def vocab_size(self) -> int:
@@ -95,7 +97,8 @@ class Tokenizer:
                 text from strangers should be.
 
         Raises:
-            ValueError: half of a surrogate pair, which no UTF-8 can hold, and where it stands.
+            ValueError: half of a surrogate pair, which no UTF-8 can hold, and where it stands; a character that the
+                vocabulary can neither write nor call unknown.
         """
         return self._encoding(text, add_special_tokens, parse_special).ids
 
@@ -108,7 +111,10 @@ class Tokenizer:
             ) from None
         if self.backend.encode_special_tokens == parse_special:
             self.backend.encode_special_tokens = not parse_special
-        return self.backend.encode(text, add_special_tokens=add_special_tokens)
+        try:
+            return self.backend.encode(text, add_special_tokens=add_special_tokens)
+        except Exception as error:  # the library raises nothing narrower
+            raise ValueError(f"the vocabulary has no tokens for the text: {error}") from None
 
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """The text of token numbers; U+FFFD stands for bytes that are no character."""

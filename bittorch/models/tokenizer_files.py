@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,19 @@ GGUF_ENTRIES = "gguf_tokenizer.json"  # what `bittorch.models.io` makes of a GGU
 HF_JSON = "tokenizer.huggingface.json"  # the entry of a GGUF file that holds a tokenizer.json
 # Tokens that end a turn in the vocabularies of LLaMA 3, whose files name the end of text alone.
 TURN_ENDS = ("<|eot_id|>", "<|eom_id|>")
+
+
+@contextlib.contextmanager
+def damage_of(what: str) -> Iterator[None]:
+    """Values of unexpected types, and whatever the tokenizers library makes of them, as ValueError."""
+    try:
+        yield
+    except (ValueError, OSError):
+        raise
+    except BaseException as error:  # the library also panics, which is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"the tokenizer of {what} is damaged: {type(error).__name__}: {error}") from None
 
 
 def from_directory(path: Path) -> Tokenizer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,15 @@ def test_bad_gguf_entries_are_named(trained: Any, changes: dict[str, Any], messa
         Tokenizer.from_source(gguf(trained, "gpt-2", **changes))
 
 
+@pytest.mark.parametrize("value", [5, [1], [None], {"a": 1}, 10**30], ids=str)
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "t5"])
+def test_entries_of_any_type_are_one_kind_of_error(trained: Any, kind: str, value: Any) -> None:
+    entries = gguf(trained, "gpt-2", **{"tokenizer.ggml.scores": [0.0] * 500, "tokenizer.chat_template": "x"})
+    for key in [*entries, "tokenizer.ggml.precompiled_charsmap"]:
+        with contextlib.suppress(ValueError):
+            Tokenizer.from_source({**entries, "tokenizer.ggml.model": kind, key: value}).encode("ab<|end|>é")
+
+
 def test_a_gguf_file_without_tokenizer() -> None:
     with pytest.raises(ValueError, match="carries no tokenizer"):
         Tokenizer.from_source({})
@@ -305,6 +315,22 @@ def test_directories_without_tokenizer(tmp_path: Path) -> None:
         Tokenizer.from_source(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match="is no tokenizer"):
+        Tokenizer.from_source(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("tokenizer_config.json", {"eos_token": {"a": 1}}),
+        ("tokenizer_config.json", {"eos_token_ids": [None]}),
+        ("generation_config.json", {"eos_token_id": {"a": 1}}),
+    ],
+    ids=str,
+)
+def test_values_of_wrong_types_are_named_with_the_directory(tmp_path: Path, name: str, value: Any) -> None:
+    byte_tokenizer().save(tmp_path)
+    (tmp_path / name).write_text(json.dumps(value))
+    with pytest.raises(ValueError, match=f"the tokenizer of {tmp_path} is damaged: "):
         Tokenizer.from_source(tmp_path)
 
 
