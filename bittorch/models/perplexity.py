@@ -100,7 +100,7 @@ def perplexity(
         if not math.isfinite(nll):
             raise FloatingPointError(
                 f"the likelihood of tokens {first} to {end} is not finite; the checkpoint is damaged or activations "
-                f"overflow their dtype: try dtype=torch.float32"
+                f"overflow their dtype: try dtype float32"
             )
         if progress:
             progress(count, len(ids) - 1, math.exp(nll / count))

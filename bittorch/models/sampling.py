@@ -137,5 +137,5 @@ def check_logits(logits: Tensor, indexes: list[int], position: int) -> None:
         row = int(torch.isfinite(largest).logical_not().nonzero()[0])
         raise FloatingPointError(
             f"the logits of prompt {indexes[row]} hold {float(largest[row])} after {position} new tokens; "
-            f"the checkpoint is damaged or activations overflow their dtype: try dtype=torch.float32"
+            f"the checkpoint is damaged or activations overflow their dtype: try dtype float32"
         )
