@@ -35,6 +35,7 @@ def warped(**settings: Any) -> torch.Tensor:
         {"temperature": 1.0},
         {"temperature": 0.6},
         {"temperature": 1.0, "top_k": 5},
+        {"temperature": 1.0, "top_k": 5000},
         {"temperature": 1.0, "top_p": 0.8},
         {"temperature": 1.0, "top_p": 0.01},
         {"temperature": 1.0, "min_p": 0.1},
