@@ -45,6 +45,7 @@ class GenerationStats:
 
     Args:
         prompt_tokens, new_tokens: counts.
+        kept_tokens: of the prompt's, those that a `PrefixCache` held.
         time_to_first_token: until the first token of every answer, which are one step; None before.
         decode_seconds: from there on, without the time in which the caller held a piece.
         decode_tokens: the tokens of that time.
@@ -54,6 +55,7 @@ class GenerationStats:
 
     prompt_tokens: int = 0
     new_tokens: int = 0
+    kept_tokens: int = 0
     time_to_first_token: float | None = None
     decode_seconds: float = 0.0
     decode_tokens: int = 0
@@ -61,7 +63,9 @@ class GenerationStats:
 
     @property
     def prefill_tokens_per_second(self) -> float | None:
-        return self.prompt_tokens / self.time_to_first_token if self.time_to_first_token else None
+        """Of the tokens that were computed."""
+        computed = self.prompt_tokens - self.kept_tokens
+        return computed / self.time_to_first_token if self.time_to_first_token else None
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -237,7 +241,8 @@ class Generation:
         _reset_peak(self.model.device)
         if self.prefix is not None:
             (sequence,) = self._sequences
-            sequence.pending = sequence.tokens[self.prefix.reuse(sequence.tokens) :]
+            self.stats.kept_tokens = self.prefix.reuse(sequence.tokens)
+            sequence.pending = sequence.tokens[self.stats.kept_tokens :]
             return self.prefix.cache
         longest = max(sequence.prompt_length for sequence in self._sequences) + self.config.max_new_tokens
         with torch.inference_mode():

@@ -174,6 +174,9 @@ def test_a_conversation_is_not_computed_again() -> None:
     assert prefix.reuse(turn) == len(turn) - len(PROMPTS[0]) - 1
     second = model.stream([turn], max_new_tokens=10, prefix=prefix).run()
     assert second.tokens == tokens(model, [turn], max_new_tokens=10)
+    stats = second.stats
+    assert (stats.prompt_tokens, stats.kept_tokens) == (len(turn), len(turn) - len(PROMPTS[0]) - 1)
+    assert stats.prefill_tokens_per_second == (len(PROMPTS[0]) + 1) / stats.time_to_first_token
     other = PROMPTS[1][:5] + PROMPTS[3]
     assert prefix.reuse(other) == 5
     assert model.stream([other], max_new_tokens=10, prefix=prefix).run().tokens == tokens(
