@@ -49,7 +49,8 @@ def from_directory(path: Path) -> Tokenizer:
     if (path / GGUF_ENTRIES).is_file():
         return from_gguf(_json(path / GGUF_ENTRIES))
     config = _json(path / "tokenizer_config.json")
-    special = {name: _text(config[name]) for name in NAMES if config.get(name)}
+    mapped = _json(path / "special_tokens_map.json")  # where older files alone have them
+    special = {name: _text(token) for name in NAMES if (token := config.get(name) or mapped.get(name))}
     if (path / "tokenizer.json").is_file():
         backend = _parsed((path / "tokenizer.json").read_text(encoding="utf-8"), str(path / "tokenizer.json"))
     elif (path / "tokenizer.model").is_file():

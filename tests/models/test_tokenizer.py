@@ -318,6 +318,13 @@ def test_directories_without_tokenizer(tmp_path: Path) -> None:
         Tokenizer.from_source(tmp_path)
 
 
+def test_special_tokens_may_have_a_file_of_their_own(tmp_path: Path) -> None:
+    byte_tokenizer().save(tmp_path)
+    (tmp_path / "special_tokens_map.json").write_text('{"eos_token": {"content": "en"}, "bos_token": "er"}')
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "et"}')
+    assert Tokenizer.from_source(tmp_path).special_tokens == {"bos_token": "et", "eos_token": "en"}
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
