@@ -50,6 +50,21 @@ def test_filters_equal_those_of_transformers(settings: dict[str, Any]) -> None:
     torch.testing.assert_close(own, warped(**settings), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"top_p": 0.5}, {"top_p": 0.999}, {"min_p": 0.2}, {"min_p": 1e-4}, {"top_p": 0.9, "min_p": 0.05}],
+    ids=str,
+)
+def test_a_large_vocabulary_gives_the_same(settings: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = helpers.randn(5000, seed=5) * 4
+    config = GenerationConfig(temperature=1.0, **settings)
+    tokens, p = candidates(logits, config)
+    monkeypatch.setattr("bittorch.models.sampling.MANY", 5000)  # all of them sorted
+    expected_tokens, expected = candidates(logits, config)
+    assert torch.equal(tokens, expected_tokens)
+    torch.testing.assert_close(p, expected)
+
+
 def test_at_least_one_token_stays() -> None:
     tokens, p = candidates(LOGITS, GenerationConfig(temperature=1.0, top_p=1e-6, typical_p=1e-6, min_p=1.0))
     assert tokens.tolist() == [int(LOGITS.argmax())]
