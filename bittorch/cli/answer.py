@@ -23,19 +23,11 @@ class Answer:
         text: as far as it came.
         finish_reason: ``eos``, ``stop``, ``length``, ``context``, or ``interrupted``.
         stats: figures of the generation.
-        kept: tokens of the prompt that an earlier turn had computed.
     """
 
     text: str
     finish_reason: str | None
     stats: GenerationStats
-    kept: int = 0
-
-    @property
-    def prefill_tokens_per_second(self) -> float | None:
-        """Of the tokens that were computed."""
-        seconds = self.stats.time_to_first_token
-        return (self.stats.prompt_tokens - self.kept) / seconds if seconds else None
 
     def object(self) -> dict[str, Any]:
         """For JSON."""
@@ -46,10 +38,10 @@ class Answer:
         stats = self.stats
         return {
             "prompt_tokens": stats.prompt_tokens,
-            "kept_tokens": self.kept,
+            "kept_tokens": stats.kept_tokens,
             "new_tokens": stats.new_tokens,
             "time_to_first_token": stats.time_to_first_token,
-            "prefill_tokens_per_second": self.prefill_tokens_per_second,
+            "prefill_tokens_per_second": stats.prefill_tokens_per_second,
             "decode_tokens_per_second": stats.tokens_per_second,
             "peak_bytes": stats.peak_bytes,
         }
@@ -58,11 +50,11 @@ class Answer:
         """The figures for people."""
         stats = self.stats
         first = stats.time_to_first_token
-        kept = f" ({self.kept} of them kept)" if self.kept else ""
+        kept = f" ({stats.kept_tokens} of them kept)" if stats.kept_tokens else ""
         parts = [
             f"{stats.prompt_tokens} tokens in{kept}, {stats.new_tokens} out",
             "first token after " + ("-" if first is None else f"{first:.2f} s"),
-            f"prefill {rate_text(self.prefill_tokens_per_second)}",
+            f"prefill {rate_text(stats.prefill_tokens_per_second)}",
             f"decode {rate_text(stats.tokens_per_second)}",
         ]
         if stats.peak_bytes is not None:
@@ -142,15 +134,14 @@ def generate(
     Raises:
         KeyboardInterrupt: as it comes; `Interrupted` holds what was generated until then.
     """
-    kept = 0 if prefix is None else prefix.reuse(tokens)
     generation = model.stream([tokens], config, prefix=prefix)
     try:
         for piece in generation:
             if piece.text:
                 show(piece.text)
     except KeyboardInterrupt:
-        raise Interrupted(Answer(generation.texts[0], "interrupted", generation.stats, kept)) from None
-    return Answer(generation.texts[0], generation.finish_reasons[0], generation.stats, kept)
+        raise Interrupted(Answer(generation.texts[0], "interrupted", generation.stats)) from None
+    return Answer(generation.texts[0], generation.finish_reasons[0], generation.stats)
 
 
 class Interrupted(KeyboardInterrupt):

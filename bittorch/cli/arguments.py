@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from typing import TYPE_CHECKING, Any
 
 from bittorch.cli.errors import UsageError
@@ -41,6 +42,14 @@ SAMPLING = (
     Option("context", int, "N", "tokens that are attended to; default what the model was trained for"),
     Option("sliding_keep", int, "N", "first tokens that stay when the context slides"),
 )
+
+
+def utf8_text(argument: str) -> str:
+    """An argument that is text, read as UTF-8 whatever the locale; bytes that are none stay as Python has them."""
+    try:
+        return os.fsencode(argument).decode()
+    except UnicodeError:
+        return argument
 
 
 def output_options() -> argparse.ArgumentParser:
@@ -93,7 +102,8 @@ def sampling_options() -> argparse.ArgumentParser:
     for option in SAMPLING:
         flag = "--" + option.field.replace("_", "-")
         group.add_argument(flag, type=option.type, metavar=option.metavar, help=option.help)
-    group.add_argument("--stop", action="append", metavar="TEXT", help="a text that ends the answer; may be repeated")
+    stop = "a text that ends the answer; may be repeated"
+    group.add_argument("--stop", action="append", type=utf8_text, metavar="TEXT", help=stop)
     group.add_argument("--ignore-eos", action="store_true", help="go on after the end of the text")
     group.add_argument(
         "--overflow", choices=("slide", "stop", "error"), help="what happens where the context is full; default slide"

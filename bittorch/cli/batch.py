@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bittorch.cli.answer import chat_tokens, prompt_tokens
-from bittorch.cli.arguments import generation_config, model_options, output_options, sampling_options
+from bittorch.cli.arguments import generation_config, model_options, output_options, sampling_options, utf8_text
 from bittorch.cli.batch_input import FORMATS, STANDARD_STREAM, Row, format_of, read_rows
 from bittorch.cli.batch_output import Output, Record
 from bittorch.cli.console import Console, Progress
@@ -34,9 +34,10 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("output", metavar="OUTPUT", help=".txt, .jsonl or .csv; - is stdout")
     parser.add_argument("--input-format", choices=FORMATS, help="default by the ending")
     parser.add_argument("--output-format", choices=FORMATS, help="default by the ending")
-    parser.add_argument("--column", default="prompt", help="key or column of the prompt; default prompt")
+    column = "key or column of the prompt; default prompt"
+    parser.add_argument("--column", type=utf8_text, default="prompt", help=column)
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="prompts at once; default 1")
-    parser.add_argument("--system", metavar="TEXT", help="what the model should be")
+    parser.add_argument("--system", type=utf8_text, metavar="TEXT", help="what the model should be")
     parser.add_argument("--raw", action="store_true", help="continue the prompts as they are, without a chat template")
     parser.add_argument("--overwrite", action="store_true", help="begin anew where OUTPUT is there")
     parser.set_defaults(execute=execute)

@@ -50,6 +50,8 @@ def execute(args: argparse.Namespace, console: Console) -> int:
         raise CommandError(
             f"{length} tokens outgrow the model's context of {model.config.max_positions}; ask for fewer"
         )
+    if not any(isinstance(module, TernaryLinearInference) for module in model.modules()):
+        console.note("no layer of the model is packed; --depth converts dense ones")
     models = {"packed": model}
     if not args.no_dense:
         models["dense bf16"] = dense_twin(model, torch.bfloat16)

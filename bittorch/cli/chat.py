@@ -18,7 +18,7 @@ from bittorch.cli.answer import (
     generate,
     has_template,
 )
-from bittorch.cli.arguments import generation_config, model_options, output_options, sampling_options
+from bittorch.cli.arguments import generation_config, model_options, output_options, sampling_options, utf8_text
 from bittorch.cli.console import Console
 from bittorch.cli.conversation import Conversation
 from bittorch.cli.errors import CommandError, one_line
@@ -50,7 +50,7 @@ def add_parser(commands: Any) -> None:
         parents=[model_options(), sampling_options(), output_options()],
         allow_abbrev=False,
     )
-    parser.add_argument("--system", metavar="TEXT", help="what the model should be")
+    parser.add_argument("--system", type=utf8_text, metavar="TEXT", help="what the model should be")
     parser.set_defaults(execute=execute)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import importlib.util
 import json
 import math
@@ -58,7 +59,9 @@ class Console:
     def object(self, value: Mapping[str, Any]) -> None:
         """A line of JSON; nothing without ``json``."""
         if self.json:
-            self.stdout.write(to_json(value) + "\n")
+            # A terminal's own escapes of what its encoding lacks are none of JSON's.
+            ascii_only = codecs.lookup(getattr(self.stdout, "encoding", None) or "utf-8").name != "utf-8"
+            self.stdout.write(to_json(value, ascii_only) + "\n")
             self.stdout.flush()
 
     def note(self, text: str) -> None:
@@ -149,9 +152,9 @@ class _PlainProgress:
         self._stream.flush()
 
 
-def to_json(value: object) -> str:
+def to_json(value: object, ascii_only: bool = False) -> str:
     """One line of standard JSON: what is no finite number is null, and what UTF-8 cannot hold is escaped."""
-    text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, default=str)
+    text = json.dumps(_finite(value), ensure_ascii=ascii_only, allow_nan=False, default=str)
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

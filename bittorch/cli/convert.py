@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,6 +12,9 @@ from bittorch.cli.arguments import DTYPES, output_options
 from bittorch.cli.console import Console, size_text
 from bittorch.cli.errors import CommandError, UsageError
 from bittorch.models.io import TARGETS
+
+if TYPE_CHECKING:
+    from bittorch.models.io import Report
 
 OWN = "bittorch"
 
@@ -48,24 +51,25 @@ def execute(args: argparse.Namespace, console: Console) -> int:
     ) and not args.overwrite:  # before the work, not after it
         raise CommandError(f"{args.target} is there already; say --overwrite to replace it")
     by_planes = args.depth is not None or args.head_depth is not None or args.group_size is not None
-    written = _as_planes(args) if by_planes else _convert(args, console)
-    console.object({"path": args.target, "to": args.to, **written})
-    if not written["ternary"]:
+    report = (_as_planes if by_planes else _convert)(args, console)
+    counts = {"bytes": report.bytes, "tensors": report.tensors, "ternary": report.ternary}
+    error = report.scale_error
+    console.object({"path": args.target, "to": args.to, **counts, "scale_error": error})
+    if not report.ternary:
         console.note("no tensor of SRC is ternary; with --to bittorch, --depth makes its layers so")
-    error = written.get("scale_error", 0.0)
     console.line(
-        f"{args.target}: {size_text(written['bytes'])}, {written['ternary']} of {written['tensors']} tensors ternary; "
+        f"{args.target}: {size_text(report.bytes)}, {report.ternary} of {report.tensors} tensors ternary; "
         + (f"scales changed by up to {error:.1e}, relative" if error else "reads back as it was")
     )
     return 0
 
 
-def _convert(args: argparse.Namespace, console: Console) -> dict[str, Any]:
+def _convert(args: argparse.Namespace, console: Console) -> Report:
     from bittorch.models.io import LossyError, convert
 
     with console.progress("tensors") as progress:
         try:
-            report = convert(
+            return convert(
                 args.source,
                 args.target,
                 to=args.to,
@@ -77,28 +81,25 @@ def _convert(args: argparse.Namespace, console: Console) -> dict[str, Any]:
             )
         except LossyError as error:
             raise CommandError(str(error).replace("allow_lossy", "--allow-lossy")) from None
-    return {
-        "bytes": report.bytes,
-        "tensors": report.tensors,
-        "ternary": report.ternary,
-        "scale_error": report.scale_error,
-    }
 
 
-def _as_planes(args: argparse.Namespace) -> dict[str, Any]:
+def _as_planes(args: argparse.Namespace, console: Console) -> Report:
     from bittorch.models import LanguageModel, LoadOptions
     from bittorch.models.io import open_checkpoint
+    from bittorch.models.save import save_model
 
     if args.to != OWN:
         raise UsageError(f"planes of trits are written --to {OWN} alone, got --to {args.to}")
     dtype = None if args.dense_dtype == "auto" else getattr(torch, args.dense_dtype)
-    planes = {"dtype": dtype, "depth": args.depth, "group_size": args.group_size, "head_depth": args.head_depth}
     try:
-        LoadOptions(**planes)
+        options = LoadOptions(dtype=dtype, depth=args.depth, group_size=args.group_size, head_depth=args.head_depth)
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from None
-    LanguageModel.from_pretrained(args.source, **planes).save_pretrained(args.target, overwrite=args.overwrite)
-    with open_checkpoint(args.target) as checkpoint:
-        ternary = sum(checkpoint.info(name).ternary for name in checkpoint.names)
-        size = sum(file.stat().st_size for file in Path(args.target).iterdir())
-        return {"bytes": size, "tensors": len(checkpoint.names), "ternary": ternary}
+    with open_checkpoint(args.source, i2_s_layout=args.i2_s_layout) as source, console.progress("tensors") as progress:
+        return save_model(
+            LanguageModel.from_checkpoint(source, options, tokenizer=False),
+            source.tokenizer_source,
+            Path(args.target),
+            overwrite=args.overwrite,
+            progress=lambda done, total, name: progress(done, total),
+        )

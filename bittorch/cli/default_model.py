@@ -7,6 +7,7 @@ thrown away and made again.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -97,8 +98,9 @@ def store(directory: Path, write: Callable[[Path], None]) -> None:
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     for left in directory.parent.glob(f".{directory.name}.*"):
-        if time.time() - left.stat().st_mtime > ABANDONED:
-            shutil.rmtree(left, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another process may have finished with it just now
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                shutil.rmtree(left, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
         write(temporary)
@@ -108,9 +110,12 @@ def store(directory: Path, write: Callable[[Path], None]) -> None:
         for path in [*files, temporary / LIST]:
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
-        if not is_whole(directory):  # else another process was faster, and its entry is as good
-            shutil.rmtree(directory, ignore_errors=True)
+        try:
             temporary.rename(directory)
+        except OSError:
+            if not is_whole(directory):  # else another process was faster, and its entry is as good
+                shutil.rmtree(directory, ignore_errors=True)
+                temporary.rename(directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

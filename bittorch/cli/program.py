@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 141 the reader of stdout went away.
     """
+    _open_missing_streams()
     _tolerate_any_text()
     try:
         code = _main(argv)
@@ -96,6 +97,13 @@ def _warnings_as_notes(console: Console) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *rest, **more: console.note(f"warning: {' '.join(str(message).split())}")
         yield
+
+
+def _open_missing_streams() -> None:
+    """What the parent process closed, as for a daemon, is empty or leads nowhere; Python has None in its place."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, open as long as the process
 
 
 def _tolerate_any_text() -> None:

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from bittorch.cli.answer import Interrupted, check_text, generate, prompt_tokens
-from bittorch.cli.arguments import generation_config, model_options, output_options, sampling_options
+from bittorch.cli.arguments import generation_config, model_options, output_options, sampling_options, utf8_text
 from bittorch.cli.console import Console
 from bittorch.cli.files import decode
 from bittorch.cli.model import load
@@ -21,8 +21,8 @@ def add_parser(commands: Any) -> None:
         parents=[model_options(), sampling_options(), output_options()],
         allow_abbrev=False,
     )
-    parser.add_argument("prompt", help="the prompt; - reads it from stdin")
-    parser.add_argument("--system", metavar="TEXT", help="what the model should be")
+    parser.add_argument("prompt", type=utf8_text, help="the prompt; - reads it from stdin")
+    parser.add_argument("--system", type=utf8_text, metavar="TEXT", help="what the model should be")
     parser.add_argument("--raw", action="store_true", help="continue the prompt as it is, without a chat template")
     parser.add_argument("--stats", action="store_true", help="print tokens, times and memory to stderr at the end")
     parser.set_defaults(execute=execute)

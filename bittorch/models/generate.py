@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import secrets
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -44,6 +45,7 @@ class GenerationStats:
 
     Args:
         prompt_tokens, new_tokens: counts.
+        kept_tokens: of the prompt's, those that a `PrefixCache` held.
         time_to_first_token: until the first token of every answer, which are one step; None before.
         decode_seconds: from there on, without the time in which the caller held a piece.
         decode_tokens: the tokens of that time.
@@ -53,6 +55,7 @@ class GenerationStats:
 
     prompt_tokens: int = 0
     new_tokens: int = 0
+    kept_tokens: int = 0
     time_to_first_token: float | None = None
     decode_seconds: float = 0.0
     decode_tokens: int = 0
@@ -60,7 +63,9 @@ class GenerationStats:
 
     @property
     def prefill_tokens_per_second(self) -> float | None:
-        return self.prompt_tokens / self.time_to_first_token if self.time_to_first_token else None
+        """Of the tokens that were computed."""
+        computed = self.prompt_tokens - self.kept_tokens
+        return computed / self.time_to_first_token if self.time_to_first_token else None
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -84,6 +89,10 @@ class _Sequence:
     @property
     def answer(self) -> list[int]:
         return self.tokens[self.prompt_length :]
+
+    @property
+    def answer_length(self) -> int:
+        return len(self.tokens) - self.prompt_length
 
 
 class Generation:
@@ -170,7 +179,8 @@ class Generation:
         else:
             tokens = [int(token) for token in prompt]
         self._check_prompt(index, tokens)
-        seed = torch.seed() if config.seed is None else config.seed + index
+        # Not from torch's own generator, whose state is the caller's.
+        seed = secrets.randbits(64) if config.seed is None else (config.seed + index) % 2**64
         generator = torch.Generator(model.device).manual_seed(seed)
         history = History.of_prompt(tokens, model.config.vocab_size, model.device) if config.penalizes else None
         stream = TextStream(model.tokenizer, config.stop, config.skip_special_tokens)
@@ -219,7 +229,7 @@ class Generation:
                 logits = self.model.step(tokens, counts, cache, rows=rows, last_only=True).float()
                 if self.prefix is not None:
                     self.prefix.tokens += active[0].pending
-                check_logits(logits, rows, len(active[0].answer))
+                check_logits(logits, rows, active[0].answer_length)
                 new = [self._choose(sequence, logits[i]) for i, sequence in enumerate(active)]
             pieces = [self._push(sequence, token) for sequence, token in zip(active, new, strict=True)]
             self._count(len(new), time.perf_counter() - begin)
@@ -231,7 +241,8 @@ class Generation:
         _reset_peak(self.model.device)
         if self.prefix is not None:
             (sequence,) = self._sequences
-            sequence.pending = sequence.tokens[self.prefix.reuse(sequence.tokens) :]
+            self.stats.kept_tokens = self.prefix.reuse(sequence.tokens)
+            sequence.pending = sequence.tokens[self.stats.kept_tokens :]
             return self.prefix.cache
         longest = max(sequence.prompt_length for sequence in self._sequences) + self.config.max_new_tokens
         with torch.inference_mode():
@@ -253,7 +264,7 @@ class Generation:
             sequence.finish_reason = "stop"
         elif token in self._eos and not self.config.ignore_eos:
             sequence.finish_reason = "eos"
-        elif len(sequence.answer) >= self.config.max_new_tokens:
+        elif sequence.answer_length >= self.config.max_new_tokens:
             sequence.finish_reason = "length"
         elif len(sequence.tokens) > self.context and self.config.overflow == "stop":
             sequence.finish_reason = "context"
@@ -278,9 +289,12 @@ class Generation:
 
 
 def _eos_tokens(model: LanguageModel) -> list[int]:
-    """Of configuration and tokenizer: chat models often end a turn with another token than a text."""
+    """Of configuration and tokenizer: chat models often end a turn with another token than a text.
+
+    What the vocabulary lacks never comes.
+    """
     own = model.tokenizer.eos_token_ids if model.tokenizer is not None else ()
-    return sorted({*model.config.eos_token_ids, *own})
+    return sorted(token for token in {*model.config.eos_token_ids, *own} if 0 <= token < model.config.vocab_size)
 
 
 def _reset_peak(device: torch.device) -> None:

@@ -6,6 +6,8 @@ import dataclasses
 import math
 from typing import Any, Literal
 
+MOST_PENALTY = 1e6  # float32 holds what it makes of any logit
+
 
 @dataclasses.dataclass(frozen=True)
 class GenerationConfig:
@@ -17,15 +19,16 @@ class GenerationConfig:
         top_k: tokens that may be drawn; 0 for all.
         top_p, typical_p: probability mass of those that may be drawn; 1 for all.
         min_p: least probability, as a share of the highest; 0 for all.
-        repetition_penalty: of tokens in prompt or answer; 1 for none, above it they become less likely.
+        repetition_penalty: of tokens in prompt or answer; 1 for none, above it they become less likely. Penalties are
+            at most 1e6, and factors at least 1e-6.
         frequency_penalty, presence_penalty: taken from the logit of a token in the answer, for each time and once.
         length_penalty: growth of the logits of end tokens per token behind ``length_penalty_start``; 1 for none,
             above it answers become shorter.
         length_penalty_start: tokens of the answer before that.
         stop: texts that end an answer, and do not belong to it.
         ignore_eos: go on after tokens that end a text.
-        seed: of the draws; prompt i has ``seed + i``, so that its answer does not depend on its company. None draws
-            differently each time.
+        seed: of the draws, any integer; prompt i has ``seed + i`` (modulo 2^64), so that its answer does not depend on
+            its company. None draws differently each time.
         context: tokens that are attended to; None for what the model was trained for.
         overflow: what happens where prompt and answer outgrow the context. ``slide`` goes on from the
             ``sliding_keep`` first tokens and as many of the last as fill half of the context, encoded anew: what would
@@ -69,15 +72,15 @@ class GenerationConfig:
         if self.context is not None:
             _integer("context", self.context, 2)
         if self.seed is not None:
-            _integer("seed", self.seed, -(2**63))
+            _integer("seed", self.seed, None)
         _within("temperature", self.temperature, 0, math.inf)
         _within("min_p", self.min_p, 0, 1)
         for name in ("top_p", "typical_p"):
             _within(name, getattr(self, name), 0, 1, above=True)
         for name in ("repetition_penalty", "length_penalty"):
-            _within(name, getattr(self, name), 0, math.inf, above=True)
+            _within(name, getattr(self, name), 1 / MOST_PENALTY, MOST_PENALTY)
         for name in ("frequency_penalty", "presence_penalty"):
-            _within(name, getattr(self, name), -math.inf, math.inf)
+            _within(name, getattr(self, name), -MOST_PENALTY, MOST_PENALTY)
         if self.overflow not in ("slide", "stop", "error"):
             raise ValueError(f"overflow must be slide, stop or error, got {self.overflow!r}")
 
@@ -100,9 +103,9 @@ class GenerationConfig:
         return not self.top_k and self.top_p == self.typical_p == 1 and not self.min_p
 
 
-def _integer(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+def _integer(name: str, value: object, least: int | None) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or (least is not None and value < least):
+        raise ValueError(f"{name} must be an integer{'' if least is None else f' of at least {least}'}, got {value!r}")
 
 
 def _within(name: str, value: object, low: float, high: float, above: bool = False) -> None:
@@ -110,6 +113,4 @@ def _within(name: str, value: object, low: float, high: float, above: bool = Fal
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not number or not low <= value <= high or (above and value == low):  # type: ignore[operator]
         span = f"{'above' if above else 'at least'} {low:g}" + (f" and at most {high:g}" if high != math.inf else "")
-        raise ValueError(
-            f"{name} must be a finite number {span if low != -math.inf else ''}".rstrip() + f", got {value!r}"
-        )
+        raise ValueError(f"{name} must be a finite number {span}, got {value!r}")

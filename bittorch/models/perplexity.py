@@ -100,11 +100,18 @@ def perplexity(
         if not math.isfinite(nll):
             raise FloatingPointError(
                 f"the likelihood of tokens {first} to {end} is not finite; the checkpoint is damaged or activations "
-                f"overflow their dtype: try dtype=torch.float32"
+                f"overflow their dtype: try dtype float32"
             )
         if progress:
-            progress(count, len(ids) - 1, math.exp(nll / count))
-    return Perplexity(math.exp(nll / count), nll, count, window, stride)
+            progress(count, len(ids) - 1, _exp(nll / count))
+    return Perplexity(_exp(nll / count), nll, count, window, stride)
+
+
+def _exp(x: float) -> float:
+    try:
+        return math.exp(x)
+    except OverflowError:  # of a model that is far off
+        return math.inf
 
 
 def _ids(model: LanguageModel, text: str | Sequence[int]) -> list[int]:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 from torch import Tensor
 
 from bittorch.models.generation_config import GenerationConfig
+
+MOST_GROWTH = 60.0  # exponent of the length penalty: its product with a logit stays below what float32 holds
+MANY = 1024  # tokens among which a filter by probability mostly chooses
+LEAST_TEMPERATURE = 1e-30  # float32 still divides by it; what is smaller draws the same token
 
 
 @dataclasses.dataclass
@@ -59,7 +64,8 @@ def penalize(logits: Tensor, history: History, config: GenerationConfig, eos: li
     over = history.length - config.length_penalty_start
     if config.length_penalty != 1 and over > 0 and eos:
         logits = logits.clone()
-        logits[eos] += logits[eos].abs() * (config.length_penalty**over - 1)
+        growth = math.exp(min(over * math.log(config.length_penalty), MOST_GROWTH))
+        logits[eos] += logits[eos].abs() * (growth - 1)
     return logits
 
 
@@ -78,13 +84,12 @@ def candidates(logits: Tensor, config: GenerationConfig) -> tuple[Tensor, Tensor
     Returns:
         token numbers (int64) and probabilities (float32) of equal length.
     """
-    scaled = logits / config.temperature
-    k = min(config.top_k or len(scaled), len(scaled))
-    if k < len(scaled):
-        scaled, tokens = scaled.topk(k)
+    p = _scaled(logits, config.temperature).softmax(0)
+    if 0 < config.top_k < len(p):
+        p, tokens = p.topk(config.top_k)
+        p = p / p.sum()
     else:
-        scaled, tokens = scaled.sort(descending=True, stable=True)
-    p = scaled.softmax(0)
+        p, tokens = _likeliest(p, config)
     if config.top_p < 1:
         before = p.cumsum(0) - p  # of the likelier ones: the token that crosses the limit stays
         tokens, p = _keep(before < config.top_p, tokens, p)
@@ -93,6 +98,23 @@ def candidates(logits: Tensor, config: GenerationConfig) -> tuple[Tensor, Tensor
     if config.typical_p < 1:
         tokens, p = _keep(_typical(p, config.typical_p), tokens, p)
     return tokens, p
+
+
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
+    """Logits over the temperature, the highest 0, so that none overflows however cold it is."""
+    return (logits - logits.max()) / max(temperature, LEAST_TEMPERATURE)
+
+
+def _likeliest(p: Tensor, config: GenerationConfig) -> tuple[Tensor, Tensor]:
+    """Probabilities in descending order and their tokens; only `MANY` where top_p or min_p leaves no more of them.
+
+    Sorting a vocabulary takes as long as a fifth of a small model's step.
+    """
+    if len(p) > MANY and (config.top_p < 1 or config.min_p > 0):
+        first, tokens = p.topk(MANY)
+        if bool(first[:-1].sum() >= config.top_p) or bool(first[-1] < config.min_p * first[0]):
+            return first, tokens
+    return p.sort(descending=True, stable=True)
 
 
 def _keep(mask: Tensor, tokens: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,7 +136,8 @@ def draw(logits: Tensor, config: GenerationConfig, generator: torch.Generator) -
     if config.temperature == 0:
         return int(logits.argmax())
     if config.unfiltered:
-        return int(torch.multinomial((logits / config.temperature).softmax(0), 1, generator=generator))
+        p = _scaled(logits, config.temperature).softmax(0)
+        return int(torch.multinomial(p, 1, generator=generator))
     tokens, p = candidates(logits, config)
     return int(tokens[torch.multinomial(p, 1, generator=generator)])
 
@@ -126,5 +149,5 @@ def check_logits(logits: Tensor, indexes: list[int], position: int) -> None:
         row = int(torch.isfinite(largest).logical_not().nonzero()[0])
         raise FloatingPointError(
             f"the logits of prompt {indexes[row]} hold {float(largest[row])} after {position} new tokens; "
-            f"the checkpoint is damaged or activations overflow their dtype: try dtype=torch.float32"
+            f"the checkpoint is damaged or activations overflow their dtype: try dtype float32"
         )

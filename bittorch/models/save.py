@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from bittorch.models.block import DecoderLayer
 from bittorch.models.config import ModelConfig
-from bittorch.models.io import PackedWeight, from_memory, save
+from bittorch.models.io import PackedWeight, Report, from_memory, save
+from bittorch.models.io.conversion import Progress
 from bittorch.models.linear import Concatenated, split_packed
 from bittorch.models.norm import RMSNorm
 from bittorch.nn import TernaryLinearInference
@@ -25,11 +26,23 @@ Named = Iterator[tuple[str, Tensor | PackedWeight]]
 
 def save_pretrained(model: LanguageModel, directory: Path, *, overwrite: bool = False) -> None:
     """See `LanguageModel.save_pretrained`."""
-    tensors = dict(canonical_tensors(model))
     with tempfile.TemporaryDirectory() as folder:
         if model.tokenizer is not None:
             model.tokenizer.save(folder)
-        save(from_memory(stored_config(model), tensors, Path(folder)), directory, to="bittorch", overwrite=overwrite)
+        save_model(model, Path(folder), directory, overwrite=overwrite)
+
+
+def save_model(
+    model: LanguageModel,
+    tokenizer_source: Path | Mapping[str, Any],
+    directory: Path,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """The same with the tokenizer of another place, as `from_memory` takes it, and with a report and progress."""
+    source = from_memory(stored_config(model), dict(canonical_tensors(model)), tokenizer_source)
+    return save(source, directory, to="bittorch", overwrite=overwrite, progress=progress)
 
 
 def stored_config(model: LanguageModel) -> ModelConfig:

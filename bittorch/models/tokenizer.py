@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bittorch.models.chat_template import ChatTemplate, Message
+from bittorch.models.chat_template import ChatTemplate, Message, marked
 from bittorch.models.streaming import Detokenizer
 
 if TYPE_CHECKING:
     import tokenizers
 
 NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+class _Control(NamedTuple):
+    """The special tokens, the characters with which their texts begin, and which of them stands for unknown text."""
+
+    tokens: frozenset[int]
+    beginnings: frozenset[str]
+    unknown: int | None
 
 
 class Tokenizer:
@@ -62,8 +73,10 @@ class Tokenizer:
         except ImportError as error:
             raise ImportError(f"tokenizers need {error.name}; install bittorch[lm]") from error
         if isinstance(source, Mapping):
-            return tokenizer_files.from_gguf(source)
-        return tokenizer_files.from_directory(Path(source))
+            with tokenizer_files.damage_of("the GGUF file"):
+                return tokenizer_files.from_gguf(source)
+        with tokenizer_files.damage_of(str(source)):
+            return tokenizer_files.from_directory(Path(source))
 
     @property
     def vocab_size(self) -> int:
@@ -84,8 +97,12 @@ class Tokenizer:
                 text from strangers should be.
 
         Raises:
-            ValueError: half of a surrogate pair, which no UTF-8 can hold, and where it stands.
+            ValueError: half of a surrogate pair, which no UTF-8 can hold, and where it stands; a character that the
+                vocabulary can neither write nor call unknown.
         """
+        return self._encoding(text, add_special_tokens, parse_special).ids
+
+    def _encoding(self, text: str, add_special_tokens: bool, parse_special: bool) -> tokenizers.Encoding:
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -94,7 +111,10 @@ class Tokenizer:
             ) from None
         if self.backend.encode_special_tokens == parse_special:
             self.backend.encode_special_tokens = not parse_special
-        return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        try:
+            return self.backend.encode(text, add_special_tokens=add_special_tokens)
+        except Exception as error:  # the library raises nothing narrower
+            raise ValueError(f"the vocabulary has no tokens for the text: {error}") from None
 
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """The text of token numbers; U+FFFD stands for bytes that are no character."""
@@ -113,11 +133,52 @@ class Tokenizer:
         return self.chat_template.render(messages, add_generation_prompt, **values)
 
     def encode_chat(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **values: Any
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        parse_special: bool = False,
+        **values: Any,
     ) -> list[int]:
-        """Token numbers of a conversation; its template has the special tokens, so none are added."""
+        """Token numbers of a conversation; its template has the special tokens, so none are added.
+
+        Args:
+            messages, add_generation_prompt, values: as of `apply_chat_template`.
+            parse_special: take the text of a special token in a message for that token, as transformers does. By
+                default it is plain text, so that no message can end its turn and go on in another's name.
+
+        Raises:
+            ValueError: as `apply_chat_template` and `encode`.
+        """
+        mark = f"{secrets.randbits(128):039d}"  # nothing that a filter of the template changes
+        if not parse_special:
+            messages = [marked(message, self._control.beginnings, mark) for message in messages]
         text = self.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, **values)
-        return self.encode(text, add_special_tokens=False)
+        parts = text.split(mark)
+        text = "".join(parts)
+        encoding = self._encoding(text, False, True)
+        begun = set(itertools.accumulate(map(len, parts[:-1])))  # characters of messages that may begin a token
+        if not begun:
+            return encoding.ids
+        tokens: list[int] = []
+        for token, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            if token in self._control.tokens and not begun.isdisjoint(range(begin, end)):
+                plain = self.encode(text[begin:end], add_special_tokens=False, parse_special=False)
+                # A unigram vocabulary finds the same token again, which is left out; the unknown one stands for text.
+                tokens += [t for t in plain if t not in self._control.tokens or t == self._control.unknown]
+            else:
+                tokens.append(token)
+        return tokens
+
+    @functools.cached_property
+    def _control(self) -> _Control:
+        found = {number: token for number, token in self.backend.get_added_tokens_decoder().items() if token.special}
+        unknown = self.special_tokens.get("unk_token")
+        return _Control(
+            frozenset(found),
+            frozenset(token.content[0] for token in found.values()),
+            None if unknown is None else self.token_id(unknown),
+        )
 
     def save(self, directory: str | Path) -> None:
         """Writes ``tokenizer.json`` and ``tokenizer_config.json``, which `from_source` and transformers read."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,26 @@ HF_JSON = "tokenizer.huggingface.json"  # the entry of a GGUF file that holds a 
 TURN_ENDS = ("<|eot_id|>", "<|eom_id|>")
 
 
+@contextlib.contextmanager
+def damage_of(what: str) -> Iterator[None]:
+    """Values of unexpected types, and whatever the tokenizers library makes of them, as ValueError."""
+    try:
+        yield
+    except (ValueError, OSError):
+        raise
+    except BaseException as error:  # the library also panics, which is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"the tokenizer of {what} is damaged: {type(error).__name__}: {error}") from None
+
+
 def from_directory(path: Path) -> Tokenizer:
     """The tokenizer that lies in a directory. See `Tokenizer.from_source`."""
     if (path / GGUF_ENTRIES).is_file():
         return from_gguf(_json(path / GGUF_ENTRIES))
     config = _json(path / "tokenizer_config.json")
-    special = {name: _text(config[name]) for name in NAMES if config.get(name)}
+    mapped = _json(path / "special_tokens_map.json")  # where older files alone have them
+    special = {name: _text(token) for name in NAMES if (token := config.get(name) or mapped.get(name))}
     if (path / "tokenizer.json").is_file():
         backend = _parsed((path / "tokenizer.json").read_text(encoding="utf-8"), str(path / "tokenizer.json"))
     elif (path / "tokenizer.model").is_file():

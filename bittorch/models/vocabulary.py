@@ -137,7 +137,10 @@ def from_pieces(pieces: Pieces) -> Tokenizer:
             vocab=vocab, merges=_piece_merges(pieces, vocab), unk_token=unk, fuse_unk=True, byte_fallback=fallback
         )
     tokenizer = Tokenizer(model)
-    steps: list[Any] = [normalizers.Precompiled(pieces.charsmap)] if pieces.charsmap else []
+    steps: list[Any] = []
+    if pieces.charsmap:
+        steps.append(normalizers.Precompiled(pieces.charsmap))
+        steps[0].normalize_str("a")  # damaged rules show when they are used
     if pieces.collapse_spaces:
         steps += [normalizers.Strip(True, True), normalizers.Replace(Regex(" {2,}"), " ")]
     if pieces.add_prefix_space:

@@ -48,6 +48,12 @@ def test_bench_prints_a_table(bittorch: Command, model: Path) -> None:
     assert "8 tokens in, 4 out, medians of 2 runs" in result.out
 
 
+def test_bench_says_that_nothing_is_packed(bittorch: Command, model: Path) -> None:
+    assert "no layer of the model is packed" in bittorch("bench", "--model", model, "--no-dense", *SHORT).err
+    packed = bittorch("bench", "--model", model, "--no-dense", "--depth", 2, *SHORT)
+    assert "no layer" not in packed.err
+
+
 def test_bench_refuses_more_tokens_than_fit(bittorch: Command, model: Path) -> None:
     result = bittorch("bench", "--model", model, "--prompt-tokens", 256, "--new-tokens", 64)
     assert result.code == 1

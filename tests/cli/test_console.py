@@ -85,6 +85,15 @@ def test_json_is_standard() -> None:
     assert json.loads(text) == {"a": None, "b": [None, 1.5], "c": "\ud800 ü", "3": [1, None]}
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8", "UTF8"])
+def test_json_is_standard_in_any_encoding(encoding: str) -> None:
+    screen, value = io.BytesIO(), {"text": "é 世 🌍 \ud800"}
+    stream = io.TextIOWrapper(screen, encoding=encoding, errors="backslashreplace")
+    Console(json=True, stdout=stream).object(value)
+    assert json.loads(screen.getvalue().decode(encoding)) == value
+    assert ("世".encode() in screen.getvalue()) == (encoding.lower() in ("utf-8", "utf8"))
+
+
 def test_sizes() -> None:
     texts = [size_text(n) for n in (0, 999, 1000, 96_600_000, 1_230_000_000, 5_000_000_000_000)]
     assert texts == ["0 B", "999 B", "1 kB", "96.6 MB", "1.23 GB", "5000 GB"]

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from bittorch.models import LanguageModel
-from bittorch.models.io import TARGETS, open_checkpoint
+from bittorch.models.io import TARGETS, open_checkpoint, save
 from tests.cli import tiny_model
 from tests.cli.conftest import Command, file_size_limit
+from tests.models.io.tiny import model as random_model
 
 
 @pytest.fixture
@@ -29,6 +30,16 @@ def test_planes_are_those_of_the_loader(bittorch: Command, model: Path, tmp_path
         expected = LanguageModel.from_pretrained(model, depth=3)(tokens)
         assert torch.equal(LanguageModel.from_pretrained(tmp_path / "planes")(tokens), expected)
     assert result.json["bytes"] == sum(path.stat().st_size for path in (tmp_path / "planes").iterdir())
+
+
+def test_planes_of_a_source_without_tokenizer_in_a_named_layout(bittorch: Command, tmp_path: Path) -> None:
+    source, name = tmp_path / "x.gguf", "model.layers.0.self_attn.v_proj.weight"
+    save(random_model(), source, to="gguf-i2_s")
+    layout = "--i2-s-layout", "64x16"
+    result = bittorch("convert", source, tmp_path / "out", "--to", "bittorch", "--head-depth", 2, *layout)
+    assert result.code == 0, result.err
+    with open_checkpoint(source, i2_s_layout="64x16") as before, open_checkpoint(tmp_path / "out") as after:
+        assert torch.equal(before.packed(name).weight_packed, after.packed(name).weight_packed)
 
 
 @pytest.mark.parametrize("to", ["bittorch", "bittorch-base3"])

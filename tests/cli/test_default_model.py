@@ -101,6 +101,22 @@ def test_of_two_that_store_at_once_one_entry_stays(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["entry"]
 
 
+def test_an_entry_that_appears_at_the_last_moment_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry, rename = tmp_path / "entry", Path.rename
+    others: list[int] = []
+
+    def late(self: Path, target: Path) -> Path:
+        if not others:
+            others.append(0)
+            default_model.store(entry, _fill)
+            others[0] = entry.stat().st_ino
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    default_model.store(entry, _fill)
+    assert entry.stat().st_ino == others[0]
+
+
 def test_what_a_killed_process_left_is_removed_later(tmp_path: Path) -> None:
     (tmp_path / ".entry.old").mkdir()
     (tmp_path / ".entry.new").mkdir()

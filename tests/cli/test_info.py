@@ -41,3 +41,9 @@ def test_info_refuses_what_is_no_checkpoint(bittorch: Command, tmp_path: Path, d
     assert result.code == 1
     assert len(result.err.splitlines()) == 1
     assert "model.gguf" in result.err
+
+
+def test_info_asks_for_the_directory_of_safetensors(bittorch: Command, model: Path) -> None:
+    result = bittorch("info", model / "model.safetensors")
+    assert result.code == 1
+    assert "of safetensors name the directory" in result.err

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import io
+import json
 import os
 import re
 import subprocess
@@ -185,6 +186,32 @@ def test_a_full_stdout_is_a_failure(model: Path) -> None:
     assert result.returncode == 1
     assert "No space left on device" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "closed", "code"),
+    [
+        (["run", "-"], 0, 1),  # an empty prompt
+        (["--version"], 1, 0),
+        (["run", "a", "--max-new-tokens", "2"], 2, 0),
+    ],
+    ids=str,
+)
+def test_a_closed_stream_is_an_empty_one(model: Path, arguments: list[str], closed: int, code: int) -> None:
+    named = [] if arguments == ["--version"] else ["--model", str(model)]
+    result = run_process(*arguments, *named, preexec_fn=lambda: os.close(closed))
+    assert result.returncode == code
+    assert "Error" not in result.stderr
+
+
+def test_arguments_are_utf8_whatever_the_locale(bittorch: Command, model: Path) -> None:
+    expected = bittorch("run", "Grüße", "--model", model, "--max-new-tokens", 4, "--stop", "ß", "--json").json
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    result = run_process(
+        "run", "Grüße", "--model", model, "--max-new-tokens", 4, "--stop", "ß", "--json", env=environment
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["stats"]["prompt_tokens"] == expected["stats"]["prompt_tokens"]
 
 
 def test_sampling_options_are_those_of_generation_config() -> None:

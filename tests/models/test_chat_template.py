@@ -33,6 +33,21 @@ def test_what_templates_in_the_wild_use() -> None:
 
 
 @pytest.mark.parametrize(
+    "source",
+    [
+        "{% if tools is defined and tools is none and documents is none %}none{% endif %}",
+        "{% for m in messages %}{% generation %}\n{{ m.content }}{% endgeneration %}\n{% endfor %}",
+        "{{ messages[0] | tojson(separators=(',', ':'), sort_keys=true, indent=none) }}",
+        "{{ messages[1] | tojson(ensure_ascii=true) }}",
+    ],
+)
+def test_templates_render_as_in_transformers(source: str) -> None:
+    utils = pytest.importorskip("transformers.utils.chat_template_utils")
+    ((expected,), _) = utils.render_jinja_template([MESSAGES], chat_template=source, add_generation_prompt=True)
+    assert ChatTemplate(source).render(MESSAGES) == expected
+
+
+@pytest.mark.parametrize(
     ("messages", "message"),
     [([], "there is no message"), ([{"role": "user"}], "message 0 must be"), (["hi"], "message 0 must be")],
     ids=str,
@@ -45,6 +60,14 @@ def test_bad_messages(messages: Any, message: str) -> None:
 def test_what_a_template_refuses_is_an_error() -> None:
     with pytest.raises(ValueError, match="refuses these messages: roles must alternate"):
         ChatTemplate("{{ raise_exception('roles must alternate') }}").render(MESSAGES)
+
+
+@pytest.mark.parametrize(
+    "source", ["{{ 1 // 0 }}", "{{ 'a' + 1 }}", "{{ range(10**9) }}", "{{ messages.nobody.there }}"]
+)
+def test_mistakes_of_a_template_are_errors(source: str) -> None:
+    with pytest.raises(ValueError, match="the chat template refuses these messages: "):
+        ChatTemplate(source).render(MESSAGES)
 
 
 def test_a_broken_template_is_an_error() -> None:

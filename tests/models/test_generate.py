@@ -65,6 +65,28 @@ def test_seeds_reproduce(model: LanguageModel) -> None:
     assert tokens(model, PROMPTS[:1], **settings) != tokens(model, PROMPTS[:1], **settings)
 
 
+def test_any_integer_is_a_seed(model: LanguageModel) -> None:
+    settings = {"temperature": 1.5, "max_new_tokens": 10}
+    first = tokens(model, PROMPTS[:2], seed=2**64 - 1, **settings)
+    assert tokens(model, PROMPTS[:2], seed=-1, **settings) == first
+    assert tokens(model, PROMPTS[1:2], seed=0, **settings) == first[1:]
+
+
+def test_the_random_numbers_of_the_caller_are_left_alone(model: LanguageModel) -> None:
+    before = torch.get_rng_state()
+    tokens(model, PROMPTS[:1], temperature=1.0, max_new_tokens=2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_end_token_outside_the_vocabulary_never_comes(model: LanguageModel) -> None:
+    free = tokens(model, PROMPTS[:1], max_new_tokens=4)
+    model.config = dataclasses.replace(model.config, eos_token_ids=(tiny.CONFIG.vocab_size,))
+    try:
+        assert tokens(model, PROMPTS[:1], max_new_tokens=4, length_penalty=2.0) == free
+    finally:
+        model.config = tiny.CONFIG
+
+
 def test_end_tokens_end_single_answers(model: LanguageModel) -> None:
     free = tokens(model, PROMPTS, max_new_tokens=10)
     model.config = dataclasses.replace(model.config, eos_token_ids=(free[1][3],))
@@ -152,6 +174,9 @@ def test_a_conversation_is_not_computed_again() -> None:
     assert prefix.reuse(turn) == len(turn) - len(PROMPTS[0]) - 1
     second = model.stream([turn], max_new_tokens=10, prefix=prefix).run()
     assert second.tokens == tokens(model, [turn], max_new_tokens=10)
+    stats = second.stats
+    assert (stats.prompt_tokens, stats.kept_tokens) == (len(turn), len(turn) - len(PROMPTS[0]) - 1)
+    assert stats.prefill_tokens_per_second == (len(PROMPTS[0]) + 1) / stats.time_to_first_token
     other = PROMPTS[1][:5] + PROMPTS[3]
     assert prefix.reuse(other) == 5
     assert model.stream([other], max_new_tokens=10, prefix=prefix).run().tokens == tokens(

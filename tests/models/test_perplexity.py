@@ -62,6 +62,14 @@ def test_a_uniform_model_hesitates_between_all_tokens() -> None:
     assert perplexity(model, IDS).value == pytest.approx(300, rel=1e-6)
 
 
+def test_a_model_that_is_far_off_is_infinitely_perplexed() -> None:
+    model = tiny.model(ternary=False)
+    model.norm.weight.mul_(1e6)
+    measured = perplexity(model, IDS, progress=lambda *call: None)
+    assert measured.value == math.inf
+    assert math.isfinite(measured.nll)
+
+
 def test_bad_input() -> None:
     model = tiny.model()
     with pytest.raises(ValueError, match="window must be from 2 to the context of 128 tokens, got 129"):

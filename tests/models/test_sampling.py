@@ -35,6 +35,7 @@ def warped(**settings: Any) -> torch.Tensor:
         {"temperature": 1.0},
         {"temperature": 0.6},
         {"temperature": 1.0, "top_k": 5},
+        {"temperature": 1.0, "top_k": 5000},
         {"temperature": 1.0, "top_p": 0.8},
         {"temperature": 1.0, "top_p": 0.01},
         {"temperature": 1.0, "min_p": 0.1},
@@ -47,6 +48,21 @@ def test_filters_equal_those_of_transformers(settings: dict[str, Any]) -> None:
     tokens, p = candidates(LOGITS, GenerationConfig(**settings))
     own = torch.zeros(200).index_put((tokens,), p)
     torch.testing.assert_close(own, warped(**settings), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"top_p": 0.5}, {"top_p": 0.999}, {"min_p": 0.2}, {"min_p": 1e-4}, {"top_p": 0.9, "min_p": 0.05}],
+    ids=str,
+)
+def test_a_large_vocabulary_gives_the_same(settings: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = helpers.randn(5000, seed=5) * 4
+    config = GenerationConfig(temperature=1.0, **settings)
+    tokens, p = candidates(logits, config)
+    monkeypatch.setattr("bittorch.models.sampling.MANY", 5000)  # all of them sorted
+    expected_tokens, expected = candidates(logits, config)
+    assert torch.equal(tokens, expected_tokens)
+    torch.testing.assert_close(p, expected)
 
 
 def test_at_least_one_token_stays() -> None:
@@ -88,6 +104,29 @@ def test_length_penalty_equals_that_of_transformers(factor: float) -> None:
     assert torch.equal(penalize(LOGITS, history([3, 5], [7, 9]), config, [4, 6]), LOGITS)
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 1e-40, 1e-50, 1e30])
+@pytest.mark.parametrize("filters", [{}, {"top_p": 0.9, "typical_p": 0.9, "min_p": 0.1}])
+def test_any_temperature_draws(temperature: float, filters: dict[str, Any]) -> None:
+    config = GenerationConfig(temperature=temperature, **filters)
+    drawn = {draw(LOGITS, config, helpers.seeded(seed)) for seed in range(20)}
+    assert drawn == {int(LOGITS.argmax())} if temperature < 1 else len(drawn) > 1
+
+
+@pytest.mark.parametrize("factor", [2.0, 0.5, 1e6, 1e-6])
+def test_penalties_at_their_limits_stay_finite(factor: float) -> None:
+    config = GenerationConfig(
+        repetition_penalty=factor,
+        frequency_penalty=math.copysign(1e6, factor - 1),
+        presence_penalty=1e6,
+        length_penalty=factor,
+    )
+    kept = history([3, 5], [7, 9, 7])
+    kept.length = 100_000
+    own = penalize(LOGITS, kept, config, [4, 6])
+    assert bool(torch.isfinite(own).all())
+    assert bool((own[[4, 6]] > LOGITS[[4, 6]]).all()) == (factor > 1)
+
+
 def test_draws_follow_the_probabilities() -> None:
     config = GenerationConfig(temperature=1.0, top_k=3)
     tokens, p = candidates(LOGITS, config)
@@ -126,7 +165,10 @@ def test_logits_that_are_not_finite_are_an_error(bad: float) -> None:
         {"typical_p": 0.0},
         {"min_p": 2.0},
         {"repetition_penalty": 0.0},
+        {"repetition_penalty": 1e7},
         {"length_penalty": -1.0},
+        {"length_penalty": 1e-7},
+        {"presence_penalty": -1e7},
         {"frequency_penalty": float("inf")},
         {"seed": "1"},
         {"stop": ("",)},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,6 @@ TEXT = (
     "In spring, when the snow melts, it often floods the fields, and farmers have built low walls to protect them."
 )
 PROMPTS = ["The capital of France is", "def fib(n):", "Once upon a time there was a"]
-NAMES = {
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
 
 
 @pytest.fixture(scope="module")
@@ -57,35 +47,8 @@ def ternary(path: Path) -> LanguageModel:
 
 def reference(path: Path) -> Any:
     """transformers' model with the weights as the gguf package reads them."""
-    state = {}
-    for tensor in gguf.GGUFReader(str(path)).tensors:
-        weight = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy()).float()
-        if tensor.name.startswith("blk."):
-            _, layer, kind, _ = tensor.name.split(".")
-            if kind in ("attn_q", "attn_k"):  # GGUF has the channels of a head in pairs
-                weight = weight.view(9 if kind == "attn_q" else 3, 32, 2, 576).transpose(1, 2).reshape(-1, 576)
-            state[f"model.layers.{layer}.{NAMES[kind]}.weight"] = weight
-        else:
-            names = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
-            state[names[tensor.name]] = weight
-    config = transformers.LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=8192,
-        rms_norm_eps=1e-5,
-        rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
-        tie_word_embeddings=True,
-    )
-    with torch.device("meta"):
-        model = transformers.LlamaForCausalLM(config)
-    state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    model.load_state_dict(state, assign=True)
-    model.model.rotary_emb = type(model.model.rotary_emb)(config)
-    return model.eval()
+    script = Path(__file__).parents[2] / "benchmark" / "accuracy" / "gguf_llama.py"
+    return runpy.run_path(str(script))["model_of"](gguf.GGUFReader(path))
 
 
 @torch.inference_mode()

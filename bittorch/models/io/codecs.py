@@ -3,7 +3,7 @@
 Canonical: four weights a byte, least significant bits first, 00 = 0, 01 = +1, 10 = -1 (docs/ternary_format.md). The
 others store ``weight + 1`` or ``weight + 2`` in two bits, in other orders, or digits of base 3. Decoders return
 canonical bytes; encoders take int8 codes. Where the order within a byte is the same, bits are changed in place; else
-codes are spread to a byte each and packed by the kernel, which is faster than shuffling bits in NumPy.
+one field of every byte at a time becomes codes, which the kernel packs: faster than shuffling bits in NumPy.
 
 Sources: gguf-py 0.19 (TQ1_0, TQ2_0), ggml (Q2_0), microsoft/BitNet (I2_S), transformers 5 (BitNet),
 compressed-tensors 0.20 (pack-quantized).
@@ -11,6 +11,8 @@ compressed-tensors 0.20 (pack-quantized).
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,27 +33,44 @@ class ReservedCode(ValueError):
 
 def canonical_from_plus_one(data: Bytes) -> Bytes:
     """Codes ``weight + 1`` become canonical ones in place in their byte. Raises ReservedCode for 11."""
-    high = data >> np.uint8(1)
-    if (data & high & np.uint8(0x55)).any():
+    plus = data >> np.uint8(1)
+    plus &= np.uint8(0x55)
+    minus = data & plus
+    if minus.any():
         raise ReservedCode("code 11, which is no trit")
-    minus = ~(data | high) & np.uint8(0x55)
-    return (high & np.uint8(0x55)) | (minus << np.uint8(1))
+    np.bitwise_or(data, plus, out=minus)
+    np.invert(minus, out=minus)
+    minus &= np.uint8(0x55)
+    minus <<= np.uint8(1)
+    minus |= plus
+    return minus
 
 
 def canonical_from_plus_two(data: Bytes) -> Bytes:
     """Codes ``weight + 2`` become canonical ones in place in their byte. Raises ReservedCode for 00."""
     high = data >> np.uint8(1)
-    if (~(data | high) & np.uint8(0x55)).any():
+    zero = data | high
+    np.invert(zero, out=zero)
+    zero &= np.uint8(0x55)
+    if zero.any():
         raise ReservedCode("code 00 (-2), which is no trit")
-    return (data & high & np.uint8(0x55)) | ((~high & np.uint8(0x55)) << np.uint8(1))
+    plus = np.bitwise_and(data, high, out=zero)
+    plus &= np.uint8(0x55)
+    np.invert(high, out=high)
+    high &= np.uint8(0x55)
+    high <<= np.uint8(1)
+    high |= plus
+    return high
 
 
-def _spread(data: Bytes, shifts: tuple[int, ...], axis: int) -> Codes:
-    """Fields ``weight + 1`` at the given bits of each byte, as codes along a new axis; 11 becomes 2."""
-    fields = np.stack([data >> np.uint8(shift) for shift in shifts], axis=axis)
-    fields &= np.uint8(3)
-    fields -= np.uint8(1)
-    return fields.view(np.int8)
+def _fields(data: Bytes, shifts: Sequence[int]) -> Iterator[Codes]:
+    """For each shift the fields ``weight + 1`` at these bits of every byte, as codes in one array; 11 becomes 2."""
+    fields = np.empty_like(data)
+    for shift in shifts:
+        np.right_shift(data, np.uint8(shift), out=fields)
+        np.bitwise_and(fields, np.uint8(3), out=fields)
+        np.subtract(fields, np.uint8(1), out=fields)
+        yield fields.view(np.int8)
 
 
 def pack(codes: Codes) -> Bytes:
@@ -67,9 +86,28 @@ def unpack(packed: Bytes, columns: int) -> Codes:
     return ops.ternary_unpack(torch.from_numpy(packed), None, columns, torch.int8).numpy()
 
 
-def _pack_blocks(codes: Codes, blocks: int) -> Bytes:
-    """Codes of blocks of a multiple of 4 weights; in one row, which the kernel takes faster than many short ones."""
-    return pack(codes.reshape(1, -1)).reshape(blocks, -1)
+def _pack_runs(codes: Codes, run: int) -> np.ndarray[Any, Any]:
+    """Codes in runs of a multiple of 4, each run's bytes as one item: such items move faster than rows of bytes."""
+    # One long row, which the kernel takes faster than many short ones.
+    return pack(codes.reshape(1, -1)).reshape(-1, run // 4).view(f"V{run // 4}")[:, 0]
+
+
+def _pack_fields(data: Bytes, run: int, shifts: Sequence[int]) -> Bytes:
+    """Runs of ``run`` bytes whose fields at each shift are ``run`` weights in order, to as many canonical bytes."""
+    out = np.empty((data.size // run, len(shifts)), f"V{run // 4}")
+    for i, codes in enumerate(_fields(data, shifts)):
+        out[:, i] = _pack_runs(codes, run)
+    return out.view(np.uint8)
+
+
+def _records(blocks: Bytes, *parts: tuple[str, str]) -> np.ndarray[Any, Any]:
+    """``(n, b)`` bytes as n records of these parts."""
+    return np.ascontiguousarray(blocks).view(np.dtype(list(parts)))[:, 0]
+
+
+def _bytes_of(part: np.ndarray[Any, Any]) -> Bytes:
+    """One part of all records, in a row."""
+    return np.ascontiguousarray(part).view(np.uint8)
 
 
 def halves(data: Bytes) -> Halves:
@@ -79,8 +117,8 @@ def halves(data: Bytes) -> Halves:
 
 def decode_tq2_0(blocks: Bytes) -> tuple[Bytes, Halves]:
     """``(n, 66)`` bytes to ``(n, 64)`` canonical bytes and n scales."""
-    data = np.ascontiguousarray(blocks[:, :64]).reshape(len(blocks), 2, 32)
-    return _pack_blocks(_spread(data, (0, 2, 4, 6), axis=2), len(blocks)), halves(blocks[:, 64:])
+    records = _records(blocks, ("fields", "V64"), ("scale", "<f2"))
+    return _pack_fields(_bytes_of(records["fields"]), 32, (0, 2, 4, 6)).reshape(-1, 64), records["scale"]
 
 
 def encode_tq2_0(codes: Codes, scale: Halves) -> Bytes:
@@ -92,7 +130,9 @@ def encode_tq2_0(codes: Codes, scale: Halves) -> Bytes:
 
 def decode_q2_0(blocks: Bytes) -> tuple[Bytes, Halves]:
     """``(n, 2 + g / 4)`` bytes to ``(n, g / 4)`` canonical bytes and n scales."""
-    return canonical_from_plus_one(np.ascontiguousarray(blocks[:, 2:])), halves(blocks[:, :2])
+    size = blocks.shape[1] - 2
+    records = _records(blocks, ("scale", "<f2"), ("fields", f"V{size}"))
+    return canonical_from_plus_one(_bytes_of(records["fields"])).reshape(-1, size), records["scale"]
 
 
 def encode_q2_0(codes: Codes, scale: Halves) -> Bytes:
@@ -107,17 +147,18 @@ _TQ1_PARTS = ((0, 32, 5), (32, 16, 5), (48, 4, 4))
 
 def decode_tq1_0(blocks: Bytes) -> tuple[Bytes, Halves]:
     """``(n, 54)`` bytes to ``(n, 64)`` canonical bytes and n scales."""
-    out = np.empty((len(blocks), 256), np.int8)
-    column = 0
-    for first, count, digits in _TQ1_PARTS:
-        part = np.ascontiguousarray(blocks[:, first : first + count])
-        for _ in range(digits):
-            # (3 * byte) >> 8 counts the thirds of 256 that the byte has passed.
-            digit = (part >= 86).view(np.int8) + (part >= 171).view(np.int8)
-            out[:, column : column + count] = digit - np.int8(1)
-            part = part * np.uint8(3)  # modulo 256: the digit shown is gone
-            column += count
-    return _pack_blocks(out, len(blocks)), halves(blocks[:, 52:])
+    records = _records(blocks, ("digits", "V52"), ("scale", "<f2"))
+    digits = _bytes_of(records["digits"])
+    out = np.empty(len(blocks), [("a", "V8", 5), ("b", "V4", 5), ("c", "V1", 4)])  # as `_TQ1_PARTS`
+    for digit in range(5):
+        # (3 * byte) >> 8 counts the thirds of 256 that the byte has passed.
+        codes = (digits >= 171).view(np.int8)
+        codes -= (digits < 86).view(np.int8)
+        parts = _records(pack(codes.reshape(1, -1)).reshape(-1, 13), ("a", "V8"), ("b", "V4"), ("c", "V1"))
+        for name in "abc" if digit < 4 else "ab":
+            out[name][:, digit] = parts[name]
+        digits *= np.uint8(3)  # modulo 256: the digit shown is gone
+    return out.view(np.uint8).reshape(-1, 64), records["scale"]
 
 
 def encode_tq1_0(codes: Codes, scale: Halves) -> Bytes:
@@ -138,7 +179,7 @@ def encode_tq1_0(codes: Codes, scale: Halves) -> Bytes:
 
 def decode_i2_s(blocks: Bytes) -> Bytes:
     """Blocks of ``(n, b)`` bytes, of 4 b weights each, first quarter in the top bits, to ``(n, b)`` canonical bytes."""
-    return _pack_blocks(_spread(blocks, (6, 4, 2, 0), axis=1), len(blocks))
+    return _pack_fields(np.ascontiguousarray(blocks).reshape(-1), blocks.shape[1], (6, 4, 2, 0))
 
 
 def encode_i2_s(codes: Codes) -> Bytes:
@@ -149,7 +190,7 @@ def encode_i2_s(codes: Codes) -> Bytes:
 
 def decode_row_fields(data: Bytes, shifts: tuple[int, int, int, int]) -> list[Bytes]:
     """``(r, k)`` bytes that hold four rows each, at the given bits, to four canonical ``(r, ceil(k / 4))`` arrays."""
-    return [pack(codes) for codes in _spread(data, shifts, axis=0)]
+    return [pack(codes) for codes in _fields(data, shifts)]
 
 
 def encode_bitnet(codes: Codes) -> Bytes:
@@ -185,20 +226,38 @@ def encode_base3(codes: Codes) -> Bytes:
     return value
 
 
-def decode_base3(data: Bytes, columns: int) -> Codes:
-    """``(N, ceil(K / 5))`` bytes to ``(N, K)`` int8 codes. Raises ReservedCode beyond 242 and for padding but 0."""
-    if (data > 242).any():
-        raise ReservedCode(f"byte {int(data.max())}; five trits make 242 at most")
-    out = np.empty((*data.shape, 5), np.int8)
-    rest = data.astype(np.uint16)
+@functools.cache
+def _base3_pairs() -> np.ndarray[Any, np.dtype[np.uint32]]:
+    """For each pair of bytes, the first lower, the ten canonical fields of their trits."""
+    value = np.arange(243, dtype=np.uint32)
+    fields = np.zeros(256, np.uint32)
     for digit in range(5):
-        third = (rest * np.uint16(171)) >> np.uint16(9)  # rest // 3, exact below 256
-        out[:, :, digit] = (rest - third * np.uint16(3)).astype(np.int8) - np.int8(1)
-        rest = third
-    flat = out.reshape(len(data), -1)
-    if flat[:, columns:].any():
+        fields[:243] |= np.array([2, 0, 1], np.uint32)[value // 3**digit % 3] << np.uint32(2 * digit)
+    pair = np.arange(1 << 16)
+    return fields[pair & 255] | fields[pair >> 8] << np.uint32(10)
+
+
+def decode_base3(data: Bytes, columns: int) -> Bytes:
+    """``(N, ceil(K / 5))`` bytes to ``(N, ceil(K / 4))`` canonical ones.
+
+    Raises ReservedCode beyond 242 and for padding but 0.
+    """
+    if data.size and data.max() > 242:
+        raise ReservedCode(f"byte {int(data.max())}; five trits make 242 at most")
+    # Four bytes are 20 trits, which are five canonical bytes; 121 is five times 0.
+    quads = np.full((len(data), -(-data.shape[1] // 4) * 4), 121, np.uint8)
+    quads[:, : data.shape[1]] = data
+    pairs = np.take(_base3_pairs(), quads.reshape(-1).view("<u2")).view("<u8")
+    first = pairs & np.uint64(0xFFFFF)
+    pairs >>= np.uint64(12)
+    pairs &= np.uint64(0xFFFFF << 20)
+    pairs |= first
+    packed = _bytes_of(_records(pairs.view(np.uint8).reshape(-1, 8), ("trits", "V5"), ("rest", "V3"))["trits"])
+    packed = packed.reshape(len(data), -1)
+    used, rest = -(-columns // 4), columns % 4
+    if packed[:, used:].any() or (rest and (packed[:, used - 1] >> np.uint8(2 * rest)).any()):
         raise ReservedCode(f"trits beyond column {columns}, where rows are padded with 0")
-    return flat[:, :columns]
+    return packed[:, :used]
 
 
 def _fields_lsb_first(fields: Bytes) -> Bytes:

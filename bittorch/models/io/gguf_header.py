@@ -161,7 +161,10 @@ def read_gguf(file: MappedFile) -> tuple[dict[str, Any], dict[str, GGUFTensor]]:
     """
     cursor = _Cursor(file)
     if bytes(cursor.take(4, "magic")) != b"GGUF":
-        raise FormatError(f"{file.path} does not begin with 'GGUF'; it is no GGUF file")
+        raise FormatError(
+            f"{file.path} does not begin with 'GGUF'; it is no GGUF file (of safetensors name the directory, which has "
+            "config.json too)"
+        )
     version = cursor.number("I", "the version")
     if version not in (2, 3):
         hint = "it is big-endian, which is not read" if version in (2 << 24, 3 << 24) else "known are 2 and 3"

@@ -68,6 +68,8 @@ def _or(value: Any, default: Any) -> Any:
 def _rope(values: Mapping[str, Any], default_theta: float, what: str) -> dict[str, Any]:
     """Base and scaling; newer files have both under rope_parameters."""
     given = dict(values.get("rope_parameters") or values.get("rope_scaling") or {})
+    if (part := _or(given.pop("partial_rotary_factor", None), values.get("partial_rotary_factor"))) not in (None, 1):
+        raise FormatError(f"{what}: partial_rotary_factor {part!r:.40} is not read; heads must be rotated whole")
     theta = given.pop("rope_theta", None)
     theta = _or(theta, _or(values.get("rope_theta"), default_theta))
     kind = given.pop("rope_type", None) or given.pop("type", None) or "default"

@@ -55,7 +55,7 @@ class OwnBase3(OwnPacked):
         rows, columns = self.stored.shape[0], self.info.shape[1]
         data = self.stored.file.view(self.stored.offset, self.stored.bytes).reshape(self.stored.shape)
         for begin, end in chunks(rows, columns):
-            out[begin:end] = codecs.pack(codecs.decode_base3(data[begin:end], columns))
+            out[begin:end] = codecs.decode_base3(data[begin:end], columns)
         self.stored.file.release(self.stored.offset, self.stored.bytes)
         return self.scale.tensor()
 

@@ -16,7 +16,7 @@ from bittorch.models.io.errors import FormatError
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
-CHUNK = 1 << 19  # weights decoded at a time: what fits the second-level cache together with its temporaries
+CHUNK = 1 << 20  # weights decoded at a time: fits the second-level cache with most temporaries, and calls weigh little
 
 
 def chunks(count: int, weights_each: int) -> Iterator[tuple[int, int]]:

@@ -333,7 +333,7 @@ def test_shards_that_are_missing_or_wrong(tmp_path: Path) -> None:
         ({"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}, "llama3 must have a positive low_freq_factor"),
         ({"rope_parameters": {"rope_type": "factors", "factors": [1.0]}}, r"must be 32 numbers, got shape \(1,\)"),
         ({"rope_parameters": 5}, r"config\.json: "),
-        ({"rope_parameters": 5}, "config.json: "),
+        ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor 0\.5 is not read"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type 'yarn'"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quant_method 'gptq'"),
         ({"quantization_config": {"quant_method": "bitnet", "linear_class": "other"}}, "linear_class 'other'"),
