@@ -21,6 +21,13 @@ def normed(linear: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
     return output
 
 
+class StoredLinear(nn.Linear):
+    """`torch.nn.Linear` under wider activations: they are rounded to the dtype of the weight, the result widened."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.to(self.weight.dtype)).to(input.dtype)
+
+
 class Concatenated(nn.Module):
     """Layers with one input whose outputs stand side by side: for parts that no single layer can hold."""
 
@@ -126,9 +133,9 @@ def dense_linear(
     return linear_of(weight, None if bias is None else bias.to(device=device, dtype=dtype))
 
 
-def linear_of(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+def linear_of(weight: Tensor, bias: Tensor | None = None, *, kind: type[nn.Linear] = nn.Linear) -> nn.Linear:
     """`nn.Linear` with this very weight; its constructor would draw initial values from the caller's generator."""
-    layer = nn.Linear.__new__(nn.Linear)
+    layer = kind.__new__(kind)
     nn.Module.__init__(layer)
     layer.out_features, layer.in_features = weight.shape
     layer.weight = nn.Parameter(weight, requires_grad=False)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bittorch.models.attention import Attention
 from bittorch.models.block import MLP, DecoderLayer
 from bittorch.models.io import Checkpoint, PackedWeight
-from bittorch.models.linear import dense_linear, fuse_packed, linear_of, packed_linear
+from bittorch.models.linear import StoredLinear, dense_linear, fuse_packed, linear_of, packed_linear
 from bittorch.models.norm import RMSNorm
 from bittorch.quant import check_depth, pack_trit_planes
 from bittorch.quant.ternary import Granularity, check_activation_bits
@@ -32,6 +32,8 @@ class LoadOptions:
     Args:
         device: of the model.
         dtype: of activations and dense layers; None for that of the stored embedding where it is a half, else float32.
+            A ternary model whose embedding is stored in float16 was trained in bfloat16, whose range float16 has not:
+            None then is float32 on a CPU, where the embedding and a dense head stay as stored, and bfloat16 elsewhere.
         depth: planes of trits into which dense linear layers are converted, 1 to 6; None leaves them dense.
         group_size: columns that share a scale in these planes; 0 for one scale a row, None for groups of 64 up to depth
             3 where these divide a row, and from depth 4 on one scale a row, which is as good there. The fast kernels of
@@ -75,8 +77,17 @@ class Loader:
     def __init__(self, checkpoint: Checkpoint, options: LoadOptions) -> None:
         self.checkpoint, self.config, self.options = checkpoint, checkpoint.config, options
         self.device = torch.device(options.device)
-        stored = STORED.get(checkpoint.info("model.embed_tokens.weight").type, torch.float32)
-        self.dtype = options.dtype or stored
+        self.dtype, self.stored_head = self._dtypes()
+
+    def _dtypes(self) -> tuple[torch.dtype, bool]:
+        """Of the model, and whether a dense head stays a half that is narrower."""
+        stored = STORED.get(self.checkpoint.info("model.embed_tokens.weight").type, torch.float32)
+        if self.options.dtype is not None:
+            return self.options.dtype, False
+        if stored != torch.float16 or not self.checkpoint.info("model.layers.0.mlp.down_proj.weight").ternary:
+            return stored, False
+        on_cpu = self.device.type == "cpu"
+        return (torch.float32 if on_cpu else torch.bfloat16), on_cpu
 
     def layer(self, index: int) -> DecoderLayer:
         """One layer of the decoder with its weights."""
@@ -105,17 +116,20 @@ class Loader:
         name = "model.embed_tokens.weight"
         shared = self.config.tie_embeddings and self.options.head_depth is None
         # A half that is widened after the lookup gives the same values at half the memory.
-        dtype = self.dtype if shared or self.checkpoint.info(name).type not in STORED else None
+        widened = shared and not self.stored_head
+        dtype = self.dtype if widened or self.checkpoint.info(name).type not in STORED else None
         embedding = nn.Embedding.from_pretrained(self.checkpoint.dense(name, dtype).to(self.device))
         if not shared:
             return embedding, self._head(name if self.config.tie_embeddings else "lm_head.weight")
-        head = linear_of(embedding.weight)
+        head = linear_of(embedding.weight, kind=StoredLinear if self.stored_head else nn.Linear)
         head.weight = embedding.weight
         return embedding, head
 
     def _head(self, name: str) -> nn.Module:
         stored, depth = self.checkpoint.info(name).ternary, self.options.head_depth
         if not stored and depth is None:
+            if self.stored_head and self.checkpoint.info(name).type in STORED:
+                return linear_of(self.checkpoint.dense(name), kind=StoredLinear)
             return dense_linear([self.checkpoint.dense(name)], None, device=self.device, dtype=self.dtype)
         planes = self.checkpoint.packed(name) if stored else self._planes(name, depth or 1)
         bits = self._bits(not stored)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import warnings
 from pathlib import Path
@@ -213,6 +214,42 @@ def test_an_embedding_may_stay_a_half(tmp_path: Path) -> None:
     dense = load(theirs, tmp_path, dtype=torch.float32)
     assert dense.lm_head.weight is dense.embed_tokens.weight
     helpers.assert_near(logits(wide, IDS), logits(dense, IDS), 0.005)  # six planes round to 1 / 728 of the largest
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "own head"])
+def test_ternary_models_with_a_float16_embedding_have_the_range_of_float32(tied: bool, tmp_path: Path) -> None:
+    config = dataclasses.replace(tiny.CONFIG, tie_embeddings=tied)
+    values = tiny.tensors(config)
+    for name in ("model.embed_tokens.weight", *(() if tied else ("lm_head.weight",))):
+        values[name] = values[name].half()
+    for name in values:  # gate * up is beyond 65504, which the norm behind it takes back
+        if name.endswith("post_attention_layernorm.weight"):
+            values[name] = values[name] * 300
+    model = LanguageModel.from_checkpoint(tiny.checkpoint(config, values), tokenizer=False)
+    assert model.dtype == torch.float32
+    assert model.embed_tokens.weight.dtype == model.lm_head.weight.dtype == torch.float16
+    assert (model.lm_head.weight is model.embed_tokens.weight) == tied
+    assert model.layers[0].input_layernorm.weight.dtype == torch.float32
+    wide = LanguageModel.from_checkpoint(
+        tiny.checkpoint(config, values), LoadOptions(dtype=torch.float32), tokenizer=False
+    )
+    assert wide.lm_head.weight.dtype == torch.float32
+    with torch.inference_mode():
+        helpers.assert_near(model(IDS), wide(IDS).double(), 1e-3)
+        narrow = LanguageModel.from_checkpoint(
+            tiny.checkpoint(config, values), LoadOptions(dtype=torch.float16), tokenizer=False
+        )
+        assert not bool(narrow(IDS).isfinite().all())
+    model.save_pretrained(tmp_path / "saved")
+    again = LanguageModel.from_pretrained(tmp_path / "saved", tokenizer=False)
+    assert again.embed_tokens.weight.dtype == torch.float16
+    assert torch.equal(logits(again, IDS), logits(model, IDS))
+
+
+def test_dense_models_stored_in_float16_run_in_it() -> None:
+    values = {name: value.half() for name, value in tiny.tensors(tiny.CONFIG, ternary=False).items()}
+    model = LanguageModel.from_checkpoint(tiny.checkpoint(tiny.CONFIG, values), tokenizer=False)
+    assert model.dtype == torch.float16
 
 
 @pytest.mark.filterwarnings("ignore:group_size=16")
