@@ -6,6 +6,7 @@ device time of a call is that of a CUDA graph of one call a copy, replayed, by t
 that of the same calls enqueued one by one. Every candidate has its turn in every round; figures are medians.
 The limit is a copy within the device, measured in the same run: "of limit" is the bytes that a product has to read and
 write (weights, scales, activations, output) at the copy's bandwidth, as a fraction of its device time.
+Where a machine is lent for minutes, --layers, --tokens and --no-training cut the table into runs.
 Candidates: ternary_linear_packed in fp16 and bf16 and ternary_linear_w2a8 with its quantiser, for 8 and 24 bits, by the
 automatic choice and by every kernel by name; nn.Linear in fp16 and bf16; torch._int_mm, from 17 tokens on; gemlite's
 2-bit layer in groups of 128, where it is importable.
@@ -16,7 +17,10 @@ dtype, and what makes its quantised weight, alone.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
+import shlex
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,15 +45,23 @@ CONFIGS = {
     "nm34, row": TernaryQuantConfig(method="nm34"),
     "max, row, int8 x": TernaryQuantConfig(activation_bits=8),
 }
-# The plain definition of a product is not meant to be fast.
-BASELINE_LIMIT = 1e9
+# Operations from which on a kernel is left out: those without tensor cores would take most of the time of a run.
+LIMITS = {"cuda_baseline": 1e9, "cuda_tiled": 2e10}
 # A call for each copy of the weights, given the index of the copy.
 Product = Callable[[int], object]
+
+
+def _layer(text: str) -> tuple[int, int]:
+    n, k = map(int, text.split("x"))
+    return n, k
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="one layer, few rounds: shows that it runs")
+    parser.add_argument("--tokens", type=int, nargs="+", help=f"some of the batches alone (default: {TOKENS})")
+    parser.add_argument("--layers", type=_layer, nargs="+", help="some layers alone, OUTxIN each, as 4096x4096")
+    parser.add_argument("--no-training", action="store_true", help="products alone")
     parser.add_argument("--json", type=Path, help="result file (default: benchmark/results/..., nothing with --quick)")
     args = parser.parse_args()
     if not torch.cuda.is_available():
@@ -121,8 +133,7 @@ def variants(op: str, dtype: str, m: int, n: int, k: int, bits: int = 8) -> list
     """ "auto", and every kernel that takes the problem."""
     rows = [row for row in _C.kernels() if row["op"] == op and row["device"] == "cuda" and dtype in row["dtypes"]]
     names = [row["variant"] for row in rows]
-    if 2 * m * n * k > BASELINE_LIMIT:
-        names = [name for name in names if name != "cuda_baseline"]
+    names = [name for name in names if 2 * m * (bits // 8) * n * k <= LIMITS.get(name, float("inf"))]
     problem = (m * (bits // 8), n, k, compute_capability())
     return ["auto", *(name for name in names if _C.chosen_kernel(op, "cuda", dtype, name, *problem))]
 
@@ -176,7 +187,7 @@ def candidates(layer: Layer, m: int) -> list[tuple[str, Product, int, int]]:
                 half,
                 2,
             )
-    if m > 16:
+    if m > 16 and n % 8 == k % 8 == 0:  # what it takes
         q, int8 = torch.ops.bittorch.act_quantize(half)[0], layer.copies(layer.codes)
         add("torch._int_mm", int8, lambda w: torch._int_mm(q, w.t()), q, 4)
 
@@ -252,6 +263,12 @@ def training_step(module: nn.Module, m: int, k: int, dtype: torch.dtype) -> Call
     return step
 
 
+def quantized_weight(layer: bittorch.TernaryLinear) -> Tensor:
+    """As the layer's own method, without its question whether the scales are finite, for which the host would wait."""
+    codes = ops.ternary_quantize(layer.weight.detach(), *layer.config.op_args())
+    return ops.ternary_unpack(*codes, layer.in_features, layer.weight.dtype)
+
+
 def measure_training(shape: tuple[int, int, int], rounds: int) -> list[dict[str, Any]]:
     """Device time of steps in a row, which the host has to keep ahead of; wanted: 1.10 of nn.Linear."""
     m, k, n = shape
@@ -261,7 +278,7 @@ def measure_training(shape: tuple[int, int, int], rounds: int) -> list[dict[str,
         for name, config in CONFIGS.items():
             layer = bittorch.TernaryLinear(k, n, config=config, device="cuda", dtype=dtype)
             calls[f"TernaryLinear {name}"] = training_step(layer, m, k, dtype)
-            calls[f"its quantised weight, {name}"] = layer.get_quantized_weight
+            calls[f"its quantised weight, {name}"] = functools.partial(quantized_weight, layer)
         times: dict[str, list[float]] = {name: [] for name in calls}
         for round_ in range(rounds + 2):  # two for warming up
             for name, call in calls.items():
@@ -279,19 +296,22 @@ def measure_training(shape: tuple[int, int, int], rounds: int) -> list[dict[str,
 
 def main() -> None:
     args = parse_args()
-    machine = timing.machine(args)
+    machine = timing.machine(args) | {
+        "command": shlex.join(["python", "benchmark/bench_cuda_kernels.py", *sys.argv[1:]])
+    }
     print(timing.header(machine))
     torch.manual_seed(0)
     rounds = 5 if args.quick else 21
     bandwidth = copy_bandwidth(rounds)
     print(f"a copy reads and writes {bandwidth / 1e9:.0f} GB/s")
-    layers, tokens = (QUICK_LAYERS, QUICK_TOKENS) if args.quick else (LAYERS, TOKENS)
+    layers = args.layers or (QUICK_LAYERS if args.quick else LAYERS)
+    tokens = args.tokens or (QUICK_TOKENS if args.quick else TOKENS)
     rows = []
     with torch.inference_mode():
         for (n, k), m in itertools.product(layers, tokens):
             rows += measure(Layer(n, k), m, bandwidth, rounds)
     training = []
-    for shape in QUICK_STEPS if args.quick else STEPS:
+    for shape in [] if args.no_training else QUICK_STEPS if args.quick else STEPS:
         training += measure_training(shape, rounds)
     record = {"machine": machine, "copy_bytes_per_s": bandwidth, "rows": rows, "training": training}
     timing.save(args, "cuda_kernels", record)

@@ -51,7 +51,8 @@ def _scales(weight: Tensor, depth: int, granularity: Granularity, group_size: in
         return weight.new_full(shape, reference.EPS, dtype=torch.float32)
     width = {"tensor": n * k, "channel": k, "group": group_size}[granularity]
     absmax = weight.reshape(-1, width).abs().amax(1).double()
-    scale = (absmax / largest_integer(depth)).float().view(shape)
+    # By a tensor: CUDA divides by a number as a product with its reciprocal, which rounds twice.
+    scale = (absmax / torch.full_like(absmax, largest_integer(depth))).float().view(shape)
     if not bool(torch.isfinite(scale).all()) and bool(torch.isfinite(weight).all()):
         raise ValueError(f"w must have float32 scales, got magnitudes up to {float(absmax.max()):g}")
     check_finite(weight, scale)

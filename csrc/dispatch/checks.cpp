@@ -197,8 +197,9 @@ void check_status(bt_status status, const bt_kernel &kernel) {
     if (status == BT_OK)
         return;
 #if defined(BT_WITH_CUDA)
-    constexpr bt_status no_kernel_image = BT_ERR_CUDA + 209;
-    if (status == no_kernel_image) {
+    // A launch gives the first, raising the shared memory of a kernel may give the second.
+    constexpr bt_status no_kernel_image = BT_ERR_CUDA + 209, invalid_device_function = BT_ERR_CUDA + 98;
+    if (status == no_kernel_image || status == invalid_device_function) {
         const int sm = compute_capability(BT_GPU);
         TORCH_CHECK(false, "this build of bittorch has no code for a device of compute capability ", sm / 10, '.',
                     sm % 10, "; rebuild with TORCH_CUDA_ARCH_LIST='", sm / 10, '.', sm % 10, "'");

@@ -38,6 +38,7 @@ dim3 gridDim, blockDim, blockIdx, threadIdx;
 namespace cusim {
 
 Order order = FORWARD;
+bool has_device = true;
 
 namespace {
 
@@ -341,7 +342,7 @@ cudaError_t cudaGetLastError() {
 
 cudaError_t cudaGetDevice(int *device) {
     *device = 0;
-    return cudaSuccess;
+    return cusim::has_device ? cudaSuccess : cusim::last_error = cudaErrorNoDevice;
 }
 
 cudaError_t cudaDeviceGetAttribute(int *value, int attribute, int) {

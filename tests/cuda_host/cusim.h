@@ -33,7 +33,12 @@ struct dim3 {
 };
 
 typedef void *cudaStream_t;
-typedef enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9 } cudaError_t;
+typedef enum cudaError_t {
+    cudaSuccess = 0,
+    cudaErrorInvalidValue = 1,
+    cudaErrorInvalidConfiguration = 9,
+    cudaErrorNoDevice = 100
+} cudaError_t;
 
 /* The one device has compute capability 8.0. */
 enum { cudaDevAttrComputeCapabilityMajor = 75, cudaDevAttrComputeCapabilityMinor = 76 };
@@ -53,6 +58,9 @@ enum Order { FORWARD, REVERSE, RANDOM, ORDERS };
 
 /* In which order the runnable threads of a block, and the blocks of a grid, take their turns. */
 extern Order order;
+
+/* Whether the device answers; else asking for it is an error, which stays until cudaGetLastError() takes it. */
+extern bool has_device;
 
 /* `shared` bytes of dynamic shared memory: up to 48 KiB, or what cudaFuncSetAttribute() allowed this kernel. */
 void launch(dim3 grid, dim3 block, const std::function<void()> &body, size_t shared = 0, const void *kernel = nullptr);

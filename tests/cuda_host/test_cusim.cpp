@@ -225,5 +225,13 @@ void test_cusim() {
     const bt_status status = BT_LAUNCH(number_threads, dim3(1, 65536), dim3(1), nullptr, nullptr);
     check(status == BT_ERR_CUDA + 9, "cusim: a launch beyond the limits gives its error");
     check(strcmp(bt_cuda_error_string(status), "invalid configuration argument") == 0, "bt_cuda_error_string");
+    int sm = 0;
+    cusim::has_device = false;
+    check(bt_cuda_sm(&sm) == BT_ERR_CUDA + 100, "bt_cuda_sm: the error of a device that does not answer");
+    cusim::has_device = true;
+    check(bt_cuda_sm(&sm) == BT_OK && sm == 80, "bt_cuda_sm");
+    int ran[1] = {0};
+    check(BT_LAUNCH(number_threads, dim3(1), dim3(1), nullptr, ran) == BT_OK && ran[0] == 1,
+          "bt_cuda_sm leaves no error behind for the next launch");
     check(strcmp(bt_cuda_error_string(BT_OK), "no CUDA error") == 0, "bt_cuda_error_string of BT_OK");
 }

@@ -124,6 +124,15 @@ def test_a_weight_takes_few_instructions(op: str, arch: int) -> None:
             assert sass.of_the_integer_pipe(loop) <= weights * most_integer, (code.name, loop)
 
 
+@pytest.mark.parametrize("arch", sass.ARCHES)
+def test_activations_to_be_quantised_are_read_16_bytes_at_a_time(arch: int) -> None:
+    """16 of them are four such loads in fp32 and two in halves: of x and of the weight of a norm, for the largest
+    magnitude and for the codes."""
+    (code,) = (code for code in _kernels("act_quantize", arch) if code.name.startswith("quantize_sixteens("))
+    assert code.count("LDG.E.128") == (4 + 2) * 2 * 2
+    assert code.count("STG.E.128") == 1
+
+
 LISTING = """.text._Z1fv:
         /*0000*/                   LDC R1, c[0x0][0x28] ;
 .L_x_1:

@@ -1,7 +1,7 @@
 """Every CUDA kernel against the CPU kernels, which tests/kernels and tests/ops hold to their definitions.
 
 On a device, memory errors and races first, then results:
-    compute-sanitizer --tool memcheck python -m pytest -q -x tests/gpu/test_gpu_ops.py
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck python -m pytest -q -x tests/gpu/test_gpu_ops.py
     compute-sanitizer --tool racecheck python -m pytest -q -x tests/gpu/test_gpu_ops.py
 """
 

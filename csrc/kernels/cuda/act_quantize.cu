@@ -74,7 +74,18 @@ static __global__ void quantize(bt_act_quantize p) {
     }
 }
 
-/* 16 values from x[first] on, zeros from the `left`th on: one to four loads where they begin at a multiple of 16 bytes.
+/* COUNT words from the `first`th 16 bytes on, four of them a load: a loop that takes one word of each load is compiled
+ * to loads of a word. */
+template <int COUNT> static __device__ void load_words(const void *x, int64_t first, uint32_t (&words)[COUNT]) {
+    const uint4 *const from = (const uint4 *)x + first;
+    BT_UNROLL
+    for (int i = 0; i < COUNT / 4; i++) {
+        const uint4 v = from[i];
+        words[4 * i] = v.x, words[4 * i + 1] = v.y, words[4 * i + 2] = v.z, words[4 * i + 3] = v.w;
+    }
+}
+
+/* 16 values from x[first] on, zeros from the `left`th on: two or four loads where they begin at a multiple of 16 bytes.
  */
 static __device__ void load_sixteen(const void *x, int type, int64_t first, int64_t left, bool aligned,
                                     float (&value)[16]) {
@@ -84,18 +95,20 @@ static __device__ void load_sixteen(const void *x, int type, int64_t first, int6
             value[i] = i < left ? bt_load(x, type, first + i) : 0.0f;
         return;
     }
-    const int per = type == BT_F32 ? 4 : 8;
-    const uint4 *const from = (const uint4 *)((const uint8_t *)x + first * (16 / per));
+    if (type == BT_F32) {
+        uint32_t words[16];
+        load_words(x, first / 4, words);
+        BT_UNROLL
+        for (int i = 0; i < 16; i++)
+            value[i] = bt_bits_float(words[i]);
+        return;
+    }
+    uint32_t words[8];
+    load_words(x, first / 8, words);
     BT_UNROLL
     for (int i = 0; i < 16; i++) {
-        const uint4 v = from[i / per];
-        const uint32_t words[4] = {v.x, v.y, v.z, v.w};
-        if (type == BT_F32)
-            value[i] = bt_bits_float(words[i % 4]);
-        else {
-            const uint16_t half = (uint16_t)(words[i % 8 / 2] >> (16 * (i % 2)));
-            value[i] = type == BT_F16 ? bt_from_f16(half) : bt_from_bf16(half);
-        }
+        const uint16_t half = (uint16_t)(words[i / 2] >> (16 * (i % 2)));
+        value[i] = type == BT_F16 ? bt_from_f16(half) : bt_from_bf16(half);
     }
 }
 

@@ -17,5 +17,8 @@ extern "C" bt_status bt_cuda_sm(int *sm) {
     if (error == cudaSuccess)
         error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
     *sm = 10 * major + minor;
-    return error == cudaSuccess ? (bt_status)BT_OK : (bt_status)(BT_ERR_CUDA + (int)error);
+    if (error == cudaSuccess)
+        return BT_OK;
+    cudaGetLastError(); /* else the next launch would find it and be blamed */
+    return (bt_status)(BT_ERR_CUDA + (int)error);
 }
