@@ -58,6 +58,7 @@ SHORT = (
     Column("char_lm", ("steps=300",)),
 )
 E1_METHODS = ("max+max", "max+ls", "twn", "absmean/tensor", "absmean+ls", "optimal", "nm34", "lsq", "seq", "ttq")
+E5_METHODS = ("max+ls", "max+max", "twn", "optimal", "absmean+ls", "lsq", "seq")
 FINAL_TASKS = ("mnist_mlp", "mnist_lenet", "fashion_mlp", "fashion_cnn", "cifar_resnet20", "char_lm", "char_lm_gpu")
 
 EXPERIMENTS = {
@@ -106,9 +107,32 @@ EXPERIMENTS = {
         rows=tuple(
             Row(f"{label}, {norm}", method, settings)
             for norm, settings in (("BatchNorm", ()), ("none", ("norm=none",)))
-            for label, method in (("FP32", "fp32"), ("max+ls", "max+ls"), ("max+max", "max+max"))
+            for label, method in (("FP32", "fp32"), *((name, name) for name in E5_METHODS))
         ),
-        columns=MLPS,
+        columns=(*MLPS, Column("mnist_mlp")),
+    ),
+    "E6": Experiment(
+        rows=(
+            *(
+                Row(f"{label}, lr {lr}", method, settings)
+                for label, method in (("FP32", "fp32"), ("ternary", "ternary"), ("twn", "twn"))
+                for lr, settings in (
+                    ("1e-3", ("lr=1e-3", "lr_fp32=1e-3")),
+                    ("3e-3", ()),
+                    ("1e-2", ("lr=1e-2", "lr_fp32=1e-2")),
+                )
+            ),
+            Row("optimal, lr 3e-3", "optimal"),
+            Row("max+max, lr 3e-3", "max+max"),
+            Row("ternary, lr 3e-3, lambda warm-up", "ternary", ("quant_warmup=0.25",)),
+            *(
+                Row(f"{label}, lr 3e-3, {change}", method, settings)
+                for change, settings in (("20 epochs", ("epochs=20",)), ("weight decay 0.1", ("weight_decay=0.1",)))
+                for label, method in (("FP32", "fp32"), ("ternary", "ternary"))
+            ),
+        ),
+        columns=(Column("mnist_mlp"), Column("fashion_mlp"), Column("fashion_cnn", ("train_size=12000", "epochs=5"))),
+        seeds=(0, 1),
     ),
 }
 

@@ -10,6 +10,6 @@ TASK = Task(
     name="mnist_lenet",
     title="MNIST LeNet 32C5-64C5-512",
     build=functools.partial(convnet, kernel=5, padding=0, channels=(32, 64), hidden=512),
-    recipe=Recipe(epochs=2, batch=128, lr=3e-3, lr_fp32=3e-3, norm="batch"),
+    recipe=Recipe(epochs=4, batch=128, lr=3e-3, lr_fp32=3e-3, norm="batch"),
     read=mnist,
 )

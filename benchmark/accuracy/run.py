@@ -77,7 +77,7 @@ def trained_fp32(
     """The FP32 twin and its curve, from the folder of teachers where it is there."""
     own = for_fp32(recipe)
     torch.manual_seed(seed)
-    model = task.build(own).to(args.device)
+    model = task.build(own).to(args.device, memory_format=torch.channels_last)  # a third faster on CPUs
     name = "-".join(f"{value}" for value in dataclasses.astuple(own))
     path = (
         args.teachers / f"{task.name}-{'final' if args.final else 'held-out'}-{seed}-{name}.pt"

@@ -96,12 +96,20 @@ def mlp(recipe: Recipe, sizes: tuple[int, ...] = (784, 256, 128, 10)) -> nn.Sequ
 
 
 def convnet(recipe: Recipe, kernel: int, padding: int, channels: tuple[int, int], hidden: int) -> nn.Sequential:
-    """Two convolutions, each followed by 2 x 2 maximum and ReLU, and two linear layers, for 28 x 28 images."""
-    norm: Callable[[int], list[nn.Module]] = (lambda n: [nn.BatchNorm2d(n)]) if recipe.norm == "batch" else lambda n: []
+    """Two convolutions, each followed by 2 x 2 maximum and ReLU, and two linear layers, for 28 x 28 images.
+
+    With ``norm=batch`` every layer but the last has a BatchNorm before its ReLU.
+    """
+    normed = recipe.norm == "batch"
+
+    def norm(n: int, kind: type[nn.Module] = nn.BatchNorm2d) -> list[nn.Module]:
+        return [kind(n)] if normed else []
+
     one, two = channels
     side = functools.reduce(lambda s, _: (s + 2 * padding - kernel + 1) // 2, channels, 28)
     return nn.Sequential(
         *(nn.Conv2d(1, one, kernel, padding=padding), nn.MaxPool2d(2), *norm(one), nn.ReLU()),
         *(nn.Conv2d(one, two, kernel, padding=padding), nn.MaxPool2d(2), *norm(two), nn.ReLU()),
-        *(nn.Flatten(), nn.Linear(two * side * side, hidden), nn.ReLU(), nn.Linear(hidden, 10)),
+        *(nn.Flatten(), nn.Linear(two * side * side, hidden), *norm(hidden, nn.BatchNorm1d), nn.ReLU()),
+        nn.Linear(hidden, 10),
     )
