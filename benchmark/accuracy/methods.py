@@ -1,8 +1,5 @@
 """The nets that are compared: `fp32`, the twin, and the ternary methods by name."""
 
-from torch import nn
-
-import bittorch
 from bittorch import TernaryQuantConfig
 
 FP32 = "fp32"
@@ -35,17 +32,3 @@ def config_of(method: str) -> TernaryQuantConfig | None:
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     return None if method == FP32 else TernaryQuantConfig(**METHODS[method])
-
-
-def make_ternary(model: nn.Module, config: TernaryQuantConfig) -> nn.Module:
-    """Every linear layer and convolution made ternary, on its weights as they are.
-
-    Convolutions know neither learned scales nor the clipped estimator; they then take the default.
-    """
-    plain = config.learned or config.ste != "identity"
-    configs = {
-        name: TernaryQuantConfig() if plain and isinstance(module, nn.Conv2d) else config
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d)
-    }
-    return bittorch.quantize_model(model, configs)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from data import DataError, Split
 from loop import fit
-from methods import FP32, METHODS, config_of, make_ternary
+from methods import FP32, METHODS, config_of
 from recipe import Recipe, changed, for_fp32
 from records import RESULTS, append, command, environment, key_of, read
 from task import Task, logits, score_of
@@ -104,7 +104,7 @@ def trained_ternary(
     teacher = trained_fp32(task, split, recipe, seed, args)[0] if recipe.needs_teacher else None
     torch.manual_seed(seed)
     start = teacher if teacher is not None and recipe.from_fp32 else task.build(recipe).to(args.device)
-    model = make_ternary(start, config)
+    model = bittorch.quantize_model(start, config)
     return model, fit(model, task, split, recipe, seed, f"{task.name} {method} {seed}", teacher)
 
 
