@@ -32,7 +32,7 @@ class Padding:
         return functional.pad(x, self.before, self.mode) if any(self.before) else x
 
 
-def columns_of(conv: nn.Conv2d) -> int:
+def columns_of(conv: nn.Conv2d | TernaryConv2dInference) -> int:
     return conv.in_channels // conv.groups * conv.kernel_size[0] * conv.kernel_size[1]
 
 
@@ -98,7 +98,7 @@ class TernaryConv2dInference(PackedLayer):
 
     @property
     def columns(self) -> int:
-        return self.in_channels // self.groups * self.kernel_size[0] * self.kernel_size[1]
+        return columns_of(self)
 
     @property
     def scale_groups(self) -> int:

@@ -28,10 +28,7 @@ std::tuple<at::Tensor, at::Tensor> act_quantize(const at::Tensor &x, int64_t bit
     p.m = rows.size(0), p.k = rows.size(1), p.ldx = rows.stride(0), p.ldq = p.k;
     p.order = BT_ORDER_NATURAL;
     const at::Tensor weight = norm_weight ? norm_weight->contiguous() : at::Tensor();
-    if (norm_weight) {
-        p.norm_weight = weight.const_data_ptr();
-        p.norm_type = float_type(weight, "norm_weight"), p.norm_eps = norm_eps;
-    }
+    set_norm(p, weight, norm_eps);
     p.stream = current_stream(x.device());
     const auto run = reinterpret_cast<bt_act_quantize_fn *>(kernel.run);
     if (kernel.device == BT_GPU)

@@ -86,6 +86,13 @@ void check_norm(const std::optional<at::Tensor> &weight, double eps, const at::T
     TORCH_CHECK_VALUE(eps > 0 && std::isfinite(eps), "norm_eps must be positive and finite, got ", eps);
 }
 
+void set_norm(bt_act_quantize &p, const at::Tensor &weight, double eps) {
+    if (!weight.defined())
+        return;
+    p.norm_weight = weight.const_data_ptr();
+    p.norm_type = float_type(weight, "norm_weight"), p.norm_eps = eps;
+}
+
 ScaleLayout check_scale(const at::Tensor &scale, int64_t out_features, int64_t in_features) {
     TORCH_CHECK_TYPE(scale.scalar_type() == at::kFloat, "scale must be float32, got ", dtype_name(scale));
     if (scale.dim() == 1 && scale.size(0) == 1)

@@ -35,6 +35,9 @@ void check_bias(const std::optional<at::Tensor> &bias, int64_t out_features);
 // (in_features,) floating on the device of x; eps positive and finite.
 void check_norm(const std::optional<at::Tensor> &weight, double eps, const at::Tensor &x);
 
+// Has the quantiser take the norm of x; `weight`, contiguous and kept by the caller, is undefined where there is none.
+void set_norm(bt_act_quantize &p, const at::Tensor &weight, double eps);
+
 // How a kernel finds the scale of row r, column c: scale[r * lds + c / group].
 struct ScaleLayout {
     int64_t lds, group;

@@ -23,7 +23,8 @@ std::tuple<at::Tensor, at::Tensor> ternary_quantize(const at::Tensor &w, const s
                                                     const std::string &granularity, int64_t group_size);
 
 std::tuple<at::Tensor, at::Tensor> act_quantize(const at::Tensor &x, int64_t bits,
-                                                const std::optional<at::Tensor> &norm_weight, double norm_eps);
+                                                const std::optional<at::Tensor> &norm_weight = std::nullopt,
+                                                double norm_eps = 1e-5);
 
 at::Tensor ternary_linear_packed(const at::Tensor &x, const at::Tensor &w_packed, const at::Tensor &scale,
                                  const std::optional<at::Tensor> &bias, const std::string &variant);

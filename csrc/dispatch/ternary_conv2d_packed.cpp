@@ -121,7 +121,7 @@ Tensor unfold(const Tensor &x, const bt_ternary_conv2d_packed &p, const Geometry
 // The exact sums of integers below 2^53, as float64, then the epilogue of the header with one rounding an operation.
 Tensor unfolded_codes(const Tensor &x, const Tensor &w_packed, const Tensor &scale, const bt_ternary_conv2d_packed &p,
                       const Geometry &geometry, int64_t bits) {
-    const auto [q, q_scale] = act_quantize(x.flatten(1), bits, std::nullopt, 1.0);
+    const auto [q, q_scale] = act_quantize(x.flatten(1), bits);
     Tensor codes = q.to(at::kDouble);
     if (bits > 8) {
         Tensor joined = codes.select(1, bits / 8 - 1);

@@ -24,10 +24,7 @@ static bt_act_quantize quantize_params(const Activations &x, int digits, int64_t
     a.x = static_cast<const char *>(x.rows.const_data_ptr()) + first * x.rows.stride(0) * x.rows.element_size();
     a.x_type = x.type;
     a.m = count, a.k = x.rows.size(1), a.ldx = x.rows.stride(0);
-    if (x.norm_weight.defined()) {
-        a.norm_weight = x.norm_weight.const_data_ptr();
-        a.norm_type = float_type(x.norm_weight, "norm_weight"), a.norm_eps = x.norm_eps;
-    }
+    set_norm(a, x.norm_weight, x.norm_eps);
     return a;
 }
 

@@ -27,13 +27,14 @@ static __device__ float norm_factor(const bt_act_quantize &p, int64_t row) {
     return (float)__ddiv_rn(1.0, __dsqrt_rn(__dadd_rn(__ddiv_rn(sum, (double)p.k), p.norm_eps)));
 }
 
-static __device__ float normed(const bt_act_quantize &p, int64_t k, float x, float factor) {
-    return p.norm_weight ? __fmul_rn(__fmul_rn(x, factor), bt_load(p.norm_weight, p.norm_type, k)) : x;
+static __device__ float normed(float x, float factor, float weight) {
+    return __fmul_rn(__fmul_rn(x, factor), weight);
 }
 
 /* Column k of a row, as it is to be quantised. */
 static __device__ float activation(const bt_act_quantize &p, int64_t row, int64_t k, float factor) {
-    return normed(p, k, bt_load(p.x, p.x_type, row * p.ldx + k), factor);
+    const float x = bt_load(p.x, p.x_type, row * p.ldx + k);
+    return p.norm_weight ? normed(x, factor, bt_load(p.norm_weight, p.norm_type, k)) : x;
 }
 
 static __device__ uint32_t absmax_bits(const bt_act_quantize &p, int64_t row, float factor) {
@@ -127,7 +128,7 @@ static __device__ void activations(const bt_act_quantize &p, int64_t row, int64_
     load_sixteen(p.norm_weight, p.norm_type, k, p.k - k, aligned.norm, weight);
     BT_UNROLL
     for (int i = 0; i < 16; i++)
-        x[i] = __fmul_rn(__fmul_rn(x[i], factor), weight[i]);
+        x[i] = normed(x[i], factor, weight[i]);
 }
 
 /* The same as quantize() in natural order or with stride 4, for rows of q at multiples of 16 bytes: 16 columns a
