@@ -14,17 +14,21 @@ constexpr int64_t token_block = 1024;
 static void run_on_cpu(const bt_kernel &kernel, const bt_ternary_linear_packed &all, int64_t x_bytes, int64_t y_bytes) {
     const auto run = reinterpret_cast<bt_ternary_linear_packed_fn *>(kernel.run);
     bt_ternary_linear_packed p = all;
-    p.ldxp = bt_div_up(p.k, BT_FLOAT_BLOCK) * BT_FLOAT_BLOCK;
     p.xp_type = bt_packed_xp_type(kernel.dtypes);
-    const int64_t count = std::min(all.m, token_block) * p.ldxp, bytes = count * (p.xp_type == BT_F32 ? 4 : 2);
+    p.xp_natural = bt_packed_natural(&p, kernel.needs);
+    const bool is_x = p.xp_natural && p.x_type == BT_F32; // nothing to prepare
+    p.ldxp = is_x ? p.ldx : bt_div_up(p.k, BT_FLOAT_BLOCK) * BT_FLOAT_BLOCK;
+    const int64_t rows = is_x ? 0 : std::min(all.m, token_block), bytes = rows * p.ldxp * (p.xp_type == BT_F32 ? 4 : 2);
     Scratch scratch(Scratch::bytes_of<char>(bytes));
-    p.xp = scratch.take<char>(bytes);
+    void *const prepared = scratch.take<char>(bytes);
     for (int64_t first = 0; first < all.m; first += token_block) {
         p.m = std::min(token_block, all.m - first);
         p.x = static_cast<const char *>(all.x) + first * all.ldx * x_bytes;
         p.y = static_cast<char *>(all.y) + first * all.ldy * y_bytes;
-        parallel_tiles(p.m, p.m * p.k,
-                       [&](int64_t begin, int64_t end) { bt_ternary_linear_packed_prepare(&p, begin, end); });
+        p.xp = is_x ? const_cast<void *>(p.x) : prepared;
+        if (!is_x)
+            parallel_tiles(p.m, p.m * p.k,
+                           [&](int64_t begin, int64_t end) { bt_ternary_linear_packed_prepare(&p, begin, end); });
         parallel_tiles(bt_tiles(p.m, p.n), p.m * p.n * p.k, [&](int64_t begin, int64_t end) { run(&p, begin, end); });
     }
 }

@@ -18,8 +18,11 @@
  *   float order, fp32   xp[i][256 b + 16 s + lane] = (float)x[i][256 b + 16 lane + s]              one weight a step
  *   pair order, bf16    xp[i][256 b + 32 s + 2 lane + h] = x[i][256 b + 16 lane + 2 s + h]         two weights a step
  *
+ *   natural order, fp32  xp[i][c] = (float)x[i][c]              x itself where it is fp32; nothing is read beyond k
+ *
  * A kernel whose only type in the list is bf16 reads pair order, see bt_packed_xp_type(); the others read float
- * order. The scalar kernel reads both, for the group sizes that a variant leaves to it.
+ * order, or, where bt_packed_natural() says so, natural order. The scalar kernel reads the first two, for the group
+ * sizes that a variant leaves to it.
  *
  * CUDA: fp32 sums in an order that the shape alone decides; a token's result may differ from the CPU's in rounding.
  * cuda_unpack is ternary_unpack and a product by cuBLAS, which csrc/dispatch runs: the weight is rounded to x's type.
@@ -27,11 +30,12 @@
 #ifndef BT_TERNARY_LINEAR_PACKED_H
 #define BT_TERNARY_LINEAR_PACKED_H
 #include "cuda_tensor.h"
+#include "lane_cost.h"
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-enum { BT_FLOAT_BLOCK = 256 };
+enum { BT_FLOAT_BLOCK = 256, BT_NATURAL_K = 1024 };
 
 typedef struct bt_ternary_linear_packed {
     const void *x;      /* m rows of k, ldx elements apart, of type x_type */
@@ -39,9 +43,10 @@ typedef struct bt_ternary_linear_packed {
     const float *scale; /* as above */
     const void *bias;   /* NULL, or [n] of type bias_type */
     void *y;            /* m rows of n, ldy elements apart, of type y_type */
-    void *xp;           /* CPU: m rows of ldxp elements of type xp_type, ldxp a multiple of 256; CUDA: NULL */
+    void *xp;           /* CPU: m rows of type xp_type, ldxp apart, a multiple of 256 unless xp_natural; CUDA: NULL */
     int64_t m, n, k, ldx, ldw, ldy, lds, group, ldxp;
     int x_type, xp_type, y_type, bias_type;
+    int xp_natural;  /* xp is in natural order */
     void *workspace; /* CUDA: bt_ternary_linear_packed_cuda_workspace() bytes, aligned to 8 */
     int64_t workspace_bytes;
     void *stream;
@@ -59,6 +64,21 @@ static inline int64_t bt_float_index(int64_t k) {
 /* The xp_type of a kernel whose row of the list has these types. */
 static inline int bt_packed_xp_type(unsigned dtypes) {
     return dtypes == BT_SET(BT_BF16) ? BT_BF16 : BT_F32;
+}
+
+/* Whether a kernel whose row of the list has these needs can read natural order, and whether it is faster so: its
+ * vectors then hold rows of w. */
+static inline int bt_packed_may_be_natural(const bt_ternary_linear_packed *p, uint32_t needs) {
+    return (needs == BT_CPU_AVX512 || needs == BT_CPU_AVX2) && p->group == p->k && p->k > 0 && p->k <= BT_NATURAL_K;
+}
+
+static inline int bt_packed_natural(const bt_ternary_linear_packed *p, uint32_t needs) {
+    static const bt_lane_cost avx512 = {
+        .lanes = 16, .unit = BT_FLOAT_BLOCK, .reduction = 64, .twentieths = 17, .prepare = 14};
+    static const bt_lane_cost avx2 = {
+        .lanes = 8, .unit = BT_FLOAT_BLOCK, .reduction = 64, .twentieths = 21, .prepare = 11};
+    return bt_packed_may_be_natural(p, needs) &&
+           bt_rows_fit_lanes(p->m, p->n, p->k, needs == BT_CPU_AVX512 ? &avx512 : &avx2);
 }
 
 static inline void *bt_packed_xp_row(const bt_ternary_linear_packed *p, int64_t i) {

@@ -95,6 +95,25 @@ static void check_batch(const bt_ternary_linear_packed *p, bt_ternary_linear_pac
     check(same, "bits of the batch, token by token");
 }
 
+/* Natural order, which is x itself in fp32: nothing may be read past the end of its last row. */
+static void check_natural(bt_ternary_linear_packed p, bt_ternary_linear_packed_fn *run, const void *expected,
+                          int64_t length) {
+    const int64_t tiles = bt_tiles(p.m, p.n);
+    p.xp_natural = 1;
+    if (p.x_type == BT_F32) {
+        p.xp = (void *)p.x;
+        p.ldxp = p.ldx;
+    } else {
+        p.ldxp = p.k;
+        p.xp = buffer((size_t)(p.m * p.k) * sizeof(float));
+        bt_ternary_linear_packed_prepare(&p, 0, p.m);
+    }
+    p.y = buffer(matrix_bytes(p.m, p.n, p.ldy, p.y_type));
+    run(&p, tiles / 2, tiles);
+    run(&p, 0, tiles / 2);
+    check(same_values(p.y, expected, p.y_type, length), "bits as scalar, natural order");
+}
+
 static void compare(const case_t *t, bt_ternary_linear_packed p, const void *expected, const int8_t *trits) {
     const int64_t tiles = bt_tiles(p.m, p.n), length = p.m && p.n ? (p.m - 1) * p.ldy + p.n : 0;
     for (const bt_kernel *kernel = bt_kernels; kernel < bt_kernels + bt_kernel_count; kernel++) {
@@ -110,6 +129,8 @@ static void compare(const case_t *t, bt_ternary_linear_packed p, const void *exp
         run(&p, 0, tiles / 2);
         if (xp_type == BT_F32) {
             check(same_values(p.y, expected, p.y_type, length), "bits as scalar");
+            if (bt_packed_may_be_natural(&p, kernel->needs))
+                check_natural(p, run, expected, length);
             continue;
         }
         check_sums(&p, trits);

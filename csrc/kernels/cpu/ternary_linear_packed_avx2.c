@@ -6,16 +6,49 @@
  *   s      15   ...  1   0      the two low bits are the index that vpermilps takes into {0, +1, -1, 0}
  *
  * So every step s is a permutation, one multiply-add a token, and a shift by 2. Assumes float order in xp. */
-#include "x86_linear.h"
+#include "x86.h"
+
+enum { LANES = 8, MOST_TOKENS = 4 };
+typedef __m256 floats;
+typedef __m256i words;
+
+BT_ALWAYS_INLINE floats decode(words codes) {
+    const __m256 trits = _mm256_setr_ps(0.0f, 1.0f, -1.0f, 0.0f, 0.0f, 1.0f, -1.0f, 0.0f);
+    return _mm256_permutevar_ps(trits, codes);
+}
+BT_ALWAYS_INLINE words shift(words codes) {
+    return _mm256_srli_epi32(codes, 2);
+}
+BT_ALWAYS_INLINE words load_words(const uint32_t *from) {
+    return _mm256_load_si256((const __m256i *)from);
+}
+BT_ALWAYS_INLINE floats zeros(void) {
+    return _mm256_setzero_ps();
+}
+BT_ALWAYS_INLINE floats splat(const float *from) {
+    return _mm256_broadcast_ss(from);
+}
+BT_ALWAYS_INLINE floats load(const float *from) {
+    return _mm256_load_ps(from);
+}
+BT_ALWAYS_INLINE void store(float *to, floats v) {
+    _mm256_store_ps(to, v);
+}
+BT_ALWAYS_INLINE floats add(floats a, floats b) {
+    return _mm256_add_ps(a, b);
+}
+BT_ALWAYS_INLINE floats multiply(floats a, floats b) {
+    return _mm256_mul_ps(a, b);
+}
+BT_ALWAYS_INLINE floats multiply_add(floats a, floats b, floats c) {
+    return _mm256_fmadd_ps(a, b, c);
+}
+
+#include "x86_short_packed.h"
 
 enum { HALF_LANES = 8, HALF_BYTES = 32 };
 
 enum { CHUNK = 4 }; /* blocks of four tokens that stay in L1 while the passes over them follow */
-
-BT_ALWAYS_INLINE __m256 decode(__m256i codes) {
-    const __m256 trits = _mm256_setr_ps(0.0f, 1.0f, -1.0f, 0.0f, 0.0f, 1.0f, -1.0f, 0.0f);
-    return _mm256_permutevar_ps(trits, codes);
-}
 
 BT_ALWAYS_INLINE void add_block(__m256 acc[4][4], const uint8_t *const *w, int64_t at, const float *x, int64_t ldxp,
                                 const int rows, const int tokens) {
@@ -95,5 +128,7 @@ BT_ALWAYS_INLINE void sum_span(bt_lanes_f32 lanes, const bt_rows *rows, const vo
 }
 
 bt_status bt_ternary_linear_packed_avx2(const bt_ternary_linear_packed *p, int64_t tile_begin, int64_t tile_end) {
+    if (p->xp_natural)
+        return short_tiles(p, tile_begin, tile_end);
     return bt_packed_tiles(p, tile_begin, tile_end, BT_F32, sum_span);
 }

@@ -13,10 +13,11 @@ static void interleave(const float *restrict from, float *restrict to) {
             to[4 * k + quarter] = from[BT_FLOAT_BLOCK / 4 * quarter + k];
 }
 
-/* Interleaved twice, a block is transposed as 16 x 16. */
-static void prepare_block(const void *x, int type, int64_t from, float *xp) {
+/* Interleaved twice, a block is transposed as 16 x 16; of a last block the first `count` columns are there. */
+static void prepare_block(const void *x, int type, int64_t from, int64_t count, float *xp) {
     float natural[BT_FLOAT_BLOCK], half_way[BT_FLOAT_BLOCK];
-    bt_load_many(x, type, from, BT_FLOAT_BLOCK, natural);
+    memset(natural + count, 0, (size_t)(BT_FLOAT_BLOCK - count) * sizeof *natural);
+    bt_load_many(x, type, from, count, natural);
     interleave(natural, half_way);
     interleave(half_way, xp);
 }
@@ -37,19 +38,19 @@ static void prepare_pairs(const bt_ternary_linear_packed *p, int64_t i) {
 
 bt_status bt_ternary_linear_packed_prepare(const bt_ternary_linear_packed *p, int64_t row_begin, int64_t row_end) {
     BT_ASSERT(p->xp_type == BT_F32 || (p->xp_type == BT_BF16 && p->x_type == BT_BF16));
-    const int64_t whole = p->k / BT_FLOAT_BLOCK * BT_FLOAT_BLOCK;
     for (int64_t i = row_begin; i < row_end; i++) {
         if (p->xp_type == BT_BF16) {
             prepare_pairs(p, i);
             continue;
         }
         float *xp = bt_packed_xp_row(p, i);
-        for (int64_t k = 0; k < whole; k += BT_FLOAT_BLOCK)
-            prepare_block(p->x, p->x_type, i * p->ldx + k, xp + k);
-        if (whole != p->k)
-            memset(xp + whole, 0, BT_FLOAT_BLOCK * sizeof *xp);
-        for (int64_t k = whole; k < p->k; k++)
-            xp[bt_float_index(k)] = bt_load(p->x, p->x_type, i * p->ldx + k);
+        if (p->xp_natural) {
+            bt_load_many(p->x, p->x_type, i * p->ldx, p->k, xp);
+            continue;
+        }
+        for (int64_t k = 0; k < p->k; k += BT_FLOAT_BLOCK)
+            prepare_block(p->x, p->x_type, i * p->ldx + k, p->k - k < BT_FLOAT_BLOCK ? p->k - k : BT_FLOAT_BLOCK,
+                          xp + k);
     }
     return BT_OK;
 }
@@ -81,7 +82,7 @@ static float dot(const void *xp, int xp_type, const uint8_t *w, int64_t begin, i
 }
 
 bt_status bt_ternary_linear_packed_scalar(const bt_ternary_linear_packed *p, int64_t tile_begin, int64_t tile_end) {
-    BT_ASSERT((p->xp_type == BT_F32 || p->xp_type == BT_BF16) && p->ldxp % BT_FLOAT_BLOCK == 0);
+    BT_ASSERT((p->xp_type == BT_F32 || p->xp_type == BT_BF16) && !p->xp_natural && p->ldxp % BT_FLOAT_BLOCK == 0);
     for (int64_t index = tile_begin; index < tile_end; index++) {
         const bt_tile t = bt_tile_at(p->m, p->n, index);
         for (int64_t i = t.m0; i < t.m1; i++)

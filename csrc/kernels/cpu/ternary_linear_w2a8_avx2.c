@@ -6,7 +6,7 @@
  * -32768 at most and are then widened to int32. */
 #include "x86_linear.h"
 
-enum { STEPS_IN_INT16 = 16, LANES = 8 };
+enum { STEPS_IN_INT16 = 16, LANES = 8, TWENTIETHS = 13 };
 
 BT_ALWAYS_INLINE __m256i load(const void *p) {
     return _mm256_loadu_si256((const __m256i *)p);
@@ -31,6 +31,10 @@ BT_ALWAYS_INLINE __m256i widen(__m256i sum) {
     return _mm256_madd_epi16(sum, _mm256_set1_epi16(1));
 }
 
+/* acc + the four products u8 * s8 of each lane. */
+BT_ALWAYS_INLINE __m256i dot_u8_i8(__m256i acc, __m256i u, __m256i q) {
+    return _mm256_add_epi32(acc, widen(_mm256_maddubs_epi16(u, q)));
+}
 /* Adds a step of one row to the sums of its tokens; x[c] points at the first plane. */
 BT_ALWAYS_INLINE void add_row(__m256i sum[4], __m256i bytes, const int8_t *const x[4], const int tokens) {
     BT_UNROLL

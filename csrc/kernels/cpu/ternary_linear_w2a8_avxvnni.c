@@ -6,7 +6,7 @@
  * lane is at most k / 8 * 2 * 128, inside int32 for k <= BT_W2A8_MAX_K. */
 #include "x86_linear.h"
 
-enum { LANES = 8 };
+enum { LANES = 8, TWENTIETHS = 20 };
 
 BT_ALWAYS_INLINE __m256i load(const void *p) {
     return _mm256_loadu_si256((const __m256i *)p);

@@ -1,10 +1,38 @@
 /* ternary_linear_w2a8 in 256-bit vectors: what stands around the loops of the variants, which decode code + 1.
  *
  * A variant defines, and then includes this:
+ *   TWENTIETHS           of bt_lane_cost
+ *   dot_u8_i8()          a sum and the four products of each lane
  *   LANES = 8, load()    int32 lanes of a sum, and an unaligned load
  *   rows_at_once()       of the four rows, for a number of tokens
  *   run_pass()           adds `steps` steps of some rows to the lanes, or, unless `add`, stores them there
  *   offset_lanes()       what code + 1 adds to the lanes of a row: sum q */
+enum { MOST_Q = 4 };
+typedef __m256i words;
+
+BT_ALWAYS_INLINE words low_codes(words codes) {
+    return _mm256_and_si256(codes, _mm256_set1_epi8(3));
+}
+BT_ALWAYS_INLINE words shift(words codes) {
+    return _mm256_srli_epi32(codes, 2);
+}
+BT_ALWAYS_INLINE words load_words(const uint32_t *from) {
+    return _mm256_load_si256((const __m256i *)from);
+}
+BT_ALWAYS_INLINE void store_words(int32_t *to, words v) {
+    _mm256_store_si256((__m256i *)to, v);
+}
+BT_ALWAYS_INLINE words splat_quad(const int8_t *from) {
+    int32_t quad;
+    memcpy(&quad, from, sizeof quad);
+    return _mm256_set1_epi32(quad);
+}
+
+static const bt_lane_cost other_cost = {
+    .lanes = LANES, .unit = BT_STEP, .reduction = 160, .twentieths = TWENTIETHS, .gather = 2};
+
+#include "x86_short_w2a8.h"
+
 /* Not inlined: among other loops gcc 12 spills the sums. */
 #define DEFINE_ADD_STEPS(tokens)                                                                                       \
     static __attribute__((noinline)) void add_steps_##tokens(int32_t *lanes, const uint8_t *const *w, const int8_t *q, \

@@ -170,6 +170,8 @@ BT_ALWAYS_INLINE void bt_w2a8_tiles(const bt_ternary_linear_w2a8 *p, int64_t til
         BT_ASSERT(p->ldq % BT_ACT_BLOCK == 0 && p->k <= BT_W2A8_MAX_K && p->digits >= 1 && p->digits <= 3);            \
         if (!bt_group_fits(p->k, p->group))                                                                            \
             return bt_ternary_linear_w2a8_scalar(p, tile_begin, tile_end);                                             \
+        if (lanes_are_rows(p))                                                                                         \
+            return short_tiles(p, tile_begin, tile_end);                                                               \
         if (p->group == p->k)                                                                                          \
             p->digits == 1   ? whole_1(p, tile_begin, tile_end)                                                        \
             : p->digits == 2 ? whole_2(p, tile_begin, tile_end)                                                        \
