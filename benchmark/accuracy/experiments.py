@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Iterator
 
 import run
+from methods import same_as
 from recipe import changed
 from run import TASKS, task_of
 
@@ -44,7 +45,7 @@ class Experiment:
     def key(self, column: Column, row: Row) -> tuple[str, str, str, str]:
         """Task, split, recipe and method, as in the result files."""
         _, recipe = changed(task_of(column.task).recipe, [*column.settings, *row.settings])
-        return column.task, "final" if self.final else "held-out", recipe, row.method
+        return column.task, "final" if self.final else "held-out", recipe, same_as(row.method)
 
 
 FP32 = Row("FP32", "fp32")
@@ -52,10 +53,11 @@ TERNARY = Row("ternary", "ternary")
 DISTIL = ("distill=1.0", "from_fp32=1")
 FEW = ("train_size=6000", "epochs=10")
 MLPS = (Column("mnist_mlp", FEW), Column("fashion_mlp", FEW))
-SHORT = (
-    *MLPS,
-    Column("fashion_cnn", ("epochs=2", "train_size=6000")),
-    Column("char_lm", ("steps=300",)),
+FULL = (
+    Column("mnist_mlp"),
+    Column("fashion_mlp"),
+    Column("fashion_cnn", ("train_size=12000", "epochs=5")),
+    Column("char_lm"),
 )
 E1_METHODS = ("max+max", "max+ls", "twn", "absmean/tensor", "absmean+ls", "optimal", "nm34", "lsq", "seq", "ttq")
 E5_METHODS = ("max+ls", "max+max", "twn", "optimal", "absmean+ls", "lsq", "seq")
@@ -73,7 +75,7 @@ EXPERIMENTS = {
         columns=tuple(Column(task) for task in FINAL_TASKS),
         final=True,
     ),
-    "E1": Experiment(rows=(FP32, *(Row(name, name) for name in E1_METHODS)), columns=SHORT),
+    "E1": Experiment(rows=(FP32, *(Row(name, name) for name in E1_METHODS)), columns=FULL),
     "E2": Experiment(
         rows=tuple(
             Row(f"{label}, {estimator}", method, settings)
@@ -131,8 +133,30 @@ EXPERIMENTS = {
                 for label, method in (("FP32", "fp32"), ("ternary", "ternary"))
             ),
         ),
-        columns=(Column("mnist_mlp"), Column("fashion_mlp"), Column("fashion_cnn", ("train_size=12000", "epochs=5"))),
+        columns=FULL[:3],
         seeds=(0, 1),
+    ),
+    "E7": Experiment(
+        rows=(
+            FP32,
+            TERNARY,
+            *(
+                Row(f"{label}, {change}", method, settings)
+                for change, settings in (
+                    ("warm-up 5 %", ("warmup=0.05",)),
+                    ("clip 1", ("clip=1.0",)),
+                    ("warm-up 5 %, clip 1", ("warmup=0.05", "clip=1.0")),
+                )
+                for label, method in (("FP32", "fp32"), ("ternary", "ternary"))
+            ),
+            Row("ternary, lr 8e-3", "ternary", ("lr=8e-3",)),
+            Row("FP32, warm-up 5 %, clip 1, lr 2e-3", "fp32", ("warmup=0.05", "clip=1.0", "lr_fp32=2e-3")),
+            *(
+                Row(f"ternary, warm-up 5 %, clip 1, lr {lr}", "ternary", ("warmup=0.05", "clip=1.0", f"lr={lr}"))
+                for lr in ("3e-3", "2e-3")
+            ),
+        ),
+        columns=(Column("char_lm"),),
     ),
 }
 

@@ -32,3 +32,9 @@ def config_of(method: str) -> TernaryQuantConfig | None:
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     return None if method == FP32 else TernaryQuantConfig(**METHODS[method])
+
+
+def same_as(method: str) -> str:
+    """The first method of the same configuration: those of ``max+ls``, the default, are ``ternary``."""
+    config = config_of(method)
+    return next(name for name in METHODS if config_of(name) == config)

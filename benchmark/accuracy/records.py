@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from methods import same_as
 
 import bittorch
 
@@ -36,7 +37,8 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def key_of(record: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(record[name] for name in KEY)
+    """What a run is, but that methods of one configuration are one."""
+    return tuple(same_as(record[name]) if name == "method" else record[name] for name in KEY)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments import DISTIL, EXPERIMENTS, FP32, TERNARY, Column, Experiment, Row
-from records import RESULTS, read
+from records import RESULTS, key_of, read
 from run import TASKS, task_of
 
 ROOT = Path(__file__).parent.parent.parent
@@ -43,8 +43,8 @@ def load(folder: Path) -> Records:
     found: Records = defaultdict(dict)
     for name in TASKS:
         for record in read(folder / f"{name}.jsonl"):
-            key = record["task"], record["split"], record["recipe"], record["method"]
-            found[key][record["seed"]] = record
+            *key, seed = key_of(record)
+            found[tuple(key)][seed] = record
     return found
 
 
