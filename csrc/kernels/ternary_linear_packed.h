@@ -73,10 +73,8 @@ static inline int bt_packed_may_be_natural(const bt_ternary_linear_packed *p, ui
 }
 
 static inline int bt_packed_natural(const bt_ternary_linear_packed *p, uint32_t needs) {
-    static const bt_lane_cost avx512 = {
-        .lanes = 16, .unit = BT_FLOAT_BLOCK, .reduction = 64, .twentieths = 17, .prepare = 14};
-    static const bt_lane_cost avx2 = {
-        .lanes = 8, .unit = BT_FLOAT_BLOCK, .reduction = 64, .twentieths = 21, .prepare = 11};
+    static const bt_lane_cost avx512 = {16, BT_FLOAT_BLOCK, 64, 0, 17, 14, 0};
+    static const bt_lane_cost avx2 = {8, BT_FLOAT_BLOCK, 64, 0, 21, 11, 0};
     return bt_packed_may_be_natural(p, needs) &&
            bt_rows_fit_lanes(p->m, p->n, p->k, needs == BT_CPU_AVX512 ? &avx512 : &avx2);
 }
