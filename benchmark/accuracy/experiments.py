@@ -140,15 +140,10 @@ EXPERIMENTS = {
         rows=(
             FP32,
             TERNARY,
-            *(
-                Row(f"{label}, {change}", method, settings)
-                for change, settings in (
-                    ("warm-up 5 %", ("warmup=0.05",)),
-                    ("clip 1", ("clip=1.0",)),
-                    ("warm-up 5 %, clip 1", ("warmup=0.05", "clip=1.0")),
-                )
-                for label, method in (("FP32", "fp32"), ("ternary", "ternary"))
-            ),
+            Row("ternary, warm-up 5 %", "ternary", ("warmup=0.05",)),
+            Row("ternary, clip 1", "ternary", ("clip=1.0",)),
+            Row("FP32, warm-up 5 %, clip 1", "fp32", ("warmup=0.05", "clip=1.0")),
+            Row("ternary, warm-up 5 %, clip 1", "ternary", ("warmup=0.05", "clip=1.0")),
             Row("ternary, lr 8e-3", "ternary", ("lr=8e-3",)),
             Row("FP32, warm-up 5 %, clip 1, lr 2e-3", "fp32", ("warmup=0.05", "clip=1.0", "lr_fp32=2e-3")),
             *(
