@@ -48,7 +48,8 @@ MARGIN = 1.1
 
 # One row a kernel file, or one for each product that it has, named after a space; one Loop for each number of tokens T,
 # or of positions of a convolution. A new variant: add its row, deriving the counts from its source in the same way; a
-# tile that changes changes its row.
+# tile that changes changes its row. With rows in the lanes (x86_short_rows.h) a pass of the int8 products is a word of
+# V vectors by Q rows of q: V loads, 4 V masks, 3 V shifts, 4 Q broadcasts, 4 V Q products, and counters and addresses.
 KERNELS = {
     # A pass is a block of 256 columns of 4 rows. Codes: load, shift, vpternlogd and prefetch a row: 16; masks: 4 planes
     # of 4 rows: 16; counters and pointers: 4. T = 1: 4 loads of x, 16 products. T > 1: 12 shifts, 4 T loads, 16 T.
@@ -60,6 +61,9 @@ KERNELS = {
             Loop("2 tokens", 32, 4, 88),
             Loop("3 tokens", 48, 4, 108),
             Loop("4 tokens", 64, 4, 128),
+            Loop("rows in lanes, V = 1, Q = 4", 16, 0, 40 + 11),
+            Loop("rows in lanes, V = 1, Q = 8, or V = 2, Q = 4", 32, 0, 72 + 12),
+            Loop("rows in lanes, V = 2, Q = 8", 64, 0, 112 + 11, copies=2),
         ),
     ),
     # A pass is a step of 128 columns. Codes: prefetch for two rows; shift, two masks and 4 vpshufb a row. T = 1, 4
@@ -74,6 +78,8 @@ KERNELS = {
             Loop("2 tokens", 32, 16, 80),
             Loop("3 tokens", 24, 8, 57),
             Loop("4 tokens", 32, 8, 66),
+            Loop("rows in lanes, V = 1, Q = 4", 16, 0, 40 + 11),
+            Loop("rows in lanes, V = 2, Q = 4", 32, 0, 64 + 12),
         ),
     ),
     # A pass is a step of 128 columns. T = 1, 4 rows: 4 loads, 2 prefetches, shift and two masks a row: 12, 16 vpshufb,
@@ -88,10 +94,14 @@ KERNELS = {
             Loop("2 tokens", 16, 8, 60),
             Loop("3 tokens", 24, 8, 77 + 2, copies=2),
             Loop("4 tokens", 32, 8, 94 + 1, copies=1),
+            # Three instructions a product.
+            Loop("rows in lanes, V = 1, Q = 4", 16, 0, 72 + 15),
+            Loop("rows in lanes, V = 2, Q = 4", 32, 0, 128 + 14),
         ),
         accumulate="vpaddw",
     ),
     # A pass is four of the 16 steps of a block: 4 vpermilps and 4 shifts a step, T loads of x, 4 T products; counter 3.
+    # With rows in the lanes whole words are unrolled; a pass is a column of the last word: V of both, 8 broadcasts.
     "ternary_linear_packed_avx512": Kernel(
         "vfmadd",
         "vpermilps",
@@ -100,6 +110,7 @@ KERNELS = {
             Loop("2 tokens", 32, 16, 75),
             Loop("3 tokens", 48, 16, 95),
             Loop("4 tokens", 64, 16, 115),
+            Loop("rows in lanes, V = 2, 8 tokens", 16, 2, 2 + 2 + 8 + 16 + 3),
         ),
     ),
     # A pass is four of the 8 steps of a block where T < 3, else one: 4 vpermd and 4 shifts a step, T loads of x, 4 T

@@ -31,9 +31,13 @@ BT_ALWAYS_INLINE __m256i widen(__m256i sum) {
     return _mm256_madd_epi16(sum, _mm256_set1_epi16(1));
 }
 
-/* acc + the four products u8 * s8 of each lane. */
+/* acc + the four products u8 * s8 of each lane. The ones are an operand in memory: sums, codes, masks and weights leave
+ * no register for them. */
 BT_ALWAYS_INLINE __m256i dot_u8_i8(__m256i acc, __m256i u, __m256i q) {
-    return _mm256_add_epi32(acc, widen(_mm256_maddubs_epi16(u, q)));
+    static const _Alignas(32) int16_t ones[16] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+    __m256i sum;
+    __asm__("vpmaddwd %2, %1, %0" : "=x"(sum) : "x"(_mm256_maddubs_epi16(u, q)), "m"(*(const __m256i *)ones));
+    return fixed(_mm256_add_epi32(acc, sum));
 }
 /* Adds a step of one row to the sums of its tokens; x[c] points at the first plane. */
 BT_ALWAYS_INLINE void add_row(__m256i sum[4], __m256i bytes, const int8_t *const x[4], const int tokens) {

@@ -10,8 +10,13 @@
 enum { MOST_Q = 4 };
 typedef __m256i words;
 
+/* With the mask in memory: sums, codes and weights leave no register for it. */
 BT_ALWAYS_INLINE words low_codes(words codes) {
-    return _mm256_and_si256(codes, _mm256_set1_epi8(3));
+    static const _Alignas(32) uint32_t mask[8] = {0x03030303, 0x03030303, 0x03030303, 0x03030303,
+                                                  0x03030303, 0x03030303, 0x03030303, 0x03030303};
+    words low;
+    __asm__("vpand %2, %1, %0" : "=x"(low) : "x"(codes), "m"(*(const __m256i *)mask));
+    return low;
 }
 BT_ALWAYS_INLINE words shift(words codes) {
     return _mm256_srli_epi32(codes, 2);
