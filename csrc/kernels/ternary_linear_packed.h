@@ -57,10 +57,6 @@ typedef bt_status bt_ternary_linear_packed_fn(const bt_ternary_linear_packed *p,
 /* CPU: fills rows [row_begin, row_end) of xp; to be done for all rows before any tile runs. */
 bt_status bt_ternary_linear_packed_prepare(const bt_ternary_linear_packed *p, int64_t row_begin, int64_t row_end);
 
-static inline int64_t bt_float_index(int64_t k) {
-    return (k & ~(int64_t)255) + 16 * (k & 15) + ((k >> 4) & 15);
-}
-
 /* The xp_type of a kernel whose row of the list has these types. */
 static inline int bt_packed_xp_type(unsigned dtypes) {
     return dtypes == BT_SET(BT_BF16) ? BT_BF16 : BT_F32;

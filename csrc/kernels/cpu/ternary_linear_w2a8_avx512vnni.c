@@ -5,7 +5,7 @@
  * 64 packed bytes meet the four 64-byte planes of a block: plane p holds the activations of bits 2p+1..2p of every
  * byte. Several tokens shift the codes down to bits 1..0; one token leaves them in place and sums each plane, times
  * 4^p, apart. A lane of one plane is at most k / 64 * 192 * 128, inside int32 for k <= BT_W2A8_MAX_K. */
-#include "x86.h"
+#include "x86_linear.h"
 
 enum { LANES = 16, MOST_Q = 8 };
 typedef __m512i words;
@@ -59,10 +59,8 @@ BT_ALWAYS_INLINE words splat_quad(const int8_t *from) {
     return _mm512_set1_epi32(quad);
 }
 
-#include "x86_short_rows.h"
-
 static const bt_lane_cost other_cost = {
-    .lanes = LANES, .unit = 256, .reduction = 160, .part = 600, .twentieths = 20, .gather = 2};
+    .lanes = LANES, .unit = BT_BLOCK, .reduction = 160, .part = 600, .twentieths = 20, .gather = 2};
 
 #include "x86_short_w2a8.h"
 

@@ -85,13 +85,18 @@ BT_ALWAYS_INLINE __m128 bt_scaled_dot(__m128i dot, float q_scale, __m128 scale) 
     return _mm_mul_ps(_mm_cvtepi32_ps(dot), _mm_mul_ps(_mm_set1_ps(q_scale), scale));
 }
 
+/* The digits above one of four sums, which is exact. */
+BT_ALWAYS_INLINE __m256d bt_join_digit(__m256d above, __m128i digit) {
+    return _mm256_add_pd(_mm256_mul_pd(above, _mm256_set1_pd(256.0)), _mm256_cvtepi32_pd(digit));
+}
+
 /* The digits of a token, which begin with row c of q, joined: exact, and so is every order of it. */
 BT_ALWAYS_INLINE __m256d bt_joined_dots(const bt_span_dots *dots, int c, int64_t part, int parts, const int32_t *q_sum,
                                         int32_t offset, const int digits) {
     __m256d sum = _mm256_setzero_pd();
     for (int d = digits - 1; d >= 0; d--) {
         const __m128i dot = bt_group_dots(dots, c + d, part, parts, q_sum ? offset * q_sum[c + d] : 0);
-        sum = _mm256_add_pd(_mm256_mul_pd(sum, _mm256_set1_pd(256.0)), _mm256_cvtepi32_pd(dot));
+        sum = bt_join_digit(sum, dot);
     }
     return sum;
 }
@@ -154,7 +159,7 @@ BT_ALWAYS_INLINE void bt_w2a8_tiles(const bt_ternary_linear_w2a8 *p, int64_t til
         BT_EACH_BLOCK(p, tile_begin, tile_end, 1, bt_w2a8_block(p, &rows, token, v, whole, 3, 1);)
 }
 
-/* bt_ternary_linear_w2a8_<isa> of a bt_w2a8_variant. */
+/* bt_ternary_linear_w2a8_<isa> of a bt_w2a8_variant, which includes x86_short_w2a8.h. */
 #define BT_W2A8_CASE(name, variant, whole, digits)                                                                     \
     static __attribute__((noinline)) void name(const bt_ternary_linear_w2a8 *p, int64_t begin, int64_t end) {          \
         bt_w2a8_tiles(p, begin, end, variant, whole, digits);                                                          \

@@ -12,7 +12,7 @@
 #include "../lane_cost.h"
 #include "x86_linear.h"
 
-enum { VECTORS = 2, ROWS = VECTORS * LANES, STEPS = 16, SHORT_K = 1024 };
+enum { VECTORS = 2, ROWS = VECTORS * LANES, STEPS = 16, SHORT_K = BT_NATURAL_K };
 
 #define BT_UNROLL_8 _Pragma("GCC unroll 8")
 

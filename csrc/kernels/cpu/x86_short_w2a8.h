@@ -109,10 +109,8 @@ BT_ALWAYS_INLINE void scale_token(const bt_ternary_linear_w2a8 *p, const short_r
             __m128 half[2];
             for (int h = 0; h < 2; h++) {
                 __m256d dot = _mm256_setzero_pd();
-                for (int d = digits - 1; d >= 0; d--) {
-                    const __m128i digit = _mm_load_si128((const __m128i *)(sums[d] + r + 4 * h));
-                    dot = _mm256_add_pd(_mm256_mul_pd(dot, _mm256_set1_pd(256.0)), _mm256_cvtepi32_pd(digit));
-                }
+                for (int d = digits - 1; d >= 0; d--)
+                    dot = bt_join_digit(dot, _mm_load_si128((const __m128i *)(sums[d] + r + 4 * h)));
                 const __m256d scale = _mm256_cvtps_pd(_mm_load_ps(rows->scale + r + 4 * h));
                 half[h] = _mm256_cvtpd_ps(_mm256_mul_pd(_mm256_mul_pd(dot, _mm256_set1_pd(p->q_step[token])), scale));
             }
