@@ -203,7 +203,8 @@ def quantize_(
         skip: name patterns of layers to leave, such as ``"lm_head"``.
         depth: planes, 1 to 6, for all layers, or a mapping of name patterns to depths as that of ``config``.
         bits_per_weight: instead of ``depth``: what the converted layers together may store for a weight, codes and
-            scales; each gets a depth of its own, more where more error falls for a bit.
+            scales; each gets a depth of its own, more where more error falls for a bit. Tied weights share theirs and
+            count once.
         inputs: with ``bits_per_weight``: batches that the model is called with (a mapping by keywords, a tuple or list
             by position), so that errors count as the activations see them.
 

@@ -179,7 +179,7 @@ def choose_depths(
     bits_per_weight: float,
     inputs: Iterable[Any] | None = None,
 ) -> dict[str, int]:
-    """The depth of each layer, 1 to 6, so that all together store at most ``bits_per_weight``.
+    """The depth of each layer, 1 to 6, so that all together store at most ``bits_per_weight``; tied weights count once.
 
     Minimises, greedily, the sum over layers of ``|W - Q|^2 / |W|^2``; with ``inputs`` of
     the mean over tokens x of the layer of ``|(W - Q) x|^2 / |W x|^2``: a sum over tokens before the quotient would see
@@ -188,8 +188,12 @@ def choose_depths(
     Raises:
         ValueError: a budget below that of depth 1, inputs that do not reach a layer or are not finite there.
     """
-    prices = {name: _bits_of_a_plane(layer, configs[name]) for name, layer in layers.items()}
-    weights = sum(layer.weight.numel() for layer in layers.values())
+    names: dict[tuple[int, TernaryQuantConfig], list[str]] = {}  # layers that store one set of codes, see PlaneMaker
+    for name, layer in layers.items():
+        names.setdefault((id(layer.weight), configs[name]), []).append(name)
+    stored = {first: [first, *others] for first, *others in names.values()}
+    prices = {name: _bits_of_a_plane(layers[name], configs[name]) for name in stored}
+    weights = sum(layers[name].weight.numel() for name in stored)
     least = sum(prices.values()) / max(weights, 1)
     if bits_per_weight * weights < sum(prices.values()) - 0.5:
         raise ValueError(
@@ -197,14 +201,18 @@ def choose_depths(
             "give more, or larger groups"
         )
     activations = {} if inputs is None else _calibrate(model, layers, inputs)
-    errors = {}
-    for name, layer in layers.items():
-        weight, x = gathered(layer.weight).detach(), activations.get(name)
-        try:
-            errors[name] = [_error(weight, depth, configs[name], x) for depth in range(1, MAX_DEPTH + 1)]
-        except ValueError as error:
-            raise ValueError(f"cannot convert {name or 'the model'}: {error}") from None
-    return _spend(errors, prices, bits_per_weight * weights)
+    errors = dict.fromkeys(stored, [0.0] * MAX_DEPTH)
+    for first, tied in stored.items():
+        weight = gathered(layers[first].weight).detach()
+        for name in tied:
+            x = activations.get(name)
+            try:
+                found = [_error(weight, depth, configs[name], x) for depth in range(1, MAX_DEPTH + 1)]
+            except ValueError as error:
+                raise ValueError(f"cannot convert {name or 'the model'}: {error}") from None
+            errors[first] = [a + b for a, b in zip(errors[first], found, strict=True)]
+    depths = _spend(errors, prices, bits_per_weight * weights)
+    return {name: depths[first] for first, tied in stored.items() for name in tied}
 
 
 class PlaneMaker:

@@ -250,6 +250,24 @@ def test_exact_budget_of_a_depth_gives_it() -> None:
         assert _depths(quantize_model(linear, bits_per_weight=bits)) == {"0": depth}
 
 
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_tied_weights_cost_once_and_share_a_depth(calibrated: bool) -> None:
+    def tied() -> nn.Sequential:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 12))
+        model[1].weight = model[0].weight
+        return model
+
+    inputs = [helpers.randn(20, 12)] if calibrated else None
+    plane = 2 + 32 / 12
+    converted = quantize_model(tied(), bits_per_weight=2.5 * plane, inputs=inputs)  # five planes for two weights
+    assert converted[0].weight_packed is converted[1].weight_packed
+    assert _depths(converted) == {"0": 3, "1": 3, "2": 2}  # the tied planes serve two layers
+    codes_of_their_own = {"0": TernaryQuantConfig(activation_bits=8), "*": TernaryQuantConfig()}
+    depths = _depths(quantize_model(tied(), codes_of_their_own, bits_per_weight=2 * plane, inputs=inputs))
+    assert sorted(depths.values()) == [2, 2, 2]
+
+
 def _with_outliers() -> tuple[nn.ModuleList, torch.Tensor]:
     """Two layers of one size, the second with a column of outliers that the activations never reach."""
     torch.manual_seed(0)
