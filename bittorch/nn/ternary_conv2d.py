@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
 from bittorch import ops
-from bittorch.nn.ternary_conv2d_infer import Padding, PaddingMode, Size, columns_of, geometry
+from bittorch.nn.ternary_conv2d_infer import PaddedConv2d, PaddingMode, Size, columns_of, geometry
 from bittorch.nn.ternary_layer import (
     Backend,
     TernaryLayer,
@@ -24,7 +24,7 @@ from bittorch.quant import TernaryQuantConfig
 _Steps = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]  # stride, padding, dilation, groups
 
 
-class TernaryConv2d(TernaryLayer, nn.Conv2d):
+class TernaryConv2d(TernaryLayer, PaddedConv2d, nn.Conv2d):
     """A 2-d convolution that trains through ternary weights.
 
     ``y = conv2d(Q(x), codes * scale) + bias`` with ``codes, scale`` the quantised ``weight``, a filter being a row of
@@ -92,7 +92,7 @@ class TernaryConv2d(TernaryLayer, nn.Conv2d):
             dtype=dtype,
         )
         self.config.check_in_features(columns_of(self))
-        self._padding = Padding(self)
+        self._make_padding()
         self._set_up(quantize, backend)
 
     @classmethod
@@ -112,6 +112,10 @@ class TernaryConv2d(TernaryLayer, nn.Conv2d):
         layer.weight, layer.bias = conv.weight, conv.bias
         layer._make_scale()
         return layer.train(conv.training)
+
+    def _make_padding(self, **new: Any) -> None:
+        super()._make_padding(**new)
+        self._reversed_padding_repeated_twice = self._padding.around  # what torch's own forward reads
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.quantize:

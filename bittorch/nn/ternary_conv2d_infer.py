@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.utils import _pair
 
 from bittorch import _env
 from bittorch.nn.packed_layer import PackedLayer
@@ -18,18 +19,47 @@ PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 class Padding:
     """The padding of a convolution: ``inside`` the op, zeros alike on both sides, and the rest ``before`` it."""
 
-    def __init__(self, conv: nn.Conv2d) -> None:
-        around = [int(size) for size in conv._reversed_padding_repeated_twice]  # left, right, top, bottom
-        if min(around) < 0:
-            raise ValueError(f"padding must not be negative, got {conv.padding}")
-        self.mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-        left, right, top, bottom = around
+    def __init__(
+        self, kernel_size: tuple[int, ...], padding: Size | str, dilation: Size, padding_mode: PaddingMode
+    ) -> None:
+        self.around = _around(kernel_size, padding, dilation)
+        if min(self.around) < 0:
+            raise ValueError(f"padding must not be negative, got {padding}")
+        self.mode = "constant" if padding_mode == "zeros" else padding_mode
+        left, right, top, bottom = self.around
         self.inside = (min(top, bottom), min(left, right)) if self.mode == "constant" else (0, 0)
         high, wide = self.inside
         self.before = [left - wide, right - wide, top - high, bottom - high]
 
     def apply(self, x: Tensor) -> Tensor:
         return functional.pad(x, self.before, self.mode) if any(self.before) else x
+
+
+def _around(kernel_size: tuple[int, ...], padding: Size | str, dilation: Size) -> list[int]:
+    """Left, right, top, bottom; of an odd sum the right and the bottom have one more, as in torch."""
+    if isinstance(padding, str):
+        sums = [d * (k - 1) if padding == "same" else 0 for k, d in zip(kernel_size, _pair(dilation), strict=True)]
+        height, width = sums
+        return [width // 2, width - width // 2, height // 2, height - height // 2]
+    high, wide = _pair(padding)
+    return [wide, wide, high, high]
+
+
+_PADDING_FIELDS = ("kernel_size", "padding", "dilation", "padding_mode")
+
+
+class PaddedConv2d(nn.Module):
+    """A convolution whose `Padding` follows what it is made of: dilated backbones set new values on a made layer."""
+
+    _padding: Padding
+
+    def _make_padding(self, **new: Any) -> None:
+        self._padding = Padding(**{name: getattr(self, name) for name in _PADDING_FIELDS} | new)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _PADDING_FIELDS and "_padding" in vars(self):
+            self._make_padding(**{name: value})
+        super().__setattr__(name, value)
 
 
 def columns_of(conv: nn.Conv2d | TernaryConv2dInference) -> int:
@@ -41,7 +71,7 @@ def geometry(conv: nn.Conv2d | TernaryConv2dInference) -> dict[str, Any]:
     return {name: getattr(conv, name) for name in names}
 
 
-class TernaryConv2dInference(PackedLayer):
+class TernaryConv2dInference(PaddedConv2d, PackedLayer):
     """``y = conv2d(Q(x), codes * scale) + bias`` from packed codes.
 
     Buffers only: ``weight_packed`` ``(out_channels, ceil(k / 4))`` uint8 with ``k = in_channels / groups * kernel
@@ -94,7 +124,7 @@ class TernaryConv2dInference(PackedLayer):
         self.dilation = conv.dilation
         self.groups = groups
         self.padding_mode = padding_mode
-        self._padding = Padding(conv)
+        self._make_padding()
 
     @property
     def columns(self) -> int:

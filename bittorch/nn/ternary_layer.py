@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -81,13 +81,21 @@ class TernaryLayer(nn.Module):
 
     @torch.no_grad()
     def reset_scale(self) -> None:
-        """The learned scale starts where a good fixed rule has its own."""
+        """Sets the learned scale where a good fixed rule has its own; nothing for methods without one.
+
+        Construction, conversion and dense checkpoints do it; call it after giving the layer other initial weights.
+        """
         if self.weight_scale is None or self.weight_scale.is_meta:
             return
         rule = ("twn", "ls", 0.75, str(self.config.granularity), self.config.group_size)
         _, scale = ops.ternary_quantize(gathered(self.weight).flatten(1), *rule)
         step = learned.initial_step(self.config.method, scale) if self.config.packs else scale
         _fill(self.weight_scale, step.expand(self.weight_scale.shape))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        if prefix + "weight" in state_dict and prefix + "weight_scale" not in state_dict:
+            self.reset_scale()  # a dense checkpoint: the scale of the weights before it does not fit
 
     def reset_parameters(self) -> None:
         super().reset_parameters()  # type: ignore[misc]

@@ -95,7 +95,8 @@ class TernaryQuantConfig(QuantConfig):
         ste: the straight-through gradient of a weight: ``identity``, or ``clipped``, zero where ``|w| > 1.5 scale``.
             lsq and seq have their own clip.
 
-    None is resolved at once: ``TernaryQuantConfig().threshold_factor == 0.05``.
+    None is resolved at once: ``TernaryQuantConfig().threshold_factor == 0.05``. `dataclasses.replace` keeps what is
+    resolved: with another method, say ``replace(config, method="twn", threshold_factor=None, scale=None)``.
 
     Raises:
         ValueError: an unknown name, a value out of range, or ``per_channel=False`` with a granularity but tensor.
@@ -172,6 +173,8 @@ class TernaryQuantConfig(QuantConfig):
             raise ValueError(
                 f"group_size must divide in_features, got group_size={self.group_size} and in_features={in_features}"
             )
+        if self.granularity == "group" and self.learned and not in_features:
+            raise ValueError(f"a learned scale a group needs in_features above 0; method {self.method!r} has no groups")
 
 
 class TernaryQuantizer(Quantizer):

@@ -10,6 +10,8 @@ also text that the teacher wrote itself, `logits_kl` alone is a loss.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -29,12 +31,17 @@ def _zero(student: Tensor) -> Tensor:
     return student.sum().to(torch.promote_types(student.dtype, torch.float32))
 
 
+def _widened(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the dtype that the loss is computed in, float32 at least; the teacher without a graph."""
+    dtype = torch.promote_types(student.dtype, torch.float32)
+    return student.to(dtype), teacher.detach().to(dtype)
+
+
 def _kl(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean over all but the last dimension of ``KL(softmax(teacher) || softmax(student))``, in float32 at least."""
+    """Mean over all but the last dimension of ``KL(softmax(teacher) || softmax(student))`` of `_widened` logits."""
     if student.numel() == 0:
         return _zero(student)
-    dtype = torch.promote_types(student.dtype, torch.float32)
-    log_p, log_q = teacher.detach().to(dtype).log_softmax(-1), student.to(dtype).log_softmax(-1)
+    log_p, log_q = teacher.log_softmax(-1), student.log_softmax(-1)
     divergence = F.kl_div(log_q, log_p, reduction="none", log_target=True)
     # Classes that a mask excludes for both have log 0 on both sides, whose difference is NaN.
     return divergence.masked_fill(log_p == -torch.inf, 0).sum(-1).mean()
@@ -52,17 +59,18 @@ def logits_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0, mask: 
         A scalar in float32, or in the dtype of ``student`` where that is wider; 0 where nothing counts.
 
     Raises:
-        ValueError: shapes that differ, or a temperature that is not positive.
+        ValueError: shapes that differ, or a temperature that is not positive and finite.
 
     Source: Hinton et al. 2015.
     """
     _same_shape(student, teacher, "logits")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be positive and finite, got {temperature}")
     if mask is not None:
         if mask.shape != student.shape[:-1] or mask.dtype != torch.bool:
             raise ValueError(f"mask must be bool {tuple(student.shape[:-1])}, got {mask.dtype} {tuple(mask.shape)}")
         student, teacher = student[mask], teacher[mask]
+    student, teacher = _widened(student, teacher)
     return temperature**2 * _kl(student / temperature, teacher / temperature)
 
 
@@ -83,8 +91,7 @@ def feature_cosine(student: Tensor, teacher: Tensor) -> Tensor:
     _same_shape(student, teacher, "features")
     if student.numel() == 0:
         return _zero(student)
-    dtype = torch.promote_types(student.dtype, torch.float32)
-    return (1 - F.cosine_similarity(student.to(dtype), teacher.detach().to(dtype), dim=-1)).mean()
+    return (1 - F.cosine_similarity(*_widened(student, teacher), dim=-1)).mean()
 
 
 def attention_relation(student: Tensor, teacher: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
@@ -111,12 +118,14 @@ def attention_relation(student: Tensor, teacher: Tensor, heads: int, mask: Tenso
             f"states must be (batch, tokens, width) of the same batch and tokens, "
             f"got {tuple(student.shape)} and {tuple(teacher.shape)}"
         )
-    if heads < 1 or student.shape[2] % heads or teacher.shape[2] % heads:
+    if heads < 1 or any(states.shape[2] < 1 or states.shape[2] % heads for states in (student, teacher)):
         raise ValueError(f"heads must divide both widths, got heads={heads}, {student.shape[2]} and {teacher.shape[2]}")
     relations = []
-    for states in (student, teacher):
-        per_head = states.unflatten(2, (heads, -1)).transpose(1, 2)
-        relations.append(per_head @ per_head.transpose(2, 3) / per_head.shape[3] ** 0.5)
+    # Outside autocast, and scaled before the product: squares of a few large features leave float16's range.
+    with torch.autocast(student.device.type, enabled=False):
+        for states in _widened(student, teacher):
+            per_head = states.unflatten(2, (heads, -1)).transpose(1, 2)
+            relations.append(per_head / per_head.shape[3] ** 0.5 @ per_head.transpose(2, 3))
     ours, theirs = relations
     if mask is None:
         return _kl(ours, theirs)

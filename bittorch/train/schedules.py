@@ -18,13 +18,15 @@ def _ternary(model: nn.Module) -> list[_Layer]:
     return [module for module in model.modules() if isinstance(module, _Layer)]
 
 
-def _check_any(layers: list[_Layer], schedule: str) -> None:
+def _check_any(layers: list[_Layer], model: nn.Module, schedule: str) -> None:
     if not layers:
-        warnings.warn(
-            f"{schedule} does nothing: the model has no TernaryLinear or TernaryConv2d that quantises; "
-            f"make some with bittorch.quantize_",
-            stacklevel=3,  # the caller of the schedule
+        there = _ternary(model)
+        why = (
+            f"all {len(there)} ternary layers of the model have quantize=False; set quantize=True on them first"
+            if there
+            else "the model has no TernaryLinear or TernaryConv2d; make some with bittorch.quantize_"
         )
+        warnings.warn(f"{schedule} does nothing: {why}", stacklevel=3)  # the caller of the schedule
 
 
 class _Schedule:
@@ -51,7 +53,7 @@ class _Schedule:
 
 
 def _check_count(name: str, value: int) -> None:
-    if value < 0:
+    if not value >= 0:
         raise ValueError(f"{name} must be 0 or more, got {value}")
 
 
@@ -83,7 +85,7 @@ class QuantWarmup(_Schedule):
     def __init__(self, model: nn.Module, steps: int) -> None:
         _check_count("steps", steps)
         self.layers, self.steps = _ternary(model), steps
-        _check_any(self.layers, "QuantWarmup")
+        _check_any(self.layers, model, "QuantWarmup")
         super().__init__()
 
     def _apply(self) -> None:
@@ -95,7 +97,9 @@ class QuantWarmup(_Schedule):
 class TernaryAfter(_Schedule):
     """Two stages: layers run in full precision first (``quantize=False``), and are ternary from step ``at`` on.
 
-    Full precision first, for a tenth to nine tenths of the steps, beats ternary from scratch.
+    Full precision first, for a tenth to nine tenths of the steps, beats ternary from scratch. A copy of the model that
+    is made before ``at`` (for an average of weights, say) keeps ``quantize=False``: make it before this schedule, or
+    set ``quantize`` on its layers.
 
     Args:
         model: with `TernaryLinear` or `TernaryConv2d` layers, of which those with ``quantize=True`` now take part.
@@ -113,7 +117,7 @@ class TernaryAfter(_Schedule):
     def __init__(self, model: nn.Module, at: int) -> None:
         _check_count("at", at)
         self.layers, self.at = [layer for layer in _ternary(model) if layer.quantize], at
-        _check_any(self.layers, "TernaryAfter")
+        _check_any(self.layers, model, "TernaryAfter")
         super().__init__()
 
     def _apply(self) -> None:
@@ -130,6 +134,8 @@ class TernaryAfter(_Schedule):
 
 class WeightDecayOff(_Schedule):
     """Sets the weight decay of every parameter group to 0 from step ``at`` on: late decay only makes codes flip.
+
+    What the decay was stands in the optimiser: to go back before ``at``, load the optimiser's state as well.
 
     Args:
         optimizer: whose ``param_groups`` have ``weight_decay``.

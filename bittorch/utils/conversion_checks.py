@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from bittorch.quant import TernaryQuantConfig
+from bittorch.utils.export import registered_beside
 
 
 def _check_strings(names: Any, what: str) -> None:
@@ -37,8 +38,8 @@ def _check_config(config: Any) -> None:
 
 def check_not_wrapped(model: nn.Module) -> None:
     """Raises where converted layers would stand outside the wrapper that gathers weights or sums gradients."""
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        raise TypeError("the model is wrapped in DistributedDataParallel; convert the model first, then wrap it")
+    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        raise TypeError(f"the model is wrapped in {type(model).__name__}; convert the model first, then wrap it")
     if any(base.__name__ == "FSDPModule" for module in model.modules() for base in type(module).__mro__):
         raise TypeError("the model is sharded by fully_shard; convert the model first, then shard it")
 
@@ -53,6 +54,8 @@ _HOOKS = {
         "_load_state_dict_post_hooks",
     ),
 }
+
+
 _MASTERS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -63,6 +66,11 @@ def _check_layer(layer: nn.Module, name: str, trains: bool) -> None:
             raise ValueError(f"cannot convert {name}: it has {kind} hooks, which would be lost; remove them first")
     if "forward" in vars(layer):
         raise ValueError(f"cannot convert {name}: its forward was replaced, which would be lost; put it back first")
+    if extra := registered_beside(layer, ("weight", "bias")):
+        raise ValueError(
+            f"cannot convert {name}: it has {extra} beside its weight and bias, which would be lost; register them on "
+            "the module around it, or skip the layer"
+        )
     weight = layer.weight
     if not isinstance(weight, nn.Parameter):
         raise TypeError(f"cannot convert {name}: its weight is a {type(weight).__name__} and no parameter")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,19 @@ def packed_codes(layer: TernaryLinear | TernaryConv2d, name: str, what: str) -> 
         raise ValueError(f"cannot {what} {name or 'the model'}: {error}") from None
 
 
+def registered_beside(layer: nn.Module, own: tuple[str, ...]) -> str:
+    """What a layer has registered beside its ``own`` parameters: other parameters, buffers and modules."""
+    return ", ".join(repr(n) for n in (*layer._parameters, *layer._buffers, *layer._modules) if n not in own)
+
+
+def stored_as(layer: TernaryLinear | TernaryConv2d | PackedLayer) -> Hashable:
+    """Equal for layers that store one set of codes and scales: those of one weight, quantised alike."""
+    if isinstance(layer, PackedLayer):
+        return id(layer.weight_packed), id(layer.scale)
+    weight = layer._parameters.get("weight")  # a parametrised one is a new tensor at each look
+    return id(layer) if weight is None else (id(weight), id(layer.weight_scale), layer.config)
+
+
 def _gathers(hook: Callable[..., object]) -> bool:
     """Whether a hook is one of `fully_shard`, which gather and drop weights: export gathers them itself."""
     return type(getattr(hook, "__self__", None)).__module__.startswith("torch.distributed.fsdp.")
@@ -40,12 +53,17 @@ def _gathers(hook: Callable[..., object]) -> bool:
 def _check_exportable(layer: nn.Module, kind: type[TernaryLinear] | type[TernaryConv2d], name: str) -> None:
     if not isinstance(layer, kind):
         raise TypeError(f"{name} must be a {kind.__name__}, got {type(layer).__name__}")
-    if type(layer).forward is not kind.forward:
-        raise TypeError(f"cannot export {name}: {type(layer).__name__} overrides forward, which packing would lose")
+    for method in ("forward", "__call__"):
+        if getattr(type(layer), method) is not getattr(kind, method):
+            raise TypeError(
+                f"cannot export {name}: {type(layer).__name__} overrides {method}, which packing would lose"
+            )
     if "forward" in vars(layer):
         raise ValueError(f"cannot export {name}: its forward was replaced, which packing would lose; put it back first")
     if any(not _gathers(hook) for hook in (*layer._forward_hooks.values(), *layer._forward_pre_hooks.values())):
         raise ValueError(f"cannot export {name}: it has forward hooks, which packing would lose; remove them first")
+    if extra := registered_beside(layer, ("weight", "bias", "weight_scale", "parametrizations")):
+        raise ValueError(f"cannot export {name}: it has {extra} beside its weight and bias, which packing would lose")
 
 
 def _filled(twin: PackedLayer, layer: TernaryLinear | TernaryConv2d, name: str) -> PackedLayer:
@@ -78,8 +96,8 @@ def export_linear_to_inference(linear: TernaryLinear, name: str = "the layer") -
 
     Raises:
         TypeError: ``linear`` is not a `TernaryLinear`, or a subclass with a forward of its own.
-        ValueError: its weight holds NaN or Inf, or is on the meta device; it has forward hooks, or a forward that was
-            set on the layer alone.
+        ValueError: its weight holds NaN or Inf, or is on the meta device; it has forward hooks, a forward that was
+            set on the layer alone, or parameters, buffers and modules beside weight and bias.
     """
     _check_exportable(linear, TernaryLinear, name)
     sizes = linear.in_features, linear.out_features, linear.bias is not None
@@ -104,8 +122,8 @@ def export_conv2d_to_inference(conv: TernaryConv2d, name: str = "the layer") -> 
 
 
 def _check_not_wrapped(model: nn.Module) -> None:
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        raise TypeError("the model is wrapped in DistributedDataParallel; export model.module")
+    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        raise TypeError(f"the model is wrapped in {type(model).__name__}; export model.module")
     if any(base.__name__ == "FSDPModule" for module in model.modules() for base in type(module).__mro__):
         raise TypeError(
             "the model is sharded by fully_shard; export before that, or load its full state dict into a plain model"
@@ -136,9 +154,9 @@ def export_for_inference(model: nn.Module, skip: SkipPredicate | None = None) ->
     """A copy of the model in eval mode with every `TernaryLinear` and `TernaryConv2d` packed; the model itself is not
     touched.
 
-    A module that appears in several places stays one module. Everything else is copied as it is. A wrapped model is
-    exported from inside: ``model.module`` of DistributedDataParallel; with ``fully_shard`` (FSDP2), before sharding, or
-    after loading the full state dict into a plain model.
+    A module that appears in several places stays one module, and tied weights share their codes. Everything else is
+    copied as it is. A wrapped model is exported from inside: ``model.module`` of DistributedDataParallel; with
+    ``fully_shard`` (FSDP2), before sharding, or after loading the full state dict into a plain model.
 
     Args:
         model: the trained model, in any mode and on any device.
@@ -149,23 +167,31 @@ def export_for_inference(model: nn.Module, skip: SkipPredicate | None = None) ->
 
     Raises:
         TypeError: the model is wrapped, or a layer overrides forward.
-        ValueError: a weight holds NaN or Inf, or is on the meta device; a layer has forward hooks, or stands where
-            torch reads its weight without calling it. The message names the layer.
+        ValueError: a weight holds NaN or Inf, or is on the meta device; a layer has forward hooks or parameters,
+            buffers and modules of its own, or stands where torch reads its weight without calling it. The message
+            names the layer.
 
     Warns:
-        UserWarning: the model has no ternary layer to pack.
+        UserWarning: there is no ternary layer to pack, or all have ``quantize=False``.
     """
     _check_not_wrapped(model)
     twins: dict[int, nn.Module] = {}
+    stored: dict[Hashable, PackedLayer] = {}
     for name, module in model.named_modules():
         if isinstance(module, TernaryLinear | TernaryConv2d) and not (skip and skip(name, module)):
             export = export_linear_to_inference if isinstance(module, TernaryLinear) else export_conv2d_to_inference
-            twins[id(module)] = export(module, name or "the model")  # type: ignore[arg-type]
+            twin = twins[id(module)] = export(module, name or "the model")  # type: ignore[arg-type]
+            if isinstance(twin, PackedLayer):
+                first = stored.setdefault(stored_as(module), twin)
+                twin.weight_packed, twin.scale = first.weight_packed, first.scale
     check_called(model, twins)
-    if not twins:
-        warnings.warn(
-            "the model has no ternary layer to export (or skip left out all of them); the result is a plain copy",
-            stacklevel=2,
+    if not any(isinstance(twin, PackedLayer) for twin in twins.values()):
+        why = (
+            f"all {len(twins)} ternary layers to export have quantize=False and stay in full precision; if they are to "
+            "be packed, set quantize=True on them first"
+            if twins
+            else "the model has no ternary layer to export (or skip left out all of them); the result is a plain copy"
         )
+        warnings.warn(why, stacklevel=2)
     # deepcopy's memo maps what it has met to its copy: seeded with the twins, it puts them where their originals stand.
     return copy.deepcopy(model, dict(twins)).eval()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Hashable
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from bittorch import ops
 from bittorch.nn import PackedLayer, TernaryConv2d, TernaryLinear
 from bittorch.nn.ternary_layer import gathered
 from bittorch.quant.trit_planes import unpack_trit_planes
-from bittorch.utils.export import packed_codes
+from bittorch.utils.export import packed_codes, stored_as
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +45,14 @@ class ModelSummary:
     other_bytes: int
     """Parameters and buffers outside these layers, in their own dtypes."""
     dense_bytes: int
-    """The whole model with its ternary weights in float32."""
+    """The whole model with its ternary weights in float32; tied ones count once."""
+    shared_bytes: int = 0
+    """Codes and scales that a layer shares with one before it: part of its bytes, stored once."""
 
     @property
     def bytes(self) -> int:
         """The whole model, packed."""
-        return self.other_bytes + sum(layer.bytes for layer in self.layers)
+        return self.other_bytes + sum(layer.bytes for layer in self.layers) - self.shared_bytes
 
     def __str__(self) -> str:
         head = ("layer", "shape", "depth", "-1 %", "0 %", "+1 %", "bits/weight", "5 trits/byte", "rel. error", "bytes")
@@ -165,13 +168,23 @@ def summary(model: nn.Module, reference: nn.Module | None = None) -> ModelSummar
     """
     layers: list[LayerSummary] = []
     others: dict[int, Tensor] = {}  # by identity: a tied tensor counts once, and also where one owner is not ternary
-    dense = 0
+    weights: dict[Hashable, int] = {}
+    stored: set[Hashable] = set()
+    biases = shared = 0
     for name, module in model.named_modules():
         layer = _layer(name, module, reference)
         if layer is None:
             others |= {id(t): t for t in (*module.parameters(recurse=False), *module.buffers(recurse=False))}
             continue
+        assert isinstance(module, TernaryLinear | TernaryConv2d | PackedLayer)
         layers.append(layer)
-        dense += 4 * math.prod(layer.shape) + _bytes(module.bias)
+        biases += _bytes(module.bias)
+        key = stored_as(module)
+        if key in stored:
+            shared += layer.bytes - _bytes(module.bias)
+        stored.add(key)
+        master = module._parameters.get("weight")
+        weights[key if master is None else id(master)] = 4 * math.prod(layer.shape)
     other = _bytes(*others.values())
-    return ModelSummary(tuple(layers), other, other + dense)
+    dense = sum(size for key, size in weights.items() if key not in others)
+    return ModelSummary(tuple(layers), other, other + dense + biases, shared)

@@ -371,3 +371,41 @@ def test_repr_says_how_it_quantises() -> None:
     assert "padding=same" in text
     assert "method=max" in text
     assert "activation_bits=8" in text
+
+
+NEW_PADDING = {
+    "dilated backbone": ({"padding": 1}, {"dilation": (2, 2), "padding": (2, 2)}),
+    "same": ({"padding": "same"}, {"dilation": (2, 1)}),
+    "no padding": ({"padding": 1}, {"padding": 0}),
+    "reflect": ({"padding": 1, "padding_mode": "reflect"}, {"padding": (2, 1)}),
+    "other mode": ({"padding": 1}, {"padding_mode": "circular"}),
+}
+
+
+@pytest.mark.parametrize(("before", "after"), NEW_PADDING.values(), ids=list(NEW_PADDING))
+def test_padding_follows_what_is_set_on_a_made_layer(before: dict[str, object], after: dict[str, object]) -> None:
+    torch.manual_seed(2)
+    layer = TernaryConv2d(4, 6, 3, **before).eval()
+    packed = bittorch.export_for_inference(layer)
+    for name, value in after.items():
+        setattr(layer, name, value)
+        setattr(packed, name, value)
+    weight = layer.get_quantized_weight()
+    plain = nn.Conv2d(4, 6, 3, **{**before, **after})
+    plain.weight, plain.bias = nn.Parameter(weight), nn.Parameter(layer.bias.detach().clone())
+    expected = plain.double()(X.double())
+    helpers.assert_near(layer(X), expected.detach())
+    assert torch.equal(packed(X), layer(X))
+    assert torch.equal(bittorch.export_for_inference(layer)(X), layer(X))
+    layer.quantize = False
+    layer.weight.data = weight
+    helpers.assert_near(layer(X), expected.detach())
+
+
+def test_padding_that_is_refused_leaves_the_layer_as_it_was() -> None:
+    layer = _layer("plain")
+    expected = layer(X)
+    with pytest.raises(ValueError, match=r"padding must not be negative, got \(-1, 0\)"):
+        layer.padding = (-1, 0)
+    assert layer.padding == (0, 0)
+    assert torch.equal(layer(X), expected)

@@ -132,6 +132,23 @@ def test_conversion_starts_the_scale_from_the_weights(method: str) -> None:
     helpers.assert_near(found if method != "ttq" else found[0], level * scale.double())
 
 
+@pytest.mark.parametrize("method", ["lsq", "seq", "ttq"])
+def test_dense_checkpoint_starts_the_scale_anew(method: str) -> None:
+    layer, dense = _layer(method=method), nn.Linear(48, 20)
+    dense.weight.data *= 7
+    layer.load_state_dict({"weight": dense.weight, "bias": dense.bias}, strict=False)
+    found = layer.weight_scale.detach().clone()
+    layer.reset_scale()
+    assert torch.equal(found, layer.weight_scale)
+    weight = dense.weight.detach()
+    assert float((layer.get_quantized_weight() - weight).norm() / weight.norm()) < 0.6
+
+
+def test_learned_scale_of_groups_needs_columns() -> None:
+    with pytest.raises(ValueError, match="learned scale a group needs in_features above 0"):
+        TernaryLinear(0, 4, config=TernaryQuantConfig(method="lsq", granularity="group"))
+
+
 @pytest.mark.parametrize("method", ["lsq", "ttq"])
 def test_scale_of_a_frozen_weight_is_frozen(method: str) -> None:
     model = nn.Sequential(nn.Linear(48, 20), nn.Linear(20, 4))

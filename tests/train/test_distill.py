@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -106,18 +108,44 @@ def test_losses_over_nothing_are_zero_and_have_a_graph(dtype: torch.dtype) -> No
         assert (grad == 0).all()
 
 
+@pytest.mark.parametrize("temperature", [1.0, 3.0, 5.0])
+def test_half_precision_logits_are_divided_in_float32(temperature: float) -> None:
+    student = helpers.randn(4, 50, dtype=torch.bfloat16)
+    assert distill.logits_kl(student, student.float(), temperature).item() == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=helpers.dtype_id)
+@pytest.mark.parametrize("autocast", [False, True], ids=["", "autocast"])
+def test_large_features_do_not_leave_the_range_of_half_precision(dtype: torch.dtype, autocast: bool) -> None:
+    student, teacher = helpers.randn(2, 5, 8).to(dtype), helpers.randn(2, 5, 8, seed=2).to(dtype)
+    student[..., 3] = teacher[..., 3] = 300  # squared, beyond the 65504 of float16
+    student.requires_grad_()
+    with torch.autocast("cpu", torch.float16, enabled=autocast):
+        loss = distill.attention_relation(student, teacher, 2)
+    loss.backward()
+    relations = [s.detach().double().unflatten(2, (2, 4)).transpose(1, 2) for s in (student, teacher)]
+    expected = _kl(*(r @ r.transpose(2, 3) / 2 for r in relations))
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-2)  # float32 sums near 45000
+    assert student.grad.isfinite().all()
+
+
 def test_bad_arguments_raise() -> None:
     x = helpers.randn(2, 5, 8)
     with pytest.raises(ValueError, match=r"logits of student and teacher must match, got \(2, 5, 8\) and \(2, 5, 7\)"):
         distill.logits_kl(x, x[..., :7])
-    with pytest.raises(ValueError, match="temperature must be positive, got 0"):
+    with pytest.raises(ValueError, match="temperature must be positive and finite, got 0"):
         distill.logits_kl(x, x, 0)
+    with pytest.raises(ValueError, match="temperature must be positive and finite, got inf"):
+        distill.logits_kl(x, x, math.inf)
     with pytest.raises(ValueError, match="mask must be bool"):
         distill.logits_kl(x, x, mask=torch.ones(2, 5))
     with pytest.raises(ValueError, match="features of student and teacher must match"):
         distill.feature_cosine(x, x[:1])
     with pytest.raises(ValueError, match="same batch and tokens"):
         distill.attention_relation(x, x[:, :4], 2)
+    with pytest.raises(ValueError, match="heads must divide both widths, got heads=2, 8 and 0"):
+        distill.attention_relation(x, x[..., :0], 2)
     with pytest.raises(ValueError, match="heads must divide both widths, got heads=3, 8 and 8"):
         distill.attention_relation(x, x, 3)
     with pytest.raises(ValueError, match="mask must be bool"):

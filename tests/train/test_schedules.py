@@ -1,4 +1,5 @@
 import copy
+import math
 
 import pytest
 import torch
@@ -61,6 +62,14 @@ def test_model_without_ternary_layers_warns(schedule: type) -> None:
     assert caught[0].filename == __file__
 
 
+def test_copy_made_in_the_first_stage_is_told_of() -> None:
+    model = _model()
+    TernaryAfter(model, 4)
+    kept = copy.deepcopy(model)
+    with pytest.warns(UserWarning, match=r"all \d ternary layers of the model have quantize=False; set quantize=True"):
+        TernaryAfter(kept, 4)
+
+
 def test_learned_scale_starts_anew_at_the_second_stage() -> None:
     model = _model(method="lsq")
     stages = TernaryAfter(model, 1)
@@ -119,6 +128,8 @@ def test_bad_arguments_raise() -> None:
     model = _model()
     with pytest.raises(ValueError, match="steps must be 0 or more, got -1"):
         QuantWarmup(model, -1)
+    with pytest.raises(ValueError, match="steps must be 0 or more, got nan"):
+        QuantWarmup(model, math.nan)
     with pytest.raises(ValueError, match="at must be 0 or more, got -2"):
         TernaryAfter(model, -2)
     with pytest.raises(ValueError, match="LBFGS has no weight_decay"):

@@ -281,6 +281,29 @@ def test_layer_whose_forward_was_replaced_is_refused() -> None:
         quantize_(model)
 
 
+@pytest.mark.parametrize(
+    ("register", "value"),
+    [
+        ("register_parameter", nn.Parameter(torch.ones(1))),
+        ("register_buffer", torch.ones(1)),
+        ("add_module", nn.ReLU()),
+    ],
+    ids=["parameter", "buffer", "module"],
+)
+@pytest.mark.parametrize("depth", [None, 3], ids=["train", "planes"])
+def test_layer_with_something_registered_beside_is_refused(register: str, value: object, depth: int | None) -> None:
+    model = _model()
+    getattr(model[4], register)("gain", value)
+    with pytest.raises(ValueError, match="cannot convert 4: it has 'gain' beside its weight and bias, which would be"):
+        quantize_(model, depth=depth)
+    assert _ternary(model) == []
+
+
+def test_wrapped_model_is_refused() -> None:
+    with pytest.raises(TypeError, match="wrapped in DataParallel; convert the model first"):
+        quantize_(nn.DataParallel(_model()))
+
+
 def test_encoder_that_reads_weights_itself_is_refused() -> None:
     model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     with pytest.raises(ValueError, match=r"^linear1 is ternary, but .* reads its weight without calling it"):

@@ -223,7 +223,11 @@ def test_export_does_not_warn_otherwise() -> None:
 def test_export_of_an_unquantised_layer_is_linear(bias: bool) -> None:
     layer, x = TernaryLinear(9, 4, bias, quantize=False), helpers.randn(2, 9)
     layer.weight.requires_grad_(False)
-    plain = export_for_inference(layer)
+    with pytest.warns(
+        UserWarning, match="all 1 ternary layers to export have quantize=False and stay in full"
+    ) as caught:
+        plain = export_for_inference(layer)
+    assert caught[0].filename == __file__
     assert type(plain) is nn.Linear
     assert torch.equal(plain(x), layer.eval()(x))
     assert not plain.weight.requires_grad
@@ -277,6 +281,11 @@ class _OwnForward(TernaryLinear):
         return super().forward(input) + 1
 
 
+class _OwnCall(TernaryLinear):
+    def __call__(self, input: Tensor) -> Tensor:
+        return super().__call__(input) + 1
+
+
 def test_export_refuses_what_packing_would_lose() -> None:
     with pytest.raises(TypeError, match="cannot export 0: _OwnForward overrides forward"):
         export_for_inference(nn.Sequential(_OwnForward(4, 4)))
@@ -288,6 +297,51 @@ def test_export_refuses_what_packing_would_lose() -> None:
     model[0].forward = lambda x: x
     with pytest.raises(ValueError, match="cannot export 0: its forward was replaced"):
         export_for_inference(model)
+    with pytest.raises(TypeError, match="cannot export 0: _OwnCall overrides __call__"):
+        export_for_inference(nn.Sequential(_OwnCall(4, 4)))
+
+
+@pytest.mark.parametrize(
+    ("register", "value"),
+    [
+        ("register_parameter", nn.Parameter(torch.ones(4))),
+        ("register_buffer", torch.ones(4)),
+        ("register_module", nn.Linear(4, 4)),
+    ],
+    ids=["parameter", "buffer", "module"],
+)
+def test_export_refuses_layers_with_something_registered_beside(register: str, value: object) -> None:
+    model = nn.Sequential(TernaryLinear(4, 4))
+    getattr(model[0], register)("gain", value)
+    with pytest.raises(ValueError, match="cannot export 0: it has 'gain' beside its weight and bias"):
+        export_for_inference(model)
+
+
+def test_export_packs_what_a_parametrisation_makes_of_the_weight() -> None:
+    layer, x = TernaryLinear(8, 4), helpers.randn(2, 8)
+    nn.utils.parametrizations.weight_norm(layer)
+    packed = export_for_inference(nn.Sequential(layer, nn.Linear(4, 4)))
+    assert torch.equal(packed[0](x), layer.eval()(x))
+
+
+def test_tied_weights_share_their_codes() -> None:
+    layers = [TernaryLinear(8, 4), TernaryLinear(8, 4), TernaryLinear(8, 4, activation_bits=8), TernaryLinear(8, 4)]
+    for layer in layers[1:3]:
+        layer.weight = layers[0].weight
+    packed = export_for_inference(nn.ModuleList(layers))
+    x = helpers.randn(2, 8)
+    assert packed[1].weight_packed is packed[0].weight_packed
+    assert packed[1].scale is packed[0].scale
+    assert len({id(layer.weight_packed) for layer in packed}) == 3  # of one weight, and quantised alike
+    for layer, twin in zip(layers, packed, strict=True):
+        assert torch.equal(twin(x), layer.eval()(x))
+
+
+def test_weights_that_are_made_at_each_look_share_nothing() -> None:
+    layers = nn.ModuleList(nn.utils.parametrizations.weight_norm(TernaryLinear(8, 4)) for _ in range(4))
+    packed, x = export_for_inference(layers), helpers.randn(2, 8)
+    for layer, twin in zip(layers, packed, strict=True):
+        assert torch.equal(twin(x), layer.eval()(x))
 
 
 def test_export_refuses_layers_that_torch_does_not_call() -> None:
@@ -321,6 +375,8 @@ def test_export_of_a_wrapped_model_says_what_to_export() -> None:
     class Sharded(FSDPModule, nn.Sequential):
         pass
 
+    with pytest.raises(TypeError, match=r"wrapped in DataParallel; export model\.module"):
+        export_for_inference(nn.DataParallel(nn.Sequential(TernaryLinear(4, 4))))
     with pytest.raises(TypeError, match="sharded by fully_shard; export before"):
         export_for_inference(Sharded(TernaryLinear(4, 4)))
 

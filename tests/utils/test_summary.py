@@ -59,7 +59,20 @@ def test_tied_weight_counts_where_it_stays_dense() -> None:
     both = nn.Sequential(model[0], head)
     found = summary(both)
     assert found.other_bytes == 4 * 480
+    assert found.dense_bytes == 4 * 480
     assert found.bytes == 4 * 480 + 10 * 12 + 4 * 10
+
+
+def test_tied_layers_count_once() -> None:
+    layers = [TernaryLinear(48, 10), TernaryLinear(48, 10, bias=False)]
+    layers[1].weight = layers[0].weight
+    model = nn.Sequential(*layers)
+    codes = 10 * 12 + 4 * 10
+    for found in (summary(model), summary(bittorch.export_for_inference(model))):
+        assert [row.bytes for row in found.layers] == [codes + 40, codes]
+        assert (found.shared_bytes, found.bytes, found.dense_bytes) == (codes, codes + 40, 4 * 480 + 40)
+    layers[1].config = bittorch.TernaryQuantConfig(method="twn")  # codes of its own
+    assert summary(model).bytes == 2 * codes + 40
 
 
 def test_convolution_counts_as_rows_of_filters() -> None:
