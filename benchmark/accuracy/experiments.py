@@ -134,8 +134,22 @@ EXPERIMENTS = {
             ),
             *(
                 Row(f"{label}, lr 1e-2, {change}", method, ("lr=1e-2", "lr_fp32=1e-2", setting))
-                for change, setting in (("label smoothing 0.1", "label_smoothing=0.1"), ("beta2 0.99", "beta2=0.99"))
+                for change, setting in (
+                    ("label smoothing 0.1", "label_smoothing=0.1"),
+                    ("beta2 0.99", "beta2=0.99"),
+                    ("batch 64", "batch=64"),
+                    ("batch 256", "batch=256"),
+                )
                 for label, method in (("FP32", "fp32"), ("ternary", "ternary"))
+            ),
+            *(
+                Row(f"ternary, lr 1e-2, {change}", "ternary", ("lr=1e-2", "lr_fp32=1e-2", setting))
+                for change, setting in (
+                    ("FP32 first, 20 % of the steps", "ternary_after=0.2"),
+                    ("lambda warm-up, 25 %", "quant_warmup=0.25"),
+                    ("lambda warm-up, 50 %", "quant_warmup=0.5"),
+                    ("lambda warm-up, 75 %", "quant_warmup=0.75"),
+                )
             ),
         ),
         columns=FULL[:3],
@@ -157,6 +171,15 @@ EXPERIMENTS = {
             ),
         ),
         columns=(Column("char_lm"),),
+    ),
+    "E8": Experiment(
+        rows=(
+            Row("FP32", "fp32", ("lr=1e-2", "lr_fp32=1e-2")),
+            Row("ternary, lambda warm-up, 50 %", "ternary", ("lr=1e-2", "lr_fp32=1e-2", "quant_warmup=0.5")),
+        ),
+        columns=(Column("fashion_mlp"),),
+        final=True,
+        seeds=(0, 1, 2, 3, 4),
     ),
 }
 
