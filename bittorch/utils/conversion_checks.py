@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bittorch.quant import TernaryQuantConfig
-from bittorch.utils.export import registered_beside
+from bittorch.utils.export import check_not_wrapped, registered_beside
 
 
 def _check_strings(names: Any, what: str) -> None:
@@ -34,14 +34,6 @@ def _check_config(config: Any) -> None:
                 f"config must be a TernaryQuantConfig, or a mapping of name patterns to them, got {value!r}; "
                 f"a method alone is TernaryQuantConfig(method=...)"
             )
-
-
-def check_not_wrapped(model: nn.Module) -> None:
-    """Raises where converted layers would stand outside the wrapper that gathers weights or sums gradients."""
-    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-        raise TypeError(f"the model is wrapped in {type(model).__name__}; convert the model first, then wrap it")
-    if any(base.__name__ == "FSDPModule" for module in model.modules() for base in type(module).__mro__):
-        raise TypeError("the model is sharded by fully_shard; convert the model first, then shard it")
 
 
 _HOOKS = {
@@ -95,7 +87,7 @@ def check_arguments(model: Any, config: Any, filter_fn: Any, skip: Any) -> None:
     """Raises TypeError for arguments of a kind that could only fail later, or silently do nothing."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    check_not_wrapped(model)
+    check_not_wrapped(model, "convert the model first, then wrap it", "convert the model first, then shard it")
     _check_config(config)
     _check_strings(skip, "skip")
     if isinstance(filter_fn, type):

@@ -121,13 +121,12 @@ def export_conv2d_to_inference(conv: TernaryConv2d, name: str = "the layer") -> 
     return _filled(TernaryConv2dInference(*channels, **options, activation_bits=bits, device="meta"), conv, name)
 
 
-def _check_not_wrapped(model: nn.Module) -> None:
+def check_not_wrapped(model: nn.Module, if_wrapped: str, if_sharded: str) -> None:
+    """Raises TypeError, with what to do, for a model inside the wrappers that gather weights or sum gradients."""
     if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-        raise TypeError(f"the model is wrapped in {type(model).__name__}; export model.module")
+        raise TypeError(f"the model is wrapped in {type(model).__name__}; {if_wrapped}")
     if any(base.__name__ == "FSDPModule" for module in model.modules() for base in type(module).__mro__):
-        raise TypeError(
-            "the model is sharded by fully_shard; export before that, or load its full state dict into a plain model"
-        )
+        raise TypeError(f"the model is sharded by fully_shard; {if_sharded}")
 
 
 def check_called(model: nn.Module, packed: dict[int, nn.Module]) -> None:
@@ -175,7 +174,8 @@ def export_for_inference(model: nn.Module, skip: SkipPredicate | None = None) ->
     Warns:
         UserWarning: there is no ternary layer to pack, or all have ``quantize=False``.
     """
-    _check_not_wrapped(model)
+    sharded = "export before that, or load its full state dict into a plain model"
+    check_not_wrapped(model, "export model.module", sharded)
     twins: dict[int, nn.Module] = {}
     stored: dict[Hashable, PackedLayer] = {}
     for name, module in model.named_modules():

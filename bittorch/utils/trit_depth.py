@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from functools import partial
 from numbers import Real
 from typing import Any, TypeVar
@@ -87,6 +87,11 @@ def _error(weight: Tensor, depth: int, config: TernaryQuantConfig, x: Tensor | N
         return float((lost / norms)[norms > 0].sum()) / len(x)
     norm = float(w.double().square().sum())
     return float(difference.double().square().sum()) / norm if norm else 0.0
+
+
+def _stored_as(linear: nn.Linear, config: TernaryQuantConfig) -> Hashable:
+    """Equal for layers that share their codes and scales at one depth."""
+    return id(linear.weight), config
 
 
 def _bits_of_a_plane(linear: nn.Linear, config: TernaryQuantConfig) -> int:
@@ -188,9 +193,9 @@ def choose_depths(
     Raises:
         ValueError: a budget below that of depth 1, inputs that do not reach a layer or are not finite there.
     """
-    names: dict[tuple[int, TernaryQuantConfig], list[str]] = {}  # layers that store one set of codes, see PlaneMaker
+    names: dict[Hashable, list[str]] = {}
     for name, layer in layers.items():
-        names.setdefault((id(layer.weight), configs[name]), []).append(name)
+        names.setdefault(_stored_as(layer, configs[name]), []).append(name)
     stored = {first: [first, *others] for first, *others in names.values()}
     prices = {name: _bits_of_a_plane(layers[name], configs[name]) for name in stored}
     weights = sum(layers[name].weight.numel() for name in stored)
@@ -219,10 +224,10 @@ class PlaneMaker:
     """Makes layers of trit planes; layers with one weight, depth and configuration share their codes and scales."""
 
     def __init__(self) -> None:
-        self._made: dict[tuple[int, int, TernaryQuantConfig], TernaryLinearInference] = {}
+        self._made: dict[tuple[Hashable, int], TernaryLinearInference] = {}
 
     def __call__(self, linear: nn.Linear, depth: int, config: TernaryQuantConfig) -> TernaryLinearInference:
-        key = id(linear.weight), depth, config
+        key = _stored_as(linear, config), depth
         if key not in self._made:
             self._made[key] = TernaryLinearInference.from_linear(linear, depth, config)
             return self._made[key]
