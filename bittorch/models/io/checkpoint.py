@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bittorch.models.config import ModelConfig
+from bittorch.models.config import ACTIVATIONS, ModelConfig
 from bittorch.models.io.errors import FormatError
 
 
@@ -195,7 +195,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
-def open_checkpoint(path: str | Path, *, i2_s_layout: str = "128x32") -> Checkpoint:
+def open_checkpoint(path: str | Path, *, i2_s_layout: str = "128x32", hidden_act: str | None = None) -> Checkpoint:
     """Opens a language model's checkpoint without reading its tensors.
 
     Args:
@@ -203,21 +203,31 @@ def open_checkpoint(path: str | Path, *, i2_s_layout: str = "128x32") -> Checkpo
         i2_s_layout: the order of weights in I2_S tensors, which a GGUF file does not tell: ``128x32`` of converters
             and most builds of bitnet.cpp; ``64x16`` of its builds for ARM; ``rows4``, four rows a byte, of a build for
             x86. A wrong one gives noise instead of text.
+        hidden_act: the activation of the MLP, ``silu`` or ``relu2``; None takes what the checkpoint says. A GGUF file
+            of architecture ``bitnet`` often says nothing.
 
     Returns:
         The open checkpoint; use it in a ``with`` statement.
+
+    Warns:
+        CheckpointWarning: the checkpoint leaves something open; the message names it, what is taken, and the option.
 
     Raises:
         FileNotFoundError: nothing there.
         FormatError: damaged, incomplete, or of a format or architecture that is not read; the message names it.
     """
+    if hidden_act not in (None, *ACTIVATIONS):
+        raise ValueError(f"hidden_act must be None or one of {', '.join(ACTIVATIONS)}, got {hidden_act!r}")
     path = Path(path)
     if path.is_dir():
         from bittorch.models.io.hf import open_directory
 
-        return open_directory(path)
+        checkpoint = open_directory(path)
+        if hidden_act is not None:
+            checkpoint.config = dataclasses.replace(checkpoint.config, hidden_act=hidden_act)
+        return checkpoint
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     from bittorch.models.io.gguf import open_gguf
 
-    return open_gguf(path, i2_s_layout)
+    return open_gguf(path, i2_s_layout, hidden_act)

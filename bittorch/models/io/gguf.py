@@ -151,7 +151,7 @@ class Permuted(StoredTensor):
         return PackedWeight(weight.weight_packed[self.order], scale, weight.in_features)
 
 
-def open_gguf(path: Path, i2_s_layout: str = "128x32") -> Checkpoint:
+def open_gguf(path: Path, i2_s_layout: str = "128x32", hidden_act: str | None = None) -> Checkpoint:
     """A GGUF file's checkpoint. Raises as `open_checkpoint`."""
     if i2_s_layout not in codecs.I2S_LAYOUTS:
         raise ValueError(f"i2_s_layout must be one of {', '.join(codecs.I2S_LAYOUTS)}, got {i2_s_layout!r}")
@@ -162,7 +162,8 @@ def open_gguf(path: Path, i2_s_layout: str = "128x32") -> Checkpoint:
         if (canonical := canonical_name(name)) is not None and not name.endswith(".scale"):
             stored[canonical] = tensor
     factors = _rope_factors(file, table)
-    config = config_from_gguf(entries, {name: tensor.shape for name, tensor in stored.items()}, factors, str(path))
+    shapes = {name: tensor.shape for name, tensor in stored.items()}
+    config = config_from_gguf(entries, shapes, factors, str(path), hidden_act)
     used = {tensor.name for tensor in stored.values()} | {ROPE_FACTORS}
     tensors: dict[str, StoredTensor] = {}
     for name, tensor in stored.items():

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bittorch.models.config import ModelConfig
+from bittorch.models.io import choices
 from bittorch.models.io.errors import FormatError
 
 PERMUTED = ("llama",)  # architectures that keep the rows of q and k interleaved for ggml's rotation
@@ -54,7 +55,11 @@ def gguf_name(name: str) -> str:
 
 
 def config_from_gguf(
-    entries: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], factors: tuple[float, ...] | None, what: str
+    entries: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    factors: tuple[float, ...] | None,
+    what: str,
+    hidden_act: str | None = None,
 ) -> ModelConfig:
     """The model that a GGUF file's entries and tensors describe.
 
@@ -63,6 +68,10 @@ def config_from_gguf(
         shapes: of the tensors, by canonical name.
         factors: by which rotary frequencies are divided.
         what: names the file in errors.
+        hidden_act: the activation; None takes that of the file.
+
+    Warns:
+        CheckpointWarning: see `bittorch.models.io.choices`.
 
     Raises:
         FormatError: an architecture, activation or rope type that is not read, missing or impossible sizes.
@@ -103,7 +112,7 @@ def config_from_gguf(
             rms_norm_eps=need("attention.layer_norm_rms_epsilon"),
             rope_theta=get("rope.freq_base", 10000.0),
             rope_scaling=_rope_scaling(get, factors, what),
-            hidden_act=_activation(arch, get("hidden_activation"), what),
+            hidden_act=hidden_act or _activation(arch, get, shapes, what),
             sub_norm="model.layers.0.self_attn.attn_sub_norm.weight" in shapes,
             tie_embeddings="lm_head.weight" not in shapes,
             attention_bias="model.layers.0.self_attn.q_proj.bias" in shapes,
@@ -118,14 +127,31 @@ def config_from_gguf(
         raise FormatError(f"{what}: {error}") from None
 
 
-def _activation(arch: str, named: Any, what: str) -> str:
-    """llama.cpp runs SiLU for ``bitnet`` unless the file says otherwise."""
-    if named is None:
+def _activation(arch: str, get: Any, shapes: Mapping[str, tuple[int, ...]], what: str) -> str:
+    """What the file names; else relu2 for `RELU2`, SiLU for ``llama``, and a guess for ``bitnet``, with a warning.
+
+    Converters write no activation for ``bitnet``. llama.cpp then runs SiLU, as the first BitNet models do. These have
+    as many key heads as query heads and the rotary base 10000. BitNet b1.58 2B-4T and its heirs have relu2.
+    """
+    named = get("hidden_activation")
+    if named is not None:
+        names = {"relu2": "relu2", "relu_sqr": "relu2", "relu_squared": "relu2", "silu": "silu", "swish": "silu"}
+        if named not in names:
+            raise FormatError(f"{what} has hidden_activation {named!r:.40}; known are {', '.join(names)}")
+        return names[named]
+    if arch != "bitnet":
         return "relu2" if arch in RELU2 else "silu"
-    names = {"relu2": "relu2", "relu_sqr": "relu2", "relu_squared": "relu2", "silu": "silu", "swish": "silu"}
-    if named not in names:
-        raise FormatError(f"{what} has hidden_activation {named!r:.40}; known are {', '.join(names)}")
-    return names[named]
+    heads = get("attention.head_count")
+    grouped, base = get("attention.head_count_kv", heads) != heads, get("rope.freq_base", 10000.0)
+    newer = "model.layers.0.self_attn.attn_sub_norm.weight" in shapes and (grouped or base != 10000.0)
+    taken, other = ("relu2", "silu") if newer else ("silu", "relu2")
+    sizes = "like those of BitNet b1.58 2B-4T" if newer else "those of the first BitNet models, as llama.cpp takes it"
+    choices.warn(
+        "gguf-activation",
+        f"{what} has no entry bitnet.hidden_activation. {taken} is taken, because its sizes are {sizes}; "
+        f"give hidden_act={other!r} if the model was trained with {other}",
+    )
+    return taken
 
 
 def _activation_bits(entries: Mapping[str, Any], arch: str, what: str) -> int | None:

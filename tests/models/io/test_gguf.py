@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from bittorch.models.config import ModelConfig
-from bittorch.models.io import FormatError, LossyError, convert, open_checkpoint, save
+from bittorch.models.io import CheckpointWarning, FormatError, LossyError, convert, open_checkpoint, save
 from bittorch.models.io.gguf_names import canonical_name, gguf_name, rope_factors
 from tests.models.io.tiny import BITNET, LLAMA, assert_same, model, random_scale
 
@@ -81,7 +82,7 @@ def dense_values(config: ModelConfig, kind: str) -> dict[str, np.ndarray]:
 def test_files_of_gguf_py(arch: str, kind: str, tmp_path: Path) -> None:
     config, path = ARCHS[arch], tmp_path / "model.gguf"
     values = dense_values(config, kind)
-    write(path, arch, config, kind, values)
+    write(path, arch, config, kind, values, {"bitnet.hidden_activation": "relu2"} if arch == "bitnet" else {})
     theirs = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     with open_checkpoint(path) as found:
         assert set(found.names) == set(values)
@@ -104,7 +105,7 @@ def test_files_of_gguf_py(arch: str, kind: str, tmp_path: Path) -> None:
     ("arch", "extra", "expected"),
     [
         ("llama", {}, "silu"),
-        ("bitnet", {}, "silu"),
+        ("bitnet", {"bitnet.hidden_activation": "silu"}, "silu"),
         ("bitnet", {"bitnet.hidden_activation": "relu2"}, "relu2"),
         ("bitnet-b1.58", {}, "relu2"),
         ("bitnet-25", {}, "relu2"),
@@ -120,6 +121,36 @@ def test_the_activation_follows_from_the_architecture(
         assert found.config.activation_bits == (None if arch == "llama" else 8)
         assert found.config.sub_norm == (arch != "llama")
         assert found.config.head_dim == 64
+
+
+FIRST_BITNET = dataclasses.replace(BITNET, num_kv_heads=BITNET.num_heads, rope_theta=10000.0)
+NO_SUB_NORM = dataclasses.replace(BITNET, sub_norm=False)
+
+
+# FIELD L1
+@pytest.mark.parametrize(
+    ("config", "taken", "why"),
+    [
+        (BITNET, "relu2", "like those of BitNet b1.58 2B-4T"),
+        (FIRST_BITNET, "silu", "those of the first BitNet models"),
+        (NO_SUB_NORM, "silu", "as llama.cpp takes it"),
+    ],
+    ids=["2b-4t", "first", "no-sub-norm"],
+)
+def test_bitnet_without_an_activation(config: ModelConfig, taken: str, why: str, tmp_path: Path) -> None:
+    path, other = tmp_path / "x.gguf", "silu" if taken == "relu2" else "relu2"
+    write(path, "bitnet", config, "F16", dense_values(config, "F16"))
+    with pytest.warns(CheckpointWarning, match=f"x.gguf has no entry bitnet.hidden_activation. {taken} .*{why}"):
+        found = open_checkpoint(path)
+    with found:
+        assert found.config.hidden_act == taken
+    for said in (taken, other):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with open_checkpoint(path, hidden_act=said) as found:
+                assert found.config.hidden_act == said
+    with pytest.raises(ValueError, match="hidden_act must be None or one of silu, relu2, got 'gelu'"):
+        open_checkpoint(path, hidden_act="gelu")
 
 
 @pytest.mark.parametrize(

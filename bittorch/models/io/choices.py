@@ -1,0 +1,91 @@
+"""What a checkpoint leaves open or contradicts: every such choice has a name here, and none is made silently.
+
+A reader that can go on takes what the reference program takes and calls `warn`. A reader that cannot go on raises
+`refusal`. Tests open a small file for each name of `CHOICES`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from bittorch.models.io.errors import FormatError, LossyError
+
+_PACKAGE = str(Path(__file__).resolve().parents[2]) + os.sep
+Refusal = TypeVar("Refusal", FormatError, LossyError)
+
+
+class CheckpointWarning(UserWarning):
+    """A reader or writer of checkpoints chose what the file leaves open.
+
+    Attributes:
+        choice: the name of the choice, a key of `bittorch.models.io.choices.CHOICES`.
+    """
+
+    def __init__(self, choice: str, message: str) -> None:
+        super().__init__(message)
+        self.choice = choice
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """One kind of choice.
+
+    Args:
+        outcome: ``warned``: something is taken, with a `CheckpointWarning`; ``refused``: nothing is taken.
+        about: what the file leaves open or contradicts, and what happens.
+    """
+
+    outcome: Literal["warned", "refused"]
+    about: str
+
+
+CHOICES: dict[str, Choice] = {
+    "gguf-activation": Choice(
+        "warned",
+        "A GGUF file of architecture bitnet has no hidden_activation: relu2 or SiLU is taken by the model's sizes.",
+    ),
+}
+
+
+def warn(choice: str, message: str) -> None:
+    """Warns of a choice that was made.
+
+    Args:
+        choice: a key of `CHOICES` whose outcome is ``warned``.
+        message: names the file, what it leaves open, what is taken, and the option that says otherwise.
+
+    Warns:
+        CheckpointWarning: at the line outside of bittorch that caused it.
+    """
+    assert CHOICES[choice].outcome == "warned", choice
+    warnings.warn(CheckpointWarning(choice, message), stacklevel=_level_outside())
+
+
+def refusal(choice: str, message: str, kind: type[Refusal] = FormatError) -> Refusal:  # type: ignore[assignment]
+    """The error for a choice that nobody can make, to be raised.
+
+    Args:
+        choice: a key of `CHOICES` whose outcome is ``refused``.
+        message: names the file, the field, both values, and the way out.
+        kind: `FormatError` of readers, `LossyError` of writers.
+
+    Returns:
+        The error, whose attribute ``choice`` is the name.
+    """
+    assert CHOICES[choice].outcome == "refused", choice
+    error = kind(message)
+    error.choice = choice
+    return error
+
+
+def _level_outside() -> int:
+    """The ``stacklevel``, as `warn` needs it, of the nearest caller that is not part of bittorch."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, level = frame.f_back, level + 1
+    return level
