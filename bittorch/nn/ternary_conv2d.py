@@ -16,6 +16,7 @@ from bittorch.nn.ternary_layer import (
     blended_input,
     check_backend,
     check_dtype,
+    points_to_config,
     resolve_config,
 )
 from bittorch.ops import reference
@@ -54,6 +55,7 @@ class TernaryConv2d(TernaryLayer, PaddedConv2d, nn.Conv2d):
     Source: Li et al. 2016 (ternary weight networks); Bengio et al. 2013 (straight-through estimator).
     """
 
+    @points_to_config
     def __init__(
         self,
         in_channels: int,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal, ParamSpec
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +17,7 @@ from bittorch.quant import TernaryQuantConfig, TernaryQuantizer, learned
 from bittorch.quant.ternary import check_finite
 
 Backend = Literal["auto", "cuda", "python"]
+_Args = ParamSpec("_Args")
 
 
 def resolve_config(
@@ -35,6 +39,24 @@ def resolve_config(
     if config.activation_bits is not None:
         raise ValueError(f"activation_bits is {activation_bits}, but config says {config.activation_bits}")
     return dataclasses.replace(config, activation_bits=activation_bits)
+
+
+def points_to_config(init: Callable[_Args, None]) -> Callable[_Args, None]:
+    """The constructor of a layer; its TypeError for a field of the configuration says where the field belongs."""
+    fields = {field.name for field in dataclasses.fields(TernaryQuantConfig)}
+    misplaced = fields - inspect.signature(init).parameters.keys()
+
+    @functools.wraps(init)
+    def checked(*args: _Args.args, **kwargs: _Args.kwargs) -> None:
+        if found := [f"{name}={value!r}" for name, value in kwargs.items() if name in misplaced]:
+            settings = ", ".join(found)
+            raise TypeError(
+                f"{type(args[0]).__name__} takes {settings} as part of its configuration; write "
+                f"config=TernaryQuantConfig({settings})"
+            )
+        init(*args, **kwargs)
+
+    return checked
 
 
 def check_backend(backend: str) -> None:
@@ -73,7 +95,7 @@ class TernaryLayer(nn.Module):
         self.register_parameter("weight_scale", None)
         if self.config.learned:
             rows, columns = len(self.weight), self.weight.shape[1:].numel()
-            shape = learned.scale_shape(str(self.config.granularity), rows, columns, self.config.group_size)
+            shape = reference.scale_shape(rows, columns, *self.config.grouping)
             shape = shape if self.config.packs else (2, *shape)
             scale = torch.empty(shape, dtype=torch.float32, device=self.weight.device)
             self.weight_scale = nn.Parameter(scale, self.weight.requires_grad)
@@ -87,7 +109,7 @@ class TernaryLayer(nn.Module):
         """
         if self.weight_scale is None or self.weight_scale.is_meta:
             return
-        rule = ("twn", "ls", 0.75, str(self.config.granularity), self.config.group_size)
+        rule = ("twn", "ls", 0.75, *self.config.grouping)
         _, scale = ops.ternary_quantize(gathered(self.weight).flatten(1), *rule)
         step = learned.initial_step(self.config.method, scale) if self.config.packs else scale
         _fill(self.weight_scale, step.expand(self.weight_scale.shape))

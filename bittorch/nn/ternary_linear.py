@@ -12,6 +12,7 @@ from bittorch.nn.ternary_layer import (
     blended_input,
     check_backend,
     check_dtype,
+    points_to_config,
     resolve_config,
 )
 from bittorch.ops import reference
@@ -52,6 +53,7 @@ class TernaryLinear(TernaryLayer, nn.Linear):
     Source: Li et al. 2016 (ternary weight networks); Bengio et al. 2013 (straight-through estimator).
     """
 
+    @points_to_config
     def __init__(
         self,
         in_features: int,

@@ -92,8 +92,7 @@ class TernaryLinearInference(PackedLayer):
         weight = gathered(linear.weight).detach()
         if weight.device.type == "meta":
             raise ValueError("the weight is on the meta device and has no values; load them first")
-        assert config.granularity is not None
-        planes = pack_trit_planes(weight, depth, config.granularity, config.group_size)
+        planes = pack_trit_planes(weight, depth, *config.grouping)
         sizes = linear.in_features, linear.out_features, linear.bias is not None
         layer = cls(*sizes, activation_bits=config.activation_bits, depth=depth, device="meta")
         layer.weight_packed, layer.scale = planes

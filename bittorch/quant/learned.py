@@ -39,13 +39,6 @@ TWO_SCALES = "ttq"
 LEARNED = (*RULES, TWO_SCALES)
 
 
-def scale_shape(granularity: str, out_features: int, in_features: int, group_size: int) -> tuple[int, ...]:
-    """That of `bittorch.ops.ternary_quantize`."""
-    if granularity == "group":
-        return (out_features, in_features // group_size)
-    return (1,) if granularity == "tensor" else (out_features,)
-
-
 def _blocks(w: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """The weights that share a scale as rows, and the scales as a column."""
     rows = scale.numel()

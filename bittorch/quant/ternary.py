@@ -36,6 +36,7 @@ _METHODS: dict[str, _Defaults] = {
     TWO_SCALES: _Defaults(0.05, "learned"),
 }
 _OWN_THRESHOLD = ("optimal", "nm34", *RULES)
+DEFAULT_GROUP_SIZE = 128
 ACTIVATION_BITS = (None, 8, 16, 24)
 _MAX_INT8_IN_FEATURES = 1 << 22
 _SCALES = ("ls", "mean", "max")
@@ -88,8 +89,9 @@ class TernaryQuantConfig(QuantConfig):
         scale: ``ls`` (least squares: the mean of the kept magnitudes), ``mean`` or ``max``; None is the method's own,
             ``ls`` but for absmean, whose is ``mean``, and ``learned`` where it is a parameter. ``max`` is
             that of libraries that scale by the largest weight, and ruins trained weights: see docs/ternary_format.md.
-        granularity: what shares a scale: ``tensor``, ``channel`` (the default) or ``group``.
-        group_size: columns of a group, a multiple of 4 that divides in_features; used with granularity ``group``.
+        granularity: what shares a scale: ``tensor``, ``channel`` (the default) or ``group`` (the default where
+            group_size is given).
+        group_size: columns of a group, a multiple of 4 that divides in_features; None is 128.
         activation_bits: None for floating activations, 8 for int8 with one scale a token (W1.58A8), 16 or 24 for
             exact sums of two or three int8 digits: the same bits on every device, docs/ops.md has the errors.
         ste: the straight-through gradient of a weight: ``identity``, or ``clipped``, zero where ``|w| > 1.5 scale``.
@@ -99,7 +101,8 @@ class TernaryQuantConfig(QuantConfig):
     resolved: with another method, say ``replace(config, method="twn", threshold_factor=None, scale=None)``.
 
     Raises:
-        ValueError: an unknown name, a value out of range, or ``per_channel=False`` with a granularity but tensor.
+        ValueError: an unknown name, a value out of range, ``per_channel=False`` with another granularity than tensor,
+            or a group_size with another granularity than group.
         TypeError: a threshold_factor that is not a number, a group_size that is not an integer.
     """
 
@@ -111,7 +114,7 @@ class TernaryQuantConfig(QuantConfig):
     method: Method = "max"
     scale: ScaleRule | None = None
     granularity: Granularity | None = None
-    group_size: int = 128
+    group_size: int | None = None
     activation_bits: int | None = None
     ste: Ste = "identity"
 
@@ -121,7 +124,8 @@ class TernaryQuantConfig(QuantConfig):
         if self.threshold_factor is not None:
             _number("threshold_factor", self.threshold_factor, Real)
         _one_of("per_channel", self.per_channel, (True, False))
-        _number("group_size", self.group_size, Integral)
+        group_size = DEFAULT_GROUP_SIZE if self.group_size is None else self.group_size
+        _number("group_size", group_size, Integral)
         threshold = own.threshold_factor if self.threshold_factor is None else float(self.threshold_factor)
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold_factor must be in [0, 1], got {self.threshold_factor!r}")
@@ -132,22 +136,33 @@ class TernaryQuantConfig(QuantConfig):
         _one_of("ste", self.ste, ("identity",) if self.learned else _STES)
         if self.method == TWO_SCALES and self.activation_bits is not None:
             raise ValueError(f"method 'ttq' takes floating activations, got activation_bits={self.activation_bits}")
-        granularity = self.granularity or ("channel" if self.per_channel else "tensor")
+        granularity = self.granularity or self._granularity()
         _one_of("granularity", granularity, _GRANULARITIES)
         if not self.per_channel and granularity != "tensor":
             raise ValueError(f"per_channel=False means granularity='tensor', got granularity={granularity!r}")
-        if self.group_size <= 0 or self.group_size % 4:
-            raise ValueError(f"group_size must be a positive multiple of 4, got {self.group_size}")
+        if group_size <= 0 or group_size % 4:
+            raise ValueError(f"group_size must be a positive multiple of 4, got {group_size}")
+        if granularity != "group" and group_size != DEFAULT_GROUP_SIZE:
+            raise ValueError(
+                f"group_size={group_size} means granularity='group', got granularity={granularity!r}; set "
+                "granularity='group', or group_size=None"
+            )
         _one_of("activation_bits", self.activation_bits, ACTIVATION_BITS)
         for name, value in (
             ("threshold_factor", threshold),
             ("per_channel", granularity != "tensor"),
             ("scale", scale),
             ("granularity", granularity),
-            ("group_size", int(self.group_size)),
+            ("group_size", int(group_size)),
             ("activation_bits", None if self.activation_bits is None else int(self.activation_bits)),
         ):
             object.__setattr__(self, name, value)
+
+    def _granularity(self) -> Granularity:
+        """What is meant where no granularity is given."""
+        if not self.per_channel:
+            return "tensor"
+        return "channel" if self.group_size is None else "group"
 
     @property
     def learned(self) -> bool:
@@ -159,21 +174,28 @@ class TernaryQuantConfig(QuantConfig):
         """Whether trained layers have a packed form: ttq has two scales, and a packed row holds one."""
         return self.method != TWO_SCALES
 
+    @property
+    def grouping(self) -> tuple[Granularity, int]:
+        """Granularity and group_size."""
+        assert self.granularity is not None
+        assert self.group_size is not None
+        return self.granularity, self.group_size
+
     def op_args(self) -> tuple[str, str, float, str, int]:
         """The arguments that `bittorch.ops.ternary_quantize` and `ternary_linear` take after their tensors."""
         assert self.scale is not None
         assert self.threshold_factor is not None
-        assert self.granularity is not None
-        return self.method, self.scale, self.threshold_factor, self.granularity, self.group_size
+        return self.method, self.scale, self.threshold_factor, *self.grouping
 
     def check_in_features(self, in_features: int) -> None:
         """Raises ValueError when groups do not divide a row, or a row is too long for int8 sums."""
         check_activation_bits(self.activation_bits, in_features)
-        if self.granularity == "group" and in_features % self.group_size:
+        granularity, group_size = self.grouping
+        if granularity == "group" and in_features % group_size:
             raise ValueError(
-                f"group_size must divide in_features, got group_size={self.group_size} and in_features={in_features}"
+                f"group_size must divide in_features, got group_size={group_size} and in_features={in_features}"
             )
-        if self.granularity == "group" and self.learned and not in_features:
+        if granularity == "group" and self.learned and not in_features:
             raise ValueError(f"a learned scale a group needs in_features above 0; method {self.method!r} has no groups")
 
 

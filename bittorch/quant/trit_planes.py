@@ -79,7 +79,9 @@ def grid_integers(
     if weight.dim() != 2:
         raise ValueError(f"w must be (out_features, in_features), got shape {tuple(weight.shape)}")
     n, k = weight.shape
-    TernaryQuantConfig(granularity=granularity, group_size=group_size).check_in_features(k)
+    TernaryQuantConfig(
+        granularity=granularity, group_size=group_size if granularity == "group" else None
+    ).check_in_features(k)
     weight, largest = weight.detach(), largest_integer(depth)
     scale = _scales(weight, depth, granularity, group_size)
     q = torch.empty((n, k), dtype=torch.float32, device=weight.device)

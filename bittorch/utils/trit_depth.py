@@ -79,9 +79,8 @@ class DepthRequest:
 
 def _error(weight: Tensor, depth: int, config: TernaryQuantConfig, x: Tensor | None) -> float:
     """``|W - Q|^2 / |W|^2``, or with activations the mean over tokens of ``|(W - Q) x|^2 / |W x|^2``."""
-    assert config.granularity is not None
     w = weight.float()
-    difference = w - from_grid(*grid_integers(w, depth, config.granularity, config.group_size))
+    difference = w - from_grid(*grid_integers(w, depth, *config.grouping))
     if x is not None:  # token by token: in language models a few are a hundred times as large as all others
         lost, norms = ((x @ m.T).double().square().sum(1) for m in (difference, w))
         return float((lost / norms)[norms > 0].sum()) / len(x)
@@ -97,7 +96,8 @@ def _stored_as(linear: nn.Linear, config: TernaryQuantConfig) -> Hashable:
 def _bits_of_a_plane(linear: nn.Linear, config: TernaryQuantConfig) -> int:
     """Stored bits of one plane: packed codes and float32 scales, as `bittorch.utils.summary` counts them."""
     n, k = linear.out_features, linear.in_features
-    groups = k // config.group_size if config.granularity == "group" else 1
+    granularity, group_size = config.grouping
+    groups = k // group_size if granularity == "group" else 1
     return 8 * n * ((k + 3) // 4) + 32 * n * groups
 
 

@@ -120,3 +120,18 @@ def test_modules_that_are_not_the_dense_layer_are_refused(
 ) -> None:
     with pytest.raises(TypeError, match=message):
         convert(module)
+
+
+# FIELD N16
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [(lambda **k: TernaryLinear(8, 6, **k), "Linear"), (lambda **k: TernaryConv2d(4, 6, 3, **k), "Conv2d")],
+)
+def test_field_of_the_configuration_as_argument_names_config(make: Callable[..., nn.Module], name: str) -> None:
+    message = (
+        rf"Ternary{name} takes method='lsq', granularity='tensor' .* config=TernaryQuantConfig\(method='lsq', gran"
+    )
+    with pytest.raises(TypeError, match=message):
+        make(method="lsq", granularity="tensor")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'colour'"):
+        make(colour="red")

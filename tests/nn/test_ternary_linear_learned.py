@@ -121,6 +121,26 @@ def test_state_dict_copy_and_reset(method: str) -> None:
     helpers.assert_near(layer.quantize_packed()[1], scale.double())
 
 
+# FIELD R4
+@pytest.mark.parametrize("method", ["lsq", "seq", "ttq"])
+def test_one_group_a_row_is_a_scale_a_row(method: str) -> None:
+    groups = _layer(method=method, granularity="group", group_size=48)
+    rows = _layer(method=method)
+    assert groups.weight_scale.shape == rows.weight_scale.shape
+    assert torch.equal(groups.weight_scale, rows.weight_scale)
+    x = helpers.randn(5, 48)
+    outputs = [layer(x) for layer in (groups, rows)]
+    assert torch.equal(*outputs)
+    for y in outputs:
+        y.square().sum().backward()
+    assert torch.equal(groups.weight_scale.grad, rows.weight_scale.grad)
+    converted = bittorch.TernaryLinear.from_linear(nn.Linear(48, 20), groups.config)
+    assert converted.weight_scale.shape == rows.weight_scale.shape
+    if method != "ttq":
+        groups.eval()
+        assert torch.equal(groups(x), export_for_inference(groups)(x))
+
+
 @pytest.mark.parametrize("method", ["lsq", "seq", "ttq"])
 def test_conversion_starts_the_scale_from_the_weights(method: str) -> None:
     model = nn.Sequential(nn.Linear(48, 20))

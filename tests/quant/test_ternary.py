@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import json
 import pickle
 
@@ -56,6 +57,25 @@ def test_config_per_channel_false_is_granularity_tensor() -> None:
     assert TernaryQuantConfig(granularity="tensor") == TernaryQuantConfig(per_channel=False)
 
 
+# FIELD N7
+def test_config_group_size_alone_means_groups() -> None:
+    assert TernaryQuantConfig(group_size=64) == TernaryQuantConfig(granularity="group", group_size=64)
+    assert TernaryQuantConfig(group_size=128).granularity == "group"
+    assert TernaryQuantConfig(group_size=None) == TernaryQuantConfig()
+    assert ternary_quantize(helpers.randn(2, 128), group_size=64)[1].shape == (2, 2)
+
+
+# FIELD N7
+@pytest.mark.parametrize("fields", [{"per_channel": False}, {"granularity": "channel"}, {"granularity": "tensor"}])
+def test_config_group_size_of_another_granularity_is_refused(fields: dict[str, object]) -> None:
+    with pytest.raises(
+        ValueError, match=r"group_size=64 means granularity='group', got granularity='(channel|tensor)'"
+    ):
+        TernaryQuantConfig(group_size=64, **fields)
+    groups = TernaryQuantConfig(group_size=64)
+    assert dataclasses.replace(groups, granularity="channel", group_size=None) == TernaryQuantConfig()
+
+
 def test_config_fields_after_per_channel_are_keyword_only() -> None:
     with pytest.raises(TypeError):
         TernaryQuantConfig(0.05, True, "twn")
@@ -103,7 +123,6 @@ def test_config_refuses_bad_values(fields: dict[str, object], message: str) -> N
         ({"threshold_factor": True}, "threshold_factor must be a number, got True"),
         ({"group_size": 64.0}, "group_size must be an integer, got 64.0"),
         ({"group_size": "64"}, "group_size must be an integer, got '64'"),
-        ({"group_size": None}, "group_size must be an integer, got None"),
     ],
     ids=str,
 )
@@ -126,13 +145,18 @@ def test_config_repr_shows_resolved_values_and_evaluates_to_itself() -> None:
     assert repr(config) in repr(TernaryQuantizer(config))
 
 
+_shares = st.one_of(
+    st.fixed_dictionaries({"granularity": st.sampled_from([None, "tensor", "channel", "group"])}),
+    st.fixed_dictionaries(
+        {"granularity": st.sampled_from([None, "group"]), "group_size": st.integers(1, 100).map(lambda n: 4 * n)}
+    ),
+)
 _configs = st.builds(
-    TernaryQuantConfig,
+    lambda threshold, shares, **fields: TernaryQuantConfig(threshold, **shares, **fields),
     st.one_of(st.none(), st.floats(0, 1)),
+    _shares,
     method=st.sampled_from(METHODS[:4]),
     scale=st.sampled_from([None, *RULES]),
-    granularity=st.sampled_from([None, "tensor", "channel", "group"]),
-    group_size=st.integers(1, 100).map(lambda n: 4 * n),
     activation_bits=st.sampled_from([None, 8]),
 ) | st.just(TernaryQuantConfig(method="optimal"))
 
@@ -153,7 +177,7 @@ def test_check_in_features_names_both_values() -> None:
     config.check_in_features(128)
     with pytest.raises(ValueError, match="group_size=64 and in_features=100"):
         config.check_in_features(100)
-    TernaryQuantConfig(group_size=64).check_in_features(100)
+    TernaryQuantConfig().check_in_features(100)
 
 
 # Quantising
