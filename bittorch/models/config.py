@@ -34,7 +34,9 @@ class ModelConfig:
         hidden_act: ``silu``, or ``relu2``, the square of ReLU.
         sub_norm: RMSNorm before the output projections, ``self_attn.attn_sub_norm`` and ``mlp.ffn_sub_norm``.
         tie_embeddings: the head is the embedding.
-        attention_bias, mlp_bias: the projections have a bias; that of attention is on q, k, v and o.
+        attention_bias: q, k and v have a bias.
+        attention_output_bias: o has a bias.
+        mlp_bias: gate, up and down have a bias.
         activation_bits: 8 for W1.58A8 checkpoints, None where activations stay floating.
         bos_token_id, eos_token_ids: as the checkpoint says.
 
@@ -57,6 +59,7 @@ class ModelConfig:
     sub_norm: bool = False
     tie_embeddings: bool = False
     attention_bias: bool = False
+    attention_output_bias: bool = False
     mlp_bias: bool = False
     activation_bits: int | None = None
     bos_token_id: int | None = None
@@ -108,13 +111,13 @@ class ModelConfig:
         hidden, inner = self.hidden_size, self.intermediate_size
         q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         linears = {
-            "self_attn.q_proj": (q, hidden),
-            "self_attn.k_proj": (kv, hidden),
-            "self_attn.v_proj": (kv, hidden),
-            "self_attn.o_proj": (hidden, q),
-            "mlp.gate_proj": (inner, hidden),
-            "mlp.up_proj": (inner, hidden),
-            "mlp.down_proj": (hidden, inner),
+            "self_attn.q_proj": (q, hidden, self.attention_bias),
+            "self_attn.k_proj": (kv, hidden, self.attention_bias),
+            "self_attn.v_proj": (kv, hidden, self.attention_bias),
+            "self_attn.o_proj": (hidden, q, self.attention_output_bias),
+            "mlp.gate_proj": (inner, hidden, self.mlp_bias),
+            "mlp.up_proj": (inner, hidden, self.mlp_bias),
+            "mlp.down_proj": (hidden, inner, self.mlp_bias),
         }
         norms = {"input_layernorm": hidden, "post_attention_layernorm": hidden}
         if self.sub_norm:
@@ -122,10 +125,10 @@ class ModelConfig:
         shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, hidden)}
         for layer in range(self.num_layers):
             prefix = f"model.layers.{layer}."
-            for name, shape in linears.items():
-                shapes[f"{prefix}{name}.weight"] = shape
-                if self.attention_bias if name.startswith("self_attn") else self.mlp_bias:
-                    shapes[f"{prefix}{name}.bias"] = shape[:1]
+            for name, (*shape, biased) in linears.items():
+                shapes[f"{prefix}{name}.weight"] = tuple(shape)
+                if biased:
+                    shapes[f"{prefix}{name}.bias"] = (shape[0],)
             shapes |= {f"{prefix}{name}.weight": (size,) for name, size in norms.items()}
         shapes["model.norm.weight"] = (hidden,)
         if not self.tie_embeddings:

@@ -48,6 +48,8 @@ def test_tensor_shapes() -> None:
     assert shapes["model.layers.1.self_attn.k_proj.weight"] == (128, 256)
     assert shapes["model.layers.0.mlp.ffn_sub_norm.weight"] == (512,)
     assert len(shapes) == 2 + 2 * (7 + 4)
-    biased = dataclasses.replace(LLAMA, attention_bias=True, mlp_bias=True).tensor_shapes()
+    biased = dataclasses.replace(LLAMA, attention_bias=True, attention_output_bias=True, mlp_bias=True).tensor_shapes()
     assert len(biased) == len(LLAMA.tensor_shapes()) + 2 * 7
     assert biased["model.layers.0.self_attn.o_proj.bias"] == (256,)
+    qkv = dataclasses.replace(LLAMA, attention_bias=True).tensor_shapes()
+    assert {name.split(".")[-2] for name in qkv if name.endswith(".bias")} == {"q_proj", "k_proj", "v_proj"}

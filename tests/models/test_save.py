@@ -26,6 +26,7 @@ CASES: dict[str, tuple[Any, bool, dict[str, Any]]] = {
     "planes": (tiny.changed(sub_norm=False, tie_embeddings=False), False, {"depth": 3, "group_size": 16}),
     "planes and biases": (tiny.changed(attention_bias=True, mlp_bias=True), False, {"depth": 2, "head_depth": 5}),
     "biases": (tiny.changed(attention_bias=True, mlp_bias=True, hidden_act="silu"), True, {}),
+    "output bias": (tiny.changed(attention_output_bias=True), True, {}),
 }
 
 

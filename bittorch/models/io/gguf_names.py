@@ -116,6 +116,7 @@ def config_from_gguf(
             sub_norm="model.layers.0.self_attn.attn_sub_norm.weight" in shapes,
             tie_embeddings="lm_head.weight" not in shapes,
             attention_bias="model.layers.0.self_attn.q_proj.bias" in shapes,
+            attention_output_bias="model.layers.0.self_attn.o_proj.bias" in shapes,
             mlp_bias="model.layers.0.mlp.up_proj.bias" in shapes,
             activation_bits=_activation_bits(entries, arch, what),
             bos_token_id=entries.get("tokenizer.ggml.bos_token_id"),

@@ -48,6 +48,7 @@ def config_from_hf(values: Mapping[str, Any], sub_norm: bool, activation_bits: i
             sub_norm=sub_norm,
             tie_embeddings=bool(values.get("tie_word_embeddings", False)),
             attention_bias=bool(values.get("attention_bias", False)),
+            attention_output_bias=bool(values.get("attention_output_bias", values.get("attention_bias", False))),
             mlp_bias=bool(values.get("mlp_bias", False)),
             activation_bits=activation_bits,
             bos_token_id=values.get("bos_token_id"),
@@ -80,7 +81,10 @@ def _rope(values: Mapping[str, Any], default_theta: float, what: str) -> dict[st
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
-    """The entries of a config.json that transformers reads: model type ``bitnet`` where there are sub-norms."""
+    """The entries of a config.json that transformers reads: model type ``bitnet`` where there are sub-norms.
+
+    transformers has no ``attention_output_bias``: ``attention_bias`` is that of o too.
+    """
     rope = {"rope_theta": config.rope_theta, **(config.rope_scaling or {"rope_type": "default"})}
     eos = list(config.eos_token_ids)
     bitnet = config.sub_norm
@@ -100,6 +104,7 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
         "hidden_act": config.hidden_act,
         "tie_word_embeddings": config.tie_embeddings,
         "attention_bias": config.attention_bias,
+        "attention_output_bias": config.attention_output_bias,
         "mlp_bias": config.mlp_bias,
         "bos_token_id": config.bos_token_id,
         "eos_token_id": eos[0] if len(eos) == 1 else eos or None,

@@ -201,7 +201,16 @@ def write_directory(
         layout: how ternary weights are stored.
         dense_dtype: of the tensors that are not ternary; None keeps theirs.
         seen: called with each name when it has been written.
+
+    Raises:
+        LossyError: what the layout cannot hold.
     """
+    if source.config.attention_bias != source.config.attention_output_bias and not isinstance(layout, OwnLayout):
+        raise LossyError(
+            f"transformers has one attention_bias for q, k, v and o; the model has attention_bias="
+            f"{source.config.attention_bias} and attention_output_bias={source.config.attention_output_bias}; "
+            "write bittorch or GGUF"
+        )
     ternary = [name for name in source.names if source.info(name).ternary]
     others = [name for name in source.names if not source.info(name).ternary]
     biases = {name: name.removesuffix("bias") + "weight" for name in others if name.endswith(".bias")}

@@ -111,7 +111,7 @@ def test_bitnet_of_transformers_means_8_bit_activations(tmp_path: Path) -> None:
 
 
 def test_biases(tmp_path: Path) -> None:
-    config = dataclasses.replace(BITNET, attention_bias=True, mlp_bias=True)
+    config = dataclasses.replace(BITNET, attention_bias=True, attention_output_bias=True, mlp_bias=True)
     source = model(config)
     for to in TARGETS:
         if to == "bitnet":
@@ -125,6 +125,19 @@ def test_biases(tmp_path: Path) -> None:
             save(source, tmp_path / to, to=to)
             with open_checkpoint(tmp_path / to) as written:
                 assert_same(source, written)
+
+
+@pytest.mark.parametrize("to", TARGETS)
+def test_biases_of_q_k_v_alone(to: str, tmp_path: Path) -> None:  # FIELD L14
+    source = model(dataclasses.replace(BITNET, attention_bias=True))
+    if to in ("bitnet", "compressed-tensors"):
+        with pytest.raises(LossyError, match="attention_bias=True and attention_output_bias=False"):
+            save(source, tmp_path / "out", to=to, allow_lossy=True)
+        return
+    save(source, tmp_path / "out", to=to)
+    with open_checkpoint(tmp_path / "out") as written:
+        assert_same(source, written)
+        assert not written.config.attention_output_bias
 
 
 @pytest.mark.parametrize("to", TARGETS)
