@@ -7,6 +7,7 @@
 """
 
 from bittorch import _extension
+from bittorch._extension import has_cuda_ext
 from bittorch._version import __version__
 
 _extension.load()
@@ -18,7 +19,13 @@ from bittorch.nn import (  # noqa: E402
     TernaryLinear,
     TernaryLinearInference,
 )
-from bittorch.quant import TernaryQuantConfig, TernaryQuantizer, ternary_quantize, ternary_quantize_ste  # noqa: E402
+from bittorch.quant import (  # noqa: E402
+    TernaryQuantConfig,
+    TernaryQuantizer,
+    ternary_fake_quantize,
+    ternary_quantize,
+    ternary_quantize_ste,
+)
 from bittorch.utils import (  # noqa: E402
     export_conv2d_to_inference,
     export_for_inference,
@@ -28,6 +35,7 @@ from bittorch.utils import (  # noqa: E402
     quantize_model,
     save_ternary_inference_checkpoint,
 )
+
 
 __all__ = [
     "_C",
@@ -41,6 +49,7 @@ __all__ = [
     "export_conv2d_to_inference",
     "export_for_inference",
     "export_linear_to_inference",
+    "has_cuda_ext",
     "load_ternary_inference_checkpoint",
     "nn",
     "ops",
@@ -48,6 +57,7 @@ __all__ = [
     "quantize_",
     "quantize_model",
     "save_ternary_inference_checkpoint",
+    "ternary_fake_quantize",
     "ternary_quantize",
     "ternary_quantize_ste",
     "train",

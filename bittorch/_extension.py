@@ -29,3 +29,10 @@ def load() -> None:
     from bittorch import _C, _env
 
     _env.apply(_C)
+
+
+def has_cuda_ext() -> bool:
+    """Whether this build has CUDA kernels; whether a device is there, `torch.cuda.is_available` says."""
+    from bittorch import _C
+
+    return any(row["device"] == "cuda" for row in _C.kernels())

@@ -51,7 +51,7 @@ def test_imports_go_only_downward(path: Path) -> None:
 
 
 def test_the_import_rule_sees_imports() -> None:
-    assert {"_C", "ops", "quant"} <= _imported(Path("nn/ternary_layer.py"))
+    assert {"_extension", "ops", "quant"} <= _imported(Path("nn/ternary_layer.py"))
     assert _floor("utils") > _floor("nn") > _floor("quant") > _floor("ops") > _floor("_C")
     assert _floor("doctor") == _floor("cli") == TOP > _floor("models")
 

@@ -81,7 +81,7 @@ class Row:
             asked["inputs"] = [part[None] for part in calibration]
         packed = quantize_model(model, self.choice["config"], skip=() if self.choice.get("head") else HEAD, **asked)
         layers = {n: m for n, m in packed.named_modules() if isinstance(m, TernaryLinearInference)}
-        made = {name: layer.get_quantized_weight() for name, layer in layers.items()}
+        made = {name: layer.dequantized_weight() for name, layer in layers.items()}
         weights = sum(w.numel() for w in dense.values())
         codes = sum(8 * m.weight_packed.numel() for m in layers.values())
         scales = sum(32 * m.scale.numel() for m in layers.values())

@@ -66,7 +66,7 @@ def dense_twin(model: LanguageModel, dtype: torch.dtype) -> LanguageModel:
     for module in model.modules():
         if isinstance(module, TernaryLinearInference):
             dense = nn.Linear(module.in_features, module.out_features, module.bias is not None, device="meta")
-            dense.weight = nn.Parameter(module.get_quantized_weight(dtype), requires_grad=False)
+            dense.weight = nn.Parameter(module.dequantized_weight(dtype), requires_grad=False)
             if module.bias is not None:
                 dense.bias = nn.Parameter(module.bias.to(dtype), requires_grad=False)
             memo[id(module)] = dense.eval()

@@ -11,7 +11,8 @@ from typing import Any, Literal, ParamSpec
 import torch
 from torch import Tensor, nn
 
-from bittorch import _C, ops
+from bittorch import ops
+from bittorch._extension import has_cuda_ext
 from bittorch.ops import reference
 from bittorch.quant import TernaryQuantConfig, TernaryQuantizer, learned
 from bittorch.quant.ternary import check_finite
@@ -63,7 +64,7 @@ def check_backend(backend: str) -> None:
     if backend not in ("auto", "cuda", "python"):
         raise ValueError(f"backend must be one of 'auto', 'cuda', 'python', got {backend!r}")
     if backend == "cuda":
-        if not any(row["device"] == "cuda" for row in _C.kernels()):
+        if not has_cuda_ext():
             raise RuntimeError("backend='cuda', but this build of bittorch has no CUDA kernels; rebuild it beside nvcc")
         if not torch.cuda.is_available():
             raise RuntimeError("backend='cuda', but torch.cuda.is_available() is False; use backend='auto'")
@@ -178,8 +179,25 @@ class TernaryLayer(nn.Module):
         check_finite(rows, scale)
         return w_packed, scale
 
-    def get_quantized_weight(self) -> Tensor:
-        """The weight that the forward pass uses, in the dtype and shape of ``weight``, detached.
+    def get_quantized_weight(self) -> tuple[Tensor, Tensor]:
+        """Codes and scale of ``weight`` as it stands, detached: ``(w_tern, scale)``.
+
+        Returns:
+            codes in {-1, 0, +1} of the dtype and shape of ``weight``, and the float32 scale, ``(1,)``,
+            ``(out_features,)`` or ``(out_features, groups)``. `dequantized_weight` is their product.
+
+        Raises:
+            ValueError: the weight holds NaN or Inf; method ttq, which has two scales.
+        """
+        w_packed, scale = self.quantize_packed()
+        weight = self.weight
+        codes = ops.ternary_unpack(w_packed, None, weight.shape[1:].numel(), torch.int8)
+        return codes.view(weight.shape).to(weight.dtype), scale
+
+    def dequantized_weight(self) -> Tensor:
+        """The dense weight that the forward pass uses, in the dtype and shape of ``weight``, detached.
+
+        ``codes * scale``, one float32 product and one cast; with ``quantize=False`` a copy of ``weight``.
 
         Raises:
             ValueError: the weight holds NaN or Inf.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bittorch import _env
+from bittorch import _env, ops
 from bittorch.nn.packed_layer import PackedLayer
 from bittorch.nn.ternary_layer import gathered
 from bittorch.quant import TernaryQuantConfig
@@ -109,7 +109,17 @@ class TernaryLinearInference(PackedLayer):
         """Scales of a row; 0 when the layer has a single one."""
         return self._scale_groups()
 
-    def get_quantized_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
+    def get_quantized_weight(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """Codes and scale: ``(w_tern, scale)``.
+
+        Returns:
+            codes in {-1, 0, +1} of ``dtype``, ``(depth * out_features, in_features)``, and the float32 scale of these
+            rows. At depth 1 `dequantized_weight` is their product, else the sum of it over the planes.
+        """
+        codes = ops.ternary_unpack(self.weight_packed, None, self.in_features, torch.int8)
+        return codes.to(dtype), self.scale.clone()
+
+    def dequantized_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The dense weight ``(out_features, in_features)`` that the layer multiplies by, rounded once to ``dtype``."""
         return unpack_trit_planes(self.weight_packed, self.scale, self.depth, self.in_features, dtype)
 

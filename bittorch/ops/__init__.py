@@ -5,7 +5,11 @@ from bittorch.ops.ternary_check import check_packed, ternary_check
 from bittorch.ops.ternary_conv2d import check_conv2d_input, ternary_conv2d
 from bittorch.ops.ternary_conv2d_packed import ternary_conv2d_packed
 from bittorch.ops.ternary_linear import check_input, ternary_linear, ternary_linear_ste
-from bittorch.ops.ternary_linear_packed import ternary_linear_packed
+from bittorch.ops.ternary_linear_packed import (
+    has_packed_cuda_support,
+    ternary_linear_packed,
+    ternary_linear_packed_forward,
+)
 from bittorch.ops.ternary_linear_w2a8 import ternary_linear_w2a8
 from bittorch.ops.ternary_pack import ternary_pack
 from bittorch.ops.ternary_quantize import ternary_quantize
@@ -17,11 +21,13 @@ __all__ = [
     "check_conv2d_input",
     "check_input",
     "check_packed",
+    "has_packed_cuda_support",
     "ternary_check",
     "ternary_conv2d",
     "ternary_conv2d_packed",
     "ternary_linear",
     "ternary_linear_packed",
+    "ternary_linear_packed_forward",
     "ternary_linear_ste",
     "ternary_linear_w2a8",
     "ternary_pack",

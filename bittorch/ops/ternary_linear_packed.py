@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from bittorch._extension import has_cuda_ext
 from bittorch.ops._fake import check_packed_width, check_same_device
 
 
@@ -29,6 +30,16 @@ def ternary_linear_packed(
         NotImplementedError: no kernel for the device in this build.
     """
     return torch.ops.bittorch.ternary_linear_packed.default(x, w_packed, scale, bias, variant)
+
+
+def ternary_linear_packed_forward(x: Tensor, w_packed: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`ternary_linear_packed` with the kernel chosen automatically, under its older name."""
+    return ternary_linear_packed(x, w_packed, scale, bias)
+
+
+def has_packed_cuda_support() -> bool:
+    """Whether `ternary_linear_packed` runs on CUDA here: this build has the kernels, and torch sees a device."""
+    return has_cuda_ext() and torch.cuda.is_available()
 
 
 @torch.library.register_fake("bittorch::ternary_linear_packed")

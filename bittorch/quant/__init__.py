@@ -5,9 +5,11 @@ from bittorch.quant.int4 import Int4QuantConfig
 from bittorch.quant.ternary import (
     TernaryQuantConfig,
     TernaryQuantizer,
+    ternary_fake_quantize,
     ternary_quantize,
     ternary_quantize_ste,
 )
+from bittorch.quant.ternary_packed import pack_ternary, unpack_ternary
 from bittorch.quant.trit_planes import (
     check_depth,
     from_trit_planes,
@@ -25,9 +27,12 @@ __all__ = [
     "TernaryQuantizer",
     "check_depth",
     "from_trit_planes",
+    "pack_ternary",
     "pack_trit_planes",
+    "ternary_fake_quantize",
     "ternary_quantize",
     "ternary_quantize_ste",
     "trit_planes",
+    "unpack_ternary",
     "unpack_trit_planes",
 ]

@@ -208,8 +208,10 @@ class TernaryQuantizer(Quantizer):
         ValueError: a method whose scale is a parameter; a `bittorch.TernaryLinear` has it.
     """
 
+    config: TernaryQuantConfig
+
     def __init__(self, config: TernaryQuantConfig | None = None) -> None:
-        self.config = config or TernaryQuantConfig()
+        super().__init__(config or TernaryQuantConfig())
         if self.config.learned:
             raise ValueError(f"method {self.config.method!r} learns its scale, in a layer; a quantiser has none to use")
 
@@ -241,8 +243,11 @@ class TernaryQuantizer(Quantizer):
         rows = codes.flatten(1)
         return ops.ternary_unpack(ops.ternary_pack(rows), scale, rows.shape[1], dtype).view(codes.shape)
 
-    def quantize_ste(self, w: Tensor) -> Tensor:
-        """The dequantised weight in the dtype of ``w``, with the gradient of the identity."""
+    def fake_quantize(self, w: Tensor) -> Tensor:
+        """``codes * scale`` in the dtype of ``w``, with the gradient of the identity: the weight of a training layer.
+
+        The value is the product itself, not ``w + (codes * scale - w)``, which rounds differently.
+        """
         w_packed, scale = self.quantize_packed(w)
         value = ops.ternary_unpack(w_packed, scale, w.detach().flatten(1).shape[1], w.dtype)
         return reference.straight_through(w, value.view(w.shape))
@@ -269,12 +274,28 @@ def ternary_quantize(
 
 def ternary_quantize_ste(
     w: Tensor, threshold_factor: float | None = None, per_channel: bool = True, **config: Any
-) -> Tensor:
-    """The dequantised weight ``code * scale`` in the dtype of ``w``; its gradient passes to ``w`` unchanged.
+) -> tuple[Tensor, Tensor]:
+    """`ternary_quantize` with the straight-through gradient.
 
-    The value is the product itself, not ``w + (code * scale - w)``, which rounds differently. The gradient is the
-    identity on the dequantised weight; libraries that differentiate ``scale * ste(code)`` multiply it by the scale.
+    The gradient of the codes passes to ``w`` unchanged, and the scale has none. ``codes * scale`` is the weight that
+    `bittorch.TernaryLinear` multiplies by; through this product ``w`` receives ``scale`` times the gradient. The layer
+    itself, and `ternary_fake_quantize`, pass the gradient of the product unchanged.
+
+    Args and Raises: as `ternary_quantize`.
+
+    Returns:
+        codes in {-1, 0, +1} of the shape and dtype of ``w``, and the float32 scale.
+
+    Source: Bengio et al. 2013 (straight-through estimator).
+    """
+    return TernaryQuantizer(TernaryQuantConfig(threshold_factor, per_channel, **config)).quantize_ste(w)
+
+
+def ternary_fake_quantize(
+    w: Tensor, threshold_factor: float | None = None, per_channel: bool = True, **config: Any
+) -> Tensor:
+    """The dequantised weight ``codes * scale`` in the dtype of ``w``; its gradient passes to ``w`` unchanged.
 
     Args and Raises: as `ternary_quantize`. Source: Bengio et al. 2013 (straight-through estimator).
     """
-    return TernaryQuantizer(TernaryQuantConfig(threshold_factor, per_channel, **config)).quantize_ste(w)
+    return TernaryQuantizer(TernaryQuantConfig(threshold_factor, per_channel, **config)).fake_quantize(w)

@@ -44,7 +44,7 @@ def _plain(layer: TernaryConv2d, dtype: torch.dtype = torch.float64) -> nn.Conv2
     """nn.Conv2d with the quantised weight."""
     plain = bittorch.export_conv2d_to_inference(copy.deepcopy(_unquantised(layer)))
     assert type(plain) is nn.Conv2d
-    plain.weight = nn.Parameter(layer.get_quantized_weight())
+    plain.weight = nn.Parameter(layer.dequantized_weight())
     return plain.to(dtype)
 
 
@@ -334,7 +334,7 @@ def test_quant_lambda_blends_in_training_alone(shape: str, config: str) -> None:
     rounded = X.double()
     if bits:
         rounded = (helpers.act_codes(X.flatten(1), bits) * bittorch.ops.act_quantize(X.flatten(1), bits)[1]).view_as(X)
-    dense.weight.data.lerp_(layer.get_quantized_weight().double(), 0.25)
+    dense.weight.data.lerp_(layer.dequantized_weight().double(), 0.25)
     x = X.clone().requires_grad_()
     y = layer(x)
     wide = X.double().lerp(rounded.double(), 0.25).requires_grad_()
@@ -355,14 +355,17 @@ def test_weight_with_nan_is_refused_by_export() -> None:
     with pytest.raises(ValueError, match=r"cannot export the layer: w must be finite.*row 2"):
         bittorch.export_conv2d_to_inference(layer)
     with pytest.raises(ValueError, match="w must be finite"):
-        layer.get_quantized_weight()
+        layer.dequantized_weight()
 
 
-def test_get_quantized_weight_is_codes_times_scale() -> None:
+def test_dequantized_weight_is_codes_times_scale() -> None:
     layer = _layer()
     codes, scale = ops.ternary_quantize(layer.weight.detach().flatten(1), *layer.config.op_args())
     expected = ops.ternary_unpack(codes, scale, 36, torch.float32).view(6, 4, 3, 3)
-    assert torch.equal(layer.get_quantized_weight(), expected)
+    assert torch.equal(layer.dequantized_weight(), expected)
+    w_tern, conv_scale = layer.get_quantized_weight()
+    assert torch.equal(w_tern, ops.ternary_unpack(codes, None, 36, torch.int8).view(6, 4, 3, 3).float())
+    assert torch.equal(conv_scale, scale)
 
 
 def test_repr_says_how_it_quantises() -> None:
@@ -390,7 +393,7 @@ def test_padding_follows_what_is_set_on_a_made_layer(before: dict[str, object], 
     for name, value in after.items():
         setattr(layer, name, value)
         setattr(packed, name, value)
-    weight = layer.get_quantized_weight()
+    weight = layer.dequantized_weight()
     plain = nn.Conv2d(4, 6, 3, **{**before, **after})
     plain.weight, plain.bias = nn.Parameter(weight), nn.Parameter(layer.bias.detach().clone())
     expected = plain.double()(X.double())

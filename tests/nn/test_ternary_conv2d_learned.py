@@ -66,7 +66,7 @@ def test_train_eval_and_export_give_the_same_bits(
     assert torch.equal(layer.eval()(x), trained)
     assert torch.equal(export_for_inference(layer)(x), trained)
     assert torch.equal(layer(x[0]), trained[0])
-    helpers.assert_near(trained, _dense(layer, _rounded(x, activation_bits), layer.get_quantized_weight()))
+    helpers.assert_near(trained, _dense(layer, _rounded(x, activation_bits), layer.dequantized_weight()))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -84,7 +84,7 @@ def test_gradients_are_those_of_the_dense_weight(
     y.backward(g)
 
     wide = _rounded(X, activation_bits).requires_grad_()
-    weight = layer.get_quantized_weight().double().requires_grad_()
+    weight = layer.dequantized_weight().double().requires_grad_()
     exact = _dense(layer, wide, weight)
     helpers.assert_near(y, exact.detach())
     exact.backward(g.double())
@@ -113,7 +113,7 @@ def test_frozen_weight_passes_gradients_on() -> None:
     assert not layer(X).requires_grad
     layer(x).sum().backward()
     wide = X.double().requires_grad_()
-    _dense(layer, wide, layer.get_quantized_weight()).sum().backward()
+    _dense(layer, wide, layer.dequantized_weight()).sum().backward()
     helpers.assert_near(x.grad, wide.grad)
 
 
@@ -122,7 +122,7 @@ def test_ttq_trains_densely_and_does_not_export(shape: str) -> None:
     layer = _layer(shape, method="ttq")
     assert layer.weight_scale.shape == (2, 6)
     layer.weight_scale.data[1] *= 2
-    helpers.assert_near(layer(X), _dense(layer, X, layer.get_quantized_weight()))
+    helpers.assert_near(layer(X), _dense(layer, X, layer.dequantized_weight()))
     layer(X).square().sum().backward()
     assert (layer.weight_scale.grad != 0).all()
     assert layer.weight.grad.shape == layer.weight.shape
@@ -158,7 +158,7 @@ def test_quant_lambda_blends_in_training_alone(options: dict[str, str]) -> None:
     layer = _layer("steps", **options)
     ternary = layer(X)
     layer.quant_lambda = 0.25
-    weight = layer.weight.detach().double().lerp(layer.get_quantized_weight().double(), 0.25)
+    weight = layer.weight.detach().double().lerp(layer.dequantized_weight().double(), 0.25)
     helpers.assert_near(layer(X), _dense(layer, X, weight))
     layer(X).sum().backward()
     assert layer.weight.grad.isfinite().all()

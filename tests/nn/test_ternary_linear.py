@@ -63,7 +63,7 @@ def test_state_dict_has_the_keys_of_linear(bias: bool) -> None:
 @pytest.mark.parametrize("shape", [(64,), (5, 64), (2, 3, 64), (0, 64)], ids=str)
 def test_forward_is_near_the_quantized_weight(config: str, shape: tuple[int, ...]) -> None:
     layer, x = _layer(config), helpers.randn(*shape)
-    exact = linear(x.double(), layer.get_quantized_weight().double(), layer.bias.double())
+    exact = linear(x.double(), layer.dequantized_weight().double(), layer.bias.double())
     helpers.assert_near(layer(x), exact, 0.02 if layer.config.activation_bits else 1e-5)
 
 
@@ -112,27 +112,49 @@ def test_unknown_backend_raises() -> None:
 def test_quantize_false_is_linear() -> None:
     layer, x = TernaryLinear(64, 10, quantize=False), helpers.randn(5, 64)
     assert torch.equal(layer(x), linear(x, layer.weight, layer.bias))
-    assert torch.equal(layer.get_quantized_weight(), layer.weight)
-    assert layer.get_quantized_weight().data_ptr() != layer.weight.data_ptr()
+    assert torch.equal(layer.dequantized_weight(), layer.weight)
+    assert layer.dequantized_weight().data_ptr() != layer.weight.data_ptr()
     layer.quantize = True
     assert not torch.equal(layer(x), linear(x, layer.weight, layer.bias))
 
 
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
-def test_get_quantized_weight_is_codes_times_scale(config: str, dtype: torch.dtype) -> None:
+def test_dequantized_weight_is_codes_times_scale(config: str, dtype: torch.dtype) -> None:
     layer = _layer(config, dtype=dtype)
-    weight = layer.get_quantized_weight()
+    weight = layer.dequantized_weight()
     codes, scale = bittorch.TernaryQuantizer(layer.config).quantize(layer.weight)
     assert weight.dtype == dtype
     assert not weight.requires_grad
     assert torch.equal(weight, helpers.dense(codes, scale).float().to(dtype))
 
 
-def test_get_quantized_weight_refuses_nan() -> None:
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+def test_get_quantized_weight_is_codes_and_scale(config: str, dtype: torch.dtype) -> None:
+    layer = _layer(config, dtype=dtype)
+    w_tern, scale = layer.get_quantized_weight()
+    assert (w_tern.dtype, w_tern.shape, scale.dtype) == (dtype, layer.weight.shape, torch.float32)
+    assert not w_tern.requires_grad
+    assert not scale.requires_grad
+    codes, expected = bittorch.ternary_quantize(layer.weight, **_fields(layer.config))
+    assert torch.equal(w_tern, codes.to(dtype))
+    assert torch.equal(scale, expected)
+    assert torch.equal(helpers.dense(w_tern, scale).float().to(dtype), layer.dequantized_weight())
+    layer.quantize = False  # the codes are then those that the layer would have
+    assert torch.equal(layer.get_quantized_weight()[0], w_tern)
+
+
+def _fields(config: TernaryQuantConfig) -> dict[str, object]:
+    return {name: getattr(config, name) for name in ("method", "scale", "granularity", "group_size")}
+
+
+def test_dequantized_weight_refuses_nan() -> None:
     layer = TernaryLinear(4, 3)
     with torch.no_grad():
         layer.weight[1, 2] = float("nan")
+    with pytest.raises(ValueError, match="1 NaN or Inf of 12 values, the first in row 1"):
+        layer.dequantized_weight()
     with pytest.raises(ValueError, match="1 NaN or Inf of 12 values, the first in row 1"):
         layer.get_quantized_weight()
     assert layer(torch.ones(4)).isnan().tolist() == [False, True, False]

@@ -82,9 +82,13 @@ def test_weight_is_that_of_the_planes(granularity: str) -> None:
     linear, layer = _linear(), _layer(3, granularity)
     config = CONFIGS[granularity]
     planes = quant.trit_planes(linear.weight, 3, config.granularity, config.group_size)
-    helpers.assert_near(layer.get_quantized_weight(), quant.from_trit_planes(*planes, torch.float64), 1e-7)
+    helpers.assert_near(layer.dequantized_weight(), quant.from_trit_planes(*planes, torch.float64), 1e-7)
     assert all(torch.equal(a, b) for a, b in zip(_unpacked(layer), planes[0], strict=True))
-    helpers.assert_near(layer.get_quantized_weight(torch.float16), planes_dense := layer.get_quantized_weight(), 1e-3)
+    helpers.assert_near(layer.dequantized_weight(torch.float16), planes_dense := layer.dequantized_weight(), 1e-3)
+    w_tern, scale = layer.get_quantized_weight()
+    assert set(w_tern.unique().tolist()) <= {-1.0, 0.0, 1.0}
+    summed = helpers.dense(w_tern, scale).unflatten(0, (layer.depth, -1)).sum(0)
+    helpers.assert_near(layer.dequantized_weight(), summed, 1e-7)
     assert planes_dense.dtype == torch.float32
 
 
@@ -186,7 +190,7 @@ def test_gradient_of_the_input(bits: int | None, dtype: torch.dtype) -> None:
     grad = helpers.randn(3, 5, seed=8, dtype=dtype)
     layer(x).backward(grad)
     assert x.grad.dtype == dtype
-    helpers.assert_near(x.grad, grad.double() @ layer.get_quantized_weight(torch.float64))
+    helpers.assert_near(x.grad, grad.double() @ layer.dequantized_weight(torch.float64))
 
 
 @pytest.mark.parametrize("granularity", CONFIGS)

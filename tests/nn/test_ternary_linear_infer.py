@@ -89,7 +89,7 @@ def test_norm_is_part_of_the_quantiser(granularity: str, bits: int, dtype: torch
 def _exact_of_norm(layer: TernaryLinearInference, norm: torch.nn.RMSNorm, x: torch.Tensor) -> torch.Tensor:
     wide = x.double()
     wide = wide / (wide.square().mean(-1, keepdim=True) + norm.eps).sqrt() * norm.weight.double()
-    return wide @ layer.get_quantized_weight().double().t() + layer.bias.double()
+    return wide @ layer.dequantized_weight().double().t() + layer.bias.double()
 
 
 @pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)

@@ -41,7 +41,7 @@ def test_export_gives_the_bits_of_eval(
     assert torch.equal(layer(x), export_for_inference(layer)(x))
     assert torch.equal(layer(x), trained)
     if activation_bits is None:
-        exact = linear(x.double(), layer.float().get_quantized_weight().double(), layer.bias.double())
+        exact = linear(x.double(), layer.float().dequantized_weight().double(), layer.bias.double())
         helpers.assert_near(trained, exact)
 
 
@@ -91,15 +91,15 @@ def test_gradients_are_those_of_the_dense_weight(
         helpers.assert_near(layer.weight_scale.grad, step.grad.double())
     assert (master.grad == 0).any()
     helpers.assert_near(layer.weight.grad, master.grad.double())
-    helpers.assert_near(x.grad, g.double() @ layer.get_quantized_weight().double())
+    helpers.assert_near(x.grad, g.double() @ layer.dequantized_weight().double())
 
 
 def test_ttq_trains_densely_and_does_not_export() -> None:
     layer = _layer(method="ttq")
     layer.weight_scale.data[1] *= 2
     x = helpers.randn(5, 48)
-    assert torch.equal(layer(x), linear(x, layer.get_quantized_weight(), layer.bias))
-    values = layer.get_quantized_weight()[0].unique()
+    assert torch.equal(layer(x), linear(x, layer.dequantized_weight(), layer.bias))
+    values = layer.dequantized_weight()[0].unique()
     assert values[0] == pytest.approx(-2 * values[2].item())
     with pytest.raises(ValueError, match=r"cannot export 0: method 'ttq' has two scales.*method='lsq'"):
         export_for_inference(nn.Sequential(layer))
@@ -161,7 +161,7 @@ def test_dense_checkpoint_starts_the_scale_anew(method: str) -> None:
     layer.reset_scale()
     assert torch.equal(found, layer.weight_scale)
     weight = dense.weight.detach()
-    assert float((layer.get_quantized_weight() - weight).norm() / weight.norm()) < 0.6
+    assert float((layer.dequantized_weight() - weight).norm() / weight.norm()) < 0.6
 
 
 def test_learned_scale_of_groups_needs_columns() -> None:
@@ -216,7 +216,7 @@ def test_quant_lambda_blends_in_training_alone(options: dict[str, str]) -> None:
     layer.quant_lambda = 0.0
     helpers.assert_near(layer(x), linear(x, layer.weight, layer.bias).double())
     layer.quant_lambda = 0.25
-    weight = layer.weight + 0.25 * (layer.get_quantized_weight() - layer.weight)
+    weight = layer.weight + 0.25 * (layer.dequantized_weight() - layer.weight)
     helpers.assert_near(layer(x), linear(x, weight, layer.bias).double())
     layer(x).sum().backward()
     assert layer.weight.grad.isfinite().all()
@@ -227,5 +227,5 @@ def test_quant_lambda_blends_the_activations_too() -> None:
     layer, x = _layer(activation_bits=8), helpers.randn(5, 48)
     layer.quant_lambda = 0.5
     codes, scale = bittorch.ops.act_quantize(x)
-    weight = (layer.weight + layer.get_quantized_weight()) / 2
+    weight = (layer.weight + layer.dequantized_weight()) / 2
     helpers.assert_near(layer(x), linear((x + codes * scale) / 2, weight, layer.bias).double())

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 import bittorch
 from bittorch import ops
-from bittorch.quant import TernaryQuantConfig, TernaryQuantizer, ternary_quantize, ternary_quantize_ste
+from bittorch.quant import (
+    TernaryQuantConfig,
+    TernaryQuantizer,
+    ternary_fake_quantize,
+    ternary_quantize,
+    ternary_quantize_ste,
+)
 from tests import helpers
 
 METHODS = ("max", "twn", "absmean", "absmedian", "optimal")
@@ -218,7 +224,7 @@ def test_quantize_keeps_the_shape_of_any_weight(shape: tuple[int, ...]) -> None:
     assert value.shape == shape
     rows = codes.double().flatten(1) * scale.double()[:, None]
     assert torch.equal(value.double().flatten(1), rows)
-    assert torch.equal(quantizer.quantize_ste(w), value)
+    assert torch.equal(quantizer.fake_quantize(w), value)
 
 
 @pytest.mark.parametrize("shape", [(), (5,)], ids=str)
@@ -229,7 +235,7 @@ def test_quantize_refuses_fewer_than_two_dimensions(shape: tuple[int, ...]) -> N
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("quantize", [ternary_quantize, ternary_quantize_ste])
+@pytest.mark.parametrize("quantize", [ternary_quantize, ternary_quantize_ste, ternary_fake_quantize])
 def test_quantize_refuses_non_finite_weights_with_row(value: float, method: str, quantize: object) -> None:
     w = helpers.randn(4, 8)
     w[2, 5] = w[3, 1] = value
@@ -249,13 +255,13 @@ def test_quantize_refuses_float64() -> None:
 
 @pytest.mark.parametrize("granularity", helpers.GRANULARITIES, ids=str)
 @pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
-def test_ste_forward_is_codes_times_scale_and_gradient_the_identity(
+def test_fake_quantize_forward_is_codes_times_scale_and_gradient_the_identity(
     granularity: helpers.Granularity, dtype: torch.dtype
 ) -> None:
     w = helpers.randn(6, 128, dtype=dtype).requires_grad_()
     fields = {"granularity": granularity.name, "group_size": granularity.group or 128}
     codes, scale = ternary_quantize(w, **fields)
-    value = ternary_quantize_ste(w, **fields)
+    value = ternary_fake_quantize(w, **fields)
     assert not codes.requires_grad
     assert not scale.requires_grad
     assert torch.equal(value, helpers.dense(codes, scale).float().to(dtype))
@@ -264,16 +270,35 @@ def test_ste_forward_is_codes_times_scale_and_gradient_the_identity(
     assert torch.equal(w.grad, g)
 
 
+@pytest.mark.parametrize("granularity", helpers.GRANULARITIES, ids=str)
+@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+def test_ste_gives_codes_with_the_gradient_of_the_identity_and_a_frozen_scale(
+    granularity: helpers.Granularity, dtype: torch.dtype
+) -> None:
+    w = helpers.randn(6, 128, dtype=dtype).requires_grad_()
+    fields = {"granularity": granularity.name, "group_size": granularity.group or 128}
+    codes, scale = ternary_quantize(w, **fields)
+    codes_ste, scale_ste = ternary_quantize_ste(w, **fields)
+    assert codes_ste.dtype == dtype
+    assert torch.equal(codes_ste, codes.to(dtype))
+    assert torch.equal(scale_ste, scale)
+    assert not scale_ste.requires_grad
+    g = helpers.randn(6, 128, seed=4, dtype=dtype)
+    codes_ste.backward(g)
+    assert torch.equal(w.grad, g)
+
+
 def test_ste_has_no_second_derivative() -> None:
     w = helpers.randn(3, 4).requires_grad_()
-    (grad,) = torch.autograd.grad(ternary_quantize_ste(w).square().sum(), w, create_graph=True)
+    (grad,) = torch.autograd.grad(ternary_fake_quantize(w).square().sum(), w, create_graph=True)
     with pytest.raises(RuntimeError):
         grad.sum().backward()
 
 
 def test_ste_does_not_share_memory_with_the_weight() -> None:
     w = torch.tensor([[1.0, -1.0]])
-    ternary_quantize_ste(w).zero_()
+    ternary_fake_quantize(w).zero_()
+    ternary_quantize_ste(w)[0].zero_()
     assert w.tolist() == [[1.0, -1.0]]
 
 

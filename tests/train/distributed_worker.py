@@ -128,10 +128,10 @@ def mean(losses: Tensor) -> Tensor:
 
 def assert_same_training(name: str, wrap: Callable[[nn.Sequential], nn.Module]) -> None:
     single, net = model(name), wrap(model(name))
-    first = single[3].get_quantized_weight()
+    first = single[3].dequantized_weight()
     expected, losses = train(single, X, Y), mean(train(net, mine(X), mine(Y)))
     assert expected[-1] < expected[0]
-    flips = (single[3].get_quantized_weight().sign() != first.sign()).double().mean()
+    flips = (single[3].dequantized_weight().sign() != first.sign()).double().mean()
     assert flips > 0.005, f"{name} tests little: {flips:.2%} of the codes changed"
     torch.testing.assert_close(losses, expected, rtol=LOSS, atol=0, msg=lambda text: f"losses of {name}: {text}")
     for actual, wanted in zip(net.parameters(), single.parameters(), strict=True):
@@ -186,7 +186,7 @@ def sharded_layers_gather_what_they_give() -> None:
     for name in ("max", "lsq", "ttq"):
         plain, net = model(name), sharded(model(name))
         for i in (0, 3, 5):
-            assert torch.equal(net[i].get_quantized_weight(), plain[i].get_quantized_weight())
+            assert torch.equal(net[i].dequantized_weight(), plain[i].dequantized_weight())
             if not plain[i].config.packs:
                 continue
             export = bittorch.export_linear_to_inference if i else bittorch.export_conv2d_to_inference

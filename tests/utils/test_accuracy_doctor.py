@@ -48,7 +48,7 @@ def test_flip_rate_is_the_share_since_the_last_check() -> None:
     model[0].weight.data[:16].neg_()  # about half of the codes: those that are not 0
     (finding,) = doctor.check()
     assert (finding.layer, finding.kind) == ("0", "flip_rate")
-    codes = (model[0].get_quantized_weight()[:16] != 0).sum() / model[0].weight.numel()
+    codes = (model[0].dequantized_weight()[:16] != 0).sum() / model[0].weight.numel()
     assert finding.value == pytest.approx(codes.item())
     assert doctor.check() == []
 

@@ -46,7 +46,7 @@ def test_quantized_model_computes_with_the_quantised_weights() -> None:
     dense = copy.deepcopy(model)
     for name, module in ternary.named_modules():
         if isinstance(module, TernaryLinear):
-            dense.get_submodule(name).weight.data = module.get_quantized_weight()
+            dense.get_submodule(name).weight.data = module.dequantized_weight()
     helpers.assert_near(ternary(x), dense(x).double())
     assert not torch.allclose(ternary(x), model(x))
 

@@ -361,7 +361,7 @@ def test_summary_shows_depth_bits_and_error(config: TernaryQuantConfig | None) -
     assert first.dense_bits == pytest.approx((3 * 2 * 8 + 32 * groups) / 8)  # 8 trits take 2 bytes
     assert first.negative + first.zero + first.positive == pytest.approx(1)
     dense = model[0].weight.detach().double()
-    error = (converted[0].get_quantized_weight(torch.float64) - dense).square().sum() / dense.square().sum()
+    error = (converted[0].dequantized_weight(torch.float64) - dense).square().sum() / dense.square().sum()
     assert first.relative_error == pytest.approx(float(error))
     assert summary(converted).layers[0].relative_error is None
     found = summary(converted)
