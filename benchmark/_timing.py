@@ -15,7 +15,7 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -58,8 +58,32 @@ def parse_args(description: str, extend: Callable[[argparse.ArgumentParser], Non
     return args
 
 
-def shapes(args: argparse.Namespace) -> list[tuple[int, int, int]]:
-    return QUICK_SHAPES if args.quick else SHAPES
+def _shape(text: str) -> tuple[int, int, int] | str:
+    sizes = text.split("x")
+    if text == "all":
+        return text
+    if len(sizes) != 3 or not all(size.isdigit() and int(size) for size in sizes):
+        raise argparse.ArgumentTypeError(f"must be all, or MxKxN such as 32x1024x4096 (rows, in, out), got {text!r}")
+    m, k, n = map(int, sizes)
+    return m, k, n
+
+
+def add_shapes(parser: argparse.ArgumentParser) -> None:
+    """The option that `shapes` reads."""
+    parser.add_argument(
+        "--shapes",
+        type=_shape,
+        nargs="+",
+        help="all (default), or MxKxN: rows, in and out features; writes --json only",
+    )
+
+
+def shapes(args: argparse.Namespace, more: Sequence[tuple[int, int, int]] = ()) -> list[tuple[int, int, int]]:
+    """What to measure: the shapes that the user gave, two small ones with --quick, else all of them and ``more``."""
+    if args.shapes and "all" not in args.shapes:
+        args.some_shapes = True
+        return args.shapes
+    return QUICK_SHAPES if args.quick and not args.shapes else [*SHAPES, *more]
 
 
 def _timed(call: Call, repeats: int, device: str) -> float:
@@ -212,9 +236,10 @@ def slug(name: str) -> str:
 
 
 def save(args: argparse.Namespace, benchmark: str, record: dict[str, Any]) -> None:
-    """Writes ``record`` to --json, or to benchmark/results unless the run was --quick."""
-    if args.quick and not args.json:
-        print("--quick: no result file; give --json FILE to keep the figures")
+    """Writes ``record`` to --json, or to benchmark/results where the run measured all shapes at full length."""
+    some = getattr(args, "some_shapes", False)
+    if (args.quick or some) and not args.json:
+        print(f"{'--quick' if args.quick else 'some shapes'}: no result file; give --json FILE to keep the figures")
         return
     name = f"{benchmark}_{slug(record['machine']['name'])}_{args.threads}t.json"
     path = args.json or RESULTS / name

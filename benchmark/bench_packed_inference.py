@@ -145,7 +145,7 @@ def verdicts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @torch.inference_mode()
 def main() -> None:
-    args = timing.parse_args(__doc__)
+    args = timing.parse_args(__doc__, timing.add_shapes)
     machine = timing.machine(args)
     print(timing.header(machine))
     torch.manual_seed(0)

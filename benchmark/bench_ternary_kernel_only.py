@@ -68,7 +68,7 @@ def measure(shape: tuple[int, int, int], args: Any) -> tuple[list[dict[str, Any]
 
 @torch.inference_mode()
 def main() -> None:
-    args = timing.parse_args(__doc__)
+    args = timing.parse_args(__doc__, timing.add_shapes)
     machine = timing.machine(args)
     print(timing.header(machine))
     torch.manual_seed(0)

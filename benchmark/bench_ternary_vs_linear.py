@@ -72,13 +72,13 @@ def measure(shape: tuple[int, int, int], backward: bool, args: Any) -> list[dict
 
 
 def main() -> None:
-    args = timing.parse_args(__doc__)
+    args = timing.parse_args(__doc__, timing.add_shapes)
     machine = timing.machine(args)
     print(timing.header(machine))
     torch.manual_seed(0)
     rows = [
         row
-        for shape in timing.shapes(args) + ([] if args.quick else TRAINING_SHAPES)
+        for shape in timing.shapes(args, TRAINING_SHAPES)
         for backward in (False, True)
         for row in measure(shape, backward, args)
     ]

@@ -36,7 +36,6 @@ from bittorch.utils import (  # noqa: E402
     save_ternary_inference_checkpoint,
 )
 
-
 __all__ = [
     "_C",
     "TernaryConv2d",

@@ -4,11 +4,14 @@ Run: python examples/tiny_char_lm_ternary.py --compare
 All linear layers of the blocks are ternary; the embeddings, the norms and the output head (tied to the embedding) stay
 FP32. Validation loss is measured on the last tenth of the text. The ternary net is exported to 2-bit weights, which
 must give the same logits bit for bit (exit code 1 otherwise), and the packed net writes a sample.
-Text: Python's own language reference, which comes with the interpreter; `--data FILE` uses any other text.
+Text: Python's own language reference, which comes with the interpreter; `--data FILE` uses any other text, and
+`--download` fetches TinyShakespeare (1.1 MB) once.
 """
 
 import argparse
+import http.client
 import sys
+import urllib.request
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,23 +22,34 @@ from torch.nn import functional as F
 import bittorch
 
 CONTEXT, WIDTH, HEADS, LAYERS = 64, 128, 4, 4
+SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train a small ternary character language model.")
     parser.add_argument("--compare", action="store_true", help="also train the FP32 twin with the same recipe")
-    parser.add_argument("--cuda", action="store_true", help="train on the GPU")
-    parser.add_argument("--data", type=Path, help="UTF-8 text (default: Python's language reference)")
-    parser.add_argument("--steps", type=int, default=500, help="optimiser steps (default: 500)")
+    parser.add_argument(
+        "--cuda", action="store_true", help="train on the GPU; on the CPU, with a line that says so, without"
+    )
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--data", type=Path, help="UTF-8 text (default: Python's language reference)")
+    source.add_argument("--download", action="store_true", help="use TinyShakespeare; downloads it once to --cache")
+    parser.add_argument(
+        "--cache", type=Path, default=Path("demo_output"), help="folder of downloads (default: demo_output)"
+    )
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=int, default=500, help="optimiser steps (default: 500)")
+    length.add_argument("--epochs", type=int, help="passes over the training text, instead of --steps")
     parser.add_argument("--batch-size", type=int, default=16, help="sequences of a step (default: 16)")
     parser.add_argument("--lr", type=float, default=3e-3, help="highest learning rate (default: 0.003)")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and batches (default: 0)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; these layers are small (default: 1)")
     args = parser.parse_args()
-    if min(args.steps, args.batch_size, args.threads) < 1:
-        parser.error("--steps, --batch-size and --threads must be at least 1")
+    if min(args.steps, args.batch_size, args.threads, 1 if args.epochs is None else args.epochs) < 1:
+        parser.error("--steps, --epochs, --batch-size and --threads must be at least 1")
     if args.cuda and not torch.cuda.is_available():
-        parser.error("--cuda, but torch.cuda.is_available() is False; leave out --cuda to train on the CPU")
+        print("--cuda: PyTorch sees no CUDA device here; this runs on the CPU", file=sys.stderr)
+        args.cuda = False
     torch.set_num_threads(args.threads)
     return args
 
@@ -46,6 +60,27 @@ def progress(steps: Iterable, what: str) -> Iterable:
     except ImportError:
         sys.exit("the progress bar needs tqdm; run: pip install tqdm")
     return tqdm(steps, desc=what)
+
+
+def download(folder: Path) -> Path:
+    """TinyShakespeare in ``folder``, fetched where it is not there yet; it appears only whole."""
+    path = folder / "tinyshakespeare.txt"
+    if path.exists():
+        return path
+    print(f"downloading {SHAKESPEARE} to {path}", file=sys.stderr)
+    try:
+        with urllib.request.urlopen(SHAKESPEARE, timeout=20) as response:
+            text = response.read()
+        folder.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_bytes(text)
+        part.replace(path)
+    except (OSError, http.client.HTTPException) as error:
+        sys.exit(
+            f"--download: {error}; this machine cannot fetch {SHAKESPEARE}. Copy the text to {path} by other means, "
+            "give any text with --data FILE, or leave --download out"
+        )
+    return path
 
 
 def load_text(path: Path | None) -> str:
@@ -125,7 +160,7 @@ def sample(model: nn.Module, ids: Tensor, count: int, seed: int) -> Tensor:
 
 def main() -> None:
     args = parse_args()
-    text = load_text(args.data)
+    text = load_text(download(args.cache) if args.download else args.data)
     characters = sorted(set(text))
     code = {character: i for i, character in enumerate(characters)}
     ids = torch.tensor([code[c] for c in text], device="cuda" if args.cuda else "cpu")
@@ -133,6 +168,8 @@ def main() -> None:
     windows = ids[cut:].unfold(0, CONTEXT + 1, CONTEXT)[:512] if len(ids) - cut > CONTEXT else ids[:0]
     if not len(windows):
         sys.exit(f"the text has {len(ids)} characters; at least {10 * (CONTEXT + 2)} are needed, give a longer --data")
+    if args.epochs is not None:
+        args.steps = args.epochs * max(1, cut // (args.batch_size * CONTEXT))
     print(f"{len(ids)} characters of {len(characters)} kinds; {windows.numel()} to validate; seed {args.seed}")
 
     models: dict[str, nn.Module] = {}

@@ -102,7 +102,11 @@ class Quantizer(ABC):
                 f"scale must be (1,), ({len(rows)},) or ({len(rows)}, groups) for codes {tuple(codes.shape)}, "
                 f"got {tuple(scale.shape)}"
             )
-        return (rows.float().unflatten(1, (groups, rows.shape[1] // groups)) * per_row.float().unsqueeze(2)).view(codes.shape).to(dtype)
+        return (
+            (rows.float().unflatten(1, (groups, rows.shape[1] // groups)) * per_row.float().unsqueeze(2))
+            .view(codes.shape)
+            .to(dtype)
+        )
 
     def quantize_ste(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """`quantize` with the straight-through gradient: the codes in the dtype of ``w``, and the scale.

@@ -16,7 +16,9 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from bittorch.nn import PackedLayer, TernaryConv2d, TernaryLinear
 from bittorch.quant import TernaryQuantConfig
 from bittorch.utils.conversion_checks import check_arguments, check_layers
-from bittorch.utils.export import check_called
+from bittorch.utils.export import check_called, export_linear_to_inference
+from bittorch.utils.summary import count_ternary_params as count_ternary_params
+from bittorch.utils.summary import get_model_memory_bytes as get_model_memory_bytes
 from bittorch.utils.trit_depth import Depth, DepthRequest, PlaneMaker, choose_depths, first_match
 
 Filter = Callable[[nn.Module, str], bool] | str | Iterable[str]
@@ -251,3 +253,44 @@ def quantize_model(
         return twins[id(duplicate)]
     _swap(duplicate, twins)
     return duplicate
+
+
+def convert_linear_layers(
+    module: nn.Module,
+    threshold_factor: float = 0.05,
+    skip_names: Iterable[str] | None = None,
+    inplace: bool = False,
+) -> nn.Module:
+    """Packs linear layers without training: an older name for `quantize_model` followed by `export_for_inference`.
+
+    One ternary plane of weights that were not trained for it loses most of a model's accuracy: `quantize_` and
+    training keep it, and ``quantize_model(model, depth=4)`` nearly does without training.
+
+    Args:
+        module: any model; `torch.nn.Linear` and `bittorch.TernaryLinear` become `bittorch.TernaryLinearInference`.
+        threshold_factor: of method ``max``, for `torch.nn.Linear`.
+        skip_names: layers whose name contains one of these stay as they are.
+        inplace: change ``module`` itself.
+
+    Returns:
+        The module, or a copy of it, with packed linear layers.
+
+    Raises:
+        As `quantize_` and `export_linear_to_inference`.
+    """
+    model = module if inplace else copy.deepcopy(module)
+    skipped = list(skip_names or ())
+    taken = {
+        name: layer
+        for name, layer in model.named_modules()
+        if type(layer) in (nn.Linear, TernaryLinear) and not any(part in name for part in skipped)
+    }
+    config = TernaryQuantConfig(threshold_factor)
+    check_layers({name: layer for name, layer in taken.items() if type(layer) is nn.Linear}, trains=True)
+    twins: dict[int, nn.Module] = {}
+    for name, layer in taken.items():
+        ternary = layer if isinstance(layer, TernaryLinear) else TernaryLinear.from_linear(layer, config)
+        twins[id(layer)] = export_linear_to_inference(ternary, name or "the model")
+    check_called(model, twins)
+    _swap(model, twins)
+    return twins.get(id(model), model)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from bittorch import ops
-from bittorch.nn import PackedLayer, TernaryConv2d, TernaryLinear
+from bittorch.nn import PackedLayer, TernaryConv2d, TernaryLinear, TernaryLinearInference
 from bittorch.nn.ternary_layer import gathered
 from bittorch.quant.trit_planes import unpack_trit_planes
 from bittorch.utils.export import packed_codes, stored_as
@@ -188,3 +188,50 @@ def summary(model: nn.Module, reference: nn.Module | None = None) -> ModelSummar
     other = _bytes(*others.values())
     dense = sum(size for key, size in weights.items() if key not in others)
     return ModelSummary(tuple(layers), other, other + dense + biases, shared)
+
+
+@dataclasses.dataclass(frozen=True)
+class _LinearSizes:
+    """Weights of one linear layer, where they are stored, and bytes."""
+
+    kind: str
+    weights: int
+    codes_or_weights: int
+    scales: int
+    bias: int
+
+
+def _linear_sizes(model: nn.Module) -> Iterator[_LinearSizes]:
+    for module in model.modules():
+        if isinstance(module, TernaryLinearInference):
+            weights = module.out_features * module.in_features
+            sizes = _bytes(module.weight_packed), _bytes(module.scale), _bytes(module.bias)
+            yield _LinearSizes("packed_ternary", weights, *sizes)
+        elif isinstance(module, nn.Linear):
+            kind = "fp32" if module.weight.element_size() >= 4 else "fp16"
+            yield _LinearSizes(kind, module.weight.numel(), _bytes(module.weight), 0, _bytes(module.bias))
+
+
+def count_ternary_params(model: nn.Module) -> dict[str, int]:
+    """Weights of the linear layers by storage: ``fp32``, ``fp16`` (bfloat16 too), ``packed_ternary``, ``total``.
+
+    An older, shorter form of `summary`. A `bittorch.TernaryLinear` in training counts by its master weight.
+    """
+    counts = dict.fromkeys(("fp32", "fp16", "packed_ternary", "total"), 0)
+    for layer in _linear_sizes(model):
+        counts[layer.kind] += layer.weights
+        counts["total"] += layer.weights
+    return counts
+
+
+def get_model_memory_bytes(model: nn.Module) -> dict[str, int]:
+    """Bytes of the linear layers by storage: those of `count_ternary_params`, and ``scales``; ``total`` has biases.
+
+    An older, shorter form of `summary`, which counts the whole model and tied weights once.
+    """
+    sizes = dict.fromkeys(("fp32", "fp16", "packed_ternary", "scales", "total"), 0)
+    for layer in _linear_sizes(model):
+        sizes[layer.kind] += layer.codes_or_weights
+        sizes["scales"] += layer.scales
+        sizes["total"] += layer.codes_or_weights + layer.scales + layer.bias
+    return sizes

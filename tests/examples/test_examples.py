@@ -35,11 +35,11 @@ def digits(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_xor_is_learned_and_exported() -> None:
-    assert "OK: XOR learned" in passed("examples/xor.py")
+    assert "OK: XOR learned" in passed("examples/xor_mlp.py")
 
 
 def test_xor_untrained_fails_with_advice() -> None:
-    done = run("examples/xor.py", "--steps", 1)
+    done = run("examples/xor_mlp.py", "--steps", 1)
     assert done.returncode == 1
     assert "try more --steps" in done.stderr
 

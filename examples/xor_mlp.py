@@ -1,6 +1,6 @@
 """XOR with two ternary layers: train, export to 2-bit weights, check that both give the same bits.
 
-Run: python examples/xor.py            (a second or two on a CPU)
+Run: python examples/xor_mlp.py            (a second or two on a CPU; --cuda trains on a GPU)
 Prints the learned truth table; exits with 1 if XOR was not learned or the packed model differs.
 """
 
@@ -23,6 +23,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--hidden", type=int, default=16, help="hidden units (default: 16)")
     parser.add_argument("--lr", type=float, default=3e-2, help="learning rate of Adam (default: 0.03)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the initial weights (default: 0)")
+    parser.add_argument(
+        "--cuda", action="store_true", help="train on the GPU; on the CPU, with a line that says so, without"
+    )
     args = parser.parse_args()
     if args.steps < 1 or args.hidden < 1:
         parser.error("--steps and --hidden must be at least 1")
@@ -37,10 +40,17 @@ def progress(steps: Iterable[int], what: str) -> Iterable[int]:
     return tqdm(steps, desc=what)
 
 
-def train(model: torch.nn.Module, steps: int, lr: float) -> None:
+def chosen_device(cuda: bool) -> str:
+    if cuda and not torch.cuda.is_available():
+        print("--cuda: PyTorch sees no CUDA device here; this runs on the CPU", file=sys.stderr)
+    return "cuda" if cuda and torch.cuda.is_available() else "cpu"
+
+
+def train(model: torch.nn.Module, inputs: torch.Tensor, steps: int, lr: float) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    targets = TARGETS.to(inputs.device)
     for _ in progress(range(steps), "training"):
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(model(INPUTS), TARGETS)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(model(inputs), targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -50,11 +60,12 @@ def main() -> None:
     args = parse_args()
     torch.manual_seed(args.seed)
     model = torch.nn.Sequential(TernaryLinear(2, args.hidden), torch.nn.Tanh(), TernaryLinear(args.hidden, 1))
-    train(model, args.steps, args.lr)
+    inputs = INPUTS.to(chosen_device(args.cuda))
+    train(model.to(inputs.device), inputs, args.steps, args.lr)
 
     packed = bittorch.export_for_inference(model)
     with torch.inference_mode():
-        trained, exported = model.eval()(INPUTS), packed(INPUTS)
+        trained, exported = model.eval()(inputs).cpu(), packed(inputs).cpu()
     print("a b | a xor b | probability of 1")
     for (a, b), target, logit in zip(INPUTS.int().tolist(), TARGETS.int(), exported, strict=True):
         print(f"{a} {b} | {target.item():7d} | {logit.sigmoid().item():.4f}")
