@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bittorch.models.chat_template import ChatTemplate, Message, marked
 from bittorch.models.streaming import Detokenizer
+from bittorch.utils.replacement import replacing
 
 if TYPE_CHECKING:
     import tokenizers
@@ -194,6 +195,5 @@ class Tokenizer:
 
 def _write(path: Path, text: str) -> None:
     """Whole or not at all."""
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    with replacing(path, directory=False, overwrite=True) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")

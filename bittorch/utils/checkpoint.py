@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from bittorch.nn import (
     TernaryLinearInference,
 )
 from bittorch.nn.ternary_conv2d_infer import geometry
+from bittorch.utils.replacement import replacing
 
 FORMAT_VERSION = 1
 LAYOUT = "2bit-lsb-first-rows"
@@ -87,19 +88,22 @@ def save_ternary_inference_checkpoint(model: nn.Module, path: str | os.PathLike[
         "layers": {name: _layer_config(layer) for name, layer in layers.items()},
         "aliases": aliases,
     }
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        temporary.touch(exist_ok=False)
-        ordinary = temporary.stat().st_mode  # safetensors makes the file anew, readable by its owner alone
-        save_file(stored, temporary, metadata={"format": "pt", "bittorch": json.dumps(header)})
-        temporary.chmod(ordinary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(Path(path), directory=False, overwrite=True) as unfinished:
+        unfinished.touch()
+        ordinary = unfinished.stat().st_mode  # safetensors makes the file anew, readable by its owner alone
+        try:
+            save_file(stored, unfinished, metadata={"format": "pt", "bittorch": json.dumps(header)})
+        except SafetensorError as error:
+            raise _system_error(error, path) from None
+        unfinished.chmod(ordinary)
+
+
+def _system_error(error: SafetensorError, path: str | os.PathLike[str]) -> OSError:
+    """What the system told safetensors, which passes it on as text."""
+    found = re.search(r"os error (\d+)", str(error))
+    if found is None:
+        return OSError(f"{os.fspath(path)} cannot be written: {error}")
+    return OSError(int(found[1]), os.strerror(int(found[1])), os.fspath(path))
 
 
 def _read_header(metadata: dict[str, str] | None, path: Path) -> dict[str, Any]:

@@ -305,6 +305,23 @@ def test_saved_tokenizers_are_read_back_and_by_transformers(trained: Any, tmp_pa
         assert again.encode(text) == tokenizer.encode(text) == theirs.encode(text)
 
 
+def test_two_savers_into_one_folder_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # FIELD R18
+    write, inside = Path.write_text, []
+
+    def writing(path: Path, *args: Any, **options: Any) -> int:
+        written = write(path, *args, **options)
+        if not inside:  # the other saves while the first has half of its work done
+            inside.append(1)
+            byte_tokenizer().save(tmp_path)
+        return written
+
+    monkeypatch.setattr(Path, "write_text", writing)
+    byte_tokenizer().save(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
+    assert Tokenizer.from_source(tmp_path).encode("ab") == byte_tokenizer().encode("ab")
+
+
 def test_text_without_utf8_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"character 2 is '\\ud83d', half of a surrogate pair"):
         byte_tokenizer().encode("ab\ud83d")

@@ -1,6 +1,8 @@
 import copy
+import errno
 import json
 import os
+import resource
 import stat
 from pathlib import Path
 
@@ -184,6 +186,31 @@ def test_saving_twice_replaces_the_file(path: Path) -> None:
     save(packed, path)
     assert torch.equal(load(_Model(), path)(TOKENS), packed(TOKENS))
     assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_full_disk_is_an_os_error(path: Path) -> None:
+    """FIELD R12: by the limit of file sizes, which the system enforces on the way of a full disk."""
+    save(export_for_inference(_trained()), path)
+    before = path.read_bytes()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as error:
+            save(export_for_inference(_trained(seed=2)), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert (error.value.errno, error.value.filename) == (errno.EFBIG, str(path))
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_link_stays_and_its_target_is_replaced(path: Path, tmp_path: Path) -> None:  # FIELD R10
+    real = tmp_path / "far" / "real.safetensors"
+    real.parent.mkdir()
+    path.symlink_to(real)
+    save(export_for_inference(_trained()), path)
+    assert path.is_symlink()
+    assert real.is_file()
 
 
 @pytest.mark.parametrize("step", ["save_file", "replace"])

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bittorch.models.config import ACTIVATIONS, ModelConfig
 from bittorch.models.io.errors import FormatError
+from bittorch.utils.replacement import recover
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,6 +220,7 @@ def open_checkpoint(path: str | Path, *, i2_s_layout: str = "128x32", hidden_act
     if hidden_act not in (None, *ACTIVATIONS):
         raise ValueError(f"hidden_act must be None or one of {', '.join(ACTIVATIONS)}, got {hidden_act!r}")
     path = Path(path)
+    recover(path)
     if path.is_dir():
         from bittorch.models.io.hf import open_directory
 

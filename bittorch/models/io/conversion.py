@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import functools
 import os
-import secrets
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +16,12 @@ from bittorch.models.config import ModelConfig
 from bittorch.models.io.checkpoint import Checkpoint, PackedWeight, StoredTensor, TensorInfo, open_checkpoint
 from bittorch.models.io.errors import FormatError, LossyError
 from bittorch.models.io.gguf_names import rope_factors
+from bittorch.models.io.target import check_replaced
 from bittorch.models.io.ternary_tensor import chunks
 from bittorch.models.io.tokenizer_files import write_tokenizer
 from bittorch.models.io.write_gguf import write_gguf
 from bittorch.models.io.write_safetensors import BitNetLayout, CompressedLayout, Layout, OwnLayout, write_directory
+from bittorch.utils.replacement import replacing
 
 DIRECTORIES = ("bittorch", "bittorch-base3", "bitnet", "compressed-tensors")
 GGUF_TYPES = {"gguf-tq1_0": "TQ1_0", "gguf-tq2_0": "TQ2_0", "gguf-q2_0": "Q2_0", "gguf-i2_s": "I2_S"}
@@ -63,14 +63,16 @@ def convert(
         allow_lossy: write although values change; the report says by how much.
         dense_dtype: of the tensors that are not ternary; None keeps theirs, and float32 for blocks of integers that
             the format does not know.
-        overwrite: replace what is at ``dst``, once the new one is whole.
+        overwrite: replace the checkpoint at ``dst`` in one step, once the new one is whole. A directory that holds
+            anything besides a checkpoint's files is refused.
         i2_s_layout: as in `open_checkpoint`, for reading.
 
     Returns:
         What was written.
 
     Raises:
-        FileExistsError: ``dst`` is there and ``overwrite`` is False.
+        FileExistsError: ``dst`` is there and ``overwrite`` is False, or it is no checkpoint alone.
+        FileNotFoundError: no directory to write ``dst`` in.
         FormatError: the source is damaged, or what was written does not read back as it was.
         LossyError: the format cannot hold the model exactly.
         OSError: a disk that is full, say; nothing is left behind.
@@ -95,7 +97,9 @@ def save(
     if to not in TARGETS:
         raise ValueError(f"to must be one of {', '.join(TARGETS)}, got {to!r}")
     report = progress or (lambda done, total, name: None)
-    with _finished(Path(dst), overwrite, directory=to in DIRECTORIES) as path:
+    directory = to in DIRECTORIES
+    check = functools.partial(check_replaced, directory=directory)
+    with replacing(Path(dst), directory=directory, overwrite=overwrite, check=check) as path:
         names, count = source.names, 0
 
         def seen(name: str) -> None:
@@ -161,36 +165,6 @@ def _layout(to: str, config: ModelConfig, allow_lossy: bool) -> Layout:
     if to == "bitnet":
         return BitNetLayout(config, allow_lossy)
     return CompressedLayout() if to == "compressed-tensors" else OwnLayout(config, base3=to == "bittorch-base3")
-
-
-@contextlib.contextmanager
-def _finished(dst: Path, overwrite: bool, directory: bool) -> Iterator[Path]:
-    """A temporary neighbour of ``dst``, which takes its place at the end; on failure it goes, and ``dst`` stays."""
-    empty = dst.is_dir() and directory and not any(dst.iterdir())
-    if dst.exists() and not empty:
-        if not overwrite:
-            raise FileExistsError(f"{dst} is there already; say overwrite to replace it")
-        if dst.is_dir() != directory or (directory and not (dst / "config.json").is_file()):
-            kind = "a checkpoint's directory" if directory else "a file"
-            raise FileExistsError(f"{dst} is not {kind}, and will not be replaced by one")
-    temporary, old = (dst.with_name(f"{dst.name}.{secrets.token_hex(8)}.{end}") for end in ("tmp", "old"))
-    try:
-        yield temporary
-        if directory and dst.exists():
-            os.replace(dst, old)  # a directory cannot replace another that has files
-            try:
-                os.replace(temporary, dst)
-            except BaseException:
-                os.replace(old, dst)
-                raise
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.replace(temporary, dst)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
 
 
 def _compare(

@@ -29,6 +29,7 @@ FILES = (
     "generation_config.json",
     GGUF_TOKENIZER,
 )
+TEMPLATES = "additional_chat_templates"  # the directory of the templates besides the default one
 HF_JSON = "tokenizer.huggingface.json"
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # token types of ggml
 

@@ -201,13 +201,80 @@ def test_what_is_there_stays_until_the_new_one_is_whole(
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_overwrite_spares_what_is_no_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("foreign", "message"),
+    [
+        ("main.py", "besides a checkpoint it holds main.py"),
+        (".git/HEAD", r"it holds \.git"),
+        ("data.safetensors", "data.safetensors"),
+        ("additional_chat_templates/notes.txt", "additional_chat_templates"),
+        ("model.safetensors/a", r"it holds model\.safetensors"),
+    ],
+)
+def test_overwrite_spares_a_folder_with_anything_else(foreign: str, message: str, tmp_path: Path) -> None:
+    # FIELD R3
+    project = tmp_path / "project"
+    save(model(), tmp_path / "source", to="bittorch")
+    project.mkdir()
+    (project / "config.json").write_text((tmp_path / "source" / "config.json").read_text())
+    (project / foreign).parent.mkdir(exist_ok=True)
+    (project / foreign).write_text("mine")
+    before = sorted(project.rglob("*"))
+    with pytest.raises(FileExistsError, match=f"project will not be replaced: .*{message}"):
+        convert(tmp_path / "source", project, to="bittorch", overwrite=True)
+    assert sorted(project.rglob("*")) == before
+    assert (project / foreign).read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", [None, "[]", '{"port": 8080}', "{", '{"model_type": 5}'])
+def test_overwrite_spares_a_config_of_something_else(content: str | None, tmp_path: Path) -> None:
+    # FIELD R3
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / ("vocab.json" if content is None else "config.json")).write_text(content or "{}")
+    with pytest.raises(FileExistsError, match="no checkpoint's directory"):
+        save(model(), project, to="bittorch", overwrite=True)
+    assert len(list(project.iterdir())) == 1
+
+
+def test_overwrite_replaces_every_file_of_a_checkpoint(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    save(model(), place, to="bittorch")
+    (place / "additional_chat_templates").mkdir()
+    names = "tokenizer.json", "generation_config.json", "model-00001-of-00002.safetensors"
+    for name in (*names, "model.safetensors.index.json", "additional_chat_templates/tools.jinja"):
+        (place / name).write_text("old")
+    save(model(LLAMA), place, to="bittorch", overwrite=True)
+    assert sorted(path.name for path in place.iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("to", ["bittorch", "gguf-tq2_0"])
+def test_overwrite_keeps_kinds_apart(to: str, tmp_path: Path) -> None:
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "one.txt").write_text("dear")
-    for to in ("bittorch", "gguf-tq2_0"):
-        with pytest.raises(FileExistsError, match="will not be replaced"):
-            save(model(), tmp_path / "letters", to=to, overwrite=True)
-    assert (tmp_path / "letters" / "one.txt").read_text() == "dear"
+    (tmp_path / "letter.txt").write_text("dear")
+    place = tmp_path / ("letters" if to.startswith("gguf") else "letter.txt")
+    with pytest.raises(FileExistsError, match="will not be replaced"):
+        save(model(), place, to=to, overwrite=True)
+    assert (tmp_path / "letters" / "one.txt").read_text() == (tmp_path / "letter.txt").read_text() == "dear"
+
+
+def test_a_link_to_a_checkpoint_stays_a_link(tmp_path: Path) -> None:  # FIELD R10
+    save(model(), tmp_path / "real", to="bittorch")
+    (tmp_path / "latest").symlink_to("real")
+    save(model(LLAMA), tmp_path / "latest", to="bittorch", overwrite=True)
+    assert (tmp_path / "latest").is_symlink()
+    with open_checkpoint(tmp_path / "real") as written:
+        assert_same(model(LLAMA), written)
+
+
+def test_opening_puts_back_what_a_killed_writer_moved(tmp_path: Path) -> None:  # FIELD R10
+    left = tmp_path / f"place.{'0' * 16}.tmp"
+    left.mkdir()
+    save(model(), left / "old", to="bittorch")
+    with open_checkpoint(tmp_path / "place") as found:
+        assert_same(model(), found)
+    assert (tmp_path / "place" / "config.json").is_file()
 
 
 @pytest.mark.parametrize("to", TARGETS)
