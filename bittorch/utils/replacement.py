@@ -1,7 +1,7 @@
 """Files and directories that appear whole: written beside their place, then put there in one step.
 
-A writer works in a directory ``<name>.<16 hex digits>.tmp`` beside the target and holds a lock on it as long as it lives.
-So a later writer knows what a killed one left behind, and removes it. Only the standard library is used.
+A writer works in a directory ``<name>.<16 hex digits>.tmp`` beside the target. It holds a lock on it as long as it
+lives, so a later writer knows what a killed one left behind, and removes it.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def replacing(
 ) -> Iterator[Path]:
     """Gives a path to write to, whose file or directory becomes ``target`` at the end, synchronised to disk.
 
-    Whoever is killed, or has no space left, leaves at ``target`` what was there. Where ``target`` is a symbolic link, the
-    link stays and what it leads to is replaced.
+    A writer that is killed, or that fails, leaves at ``target`` what was there. Where ``target`` is a symbolic link,
+    the link stays and what it leads to is replaced.
 
     Args:
         target: a directory, or a file.

@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,6 +37,17 @@ def text_at(path: Path) -> str:
     return (path / "part" if path.is_dir() else path).read_text()
 
 
+def write(place: Path, text: str, directory: bool, then: Callable[[], object] = lambda: None, **options: Any) -> None:
+    """Puts a text there whole, and does something meanwhile."""
+    with replacing(place, directory=directory, **options) as unfinished:
+        put(unfinished, text, directory)
+        then()
+
+
+def never() -> None:
+    pytest.fail("must be refused before the work")
+
+
 @KINDS
 @STEPS
 def test_new_and_replaced(directory: bool, exchange: bool, tmp_path: Path) -> None:
@@ -51,11 +64,10 @@ def test_new_and_replaced(directory: bool, exchange: bool, tmp_path: Path) -> No
 def test_what_is_there_stays_without_overwrite_and_on_failure(directory: bool, tmp_path: Path) -> None:
     place = tmp_path / "place"
     put(place, "old", directory)
-    with pytest.raises(FileExistsError, match="say overwrite"), replacing(place, directory=directory, overwrite=False):
-        pytest.fail("must be refused before the work")
-    with pytest.raises(ZeroDivisionError), replacing(place, directory=directory, overwrite=True) as unfinished:
-        put(unfinished, "new", directory)
-        raise ZeroDivisionError
+    with pytest.raises(FileExistsError, match="say overwrite"):
+        write(place, "new", directory, never, overwrite=False)
+    with pytest.raises(ZeroDivisionError):
+        write(place, "new", directory, lambda: 1 / 0, overwrite=True)
     assert text_at(place) == "old"
     assert list(tmp_path.iterdir()) == [place]
 
@@ -88,11 +100,13 @@ def test_the_later_of_two_writers_stays(directory: bool, exchange: bool, tmp_pat
 def test_a_place_taken_meanwhile_is_not_overwritten(directory: bool, exchange: bool, tmp_path: Path) -> None:
     # FIELD R10
     place, check = tmp_path / "place", replacement._allowed
+
+    def other_appears() -> None:
+        """Behind the last look, just before the rename."""
+        patch.setattr(replacement, "_allowed", lambda *args: (check(*args), put(place, "second", directory)))
+
     with pytest.MonkeyPatch.context() as patch, pytest.raises(FileExistsError, match="place was made by another"):
-        with replacing(place, directory=directory, overwrite=False) as first:
-            put(first, "first", directory)
-            # The other appears behind the last look, just before the rename.
-            patch.setattr(replacement, "_allowed", lambda *args: (check(*args), put(place, "second", directory)))
+        write(place, "first", directory, other_appears, overwrite=False)
     assert text_at(place) == "second"
     assert list(tmp_path.iterdir()) == [place]
 
@@ -119,33 +133,27 @@ def test_the_check_comes_before_the_work_and_before_the_end(tmp_path: Path) -> N
             raise FileExistsError("a letter")
 
     with pytest.raises(FileExistsError, match="a letter"):
-        with replacing(place, directory=True, overwrite=True, check=check) as unfinished:
-            put(unfinished, "new", True)
-            (place / "letter").write_text("dear")
+        write(place, "new", True, lambda: (place / "letter").write_text("dear"), overwrite=True, check=check)
     assert (place / "letter").read_text() == "dear"
     with pytest.raises(FileExistsError, match="a letter"):
-        with replacing(place, directory=True, overwrite=True, check=check):
-            pytest.fail("must be refused before the work")
+        write(place, "new", True, never, overwrite=True, check=check)
 
 
 def test_errors_name_what_the_caller_named(tmp_path: Path) -> None:  # FIELD N14
     place = tmp_path / "none" / "place"
     with pytest.raises(FileNotFoundError, match="none is not a directory") as error:
-        with replacing(place, directory=True, overwrite=True):
-            pytest.fail("must be refused before the work")
+        write(place, "new", True, never, overwrite=True)
     assert error.value.filename == str(place)
     place = tmp_path / "place"
-    with pytest.raises(IsADirectoryError) as other, replacing(place, directory=False, overwrite=True) as unfinished:
-        unfinished.mkdir()
-        unfinished.read_text()
-    assert (other.value.filename, other.value.errno) == (str(place), errno.EISDIR)
+    with pytest.raises(FileNotFoundError) as other:
+        write(place, "new", False, lambda: (next(tmp_path.glob("*.tmp")) / "none").read_text(), overwrite=True)
+    assert (other.value.filename, other.value.errno) == (str(place), errno.ENOENT)
 
 
 def test_devices_are_not_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(FileExistsError, match="not an ordinary file"):
-        with replacing(tmp_path / "pipe", directory=False, overwrite=True):
-            pytest.fail("must be refused before the work")
+        write(tmp_path / "pipe", "new", False, never, overwrite=True)
 
 
 def test_everything_is_on_disk_before_the_old_one_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,11 +239,8 @@ def test_a_writer_recovers_before_it_collects(tmp_path: Path) -> None:
     left = tmp_path / f"place.{'a' * 16}.tmp"
     left.mkdir()
     put(left / "old", "old", True)
-    with (
-        pytest.raises(FileExistsError, match="say overwrite"),
-        replacing(tmp_path / "place", directory=True, overwrite=False),
-    ):
-        pytest.fail("must be refused before the work")
+    with pytest.raises(FileExistsError, match="say overwrite"):
+        write(tmp_path / "place", "new", True, never, overwrite=False)
     assert text_at(tmp_path / "place") == "old"
 
 
