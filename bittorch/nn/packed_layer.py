@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bittorch import ops
+from bittorch.nn.weight_stand_in import WeightStandIn
 from bittorch.quant.ternary import check_activation_bits
 from bittorch.quant.trit_planes import check_depth
 
@@ -16,10 +17,15 @@ from bittorch.quant.trit_planes import check_depth
 class PackedLayer(nn.Module):
     """Buffers only: ``weight_packed`` ``(depth * rows, ceil(columns / 4))`` uint8, ``scale`` float32, ``bias`` or None.
 
-    ``.half()`` and ``.to(dtype)`` cast the bias and leave codes and scale as they are.
+    ``.half()`` and ``.to(dtype)`` cast the bias and leave codes and scale as they are. ``weight`` is a tensor without
+    values: models that ask a layer for ``weight.dtype``, ``.device`` or ``.shape`` get what the dense layer would say.
     """
 
     depth: int = 1  # of the class, for layers that were pickled without one
+    name: str = ""
+    """Its name in the model, for messages; export, conversion and loading set it."""
+    weight_dtype: torch.dtype = torch.float32
+    """The dtype that the dense weight had, or would have after the casts since."""
     weight_packed: Tensor
     scale: Tensor
     bias: Tensor | None
@@ -40,6 +46,7 @@ class PackedLayer(nn.Module):
         if isinstance(dtype, torch.dtype) and not dtype.is_floating_point:  # what is no dtype, torch refuses
             raise TypeError(f"dtype, of the bias, must be float32, float16 or bfloat16, got {dtype}")
         self.activation_bits = activation_bits
+        self.weight_dtype = dtype or torch.get_default_dtype()
         self.depth = check_depth(depth)
         planes = self.depth * rows
         scale_shape = (1,) if scale_groups == 0 else (planes,) if scale_groups == 1 else (planes, scale_groups)
@@ -50,11 +57,19 @@ class PackedLayer(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         if name == "weight":  # models ask for weight.dtype: ViT and CLIP of their patches, T5 of wo
-            raise AttributeError(
-                f"{type(self).__name__} has no weight, but codes and scales (weight_packed, scale); if the model reads "
-                "the weight of a layer itself, leave that one dense: skip=... of quantize_ or export_for_inference"
-            )
+            return self._stand_in()
         return super().__getattr__(name)
+
+    def _stand_in(self) -> Tensor:
+        shape = self._weight_shape()
+        if torch.compiler.is_dynamo_compiling():  # which can trace no tensor without values, save on the meta device
+            return torch.empty(shape, dtype=self.weight_dtype, device="meta")
+        name = self.name or f"a {type(self).__name__} {'x'.join(map(str, shape))}"
+        return WeightStandIn(name, shape, self.weight_dtype, self.weight_packed.device)
+
+    def _weight_shape(self) -> tuple[int, ...]:
+        """The shape of the dense weight."""
+        return len(self.weight_packed) // self.depth, self.columns
 
     @property
     def columns(self) -> int:
@@ -71,6 +86,7 @@ class PackedLayer(nn.Module):
         """Moves all buffers, but no cast changes codes and scale: a rounded scale would change every output."""
         before = {"weight_packed": self.weight_packed, "scale": self.scale}
         super()._apply(fn, recurse)
+        self.weight_dtype = fn(torch.empty(0, dtype=self.weight_dtype, device=before["scale"].device)).dtype
         for name, tensor in before.items():
             moved = getattr(self, name)
             if moved.dtype != tensor.dtype:

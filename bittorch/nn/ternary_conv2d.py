@@ -120,6 +120,7 @@ class TernaryConv2d(TernaryLayer, PaddedConv2d, nn.Conv2d):
         self._reversed_padding_repeated_twice = self._padding.around  # what torch's own forward reads
 
     def forward(self, input: Tensor) -> Tensor:
+        self._note_call()
         if not self.quantize:
             return super().forward(input)
         if self.backend == "cuda" and not input.is_cuda:

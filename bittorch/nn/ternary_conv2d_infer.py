@@ -130,6 +130,9 @@ class TernaryConv2dInference(PaddedConv2d, PackedLayer):
     def columns(self) -> int:
         return columns_of(self)
 
+    def _weight_shape(self) -> tuple[int, ...]:
+        return self.out_channels, self.in_channels // self.groups, *self.kernel_size
+
     @property
     def scale_groups(self) -> int:
         """Scales of a filter; 0 when the layer has a single one."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import sys
 from collections.abc import Callable
+from types import CodeType
 from typing import Any, Literal, ParamSpec
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import fusion
 
 from bittorch import ops
 from bittorch._extension import has_cuda_ext
@@ -19,6 +22,7 @@ from bittorch.quant.ternary import check_finite
 
 Backend = Literal["auto", "cuda", "python"]
 _Args = ParamSpec("_Args")
+_FUSIONS = ("fuse_conv_bn_eval", "fuse_linear_bn_eval")  # of torch.nn.utils.fusion
 
 
 def resolve_config(
@@ -84,6 +88,39 @@ class TernaryLayer(nn.Module):
     quant_lambda: float
     weight: Tensor
     weight_scale: nn.Parameter | None
+    forward_ran: bool = False
+    """Whether the layer was ever called; False while others ran says that the model reads its weight itself."""
+
+    def _note_call(self) -> None:
+        """Keeps that forward ran: 0.1 us, no guard and no new graph in compiled code, nothing in exported code."""
+        if not torch.compiler.is_exporting():
+            self.__dict__["forward_ran"] = True  # an ordinary attribute takes ten times as long on a module
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight" and "weight" in self.__dict__.get("_parameters", ()):
+            self._check_fusion(sys._getframe(1).f_code)
+        super().__setattr__(name, value)
+
+    def _check_fusion(self, caller: CodeType) -> None:
+        """Refuses to be folded as a dense layer: other weights have other codes, and a learned scale stays behind."""
+        if self.quantize and caller.co_name in _FUSIONS and caller.co_filename == fusion.__file__:
+            raise TypeError(
+                f"{caller.co_name} multiplies the weight of a {type(self).__name__}, which then quantises otherwise; "
+                "export the model, then bittorch.utils.fold_batch_norm_(packed) folds into its scale and bias"
+            )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TernaryLayer:
+        """Moves and casts all parameters, but no cast rounds the learned scale, which packed layers keep in float32."""
+        scale = self._parameters.get("weight_scale")
+
+        def moved(t: Tensor) -> Tensor:
+            result = fn(t)
+            if scale is None or result.dtype == t.dtype or not (t is scale or t is scale.grad):
+                return result
+            return t.to(result.device, copy=True)
+
+        super()._apply(moved, recurse)
+        return self
 
     def _set_up(self, quantize: bool, backend: Backend) -> None:
         """What is left to do once the weight is there."""

@@ -90,6 +90,7 @@ class TernaryLinear(TernaryLayer, nn.Linear):
         return layer.train(linear.training)
 
     def forward(self, input: Tensor) -> Tensor:
+        self._note_call()
         if not self.quantize:
             return super().forward(input)
         if self.backend == "cuda" and not input.is_cuda:

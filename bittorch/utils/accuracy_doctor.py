@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from bittorch import ops
 from bittorch.nn import TernaryConv2d, TernaryLinear
 from bittorch.nn.ternary_layer import gathered
+from bittorch.utils.calls import UNCALLED, uncalled_layers
 from bittorch.utils.export import packed_codes
+from bittorch.utils.wrappers import named_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,7 @@ class AccuracyDoctor:
     - ``stalled``: a float16 or bfloat16 master most of whose weights did not move though they have a gradient: an
       update below half a unit in the last place is lost. Keep masters in float32, with autocast.
     - ``scale_drift``: the mean scale moved by more than ``drift`` since the first check.
+    - ``never_called``: the layer never ran though others did: the model reads its weight itself, and runs it dense.
     - ``flip_rate``: more than ``flips`` of the codes changed since the last check: the rate is too high, or no longer
       decays. ``value`` is the share.
 
@@ -83,8 +86,8 @@ class AccuracyDoctor:
         Raises:
             ValueError: a weight holds NaN or Inf, or is on the meta device; the message names the layer.
         """
-        found: list[Finding] = []
-        for name, module in self.model.named_modules():
+        found = [Finding(name, "never_called", 1.0, UNCALLED) for name in uncalled_layers(self.model)]
+        for name, module in named_layers(self.model):
             if isinstance(module, TernaryLinear | TernaryConv2d) and module.quantize and module.config.packs:
                 found += self._check_layer(name, module)
         return found

@@ -2,7 +2,8 @@
 
 Keys are those of ``state_dict()``: ``<module>.weight_packed``, ``.scale``, ``.bias``, and every other tensor of the
 model. The metadata is ``{"format": "pt", "bittorch": json}`` with the version, the layout, the configuration of each
-packed layer, and the aliases of tensors that stand in several places and are stored once.
+packed layer, the aliases of tensors that stand in several places and are stored once, and the names of ``buffers``
+that are no part of ``state_dict()``: a model on the meta device gets them from the file, any other keeps its own.
 """
 
 from __future__ import annotations
@@ -24,17 +25,24 @@ from bittorch.nn import (
     TernaryConv2dInference,
     TernaryLinear,
     TernaryLinearInference,
+    call_ternary_layers,
 )
 from bittorch.nn.ternary_conv2d_infer import geometry
 from bittorch.utils.replacement import replacing
+from bittorch.utils.wrappers import normal_tensors, unwrapped
 
 FORMAT_VERSION = 1
 LAYOUT = "2bit-lsb-first-rows"
 
 
+_DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
+
+
 def _layer_config(layer: PackedLayer) -> dict[str, Any]:
     """The arguments of the layer's class; the kind says which, and a layer without one is linear."""
-    common = {"bias": layer.bias is not None, "activation_bits": layer.activation_bits}
+    common: dict[str, Any] = {"bias": layer.bias is not None, "activation_bits": layer.activation_bits}
+    if layer.weight_dtype in _DTYPES:  # what `weight.dtype` says; float32 is left out, as older versions wrote it
+        common["weight_dtype"] = _DTYPES[layer.weight_dtype]
     if isinstance(layer, TernaryConv2dInference):
         sizes = {"in_channels": layer.in_channels, "out_channels": layer.out_channels, **geometry(layer)}
         return {"kind": "conv2d", **sizes, "scale_groups": layer.scale_groups, **common}
@@ -71,6 +79,7 @@ def save_ternary_inference_checkpoint(model: nn.Module, path: str | os.PathLike[
         ValueError: the model has no packed layer, is on the meta device, or has state that is not tensors.
         OSError: the file cannot be written.
     """
+    model = unwrapped(model)
     layers = {n: m for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, PackedLayer)}
     training = [name for name, module in model.named_modules() if isinstance(module, TernaryLinear | TernaryConv2d)]
     if not layers:
@@ -81,13 +90,17 @@ def save_ternary_inference_checkpoint(model: nn.Module, path: str | os.PathLike[
         raise ValueError(f"{others[0]} is a {type(state[others[0]]).__name__}; a checkpoint holds tensors only")
     if on_meta := [name for name, tensor in state.items() if tensor.device.type == "meta"]:
         raise ValueError(f"{on_meta[0]} is on the meta device and has no values to save")
-    stored, aliases = _split_aliases(state)
+    named = model.named_buffers(remove_duplicate=False)
+    buffers = {name: buffer for name, buffer in named if name not in state and not buffer.is_meta}
+    stored, aliases = _split_aliases(state | buffers)
     header = {
         "version": FORMAT_VERSION,
         "layout": LAYOUT,
         "layers": {name: _layer_config(layer) for name, layer in layers.items()},
         "aliases": aliases,
     }
+    if buffers:
+        header["buffers"] = sorted(buffers)
     with replacing(Path(path), directory=False, overwrite=True) as unfinished:
         unfinished.touch()
         ordinary = unfinished.stat().st_mode  # safetensors makes the file anew, readable by its owner alone
@@ -112,7 +125,7 @@ def _read_header(metadata: dict[str, str] | None, path: Path) -> dict[str, Any]:
     try:
         header = json.loads(metadata["bittorch"])
         version, layout = header["version"], header["layout"]
-        layers, aliases = dict(header["layers"]), dict(header["aliases"])
+        layers, aliases, buffers = dict(header["layers"]), dict(header["aliases"]), list(header.get("buffers", ()))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} has damaged 'bittorch' metadata: {error!r}") from None
     if type(version) is not int or version != FORMAT_VERSION:
@@ -121,7 +134,7 @@ def _read_header(metadata: dict[str, str] | None, path: Path) -> dict[str, Any]:
         )
     if layout != LAYOUT:
         raise ValueError(f"{path} has weight layout {layout!r}, this bittorch reads {LAYOUT!r}")
-    return {"layers": layers, "aliases": aliases}
+    return {"layers": layers, "aliases": aliases, "buffers": buffers}
 
 
 def _read(path: Path, device: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -143,7 +156,16 @@ def _read(path: Path, device: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def _made(config: Any) -> PackedLayer:
     fields = dict(config)
-    kind = fields.pop("kind", "linear")
+    kind, weight_dtype = fields.pop("kind", "linear"), fields.pop("weight_dtype", None)
+    layer = _of_kind(kind, fields)
+    if weight_dtype is not None:
+        if weight_dtype not in _DTYPES.values():
+            raise ValueError(f"weight_dtype must be one of {', '.join(_DTYPES.values())}, got {weight_dtype!r}")
+        layer.weight_dtype = getattr(torch, weight_dtype)
+    return layer
+
+
+def _of_kind(kind: Any, fields: dict[str, Any]) -> PackedLayer:
     if kind == "conv2d":
         pairs = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}  # JSON has no tuples
         return TernaryConv2dInference(**{**fields, **pairs}, device="meta")
@@ -156,6 +178,7 @@ def _build_layer(name: str, config: Any, state: dict[str, Tensor], path: Path) -
     """An empty layer of the recorded configuration, after checking that the stored tensors fit it."""
     try:
         layer = _made(config)
+        layer.name = name
     except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError) as error:
         # RuntimeError: sizes that no tensor can have; the last two: sizes of zero, pairs of another length
         raise ValueError(f"{path} has a bad configuration for layer {name!r}: {error}") from None
@@ -242,8 +265,15 @@ def load_ternary_inference_checkpoint(
         ValueError: not a whole bittorch checkpoint, a newer version, a header that its tensors contradict, code 11, or
             a model of another architecture. The model is changed only after the file has been checked.
     """
-    path = Path(path)
-    header, state = _read(path, str(device))
+    path, given, model = Path(path), model, unwrapped(model)
+    with normal_tensors():
+        loaded = _filled(model, path, str(device))
+    return given if loaded is model else loaded
+
+
+def _filled(model: nn.Module, path: Path, device: str) -> nn.Module:
+    header, state = _read(path, device)
+    buffers = _buffers_of(header, state, path)
     layers: dict[str, PackedLayer] = {}
     shared: dict[tuple[str, ...], PackedLayer] = {}
     for name, config in header["layers"].items():
@@ -260,7 +290,7 @@ def load_ternary_inference_checkpoint(
             layer.load_state_dict(own, assign=True)
         except RuntimeError as error:
             raise ValueError(f"{path}: layer {name!r}: {error}") from None
-    _check_rest(model, layers, state, path)
+    _check_rest(model, layers, state, buffers, path)
     for name, layer in layers.items():
         model = _put(model, name, layer)
     ties = _tied_parameters(model)
@@ -268,7 +298,20 @@ def load_ternary_inference_checkpoint(
     for first, *others in ties:
         for name in others:
             _put(model, name, model.get_parameter(first))
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        if buffer.is_meta:
+            parent, _, last = name.rpartition(".")
+            model.get_submodule(parent)._buffers[last] = buffers[name]
+    call_ternary_layers(model)
     return model.eval()
+
+
+def _buffers_of(header: dict[str, Any], state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The buffers that are no part of a state dict, taken out of what the file holds."""
+    for name in header["buffers"]:
+        if not isinstance(name, str) or name not in state:
+            raise ValueError(f"{path} lists a buffer {name!r}, but holds no tensor of that name")
+    return {name: state.pop(name) for name in dict.fromkeys(header["buffers"])}
 
 
 def _tied_parameters(model: nn.Module) -> list[list[str]]:
@@ -279,7 +322,13 @@ def _tied_parameters(model: nn.Module) -> list[list[str]]:
     return [group for group in names.values() if len(group) > 1]
 
 
-def _check_rest(model: nn.Module, layers: dict[str, PackedLayer], state: dict[str, Tensor], path: Path) -> None:
+def _check_rest(
+    model: nn.Module,
+    layers: dict[str, PackedLayer],
+    state: dict[str, Tensor],
+    buffers: dict[str, Tensor],
+    path: Path,
+) -> None:
     """Raises where the tensors outside the packed layers are not those of the model."""
 
     packed = {f"{name}.{key}" if name else key for name, layer in layers.items() for key, _ in layer.named_buffers()}
@@ -299,6 +348,11 @@ def _check_rest(model: nn.Module, layers: dict[str, PackedLayer], state: dict[st
         for name in others:
             if first in wanted and name in wanted and not torch.equal(state[first], state[name]):
                 raise ValueError(f"{path}: {first} and {name} differ, but the model has one parameter for both")
-    for name, buffer in model.named_buffers():
-        if buffer.device.type == "meta" and name not in state and not name.startswith(prefixes):
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        if not buffer.is_meta or name in state or name.startswith(prefixes):
+            continue
+        if name not in buffers:
             raise ValueError(f"{path} does not hold {name}, which is on the meta device; build the model on a real one")
+        if buffers[name].shape != buffer.shape:
+            raise ValueError(f"{path}: {name} must be {tuple(buffer.shape)}, got {tuple(buffers[name].shape)}")
+        _check_floating(name, buffer, buffers[name], path)

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from bittorch.quant import TernaryQuantConfig
-from bittorch.utils.export import check_not_wrapped, registered_beside
+from bittorch.utils.export import check_own_values, registered_beside
+from bittorch.utils.wrappers import check_not_wrapped, inner_of
 
 
 def _check_strings(names: Any, what: str) -> None:
@@ -66,6 +67,7 @@ def _check_layer(layer: nn.Module, name: str, trains: bool) -> None:
     weight = layer.weight
     if not isinstance(weight, nn.Parameter):
         raise TypeError(f"cannot convert {name}: its weight is a {type(weight).__name__} and no parameter")
+    check_own_values(weight, f"cannot convert {name}")
     if not weight.is_floating_point():
         raise TypeError(f"cannot convert {name}: its weight is {weight.dtype}, and ternary masters are floating")
     if trains and weight.dtype not in _MASTERS:
@@ -83,11 +85,23 @@ def check_layers(layers: Mapping[str, nn.Module], trains: bool) -> None:
         _check_layer(layer, name or "the model", trains)
 
 
+def check_not_compiled(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+    """Raises where a layer stands alone in a wrapper, which would go on calling the layer that it was made for."""
+    inner = {id(found): module for module in model.modules() if (found := inner_of(module)) is not None}
+    for name, layer in layers.items():
+        if (wrapper := inner.get(id(layer))) is not None and wrapper is not model:
+            raise ValueError(
+                f"cannot convert {name or 'the model'}: it stands alone in {type(wrapper).__name__}, which calls the "
+                "layer that it was made for; convert the model first, then wrap or compile it"
+            )
+
+
 def check_arguments(model: Any, config: Any, filter_fn: Any, skip: Any) -> None:
     """Raises TypeError for arguments of a kind that could only fail later, or silently do nothing."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    check_not_wrapped(model, "convert the model first, then wrap it", "convert the model first, then shard it")
+    first = "convert the model first, then"
+    check_not_wrapped(model, f"{first} wrap it", f"{first} shard it", f"{first} wrap it", whole_is_fine=False)
     _check_config(config)
     _check_strings(skip, "skip")
     if isinstance(filter_fn, type):

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import copy
-import difflib
-import fnmatch
+import dataclasses
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from bittorch.nn import PackedLayer, TernaryConv2d, TernaryLinear
+from bittorch.nn import PackedLayer, TernaryConv2d, TernaryLinear, call_ternary_layers
 from bittorch.quant import TernaryQuantConfig
-from bittorch.utils.conversion_checks import check_arguments, check_layers
+from bittorch.utils.adapters import adapter_of, adapter_parts
+from bittorch.utils.conversion_checks import check_arguments, check_layers, check_not_compiled
+from bittorch.utils.conversion_report import ConversionReport, make_report
+from bittorch.utils.copies import check_copy, copied
 from bittorch.utils.export import check_called, export_linear_to_inference
+from bittorch.utils.patterns import as_patterns, first_match, matches_any, warn_of_unmatched
 from bittorch.utils.summary import count_ternary_params as count_ternary_params
 from bittorch.utils.summary import get_model_memory_bytes as get_model_memory_bytes
-from bittorch.utils.trit_depth import Depth, DepthRequest, PlaneMaker, choose_depths, first_match
+from bittorch.utils.trit_depth import Depth, DepthRequest, PlaneMaker, choose_depths
+from bittorch.utils.wrappers import named_layers, normal_tensors, unwrapped
 
 Filter = Callable[[nn.Module, str], bool] | str | Iterable[str]
 Config = TernaryQuantConfig | Mapping[str, TernaryQuantConfig | None]
@@ -31,30 +34,9 @@ TWINS: dict[type[nn.Module], Callable[..., nn.Module]] = {
 }
 
 
-def _patterns(names: str | Iterable[str]) -> list[str]:
-    return [names] if isinstance(names, str) else list(names)
-
-
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _warn_of_unmatched(patterns: list[str], names: list[str], what: str) -> None:
-    """Warns of patterns that no layer bears, with the names that come near."""
-    for pattern in patterns:
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
-            near = difflib.get_close_matches(pattern.strip("*."), names, n=3, cutoff=0.3) or names[:3]
-            warnings.warn(
-                f"{what} {pattern!r} matches no layer that can become ternary; there is {', '.join(near) or 'none'}",
-                stacklevel=5,  # the caller of quantize_
-            )
-
-
-def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Each layer once, by its first name, as `named_modules` gives it."""
-    for name, module in model.named_modules():
-        if type(module) in TWINS:
-            yield name, module
+def _candidates(model: nn.Module) -> dict[str, nn.Module]:
+    """Each layer once, by its first name in the unwrapped model."""
+    return {name: module for name, module in named_layers(model) if type(module) in TWINS}
 
 
 def _config_of(name: str, config: Config) -> TernaryQuantConfig | None:
@@ -63,39 +45,78 @@ def _config_of(name: str, config: Config) -> TernaryQuantConfig | None:
     return first_match(name, config)
 
 
+@dataclasses.dataclass
+class _Choice:
+    """Which candidates of a model are converted, and why the others are not."""
+
+    configs: dict[str, TernaryQuantConfig] = dataclasses.field(default_factory=dict)
+    left_by_caller: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def _left_by_patterns(name: str, taken: list[str] | None, skipped: list[str]) -> str | None:
+    """Which argument leaves a module of that name; ``taken`` is None where no patterns were given."""
+    if taken is not None and not matches_any(name, taken):
+        return "filter_fn leaves it"
+    return "skip names it" if matches_any(name, skipped) else None
+
+
 def _chosen(
+    model: nn.Module,
     found: dict[str, nn.Module],
     config: Config,
     filter_fn: Filter | None,
     skip: str | Iterable[str],
     request: DepthRequest,
-) -> dict[str, TernaryQuantConfig]:
+) -> _Choice:
     """The configuration of each layer to convert, by name; ``found`` are the candidates of the model."""
-    names, skipped = list(found), _patterns(skip)
+    names, skipped, choice = list(found), as_patterns(skip), _Choice()
+    wanted = None if filter_fn is None or callable(filter_fn) else as_patterns(filter_fn)
+    _warn_of_patterns(names, config, wanted, skipped, request)
+    parts = adapter_parts(model)
+    for name, module in named_layers(model):
+        adapter = adapter_of(name, parts)
+        left = _left_by_patterns(name, wanted, skipped)
+        if left is None and name in found and callable(filter_fn) and not filter_fn(module, name):
+            left = "filter_fn leaves it"
+        if left is None and name in found:
+            value = _config_of(name, config)
+            left = "config has none for it" if value is None else None if request.takes(name) else "depth leaves it"
+        if left is not None:
+            choice.left_by_caller[name] = left
+        elif adapter is not None and not any(adapter in pattern for pattern in wanted or ()):
+            choice.left_by_caller[name] = "an adapter of PEFT; name it in filter_fn to convert it"
+        elif name in found:
+            assert value is not None
+            choice.configs[name] = value
+    _warn_of_an_empty_choice(names, choice, wanted)
+    return choice
+
+
+def _warn_of_patterns(
+    names: list[str], config: Config, wanted: list[str] | None, skipped: list[str], request: DepthRequest
+) -> None:
+    mapped = list(config) if isinstance(config, Mapping) else []
+    given = {"skip": skipped, "depth": request.patterns, "config": mapped, "filter_fn": wanted or []}
+    for what, patterns in given.items():
+        warn_of_unmatched(patterns, names, what, stacklevel=6)
+
+
+def _warn_of_an_empty_choice(names: list[str], choice: _Choice, wanted: list[str] | None) -> None:
+    """Patterns without a layer have their own warnings."""
+    if not names or choice.configs:
+        return
     some = f"such as {', '.join(name or 'the model' for name in names[:3])}"
-    _warn_of_unmatched(skipped, names, "skip")
-    _warn_of_unmatched(request.patterns, names, "depth")
-    if isinstance(config, Mapping):
-        _warn_of_unmatched(list(config), names, "config")
-    wanted: list[str] = []
-    if filter_fn is None or callable(filter_fn):
-        taken = [name for name in names if filter_fn is None or filter_fn(found[name], name)]
+    left = [choice.left_by_caller.get(name) for name in names]
+    if all(reason == "filter_fn leaves it" for reason in left):
+        if not wanted:
+            warnings.warn(f"filter_fn takes none of the layers, {some}", stacklevel=5)
     else:
-        wanted = _patterns(filter_fn)
-        _warn_of_unmatched(wanted, names, "filter_fn")
-        taken = [name for name in names if _matches(name, wanted)]
-    configs = {name: _config_of(name, config) for name in taken if not _matches(name, skipped)}
-    chosen = {name: value for name, value in configs.items() if value is not None and request.takes(name)}
-    if names and not taken and not wanted:  # patterns without a layer have their own warnings
-        warnings.warn(f"filter_fn takes none of the layers, {some}", stacklevel=4)
-    elif taken and not chosen:
-        warnings.warn(f"nothing is converted: skip, config or depth leave all of the layers, {some}", stacklevel=4)
-    return chosen
+        warnings.warn(f"nothing is converted: skip, config or depth leave all of the layers, {some}", stacklevel=5)
 
 
 def _warn_of_the_model(model: nn.Module, any_candidate: bool) -> None:
     """Warns where a layer has no size yet, or nothing is or could become ternary."""
-    modules = dict(model.named_modules())
+    modules = dict(named_layers(model))
     lazy = [n for n, m in modules.items() if isinstance(m, LazyModuleMixin) and isinstance(m, tuple(TWINS))]
     if lazy:
         warnings.warn(
@@ -138,29 +159,44 @@ def _plane_makers(
     return {name: partial(make, layers[name], depth, configs[name]) for name, depth in depths.items()}
 
 
-def _twins(
+@dataclasses.dataclass
+class _Plan:
+    """What each chosen layer becomes, by the identity of the layer; nothing is changed yet."""
+
+    twins: dict[int, nn.Module]
+    report: ConversionReport
+
+
+def _plan(
     model: nn.Module,
     config: Config | None,
     filter_fn: Filter | None,
     skip: str | Iterable[str],
     request: DepthRequest,
-) -> dict[int, nn.Module]:
-    """What each chosen layer becomes, by the identity of the layer; nothing is changed yet."""
-    found = dict(_candidates(model))
+) -> _Plan:
+    found = _candidates(model)
     _warn_of_the_model(model, bool(found))
     if config is None:
         config = TernaryQuantConfig() if request.wanted else TernaryQuantConfig(method="twn")
-    configs = _chosen(found, config, filter_fn, skip, request)
+    choice = _chosen(model, found, config, filter_fn, skip, request)
     if request.wanted:
-        linear = _only_linear(found, configs)
+        linear = _only_linear(found, choice.configs)
         check_layers(linear, trains=False)
-        makers = _plane_makers(model, linear, configs, request)
+        makers = _plane_makers(model, linear, choice.configs, request)
     else:
-        check_layers({name: found[name] for name in configs}, trains=True)
-        makers = {name: partial(TWINS[type(found[name])], found[name], value) for name, value in configs.items()}
-    twins = {id(found[name]): _twin(name or "the model", make) for name, make in makers.items()}
-    check_called(model, twins)
-    return twins
+        check_layers({name: found[name] for name in choice.configs}, trains=True)
+        makers = {n: partial(TWINS[type(found[n])], found[n], value) for n, value in choice.configs.items()}
+    layers = {name: found[name] for name in makers}
+    check_not_compiled(model, layers)
+    with normal_tensors():
+        twins = {id(found[name]): _twin(name or "the model", make) for name, make in makers.items()}
+    for name, layer in layers.items():
+        if isinstance(twin := twins[id(layer)], PackedLayer):
+            twin.name = name
+    report = make_report(model, layers, choice.left_by_caller)
+    if report.complaint:
+        warnings.warn(report.complaint, stacklevel=3)
+    return _Plan(twins, report)
 
 
 def _swap(model: nn.Module, twins: dict[int, nn.Module]) -> None:
@@ -168,6 +204,7 @@ def _swap(model: nn.Module, twins: dict[int, nn.Module]) -> None:
         for name, child in parent._modules.items():  # named_children() leaves out second places
             if id(child) in twins:
                 setattr(parent, name, twins[id(child)])
+    call_ternary_layers(model)
 
 
 def quantize_(
@@ -179,7 +216,7 @@ def quantize_(
     depth: Depth | None = None,
     bits_per_weight: float | None = None,
     inputs: Iterable[Any] | None = None,
-) -> None:
+) -> ConversionReport:
     """Makes layers of a model ternary in place: `torch.nn.Linear` becomes `bittorch.TernaryLinear`, `torch.nn.Conv2d`
     `bittorch.TernaryConv2d`; with a depth, `torch.nn.Linear` becomes `bittorch.TernaryLinearInference` at once.
 
@@ -191,10 +228,17 @@ def quantize_(
     depth 1 does not: docs/trit_depth.md has figures. Convolutions are left as they are, with a warning.
 
     A layer that appears in several places stays one layer, and has the first of its names. First, last and head layers
-    are converted unless ``skip`` names them. Layers that are ternary already stay as they are, and so does what only
-    resembles the two: subclasses, among them parametrised layers (weight norm) and the ``out_proj`` of
-    `torch.nn.MultiheadAttention`, recurrent layers, the ``Conv1D`` of GPT-2 in transformers. `bittorch.utils.summary`
-    lists what became ternary.
+    are converted unless ``skip`` names them. Layers that are ternary already stay as they are. Adapters of PEFT
+    (``lora_A``, ``lora_B``) stay too, unless a pattern of ``filter_fn`` names them.
+
+    What only resembles the two kinds stays as it is: subclasses, among them parametrised layers (weight norm) and the
+    ``out_proj`` of `torch.nn.MultiheadAttention`, recurrent layers, `torch.nn.Conv1d`, fused 3-D weights of experts,
+    the ``Conv1D`` of GPT-2 in transformers. The report counts them. In a `torch.nn.TransformerEncoderLayer` the fast
+    path of eval is switched off (`bittorch.nn.call_ternary_layers`), because it would read the weights of the layers.
+
+    A name pattern is that of `fnmatch`, compared with the whole name of a layer, such as ``layers.0.mlp.up``: ``*``
+    also stands for dots. ``*.`` at its begin also stands for nothing, so ``"*.mlp.*"`` takes ``mlp.up`` too. Names are
+    those of the model inside `torch.compile`.
 
     Args:
         model: any model; its weights are what training goes on from.
@@ -211,25 +255,32 @@ def quantize_(
         inputs: with ``bits_per_weight``: batches that the model is called with (a mapping by keywords, a tuple or list
             by position), so that errors count as the activations see them.
 
+    Returns:
+        `ConversionReport`: the layers that became ternary, the share of the parameters, and what was left and why.
+
     Raises:
         ValueError: groups that do not divide a layer's in_features, a layer with hooks, a forward, or parameters,
-            buffers and modules of its own, one whose weight torch reads without calling it; the model itself is the
-            layer; a depth out of range, a budget that depth 1 exceeds, depth and bits_per_weight together. The model is
-            then as it was.
-        TypeError: a weight that is not floating, or to train in float64; a model in DistributedDataParallel,
-            DataParallel or `fully_shard`; a depth that is not an integer, and other arguments of other kinds.
+            buffers and modules of its own, or alone in `torch.compile`; the model itself is the layer; a depth out of
+            range, a budget that depth 1 exceeds, depth and bits_per_weight together. The model is then as it was.
+        TypeError: a weight that is not floating, to train in float64, or quantised already (tensor subclasses of
+            torchao); a model in DistributedDataParallel, DataParallel, FullyShardedDataParallel or `fully_shard`; a
+            depth that is not an integer, and other arguments of other kinds.
 
     Warns:
         UserWarning: a pattern or filter that matches nothing, with names that come near; arguments that leave all
-            layers; a model without such layers, or with lazy ones that have no size yet.
+            layers; a model without such layers, or with lazy ones that have no size yet; less than half of the weights
+            that multiply activations became ternary, not counting what the arguments leave.
+
+    >>> print(bittorch.quantize_(model, skip="lm_head"))
 
     Source: the signature is torchao's ``quantize_``.
     """
     check_arguments(model, config, filter_fn, skip)
-    twins = _twins(model, config, filter_fn, skip, DepthRequest(depth, bits_per_weight, inputs))
-    if id(model) in twins:
+    plan = _plan(model, config, filter_fn, skip, DepthRequest(depth, bits_per_weight, inputs))
+    if id(unwrapped(model)) in plan.twins:
         raise ValueError("the model itself is the layer and cannot change in place; use quantize_model")
-    _swap(model, twins)
+    _swap(model, plan.twins)
+    return plan.report
 
 
 def quantize_model(
@@ -242,16 +293,26 @@ def quantize_model(
     bits_per_weight: float | None = None,
     inputs: Iterable[Any] | None = None,
 ) -> nn.Module:
-    """A copy of the model with its layers made ternary; see `quantize_` for the arguments. The model is not touched."""
+    """A copy of the model with its layers made ternary; see `quantize_` for the arguments. The model is not touched.
+
+    Returns:
+        The copy, without wrappers such as `torch.compile`; `bittorch.utils.conversion_report` says what became ternary.
+    """
     check_arguments(model, config, filter_fn, skip)
-    request = DepthRequest(depth, bits_per_weight, inputs)
+    request, model = DepthRequest(depth, bits_per_weight, inputs), unwrapped(model)
+    check_copy(model, "convert a copy of")
     if request.wanted:  # these twins share nothing with the model, so no dense weight is copied to be dropped
-        return copy.deepcopy(model, dict(_twins(model, config, filter_fn, skip, request)))
-    duplicate = copy.deepcopy(model)
-    twins = _twins(duplicate, config, filter_fn, skip, request)
-    if id(duplicate) in twins:
-        return twins[id(duplicate)]
-    _swap(duplicate, twins)
+        plan = _plan(model, config, filter_fn, skip, request)
+        with normal_tensors():
+            duplicate = copied(model, plan.twins)
+        call_ternary_layers(duplicate)
+        return duplicate
+    with normal_tensors():
+        duplicate = copied(model, {})
+    plan = _plan(duplicate, config, filter_fn, skip, request)
+    if id(duplicate) in plan.twins:
+        return plan.twins[id(duplicate)]
+    _swap(duplicate, plan.twins)
     return duplicate
 
 
@@ -278,19 +339,24 @@ def convert_linear_layers(
     Raises:
         As `quantize_` and `export_linear_to_inference`.
     """
-    model = module if inplace else copy.deepcopy(module)
+    model = unwrapped(module)
+    if not inplace:
+        check_copy(model, "convert a copy of")
+        model = copied(model, {})
     skipped = list(skip_names or ())
     taken = {
         name: layer
-        for name, layer in model.named_modules()
+        for name, layer in named_layers(model)
         if type(layer) in (nn.Linear, TernaryLinear) and not any(part in name for part in skipped)
     }
     config = TernaryQuantConfig(threshold_factor)
     check_layers({name: layer for name, layer in taken.items() if type(layer) is nn.Linear}, trains=True)
     twins: dict[int, nn.Module] = {}
     for name, layer in taken.items():
+        assert isinstance(layer, nn.Linear)
         ternary = layer if isinstance(layer, TernaryLinear) else TernaryLinear.from_linear(layer, config)
         twins[id(layer)] = export_linear_to_inference(ternary, name or "the model")
     check_called(model, twins)
+    check_not_compiled(model, taken)
     _swap(model, twins)
-    return twins.get(id(model), model)
+    return twins.get(id(model), module if inplace else model)

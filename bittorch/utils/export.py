@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from bittorch.nn import (
     PackedLayer,
@@ -15,21 +15,49 @@ from bittorch.nn import (
     TernaryConv2dInference,
     TernaryLinear,
     TernaryLinearInference,
+    call_ternary_layers,
 )
 from bittorch.nn.ternary_conv2d_infer import geometry
 from bittorch.nn.ternary_layer import gathered
+from bittorch.utils.calls import warn_of_uncalled
+from bittorch.utils.copies import check_copy, copied
+from bittorch.utils.wrappers import check_not_wrapped, named_layers, normal_tensors, unwrapped
 
+_UNNAMED = ("the layer", "the model")
 SkipPredicate = Callable[[str, nn.Module], bool]
+
+
+def check_own_values(weight: Tensor, what: str) -> None:
+    """Raises TypeError for weights that torchao and the like have quantised: they are tensors of another kind."""
+    dispatches = getattr(type(weight), "__torch_dispatch__", None) is not torch.Tensor.__torch_dispatch__
+    if (is_traceable_wrapper_subclass(weight) or dispatches) and not hasattr(weight, "full_tensor"):
+        raise TypeError(
+            f"{what}: its weight is a {type(weight).__name__}, a tensor subclass that holds no floating values of its "
+            "own; use the model as it was before its weights were quantised"
+        )
 
 
 def packed_codes(layer: TernaryLinear | TernaryConv2d, name: str, what: str) -> tuple[Tensor, Tensor]:
     """Packed codes and scales of a layer; ValueError, with its name and what it was wanted for, where it has none."""
+    weight = layer.weight
+    check_own_values(weight, f"cannot {what} {name or 'the model'}")
     try:
-        if layer.weight.is_meta:
+        if weight.is_meta:
             raise ValueError("it is on the meta device and has no weights; load them first")
+        if tuple(weight.shape) != (shape := _dense_shape(layer)):
+            raise ValueError(
+                f"its weight is {tuple(weight.shape)} instead of {shape}; if FullyShardedDataParallel holds it, work "
+                "inside `with FullyShardedDataParallel.summon_full_params(model):`"
+            )
         return layer.quantize_packed()
     except ValueError as error:
         raise ValueError(f"cannot {what} {name or 'the model'}: {error}") from None
+
+
+def _dense_shape(layer: TernaryLinear | TernaryConv2d) -> tuple[int, ...]:
+    if isinstance(layer, TernaryLinear):
+        return layer.out_features, layer.in_features
+    return layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size
 
 
 def registered_beside(layer: nn.Module, own: tuple[str, ...]) -> str:
@@ -69,6 +97,7 @@ def _check_exportable(layer: nn.Module, kind: type[TernaryLinear] | type[Ternary
 def _filled(twin: PackedLayer, layer: TernaryLinear | TernaryConv2d, name: str) -> PackedLayer:
     """``twin``, made on the meta device, with the codes, scale and bias of ``layer``."""
     twin.weight_packed, twin.scale = packed_codes(layer, name, "export")
+    twin.name, twin.weight_dtype = ("" if name in _UNNAMED else name), layer.weight.dtype
     if layer.bias is not None:
         twin.bias = gathered(layer.bias).detach().clone()
     return twin.train(layer.training)
@@ -82,7 +111,7 @@ def _plain(plain: nn.Linear | nn.Conv2d, layer: TernaryLinear | TernaryConv2d) -
     return plain.train(layer.training)
 
 
-def export_linear_to_inference(linear: TernaryLinear, name: str = "the layer") -> nn.Module:
+def export_linear_to_inference(linear: TernaryLinear, name: str = _UNNAMED[0]) -> nn.Module:
     """The packed form of one trained layer; ``linear`` is not touched.
 
     The result gives, bit for bit, what ``linear.eval()`` gives with backend ``auto`` or ``cuda``.
@@ -107,7 +136,7 @@ def export_linear_to_inference(linear: TernaryLinear, name: str = "the layer") -
     return _filled(TernaryLinearInference(*sizes, activation_bits=bits, device="meta"), linear, name)
 
 
-def export_conv2d_to_inference(conv: TernaryConv2d, name: str = "the layer") -> nn.Module:
+def export_conv2d_to_inference(conv: TernaryConv2d, name: str = _UNNAMED[0]) -> nn.Module:
     """The packed form of one trained convolution; ``conv`` is not touched.
 
     As `export_linear_to_inference`: the result is a `TernaryConv2dInference`, or a `torch.nn.Conv2d` for
@@ -121,32 +150,16 @@ def export_conv2d_to_inference(conv: TernaryConv2d, name: str = "the layer") -> 
     return _filled(TernaryConv2dInference(*channels, **options, activation_bits=bits, device="meta"), conv, name)
 
 
-def check_not_wrapped(model: nn.Module, if_wrapped: str, if_sharded: str) -> None:
-    """Raises TypeError, with what to do, for a model inside the wrappers that gather weights or sum gradients."""
-    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-        raise TypeError(f"the model is wrapped in {type(model).__name__}; {if_wrapped}")
-    if any(base.__name__ == "FSDPModule" for module in model.modules() for base in type(module).__mro__):
-        raise TypeError(f"the model is sharded by fully_shard; {if_sharded}")
-
-
 def check_called(model: nn.Module, packed: dict[int, nn.Module]) -> None:
-    """Raises where torch takes the weight of a layer without calling it: in attention, in the encoder's fast path."""
-    for name, parent in model.named_modules():
-        slots: tuple[str, ...] = ()
-        if isinstance(parent, nn.MultiheadAttention):
-            slots = ("out_proj",)
-        elif isinstance(parent, nn.TransformerEncoderLayer) and torch.backends.mha.get_fastpath_enabled():
-            slots = ("linear1", "linear2")
-        for slot in slots:
-            if id(getattr(parent, slot)) in packed:
-                remedy = (
-                    "leave it an nn.Linear" if slot == "out_proj" else "torch.backends.mha.set_fastpath_enabled(False)"
-                )
-                where = f"{name}.{slot}" if name else slot
-                raise ValueError(
-                    f"{where} is ternary, but {type(parent).__name__} reads its weight without calling it, "
-                    f"so it would not run as trained; {remedy}"
-                )
+    """Raises where torch takes the weight of a layer without calling it; warns where the model seems to."""
+    for name, parent in named_layers(model):
+        if isinstance(parent, nn.MultiheadAttention) and id(parent.out_proj) in packed:
+            where = f"{name}.out_proj" if name else "out_proj"
+            raise ValueError(
+                f"{where} is ternary, but {type(parent).__name__} reads its weight without calling it, so it would "
+                "not run as trained; leave it an nn.Linear"
+            )
+    warn_of_uncalled(model, stacklevel=4)
 
 
 def export_for_inference(model: nn.Module, skip: SkipPredicate | None = None) -> nn.Module:
@@ -174,18 +187,18 @@ def export_for_inference(model: nn.Module, skip: SkipPredicate | None = None) ->
     Warns:
         UserWarning: there is no ternary layer to pack, or all have ``quantize=False``.
     """
-    sharded = "export before that, or load its full state dict into a plain model"
-    check_not_wrapped(model, "export model.module", sharded)
-    twins: dict[int, nn.Module] = {}
-    stored: dict[Hashable, PackedLayer] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, TernaryLinear | TernaryConv2d) and not (skip and skip(name, module)):
-            export = export_linear_to_inference if isinstance(module, TernaryLinear) else export_conv2d_to_inference
-            twin = twins[id(module)] = export(module, name or "the model")  # type: ignore[arg-type]
-            if isinstance(twin, PackedLayer):
-                first = stored.setdefault(stored_as(module), twin)
-                twin.weight_packed, twin.scale = first.weight_packed, first.scale
-    check_called(model, twins)
+    check_not_wrapped(
+        model,
+        "export model.module",
+        "export before that, or load its full state dict into a plain model",
+        "export inside `with FullyShardedDataParallel.summon_full_params(model):`",
+    )
+    check_copy(unwrapped(model), "export")
+    with normal_tensors():
+        twins = _twins(model, skip)
+        check_called(model, twins)
+        packed = copied(unwrapped(model), twins).eval()
+        call_ternary_layers(packed)
     if not any(isinstance(twin, PackedLayer) for twin in twins.values()):
         why = (
             f"all {len(twins)} ternary layers to export have quantize=False and stay in full precision; if they are to "
@@ -194,5 +207,18 @@ def export_for_inference(model: nn.Module, skip: SkipPredicate | None = None) ->
             else "the model has no ternary layer to export (or skip left out all of them); the result is a plain copy"
         )
         warnings.warn(why, stacklevel=2)
-    # deepcopy's memo maps what it has met to its copy: seeded with the twins, it puts them where their originals stand.
-    return copy.deepcopy(model, dict(twins)).eval()
+    return packed
+
+
+def _twins(model: nn.Module, skip: SkipPredicate | None) -> dict[int, nn.Module]:
+    """What each ternary layer becomes, by the identity of the layer."""
+    twins: dict[int, nn.Module] = {}
+    stored: dict[Hashable, PackedLayer] = {}
+    for name, module in named_layers(model):
+        if isinstance(module, TernaryLinear | TernaryConv2d) and not (skip and skip(name, module)):
+            export = export_linear_to_inference if isinstance(module, TernaryLinear) else export_conv2d_to_inference
+            twin = twins[id(module)] = export(module, name or "the model")  # type: ignore[arg-type]
+            if isinstance(twin, PackedLayer):
+                first = stored.setdefault(stored_as(module), twin)
+                twin.weight_packed, twin.scale = first.weight_packed, first.scale
+    return twins

@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from bittorch import ops
 from bittorch.nn import PackedLayer, TernaryConv2d, TernaryLinear, TernaryLinearInference
 from bittorch.nn.ternary_layer import gathered
+from bittorch.nn.weight_stand_in import WeightStandIn
 from bittorch.quant.trit_planes import unpack_trit_planes
+from bittorch.utils.calls import warn_of_uncalled
 from bittorch.utils.export import packed_codes, stored_as
+from bittorch.utils.wrappers import named_layers, unwrapped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +67,7 @@ class ModelSummary:
                 *(f"{100 * share:.1f}" for share in (layer.negative, layer.zero, layer.positive)),
                 f"{layer.bits_per_weight:.2f}",
                 f"{layer.dense_bits:.2f}",
-                "-" if layer.relative_error is None else f"{layer.relative_error:.3f}",
+                "-" if layer.relative_error is None else f"{layer.relative_error:.3g}",
                 f"{layer.bytes:,}",
             )
             for layer in self.layers
@@ -104,7 +107,7 @@ def _dense_weight(reference: nn.Module, name: str, shape: tuple[int, int]) -> Te
         weight = getattr(reference.get_submodule(name), "weight", None)
     except AttributeError:
         return None
-    if not isinstance(weight, Tensor):
+    if not isinstance(weight, Tensor) or isinstance(weight, WeightStandIn):
         return None
     rows = gathered(weight).detach().flatten(1)
     if tuple(rows.shape) != shape:
@@ -164,14 +167,19 @@ def summary(model: nn.Module, reference: nn.Module | None = None) -> ModelSummar
     Raises:
         ValueError: a weight holds NaN or Inf, is on the meta device, or has another shape in the reference.
 
+    Warns:
+        UserWarning: layers that were never called though others were, so the model reads their weights itself.
+
     >>> print(bittorch.utils.summary(model))
     """
+    warn_of_uncalled(model, stacklevel=3)
+    reference = None if reference is None else unwrapped(reference)
     layers: list[LayerSummary] = []
     others: dict[int, Tensor] = {}  # by identity: a tied tensor counts once, and also where one owner is not ternary
     weights: dict[Hashable, int] = {}
     stored: set[Hashable] = set()
     biases = shared = 0
-    for name, module in model.named_modules():
+    for name, module in named_layers(model):
         layer = _layer(name, module, reference)
         if layer is None:
             others |= {id(t): t for t in (*module.parameters(recurse=False), *module.buffers(recurse=False))}

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import fnmatch
 from collections.abc import Hashable, Iterable, Mapping
 from functools import partial
 from numbers import Real
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,16 +16,11 @@ from bittorch.nn import TernaryLinearInference
 from bittorch.nn.ternary_layer import gathered
 from bittorch.quant import TernaryQuantConfig
 from bittorch.quant.trit_planes import MAX_DEPTH, check_depth, from_grid, grid_integers
+from bittorch.utils.patterns import first_match
 
 Depth = int | Mapping[str, int | None]
-_Value = TypeVar("_Value")
 _TOKENS = 512  # activations of a layer that its errors are weighed with
 _TOKENS_A_BATCH = 64
-
-
-def first_match(name: str, values: Mapping[str, _Value]) -> _Value | None:
-    """The value of the first pattern that a layer's name matches."""
-    return next((value for pattern, value in values.items() if fnmatch.fnmatchcase(name, pattern)), None)
 
 
 @dataclasses.dataclass(frozen=True)

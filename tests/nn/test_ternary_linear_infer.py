@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
 import bittorch
 from bittorch import TernaryLinear, TernaryLinearInference, TernaryQuantConfig, ops
@@ -277,11 +278,63 @@ def test_traced_layer_equals_eager(activation_bits: int | None) -> None:
     assert torch.equal(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), layer(x))
 
 
+def _packed_in_bfloat16(kind: type) -> nn.Sequential:
+    layer = kind(4, 6, 1) if kind is not TernaryLinear else kind(4, 6)
+    return bittorch.export_for_inference(nn.Sequential(layer.bfloat16()))
+
+
 @pytest.mark.parametrize("kind", [bittorch.TernaryConv2d, TernaryLinear])
-def test_missing_weight_says_what_to_do(kind: type) -> None:
-    layer = bittorch.export_for_inference(kind(4, 4, 1) if kind is not TernaryLinear else kind(4, 4))
-    with pytest.raises(AttributeError, match=r"Inference has no weight, but codes .* leave that one dense: skip="):
-        layer.weight.dtype  # noqa: B018
-    assert not hasattr(layer, "weight")
+def test_weight_tells_dtype_device_and_shape(kind: type) -> None:  # FIELD N9
+    (layer,) = _packed_in_bfloat16(kind)
+    shape = (6, 4, 1, 1) if kind is not TernaryLinear else (6, 4)
+    for _ in range(2):
+        assert isinstance(layer.weight, torch.Tensor)
+        assert (layer.weight.dtype, layer.weight.device.type) == (torch.bfloat16, "cpu")
+        assert layer.weight.shape == shape
+        layer = pickle.loads(pickle.dumps(copy.deepcopy(layer)))
+    assert layer.half().weight.dtype == torch.float16
+    assert layer.to("meta").weight.device.type == "meta"
     with pytest.raises(AttributeError, match="no attribute 'nosuch'"):
         layer.nosuch  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda w: w * 2,
+        lambda w: nn.functional.linear(torch.ones(2, 4, dtype=w.dtype), w.flatten(1)),
+        lambda w: w.data,
+        lambda w: w.float(),
+        lambda w: w[0],
+        lambda w: w.tolist(),
+        lambda w: w.numpy(),
+        lambda w: w.data_ptr(),
+        lambda w: w.detach().sum().item(),
+        lambda w: w.copy_(torch.ones_like(w)),
+        nn.init.zeros_,
+        nn.Parameter,
+        list,
+    ],
+)
+@pytest.mark.parametrize("kind", [bittorch.TernaryConv2d, TernaryLinear])
+def test_reading_the_values_of_the_weight_names_the_layer(kind: type, read: object) -> None:  # FIELD N9
+    (layer,) = _packed_in_bfloat16(kind)
+    with pytest.raises(RuntimeError, match=r"^the values of 0\.weight are read, but .* leave it dense: skip="):
+        read(layer.weight)
+
+
+def test_traced_models_may_read_the_dtype_of_the_weight() -> None:  # FIELD N9
+    class Casts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wo = TernaryLinear(8, 4, dtype=torch.bfloat16)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.wo(x.to(self.wo.weight.dtype) if isinstance(self.wo.weight, torch.Tensor) else x)
+
+    packed, x = bittorch.export_for_inference(Casts()), helpers.randn(3, 8)
+    torch._dynamo.reset()
+    y = torch.compile(packed, fullgraph=True, backend="aot_eager")(x)
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y, packed(x))
+    assert torch.equal(torch.export.export(packed, (x,)).module()(x), y)

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import bittorch
 from bittorch import (
     TernaryConv2d,
     TernaryConv2dInference,
@@ -719,3 +720,89 @@ def test_model_with_another_convolution_is_refused(saved_convs: Path) -> None:
     model.down = nn.Linear(8, 12)
     with pytest.raises(ValueError, match="but the model has Linear there"):
         load(model, saved_convs)
+
+
+class _Rope(nn.Module):
+    """A model with a table that is no part of its state dict, as the rotary embeddings of transformers."""
+
+    def __init__(self, device: str = "cpu", base: float = 10.0) -> None:
+        super().__init__()
+        self.up = TernaryLinear(4, 4, device=device)
+        frequencies = torch.arange(1, 5, device=device) / base
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.register_buffer("again", frequencies, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(x * self.frequencies) + self.again
+
+
+def test_buffers_outside_the_state_dict_reach_a_meta_model_alone(path: Path) -> None:  # FIELD N13
+    packed, x = export_for_inference(_Rope()), helpers.randn(3, 4)
+    save(packed, path)
+    assert torch.equal(load(_Rope("meta"), path)(x), packed(x))
+    other = load(_Rope(base=20.0), path)  # a model that has its own keeps them
+    assert torch.equal(other.frequencies, _Rope(base=20.0).frequencies)
+    with safe_open(path, framework="pt") as file:
+        assert json.loads(file.metadata()["bittorch"])["buffers"] == ["again", "frequencies"]
+
+
+@pytest.mark.parametrize("buffers", ["frequencies", ["nosuch"], [3], {"again": 1, "b": 2}], ids=str)
+def test_bad_list_of_buffers_is_refused(path: Path, buffers: object) -> None:
+    save(export_for_inference(_Rope()), path)
+    _edit(path, buffers=buffers)
+    with pytest.raises(ValueError, match="lists a buffer"):
+        load(_Rope("meta"), path)
+
+
+def test_buffer_that_does_not_fit_a_meta_model_is_refused(path: Path) -> None:
+    save(export_for_inference(_Rope()), path)
+    model = _Rope("meta")
+    model.frequencies = torch.ones(5, device="meta")
+    with pytest.raises(ValueError, match=r"frequencies must be \(5,\), got \(4,\)"):
+        load(model, path)
+
+
+@pytest.mark.slow
+def test_transformers_model_on_meta(path: Path) -> None:  # FIELD N13
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.LlamaConfig(vocab_size=20, **sizes)
+    model = transformers.LlamaForCausalLM(config).eval()
+    bittorch.quantize_(model)
+    packed = export_for_inference(model)
+    save(packed, path)
+    with torch.device("meta"):
+        empty = transformers.LlamaForCausalLM(config)
+    tokens = torch.arange(12)[None]
+    assert torch.equal(load(empty, path)(tokens).logits, packed(tokens).logits)
+
+
+def test_names_are_those_of_the_inner_model(path: Path) -> None:  # FIELD N8
+    model, x = nn.Sequential(TernaryLinear(9, 4), nn.ReLU()), helpers.randn(2, 9)
+    packed = export_for_inference(model)
+    save(torch.compile(packed, backend="eager"), path)
+    assert torch.equal(load(nn.Sequential(nn.Linear(9, 4), nn.ReLU()), path)(x), packed(x))
+    target = torch.compile(nn.Sequential(nn.Linear(9, 4), nn.ReLU()), backend="eager")
+    assert load(target, path) is target
+    assert torch.equal(target(x), packed(x))
+
+
+def test_dtype_that_the_weight_had_is_kept(path: Path) -> None:  # FIELD N9
+    save(export_for_inference(nn.Sequential(TernaryLinear(9, 4, bias=False).bfloat16())), path)
+    loaded = load(nn.Sequential(nn.Linear(9, 4, bias=False)), path)
+    assert loaded[0].weight.dtype == torch.bfloat16
+    with pytest.raises(RuntimeError, match=r"the values of 0\.weight are read"):
+        loaded[0].weight.sum()
+
+
+def test_unknown_dtype_of_a_weight_is_refused(path: Path) -> None:
+    save(export_for_inference(nn.Sequential(TernaryLinear(9, 4, bias=False).bfloat16())), path)
+    _edit(path, layers=_layers(path, "0", weight_dtype="int8"))
+    with pytest.raises(ValueError, match="weight_dtype must be one of float16, bfloat16, got 'int8'"):
+        load(nn.Sequential(nn.Linear(9, 4, bias=False)), path)
+
+
+def test_loading_in_inference_mode_gives_normal_tensors(saved: Path) -> None:  # FIELD T18
+    with torch.inference_mode():
+        loaded = load(_Model(), saved)
+    assert not any(t.is_inference() for name, t in loaded.state_dict().items() if "packed" in name or "embed" in name)

@@ -34,7 +34,7 @@ ALL = ["0", "1.up", "1.down", "2.up", "2.down", "4"]
 def test_quantize_converts_every_linear_and_keeps_its_parameters() -> None:
     model = _model()
     before = dict(model.named_parameters())
-    assert quantize_(model) is None
+    assert quantize_(model).converted == tuple(ALL)
     assert _ternary(model) == ALL
     assert all(before[name] is parameter for name, parameter in model.named_parameters())
     assert model[0].config == TernaryQuantConfig(method="twn")
@@ -152,7 +152,8 @@ def test_what_only_resembles_a_layer_stays() -> None:
     others = [Doubled(4, 4), normed, nn.LSTM(4, 4), nn.MultiheadAttention(4, 2), nn.Conv1d(4, 4, 1), nn.Embedding(4, 4)]
     model = nn.ModuleList([*others, nn.Linear(4, 4)])
     before = [type(module) for module in nn.ModuleList(others).modules()]
-    quantize_(model)
+    with pytest.warns(UserWarning, match=r"only 5\.0% of the weights"):
+        quantize_(model)
     assert _ternary(model) == ["6"]
     assert [type(module) for module in nn.ModuleList(others).modules()] == before
 
@@ -302,13 +303,6 @@ def test_layer_with_something_registered_beside_is_refused(register: str, value:
 def test_wrapped_model_is_refused() -> None:
     with pytest.raises(TypeError, match="wrapped in DataParallel; convert the model first"):
         quantize_(nn.DataParallel(_model()))
-
-
-def test_encoder_that_reads_weights_itself_is_refused() -> None:
-    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    with pytest.raises(ValueError, match=r"^linear1 is ternary, but .* reads its weight without calling it"):
-        quantize_(model)
-    assert _ternary(model) == []
 
 
 def test_converted_model_trains_and_exports() -> None:

@@ -68,7 +68,7 @@ def test_copy_leaves_the_model_alone_and_in_place_changes_it() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert converted[3].weight is not model[3].weight
     assert torch.equal(model(x), y)
-    assert quantize_(model, depth=3) is None
+    assert quantize_(model, depth=3).converted == tuple(_depths(model))
     helpers.assert_same_bits(model(x), converted(x))
 
 
@@ -220,8 +220,17 @@ def test_layers_that_cannot_be_converted_are_named() -> None:
         model[1].up.to("meta")
         with pytest.raises(ValueError, match=r"cannot convert 1\.up: its weight is on the meta device"):
             quantize_(model, **arguments)
-    with pytest.raises(ValueError, match="reads its weight without calling it"):
-        quantize_(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), depth=2)
+
+
+def test_encoder_of_planes_calls_them() -> None:  # FIELD T9
+    encoder = nn.TransformerEncoderLayer(32, 2, 64, batch_first=True).eval()
+    converted = quantize_model(encoder, depth=6)
+    x, called = helpers.randn(3, 5, 32), []
+    converted.linear1.register_forward_hook(lambda *_: called.append(1))
+    with torch.inference_mode():
+        helpers.assert_near(converted(x), encoder(x), 2e-2)
+    assert called
+    assert encoder.activation_relu_or_gelu == 1
 
 
 @pytest.mark.parametrize("budget", [3.7, 5.0, 8.0, 12.25, 100.0])
@@ -304,9 +313,12 @@ def test_a_token_of_large_activations_hides_no_other() -> None:
 
 
 def test_planes_go_where_error_falls() -> None:
-    model, x = _with_outliers()
-    model.forward = lambda x: model[1](x) + model[0](x)
-    depths = [_depths(quantize_model(model, bits_per_weight=10, inputs=inputs)) for inputs in (None, [x])]
+    depths = []
+    for weigh in (False, True):
+        model, x = _with_outliers()
+        model.forward = lambda x, model=model: model[1](x) + model[0](x)
+        quantize_(model, bits_per_weight=10, inputs=[x] if weigh else None)
+        depths.append(_depths(model))
     assert depths == [{"0": 4, "1": 4}, {"0": 3, "1": 5}]
 
 
@@ -335,7 +347,8 @@ def test_inputs_by_position_and_keyword() -> None:
 def test_activations_that_a_layer_gets_by_keyword() -> None:
     model = nn.ModuleList([nn.Linear(8, 4)])
     model.forward = lambda x: model[0](input=x)
-    assert _depths(quantize_model(model, bits_per_weight=20, inputs=[helpers.randn(3, 8)])) == {"0": 3}
+    quantize_(model, bits_per_weight=20, inputs=[helpers.randn(3, 8)])
+    assert _depths(model) == {"0": 3}
 
 
 def test_inputs_that_say_nothing_raise() -> None:
