@@ -1,4 +1,7 @@
-/* What the test programs share: counting, random numbers, buffers with strides, kernels of the device. */
+/* What the test programs share: counting, random numbers, buffers with strides, kernels of the device.
+ *
+ * The same tests run on two engines: cusim.cpp runs the sources of the kernels, tests/cuda_ptx runs what nvcc makes of
+ * them. */
 #ifndef TEST_H
 #define TEST_H
 
@@ -12,6 +15,12 @@
 #include <cstring>
 #include <memory>
 #include <vector>
+
+/* What an engine provides: the memory of a Buffer, rows of `row_bytes` that begin `step` apart, and the orders of
+ * threads in which it runs a case. */
+char *allocate(size_t bytes, size_t row_bytes, size_t step);
+void release(char *memory);
+std::vector<int> orders();
 
 /* One case: counts it, and prints it when it fails. */
 void check(bool ok, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -43,14 +52,14 @@ struct Buffer {
     int type;
     int64_t rows, columns, stride;
     size_t bytes;
-    std::unique_ptr<char[]> memory;
+    std::unique_ptr<char[], void (*)(char *)> memory;
 
     Buffer(int type_, int64_t rows_, int64_t columns_, int64_t stride_)
-        : type(type_), rows(rows_), columns(columns_), stride(stride_) {
+        : type(type_), rows(rows_), columns(columns_), stride(stride_), memory(nullptr, release) {
         const int64_t elements = rows * columns == 0 ? 0 : (rows - 1) * stride + columns;
         bytes = (size_t)(elements * type_bytes(type));
-        memory.reset(new char[bytes ? bytes : 1]);
-        memset(memory.get(), 0xcd, bytes ? bytes : 1);
+        memory.reset(allocate(bytes, (size_t)(columns * type_bytes(type)), (size_t)(stride * type_bytes(type))));
+        memset(memory.get(), 0xcd, bytes);
     }
     Buffer copy() const {
         Buffer other(type, rows, columns, stride);
@@ -79,10 +88,19 @@ Buffer random_int8(Random &random, int64_t rows, int64_t columns, int64_t stride
 /* n packed rows of k legal codes; the bytes between rows are poison. */
 Buffer random_packed(Random &random, int64_t n, int64_t k, int64_t stride);
 
+/* The values in a buffer of their bytes. */
+template <class T> Buffer buffer_of(const std::vector<T> &values) {
+    const auto count = (int64_t)(values.size() * sizeof(T));
+    Buffer buffer(BT_I8, 1, count, count);
+    if (count > 0)
+        memcpy(buffer.data(), values.data(), (size_t)count);
+    return buffer;
+}
+
 /* Calls body under every order of threads. */
 template <class Body> void for_orders(Body body) {
     static const char *const names[] = {"forward", "reverse", "random"};
-    for (int order = 0; order < cusim::ORDERS; order++) {
+    for (const int order : orders()) {
         cusim::order = (cusim::Order)order;
         body(names[order]);
     }
@@ -107,6 +125,13 @@ template <class Function> struct Kernel {
 #define KERNEL_ON_BT_GPU(op, dtypes, variant, needs) {#variant, bt_##op##_##variant, dtypes, needs},
 #define KERNEL_ON_BT_CPU(op, dtypes, variant, needs)
 #define GPU_KERNEL(op, device, dtypes, variant, needs) KERNEL_ON_##device(op, dtypes, variant, needs)
+
+struct Test {
+    const char *name;
+    void (*run)();
+};
+/* Those that the arguments of the program name, or all; whether none failed. */
+bool run_tests(const std::vector<Test> &tests, int argc, char **argv);
 
 void test_cusim();
 void test_pack();

@@ -83,6 +83,7 @@ static void compare(const Problem &a, const Grouping &grouping, const char *what
     const auto workspace_bytes = (int64_t)bt_ternary_linear_packed_cuda_workspace(&p);
     for (const auto &kernel : KERNELS) {
         const Buffer first(a.y.type, p.m, p.n, p.ldy);
+        bool is_first = true;
         for_orders([&](const char *order) {
             const Buffer y(a.y.type, p.m, p.n, p.ldy);
             const Buffer workspace(BT_I8, 1, workspace_bytes, workspace_bytes);
@@ -96,8 +97,9 @@ static void compare(const Problem &a, const Grouping &grouping, const char *what
                 return;
             }
             const double error = relative_error(y, a);
-            if (cusim::order == cusim::FORWARD)
+            if (is_first)
                 memcpy(first.data(), y.data(), y.bytes);
+            is_first = false;
             check(status == BT_OK && error <= tolerance && y.gaps_intact() && y.equals(first),
                   "ternary_linear_packed %s m=%ld n=%ld k=%ld %s->%s bias %s %s/%ld %s %s: error %g", kernel.variant,
                   (long)p.m, (long)p.n, (long)p.k, type_name(p.x_type), type_name(p.y_type),
@@ -116,8 +118,9 @@ static void shape(Random &random, int64_t m, int64_t n, int64_t k) {
 }
 
 /* Rows of w at multiples of 16 bytes, as the tensor-core kernels want them; rows of x anywhere, or at such too. */
-static void aligned(Random &random, int64_t m, int64_t n, int64_t k, const Grouping &grouping) {
-    const int x_type = BT_F16 + (int)random.below(2), y_type = random.below(2) ? (int)BT_F32 : x_type;
+static void aligned(Random &random, int64_t m, int64_t n, int64_t k, const Grouping &grouping, int x_type = BT_F32) {
+    x_type = x_type == BT_F32 ? (int)BT_F16 + (int)random.below(2) : x_type; /* BT_F32: any */
+    const int y_type = random.below(2) ? (int)BT_F32 : x_type;
     const int64_t ldx = random.below(2) ? k + random.below(3) : bt_div_up(k, 8) * 8;
     compare(make(random, m, n, k, grouping, x_type, y_type, (int)random.below(4) - 1, ldx,
                  bt_div_up(k, 64) * 16 + 16 * random.below(2)),
@@ -135,12 +138,14 @@ static void skinny(Random &random) {
     /* More columns of k than lie in shared memory at once, and several parts of k. */
     aligned(random, 16, 40, 2200, {"channel", 1, 2200, 40});
     aligned(random, 7, 20, 4100, {"channel", 1, 4100, 20});
-    aligned(random, 3, 20, 8200, {"channel", 1, 8200, 20});
-    for (const int64_t group : {64, 128, 192, 256, 320, 512, 1024})
-        for (const int64_t m : {1 + random.below(8), 9 + random.below(8)}) {
-            const int64_t groups = 2 + random.below(1600 / group + 1), k = groups * group, n = 1 + random.below(20);
-            aligned(random, m, n, k, {"group", groups, group, n * groups});
-        }
+    for (const int type : {BT_F16, BT_BF16}) {
+        aligned(random, 3, 20, 8200, {"channel", 1, 8200, 20}, type);
+        for (const int64_t group : {64, 128, 192, 256, 320, 512, 1024})
+            for (const int64_t m : {1 + random.below(8), 9 + random.below(8)}) {
+                const int64_t groups = 2 + random.below(1600 / group + 1), k = groups * group, n = 1 + random.below(20);
+                aligned(random, m, n, k, {"group", groups, group, n * groups}, type);
+            }
+    }
     aligned(random, 4, 49, 64 * 39, {"group", 39, 64, 49 * 39});
 }
 
@@ -175,19 +180,19 @@ static void special(Random &random, int type, int64_t ldw) {
 /* More tokens than one tile, tiles that are not full, one stage and more than are under way, several parts of k, blocks
  * of 256 rows, long groups. */
 static void bulk(Random &random) {
-    aligned(random, 17, 140, 300, {"channel", 1, 300, 140});
-    aligned(random, 66, 9, 130, {"tensor", 0, 130, 1});
-    aligned(random, 40, 30, 1000, {"channel", 1, 1000, 30});
-    aligned(random, 64, 150, 64, {"channel", 1, 64, 150});
-    aligned(random, 100, 20, 600, {"channel", 1, 600, 20});
-    aligned(random, 34, 260, 70, {"channel", 1, 70, 260});
-    aligned(random, 180, 17, 130, {"tensor", 0, 130, 1});
-    aligned(random, 18, 5, 4160, {"channel", 1, 4160, 5});
-    aligned(random, 37, 20, 960, {"group", 15, 64, 300});
-    aligned(random, 20, 20, 320, {"group", 5, 64, 100});
-    aligned(random, 35, 20, 256, {"group", 2, 128, 40});
-    aligned(random, 3, 20, 3072, {"group", 2, 1536, 40});
-    aligned(random, 33, 9, 768, {"group", 3, 256, 27});
+    aligned(random, 17, 140, 300, {"channel", 1, 300, 140}, BT_F16);
+    aligned(random, 66, 9, 130, {"tensor", 0, 130, 1}, BT_BF16);
+    aligned(random, 40, 30, 1000, {"channel", 1, 1000, 30}, BT_F16);
+    aligned(random, 64, 150, 64, {"channel", 1, 64, 150}, BT_BF16);
+    aligned(random, 100, 20, 600, {"channel", 1, 600, 20}, BT_F16);
+    aligned(random, 34, 260, 70, {"channel", 1, 70, 260}, BT_BF16);
+    aligned(random, 180, 17, 130, {"tensor", 0, 130, 1}, BT_F16);
+    aligned(random, 18, 5, 4160, {"channel", 1, 4160, 5}, BT_BF16);
+    aligned(random, 37, 20, 960, {"group", 15, 64, 300}, BT_F16);
+    aligned(random, 20, 20, 320, {"group", 5, 64, 100}, BT_BF16);
+    aligned(random, 35, 20, 256, {"group", 2, 128, 40}, BT_F16);
+    aligned(random, 3, 20, 3072, {"group", 2, 1536, 40}, BT_BF16);
+    aligned(random, 33, 9, 768, {"group", 3, 256, 27}, BT_F16);
 }
 
 void test_linear_packed() {

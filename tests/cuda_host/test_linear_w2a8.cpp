@@ -70,13 +70,13 @@ static void shape(Random &random, int64_t m, int64_t n, int64_t k, const Groupin
     const Buffer q_scale = random_floats(random, BT_F32, 1, m, m);
     const Buffer scale = random_floats(random, BT_F32, 1, grouping.scales, grouping.scales);
     const Buffer bias = random_floats(random, bias_type < 0 ? (int)BT_F32 : bias_type, 1, n, n);
-    std::vector<double> q_step((size_t)m);
+    const Buffer q_step = buffer_of(std::vector<double>((size_t)m));
     for (int64_t i = 0; i < m; i++)
-        q_step[(size_t)i] = (double)q_scale.data<float>()[i] / 8355711.0;
+        q_step.data<double>()[i] = (double)q_scale.data<float>()[i] / 8355711.0;
     bt_ternary_linear_w2a8 p = {};
     p.digits = digits;
     p.q_scale = digits == 1 ? q_scale.data<float>() : nullptr;
-    p.q_step = digits == 1 ? nullptr : q_step.data();
+    p.q_step = digits == 1 ? nullptr : q_step.data<double>();
     p.w = w.data<uint8_t>();
     p.scale = scale.data<float>();
     p.bias = bias_type < 0 ? nullptr : bias.data();
@@ -129,28 +129,27 @@ static void fused(void) {
     const Grouping tensor = {"tensor", 0, 1, 1};
     const Buffer q(BT_I8, 1, 1, 1);
     *q.data<int8_t>() = 37;
-    const uint8_t plus_one = 1;
-    const float q_scale = 0.1f, scale = 0.3f, bias = 0.7f;
-    const float product = q_scale * scale, rounded = 37.0f * product + bias;
-    check(fmaf(37.0f, product, bias) != rounded, "ternary_linear_w2a8: the vector tells fused from rounded");
-    float y = 0.0f;
+    const Buffer plus_one = buffer_of<uint8_t>({1}), q_scale = buffer_of<float>({0.1f});
+    const Buffer scale = buffer_of<float>({0.3f}), bias = buffer_of<float>({0.7f}), y(BT_F32, 1, 1, 1);
+    const float product = 0.1f * 0.3f, rounded = 37.0f * product + 0.7f;
+    check(fmaf(37.0f, product, 0.7f) != rounded, "ternary_linear_w2a8: the vector tells fused from rounded");
     bt_ternary_linear_w2a8 p = {};
     p.digits = 1;
-    p.q_scale = &q_scale;
-    p.w = &plus_one;
-    p.scale = &scale;
-    p.bias = &bias;
+    p.q_scale = q_scale.data<float>();
+    p.w = plus_one.data<uint8_t>();
+    p.scale = scale.data<float>();
+    p.bias = bias.data();
     p.m = p.n = p.k = p.ldw = p.ldy = p.group = 1;
     p.y_type = p.bias_type = BT_F32;
     compare(p, q, tensor, "fused");
     p.q = q.data<int8_t>();
     p.ldq = 1;
-    p.y = &y;
+    p.y = y.data();
     for (const auto &kernel : KERNELS) {
         if (kernel.needs)
             continue; /* one byte is no aligned row */
         kernel.run(&p, 0, 0);
-        check(y == rounded, "ternary_linear_w2a8 %s: the epilogue is not fused", kernel.variant);
+        check(y.at(0, 0) == rounded, "ternary_linear_w2a8 %s: the epilogue is not fused", kernel.variant);
     }
 }
 
@@ -183,16 +182,16 @@ static void extremes(Random &random, int64_t k, int64_t ldw) {
     const Buffer w = random_packed(random, 3, k, ldw);
     memset(w.data(), 0x55, (size_t)(k / 4)); /* +1 */
     memset(w.data<uint8_t>() + ldw, 0xaa, (size_t)(k / 4));
-    const float q_scale[] = {1.0f, 0.01f, NAN}, scale[] = {1.0f, 0.3f, 0.7f};
+    const Buffer q_scale = buffer_of<float>({1.0f, 0.01f, NAN}), scale = buffer_of<float>({1.0f, 0.3f, 0.7f});
     for (const int8_t value : values) {
         const Buffer q(BT_I8, 3, k, k + 1);
         for (int64_t i = 0; i < 3 * k; i++)
             q.data<int8_t>()[i / k * (k + 1) + i % k] = value;
         bt_ternary_linear_w2a8 p = {};
         p.digits = 1;
-        p.q_scale = q_scale;
+        p.q_scale = q_scale.data<float>();
         p.w = w.data<uint8_t>();
-        p.scale = scale;
+        p.scale = scale.data<float>();
         p.m = p.n = 3, p.k = p.group = k, p.ldw = ldw, p.ldy = 3, p.lds = 1;
         compare(p, q, channel, "extremes");
     }

@@ -30,7 +30,8 @@ static void pack_case(Random &random, int64_t n, int64_t k) {
 }
 
 static void unpack_case(Random &random, int64_t n, int64_t k, int y_type, const Grouping &grouping, bool scaled) {
-    const int64_t ldw = bt_div_up(k, 4) + random.below(3), ldy = k + random.below(3);
+    const int64_t ldw = bt_div_up(k, 4) + random.below(3);
+    const int64_t ldy = random.below(2) ? k + random.below(3) : bt_div_up(k, 16) * 16; /* or rows at 16 bytes */
     const Buffer packed = random_packed(random, n, k, ldw), expected(y_type, n, k, ldy);
     const Buffer scale = random_floats(random, BT_F32, 1, grouping.scales, grouping.scales);
     bt_ternary_unpack p = {};
@@ -59,16 +60,16 @@ static void check_case(Random &random, int64_t n, int64_t k, int faults) {
         const int code = column < k ? 3 : (int)(1 + random.below(3));
         packed.data<uint8_t>()[random.below(n) * ldw + column / 4] |= (uint8_t)(code << (2 * (column % 4)));
     }
-    std::vector<int64_t> expected((size_t)n, 7);
-    bt_ternary_check p = {packed.data<uint8_t>(), expected.data(), n, k, ldw, nullptr};
+    const Buffer expected = buffer_of(std::vector<int64_t>((size_t)n, 7));
+    bt_ternary_check p = {packed.data<uint8_t>(), expected.data<int64_t>(), n, k, ldw, nullptr};
     bt_ternary_check_scalar(&p, 0, n);
     for (const auto &kernel : CHECK)
         for_orders([&](const char *order) {
-            std::vector<int64_t> column((size_t)n, 7);
-            p.column = column.data();
+            const Buffer column = buffer_of(std::vector<int64_t>((size_t)n, 7));
+            p.column = column.data<int64_t>();
             const bt_status status = kernel.run(&p, 0, 0);
-            check(status == BT_OK && column == expected, "ternary_check %s n=%ld k=%ld %s", kernel.variant, (long)n,
-                  (long)k, order);
+            check(status == BT_OK && column.equals(expected), "ternary_check %s n=%ld k=%ld %s", kernel.variant,
+                  (long)n, (long)k, order);
         });
 }
 

@@ -1,0 +1,89 @@
+/* The tests on the interpreter: cuda_ptx_tests FOLDER [--long] [name of a test ...]; FOLDER has the PTX. */
+#include "../cuda_host/test.h"
+#include "stub.h"
+
+#include <filesystem>
+
+long bt_max_blocks = 3, bt_quantize_keys = 1024, bt_bulk_tall = 2;
+static bool is_long;
+
+cusim::Order cusim::order;
+
+/* At an odd multiple of 16, in the middle of what belongs to nobody. */
+enum { AROUND = 512 };
+
+char *allocate(size_t bytes, size_t row_bytes, size_t step) {
+    char *const block = (char *)aligned_alloc(32, (bytes + 2 * AROUND + 31) / 32 * 32);
+    char *const memory = block + AROUND - 16;
+    ptx::Region buffer;
+    buffer.base = (ptx::Word)memory;
+    buffer.size = bytes;
+    buffer.row_bytes = row_bytes, buffer.step = step ? step : 1;
+    buffer.bytes = (uint8_t *)memory;
+    ptx::buffers[buffer.base] = buffer;
+    return memory;
+}
+
+void release(char *memory) {
+    if (!memory)
+        return;
+    ptx::buffers.erase((ptx::Word)memory);
+    free(memory - AROUND + 16);
+}
+
+/* Races show in any order, so a case has one, in turn. */
+std::vector<int> orders() {
+    static int turn;
+    if (is_long)
+        return {cusim::FORWARD, cusim::REVERSE};
+    turn++;
+    return {turn % 2 ? cusim::FORWARD : cusim::REVERSE};
+}
+
+static void coverage(const std::string &folder) {
+    FILE *const list = fopen((folder + "/not_executed.txt").c_str(), "w");
+    size_t all = 0, all_executed = 0;
+    printf("%-24s instructions executed of all, by kernel; the others are in %s/not_executed.txt\n", "coverage",
+           folder.c_str());
+    for (const auto &[name, kernel] : ptx::kernels) {
+        size_t executed = 0;
+        for (const auto &at : kernel.code) {
+            executed += at.executed > 0;
+            if (!at.executed)
+                fprintf(list, "%s:%d: %s: %s\n", kernel.file.c_str(), at.line, kernel.name.c_str(), at.opcode.c_str());
+        }
+        printf("%8zu of %5zu  %s: %s\n", executed, kernel.code.size(), kernel.file.c_str(), kernel.name.c_str());
+        check(executed > 0, "%s: no test launches this kernel", kernel.name.c_str());
+        all += kernel.code.size();
+        all_executed += executed;
+    }
+    fclose(list);
+    printf("%8zu of %5zu  in %zu kernels\n", all_executed, all, ptx::kernels.size());
+}
+
+static std::string folder;
+
+static void report_coverage() {
+    coverage(folder);
+}
+
+int main(int argc, char **argv) {
+    if (argc < 2)
+        return 2;
+    folder = argv[1];
+    for (int i = 2; i < argc; i++)
+        is_long = is_long || strcmp(argv[i], "--long") == 0;
+    for (const auto &file : std::filesystem::directory_iterator(folder))
+        if (file.path().extension() == ".ptx")
+            ptx::parse_file(file.path().string());
+    std::vector<Test> tests = {{"pack, unpack, check", test_pack},
+                               {"act_quantize", test_act_quantize},
+                               {"ternary_quantize", test_quantize},
+                               {"ternary_linear_packed", test_linear_packed},
+                               {"ternary_linear_w2a8", test_linear_w2a8}};
+    if (argc == 2 + is_long)
+        tests.push_back({"coverage", report_coverage});
+    const bool passed = run_tests(tests, argc - 1, argv + 1);
+    printf("%.1f million instructions of warps\n", (double)ptx::executed / 1e6);
+    return passed ? 0 : 1;
+}
