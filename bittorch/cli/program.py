@@ -84,7 +84,9 @@ def _run(args: argparse.Namespace, console: Console) -> int:
     except KeyboardInterrupt:
         console.error("interrupted")
         return INTERRUPTED
-    except Exception as error:
+    except SystemExit:
+        raise
+    except BaseException as error:  # a panic of a library in Rust is no Exception
         if args.debug:
             traceback.print_exc(file=console.stderr)
         console.error(one_line(error))

@@ -32,7 +32,8 @@ class Tokenizer:
     """A vocabulary, its special tokens, and the chat template.
 
     Args:
-        backend: of the tokenizers library.
+        backend: of the tokenizers library. Its truncation and padding are turned off, as in transformers: a text has
+            all its tokens and no others.
         special_tokens: ``bos_token``, ``eos_token`` and so on, and their texts.
         eos_token_ids: tokens that end a text or a turn; the ``eos_token`` is one in any case.
         chat_template: a Jinja template, or None.
@@ -50,6 +51,8 @@ class Tokenizer:
         eos_token_ids: Sequence[int] = (),
         chat_template: str | None = None,
     ) -> None:
+        backend.no_truncation()  # else a text would be cut, or filled up, without a word
+        backend.no_padding()
         self.backend = backend
         self.special_tokens = dict(special_tokens or {})
         eos = self.token_id(self.special_tokens["eos_token"]) if "eos_token" in self.special_tokens else None
@@ -114,12 +117,20 @@ class Tokenizer:
             self.backend.encode_special_tokens = not parse_special
         try:
             return self.backend.encode(text, add_special_tokens=add_special_tokens)
-        except Exception as error:  # the library raises nothing narrower
+        except BaseException as error:
+            _raise_panic(error, "encode a text")
+            if not isinstance(error, Exception):
+                raise
+            # The library raises nothing narrower.
             raise ValueError(f"the vocabulary has no tokens for the text: {error}") from None
 
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """The text of token numbers; U+FFFD stands for bytes that are no character."""
-        return self.backend.decode(list(tokens), skip_special_tokens=skip_special_tokens)
+        try:
+            return self.backend.decode(list(tokens), skip_special_tokens=skip_special_tokens)
+        except BaseException as error:
+            _raise_panic(error, "decode tokens")
+            raise
 
     def stream(self, *, skip_special_tokens: bool = False) -> Detokenizer:
         """Decodes token by token, in whole characters."""
@@ -191,6 +202,16 @@ class Tokenizer:
             values["eos_token_ids"] = list(self.eos_token_ids)
         _write(directory / "tokenizer.json", self.backend.to_str(pretty=True))
         _write(directory / "tokenizer_config.json", json.dumps(values, ensure_ascii=False, indent=2) + "\n")
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether an error is a failed assertion inside the tokenizers library, which is no `Exception` in Python."""
+    return type(error).__name__ == "PanicException"
+
+
+def _raise_panic(error: BaseException, what: str) -> None:
+    if is_panic(error):
+        raise ValueError(f"the tokenizer is damaged: the tokenizers library failed to {what}: {error}") from None
 
 
 def _write(path: Path, text: str) -> None:

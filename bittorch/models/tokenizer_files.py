@@ -12,7 +12,7 @@ import tokenizers
 
 from bittorch.models.pretokenizers import BEGINS, WHOLE_WORDS, patterns_of
 from bittorch.models.sentencepiece_model import read_model
-from bittorch.models.tokenizer import NAMES, Tokenizer
+from bittorch.models.tokenizer import NAMES, Tokenizer, is_panic
 from bittorch.models.vocabulary import (
     NORMAL,
     Pieces,
@@ -38,8 +38,8 @@ def damage_of(what: str) -> Iterator[None]:
         yield
     except (ValueError, OSError):
         raise
-    except BaseException as error:  # the library also panics, which is no Exception
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
             raise
         raise ValueError(f"the tokenizer of {what} is damaged: {type(error).__name__}: {error}") from None
 
@@ -61,6 +61,16 @@ def from_directory(path: Path) -> Tokenizer:
     return Tokenizer(backend, special, ends, _chat_template(path, config))
 
 
+@contextlib.contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Puts the name of a file before the ValueErrors about it."""
+    try:
+        yield
+    except ValueError as error:
+        text = str(error)
+        raise ValueError(text if text.startswith(what) else f"{what}: {text}") from None
+
+
 def _parsed(text: str, what: str) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_str(text)
@@ -74,12 +84,14 @@ def _from_model_file(
     """Tiktoken ranks, which are lines of text, or a SentencePiece model, which is not."""
     head = path.read_bytes()[:64].split(b"\n")[0].split()
     if len(head) == 2 and head[1].isdigit():
-        backend = from_ranks(read_ranks(path), _numbered_tokens(config))
+        with _naming(str(path)):
+            backend = from_ranks(read_ranks(path), _numbered_tokens(config))
         special = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>", **special}
         begin_and_end(backend, special["bos_token"], None)
         return backend, special
     pieces = read_model(path.read_bytes(), str(path))
-    backend = from_pieces(pieces)
+    with _naming(str(path)):
+        backend = from_pieces(pieces)
     for name, token in (("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>")):
         if token in pieces.texts:
             special.setdefault(name, token)
@@ -166,17 +178,17 @@ def _gguf_pieces(
             f"the GGUF file has {len(texts)} tokens and {0 if scores is None else len(scores)} scores, which a "
             f"SentencePiece vocabulary needs"
         )
-    return from_pieces(
-        Pieces(
-            texts,
-            [float(score) for score in scores],
-            types,
-            unigram,
-            bool(metadata.get("tokenizer.ggml.add_space_prefix", True)),
-            bool(metadata.get("tokenizer.ggml.remove_extra_whitespaces", unigram)),
-            bytes(metadata.get("tokenizer.ggml.precompiled_charsmap", b"")),
-        )
+    pieces = Pieces(
+        texts,
+        [float(score) for score in scores],
+        types,
+        unigram,
+        bool(metadata.get("tokenizer.ggml.add_space_prefix", True)),
+        bool(metadata.get("tokenizer.ggml.remove_extra_whitespaces", unigram)),
+        bytes(metadata.get("tokenizer.ggml.precompiled_charsmap", b"")),
     )
+    with _naming("the vocabulary of the GGUF file"):
+        return from_pieces(pieces)
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
@@ -16,6 +17,10 @@ from bittorch.models.pretokenizers import LLAMA3
 # Types of pieces, as SentencePiece and GGUF number them.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 SPACE = "\u2581"
+# Characters or bytes of a token. Vocabularies in use have at most some hundred; the work to find the merges of one
+# token grows with the square of its length.
+LONGEST = 1024
+Text = TypeVar("Text", str, bytes)
 LLAMA3_SPECIAL = (
     "<|begin_of_text|>",
     "<|end_of_text|>",
@@ -84,11 +89,22 @@ def byte_characters() -> tuple[str, ...]:
 
 def rank_merges(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
     """Every pair whose concatenation is a token, by the rank of that: the merges that ranks imply."""
-    merges = []
-    for token in sorted(ranks, key=ranks.__getitem__):
-        pairs = [(token[:i], token[i:]) for i in range(1, len(token)) if token[:i] in ranks and token[i:] in ranks]
-        merges += sorted(pairs, key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
-    return merges
+    return [pair for token in sorted(ranks, key=ranks.__getitem__) for pair in _pairs(token, ranks)]
+
+
+def _pairs(token: Text, numbers: Mapping[Text, int]) -> list[tuple[Text, Text]]:
+    """Every pair of tokens that together are this one, in the order of their numbers. Raises ValueError."""
+    check_length(token, numbers[token])
+    cuts = range(1, len(token))
+    pairs = [(token[:i], token[i:]) for i in cuts if token[:i] in numbers and token[i:] in numbers]
+    return sorted(pairs, key=lambda pair: (numbers[pair[0]], numbers[pair[1]]))
+
+
+def check_length(token: str | bytes, number: int) -> None:
+    """Raises ValueError for a token that no text needs and that would take minutes."""
+    if len(token) > LONGEST:
+        kind = "bytes" if isinstance(token, bytes) else "characters"
+        raise ValueError(f"token {number} has {len(token)} {kind}, at most {LONGEST} are supported: {token[:20]!r}...")
 
 
 def read_ranks(path: Path) -> dict[bytes, int]:
@@ -124,7 +140,14 @@ def from_ranks(ranks: Mapping[bytes, int], special: Sequence[str] | None = None,
 
 
 def from_pieces(pieces: Pieces) -> Tokenizer:
-    """A SentencePiece vocabulary, ``bpe`` or ``unigram``, bytes for what it has not where it has them."""
+    """A SentencePiece vocabulary, ``bpe`` or ``unigram``, bytes for what it has not where it has them.
+
+    Raises:
+        ValueError: a piece of more than `LONGEST` characters; those that are matched before others may have any length.
+    """
+    for number, (text, kind) in enumerate(zip(pieces.texts, pieces.types, strict=True)):
+        if kind == NORMAL:
+            check_length(text, number)
     unknown = next((i for i, kind in enumerate(pieces.types) if kind == UNKNOWN), None)
     fallback = BYTE in pieces.types
     if pieces.unigram:
@@ -158,21 +181,24 @@ def _piece_merges(pieces: Pieces, vocab: Mapping[str, int]) -> list[tuple[str, s
     """Every pair that makes a piece, by the score of that."""
     merges = []
     for text, score, kind in zip(pieces.texts, pieces.scores, pieces.types, strict=True):
-        if kind in (NORMAL, USER_DEFINED):
-            pairs = [(text[:i], text[i:]) for i in range(1, len(text)) if text[:i] in vocab and text[i:] in vocab]
-            pairs.sort(key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
-            merges += [(score, pair) for pair in pairs]
+        # A longer piece of the user's is an added token, which is found whole and needs no merges.
+        if kind == NORMAL or (kind == USER_DEFINED and len(text) <= LONGEST):
+            merges += [(score, pair) for pair in _pairs(text, vocab)]
     merges.sort(key=lambda merge: -merge[0])
     return [pair for _, pair in merges]
 
 
 def add_by_type(tokenizer: Tokenizer, texts: Sequence[str], types: Sequence[int]) -> None:
     """Makes control tokens special, and user-defined ones whole words of the text."""
-    for text, kind in zip(texts, types, strict=True):
-        if kind in (CONTROL, UNKNOWN):
-            tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False)])
-        elif kind == USER_DEFINED and text:
-            tokenizer.add_tokens([AddedToken(text, special=False, normalized=False)])
+    special = {CONTROL: True, UNKNOWN: True, USER_DEFINED: False}
+    added = [
+        AddedToken(text, special=special[kind], normalized=False)
+        for text, kind in zip(texts, types, strict=True)
+        if kind in special and (text or special[kind])
+    ]
+    for is_special, run in itertools.groupby(added, key=lambda token: token.special):
+        # Runs, not single tokens: the library builds the whole table of added tokens anew with each call.
+        (tokenizer.add_special_tokens if is_special else tokenizer.add_tokens)(list(run))
 
 
 def begin_and_end(tokenizer: Tokenizer, bos: str | None, eos: str | None) -> None:

@@ -136,6 +136,20 @@ def test_a_fault_of_the_program_says_its_type(
     assert capsys.readouterr() == ("", "bittorch: error: LookupError: two lines\n")
 
 
+def test_a_panic_of_a_library_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:  # FIELD R11
+    class PanicException(BaseException):
+        pass
+
+    def panic(*args: object) -> int:
+        raise PanicException("index out of bounds")
+
+    monkeypatch.setattr("bittorch.cli.info.execute", panic)
+    assert main(["info"]) == 1
+    assert capsys.readouterr() == ("", "bittorch: error: PanicException: index out of bounds\n")
+
+
 def test_one_line_of_errors() -> None:
     assert one_line(FileNotFoundError(2, "No such file or directory", "a")) == "a: No such file or directory"
     assert one_line(OSError("plain")) == "plain"

@@ -16,7 +16,7 @@ tokenizers = pytest.importorskip("tokenizers")
 
 from bittorch.models import Tokenizer  # noqa: E402
 from bittorch.models.pretokenizers import GPT2, LLAMA3, PATTERNS  # noqa: E402
-from bittorch.models.vocabulary import byte_characters, from_ranks  # noqa: E402
+from bittorch.models.vocabulary import LONGEST, add_by_type, byte_characters, from_ranks  # noqa: E402
 
 # Enough of many languages to train a vocabulary on.
 CORPUS = [text for text in TEXTS.values() if text] * 20 + [f"{a}{b} {b}{a}s," for a in "abcdefgh" for b in "ijklmn"]
@@ -320,6 +320,113 @@ def test_two_savers_into_one_folder_do_not_meet(tmp_path: Path, monkeypatch: pyt
     byte_tokenizer().save(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
     assert Tokenizer.from_source(tmp_path).encode("ab") == byte_tokenizer().encode("ab")
+
+
+PADDING = {"direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "a"}
+TRUNCATION = {"direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"truncation": TRUNCATION},
+        {"truncation": {**TRUNCATION, "stride": 9}},  # with which the library panics
+        {"padding": {**PADDING, "strategy": {"Fixed": 1000}}},
+        {"padding": {**PADDING, "strategy": {"Fixed": 10**12}}},  # with which it ends the process
+        {"padding": {**PADDING, "strategy": "BatchLongest", "pad_to_multiple_of": 64}},
+    ],
+    ids=str,
+)
+def test_texts_are_neither_cut_nor_filled_up(tmp_path: Path, changes: dict[str, Any]) -> None:  # FIELD R2
+    transformers = pytest.importorskip("transformers")
+    tokenizer = byte_tokenizer()
+    expected = tokenizer.encode("Grüße an alle")
+    assert len(expected) > 5
+    tokenizer.save(tmp_path)
+    values = json.loads((tmp_path / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**values, **changes}))
+    again = Tokenizer.from_source(tmp_path)
+    assert again.encode("Grüße an alle") == expected
+    if changes == {"truncation": TRUNCATION}:  # transformers makes a special token of the one that fills up
+        theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+        assert theirs.encode("Grüße an alle", add_special_tokens=False) == expected
+    in_gguf = {"tokenizer.ggml.tokens": ["a"], "tokenizer.huggingface.json": json.dumps({**values, **changes})}
+    assert Tokenizer.from_source(in_gguf).encode("Grüße an alle") == expected
+
+
+def _single(piece: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "TemplateProcessing", "single": [piece], "pair": [], "special_tokens": {}}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"post_processor": _single({"SpecialToken": {"id": "q", "type_id": 0}})},
+        {"post_processor": _single({"Sequence": {"id": "B", "type_id": 0}})},
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "CAAAAP////////8AAAAA"}},
+    ],
+    ids=str,
+)
+def test_a_panic_of_the_library_is_a_value_error(tmp_path: Path, changes: dict[str, Any]) -> None:  # FIELD R11
+    byte_tokenizer().save(tmp_path)
+    values = json.loads((tmp_path / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**values, **changes}))
+    with pytest.raises(ValueError, match="the tokenizers library failed to encode a text"):
+        Tokenizer.from_source(tmp_path).encode("ab")
+
+
+class PanicException(BaseException):
+    """As the library's, which Python cannot construct."""
+
+
+class Panicking:
+    """A backend whose every use panics."""
+
+    def no_truncation(self) -> None: ...
+
+    def no_padding(self) -> None: ...
+
+    def decode(self, tokens: list[int], skip_special_tokens: bool) -> str:
+        raise PanicException("index out of bounds")
+
+
+def test_a_panic_while_decoding_is_a_value_error() -> None:  # FIELD R11
+    with pytest.raises(ValueError, match="failed to decode tokens: index out of bounds"):
+        Tokenizer(Panicking()).decode([1])
+
+
+def test_endless_tokens_are_refused(sentencepiece_model: Path, tmp_path: Path) -> None:  # FIELD R7
+    ranks = {**{bytes([byte]): byte for byte in range(256)}, b"a" * 200_000: 256}
+    lines = [f"{base64.b64encode(token).decode()} {rank}" for token, rank in ranks.items()]
+    path = tmp_path / "tokenizer.model"
+    path.write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=rf"{path}: token 256 has 200000 bytes, at most {LONGEST} are supported"):
+        Tokenizer.from_source(tmp_path)
+    entries = pieces_of(sentencepiece_model)
+    new = {"tokens": "a" * 100_000, "scores": -1.0, "token_type": 1}
+    long = {(key := f"tokenizer.ggml.{name}"): [*entries[key], value] for name, value in new.items()}
+    with pytest.raises(ValueError, match=r"of the GGUF file: token .* has 100000 characters"):
+        Tokenizer.from_source({**entries, **long})
+    texts, types = entries["tokenizer.ggml.tokens"], entries["tokenizer.ggml.token_type"]
+    longest = {**long, "tokenizer.ggml.tokens": [*texts, "a" * LONGEST]}
+    assert Tokenizer.from_source({**entries, **longest}).decode([len(texts)]) == "a" * LONGEST
+    added = {**long, "tokenizer.ggml.token_type": [*types, 4]}  # of the user, so found whole
+    tokens = Tokenizer.from_source({**entries, **added}).encode("a" * 100_000, add_special_tokens=False)
+    assert len(texts) in tokens
+
+
+def test_many_special_tokens_are_added_at_once(monkeypatch: pytest.MonkeyPatch) -> None:  # FIELD R7
+    calls: list[int] = []
+
+    class Counted:
+        def add_special_tokens(self, tokens: list[Any]) -> None:
+            calls.append(len(tokens))
+
+        def add_tokens(self, tokens: list[Any]) -> None:
+            calls.append(-len(tokens))
+
+    add_by_type(Counted(), [f"<{i}>" for i in range(10)], [3, 3, 2, 1, 3, 4, 4, 1, 4, 3])
+    assert calls == [4, -3, 1]
 
 
 def test_text_without_utf8_is_an_error() -> None:
