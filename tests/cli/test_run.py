@@ -97,6 +97,18 @@ def test_run_without_a_template_continues_the_text(bittorch: Command, tmp_path: 
     assert "chat template" in refused.err
 
 
+def test_run_raw_never_compiles_the_template(bittorch: Command, tmp_path: Path) -> None:  # FIELD R9
+    broken = tiny_model.make(tmp_path / "broken")
+    config = json.loads((broken / "tokenizer_config.json").read_text())
+    (broken / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": "{% if %}"}))
+    assert bittorch("run", "ab", "--raw", "--model", broken, *FEW).code == 0
+    result = bittorch("run", "ab", "--model", broken, *FEW)
+    assert (result.code, result.out) == (1, "")
+    assert result.err == (
+        "bittorch: error: the chat template has an error in line 1: Expected an expression, got 'end of statement block'\n"
+    )
+
+
 def test_run_reports_logits_that_are_not_finite(bittorch: Command, tmp_path: Path, model: Path) -> None:
     result = bittorch("run", "ab", "--model", tiny_model.make(tmp_path / "bad", poison=True))
     assert result.code == 1
