@@ -1,6 +1,7 @@
 """`bittorch run`."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,9 +105,7 @@ def test_run_raw_never_compiles_the_template(bittorch: Command, tmp_path: Path) 
     assert bittorch("run", "ab", "--raw", "--model", broken, *FEW).code == 0
     result = bittorch("run", "ab", "--model", broken, *FEW)
     assert (result.code, result.out) == (1, "")
-    assert result.err == (
-        "bittorch: error: the chat template has an error in line 1: Expected an expression, got 'end of statement block'\n"
-    )
+    assert re.fullmatch("bittorch: error: the chat template has an error in line 1: .*\n", result.err)
 
 
 def test_run_reports_logits_that_are_not_finite(bittorch: Command, tmp_path: Path, model: Path) -> None:
