@@ -14,8 +14,9 @@ ROPE_ENTRIES = {
 }
 
 
-def _is_positive(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value < float("inf")
+def _is_positive(value: Any, below: float = 2.0**127) -> bool:
+    """Whether it is a number that float32 holds."""
+    return type(value) in (int, float) and 0 < value < below
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,12 +78,12 @@ class ModelConfig:
             raise ValueError(f"head_dim must be even for rotary positions, got {self.head_dim}")
         if self.hidden_act not in ACTIVATIONS:
             raise ValueError(f"hidden_act must be one of {', '.join(ACTIVATIONS)}, got {self.hidden_act!r}")
-        if self.activation_bits not in (None, 8, 16, 24):
+        if self.activation_bits not in (None, 8, 16, 24) or isinstance(self.activation_bits, float):
             raise ValueError(f"activation_bits must be None, 8, 16 or 24, got {self.activation_bits!r}")
-        for name in ("rms_norm_eps", "rope_theta"):
-            value = getattr(self, name)
-            if not _is_positive(value):
-                raise ValueError(f"{name} must be positive and finite, got {value!r}")
+        if not _is_positive(self.rms_norm_eps, below=1):
+            raise ValueError(f"rms_norm_eps must be above 0 and below 1, got {self.rms_norm_eps!r:.100}")
+        if not _is_positive(self.rope_theta):
+            raise ValueError(f"rope_theta must be positive and finite, got {self.rope_theta!r:.100}")
         for token in (self.bos_token_id, *self.eos_token_ids):
             if token is not None and (type(token) is not int or token < 0):
                 raise ValueError(f"bos_token_id and eos_token_ids must be numbers of tokens, got {token!r}")

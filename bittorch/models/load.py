@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bittorch.models.attention import Attention
 from bittorch.models.block import MLP, DecoderLayer
-from bittorch.models.io import Checkpoint, PackedWeight
+from bittorch.models.io import Checkpoint, FormatError, PackedWeight
 from bittorch.models.linear import StoredLinear, dense_linear, fuse_packed, linear_of, packed_linear
 from bittorch.models.norm import RMSNorm
 from bittorch.quant import check_depth, pack_trit_planes
@@ -139,7 +139,7 @@ class Loader:
         """The layers of these names, which have one input, side by side."""
         weights = [f"{name}.weight" for name in names]
         biased = f"{names[0]}.bias" in self.config.tensor_shapes()
-        bias = torch.cat([self._dense(f"{name}.bias") for name in names]) if biased else None
+        bias = torch.cat([self._bias(f"{name}.bias") for name in names]) if biased else None
         ternary = [self.checkpoint.info(name).ternary for name in weights]
         depth = self.options.depth
         if all(ternary):
@@ -171,6 +171,12 @@ class Loader:
             scale = scale.expand(depth * len(rows)) if scale.numel() == 1 else scale
             parts.append(PackedWeight(packed, scale, weight.shape[1], depth))
         return fuse_packed(parts, self.device)
+
+    def _bias(self, name: str) -> Tensor:
+        bias = self._dense(name)
+        if not bool(torch.isfinite(bias).all()):
+            raise FormatError(f"{self.checkpoint.path}: {name} holds NaN or Inf as {bias.dtype}")
+        return bias
 
     def _dense(self, name: str, copy: bool = False) -> Tensor:
         return self.checkpoint.dense(name).to(device=self.device, dtype=self.dtype, copy=copy)

@@ -54,9 +54,15 @@ def _number(name: str, value: object, kind: type) -> None:
         raise TypeError(f"{name} must be {'an integer' if kind is Integral else 'a number'}, got {value!r}")
 
 
+def _known_bits(activation_bits: object) -> None:
+    if isinstance(activation_bits, float):  # 8.0 equals 8, and is no argument of the ops
+        raise ValueError(f"activation_bits must be one of None, 8, 16, 24, got {activation_bits!r}")
+    _one_of("activation_bits", activation_bits, ACTIVATION_BITS)
+
+
 def check_activation_bits(activation_bits: int | None, in_features: int) -> None:
     """Raises ValueError for other bits, and where int32 could not hold the sum of a row of int8 activations."""
-    _one_of("activation_bits", activation_bits, ACTIVATION_BITS)
+    _known_bits(activation_bits)
     if activation_bits is not None and in_features > _MAX_INT8_IN_FEATURES:
         raise ValueError(
             f"activation_bits={activation_bits} takes in_features up to {_MAX_INT8_IN_FEATURES}, got {in_features}"
@@ -147,7 +153,7 @@ class TernaryQuantConfig(QuantConfig):
                 f"group_size={group_size} means granularity='group', got granularity={granularity!r}; set "
                 "granularity='group', or group_size=None"
             )
-        _one_of("activation_bits", self.activation_bits, ACTIVATION_BITS)
+        _known_bits(self.activation_bits)
         for name, value in (
             ("threshold_factor", threshold),
             ("per_channel", granularity != "tensor"),

@@ -150,7 +150,7 @@ def _read(path: Path, device: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for name, target in header["aliases"].items():
         if not isinstance(target, str) or target not in state:
             raise ValueError(f"{path} says that {name} is {target}, but holds no {target}")
-        state[name] = state[target].clone()  # the model decides what shares memory, not the file
+        state[name] = state[target]  # no copy before it is known that the model has such a tensor
     return header, state
 
 
@@ -194,6 +194,8 @@ def _build_layer(name: str, config: Any, state: dict[str, Tensor], path: Path) -
         _check_floating(full, buffer, state[full], path)
         if state[full].dtype == torch.float64:
             raise ValueError(f"{path}: {full} must be float32, float16 or bfloat16, got {state[full].dtype}")
+        if key == "bias" and not bool(torch.isfinite(state[full]).all()):
+            raise ValueError(f"{path}: {full} holds NaN or Inf; the file is damaged")
     return layer
 
 
@@ -283,7 +285,7 @@ def _filled(model: nn.Module, path: Path, device: str) -> nn.Module:
         stored_as = tuple(header["aliases"].get(key, key) for key in keys)
         layers[name] = shared.setdefault(stored_as, layer)
         _check_fits(model, name, layers[name], path)
-    for name, layer in layers.items():
+    for layer, name in {layer: name for name, layer in layers.items()}.items():  # once, however many names it has
         prefix = f"{name}." if name else ""
         own = {key: state[prefix + key] for key, _ in layer.named_buffers()}
         try:
@@ -293,6 +295,7 @@ def _filled(model: nn.Module, path: Path, device: str) -> nn.Module:
     _check_rest(model, layers, state, buffers, path)
     for name, layer in layers.items():
         model = _put(model, name, layer)
+    _unshare(model, state)
     ties = _tied_parameters(model)
     model.load_state_dict(state, assign=True)
     for first, *others in ties:
@@ -301,7 +304,7 @@ def _filled(model: nn.Module, path: Path, device: str) -> nn.Module:
     for name, buffer in model.named_buffers(remove_duplicate=False):
         if buffer.is_meta:
             parent, _, last = name.rpartition(".")
-            model.get_submodule(parent)._buffers[last] = buffers[name]
+            model.get_submodule(parent)._buffers[last] = buffers[name].clone()
     call_ternary_layers(model)
     return model.eval()
 
@@ -314,12 +317,34 @@ def _buffers_of(header: dict[str, Any], state: dict[str, Tensor], path: Path) ->
     return {name: state.pop(name) for name in dict.fromkeys(header["buffers"])}
 
 
+def _unshare(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Gives each tensor of the model one of its own: the model decides what shares memory, not the file."""
+    owned: dict[object, Tensor] = {}
+    given: set[int] = set()
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for key, value in [*module._parameters.items(), *module._buffers.items()]:
+            name = f"{prefix}.{key}" if prefix else key
+            if name not in state:
+                continue
+            owner = id(value) if isinstance(value, nn.Parameter) else (id(module), key)
+            if owner not in owned:
+                owned[owner] = state[name].clone() if id(state[name]) in given else state[name]
+                given.add(id(owned[owner]))
+            state[name] = owned[owner]
+
+
 def _tied_parameters(model: nn.Module) -> list[list[str]]:
     """Names of the parameters that stand in several places as one object."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     return [group for group in names.values() if len(group) > 1]
+
+
+def _some(names: set[str]) -> str:
+    """The first names, as many as a message holds."""
+    first = sorted(names)[:20]
+    return f"{first or 'nothing'}" + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
 def _check_rest(
@@ -336,8 +361,7 @@ def _check_rest(
     wanted, given = {n for n in model.state_dict() if not n.startswith(prefixes)}, set(state) - packed
     if wanted != given:
         raise ValueError(
-            f"{path} does not fit the model: missing {sorted(wanted - given) or 'nothing'}, "
-            f"unexpected {sorted(given - wanted) or 'nothing'}"
+            f"{path} does not fit the model: missing {_some(wanted - given)}, unexpected {_some(given - wanted)}"
         )
     for name, tensor in model.state_dict().items():
         if name in wanted and tensor.shape != state[name].shape:

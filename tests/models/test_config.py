@@ -18,7 +18,10 @@ from tests.models.io.tiny import BITNET, LLAMA
         ({"head_dim": 63}, "head_dim must be even for rotary positions, got 63"),
         ({"hidden_act": "gelu"}, "hidden_act must be one of silu, relu2, got 'gelu'"),
         ({"activation_bits": 4}, "activation_bits must be None, 8, 16 or 24, got 4"),
-        ({"rms_norm_eps": 0.0}, r"rms_norm_eps must be positive and finite, got 0\.0"),
+        ({"activation_bits": 8.0}, r"activation_bits must be None, 8, 16 or 24, got 8\.0"),  # FIELD R15
+        ({"rms_norm_eps": 0.0}, r"rms_norm_eps must be above 0 and below 1, got 0\.0"),
+        ({"rms_norm_eps": 10**30}, "rms_norm_eps must be above 0 and below 1, got 1000"),  # FIELD R15
+        ({"rope_theta": 10**400}, "rope_theta must be positive and finite, got 1000"),
         ({"rope_theta": float("nan")}, "rope_theta must be positive and finite, got nan"),
         ({"bos_token_id": -1}, "must be numbers of tokens, got -1"),
         ({"eos_token_ids": ("x",)}, "must be numbers of tokens, got 'x'"),

@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bittorch.models import LanguageModel, LoadOptions
+from bittorch.models.io import CheckpointWarning, FormatError
 from bittorch.nn import TernaryLinearInference
 from tests import helpers
 from tests.models import tiny
@@ -86,6 +89,61 @@ def test_logits_in_fp32_equal_those_of_transformers(name: str, tmp_path: Path) -
     theirs = MODELS[name]()
     ours = load(theirs, tmp_path)
     assert ours.dtype == torch.float32
+    assert float((logits(ours, IDS) - logits(theirs, IDS)).abs().max()) < 1e-4
+
+
+def changed(path: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
+    """Changes the tensors of a directory, and no entry of its config.json."""
+    state = load_file(path / "model.safetensors")
+    change(state)
+    save_file(state, path / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_stored_head_counts_where_the_configuration_says_tied(tmp_path: Path) -> None:  # FIELD L2
+    """A head that differs is taken, as transformers takes it; one that is equal says nothing new."""
+    llama(tie_word_embeddings=True).save_pretrained(tmp_path)
+    changed(tmp_path, lambda state: state.update({"lm_head.weight": state["model.embed_tokens.weight"].clone()}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CheckpointWarning)
+        tied = LanguageModel.from_pretrained(tmp_path, tokenizer=False)
+    assert tied.lm_head.weight is tied.embed_tokens.weight
+    changed(tmp_path, lambda state: state["lm_head.weight"].mul_(-1))
+    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    with pytest.warns(CheckpointWarning, match=r"tie_word_embeddings true, but the stored lm_head\.weight differs"):
+        ours = LanguageModel.from_pretrained(tmp_path, tokenizer=False)
+    assert float((logits(ours, IDS) - logits(theirs, IDS)).abs().max()) < 1e-4
+    assert float((logits(ours, IDS) + logits(tied, IDS)).abs().max()) < 1e-4
+
+
+def test_a_tied_weight_may_be_stored_as_the_head(tmp_path: Path) -> None:
+    llama(tie_word_embeddings=True).save_pretrained(tmp_path)
+    changed(tmp_path, lambda state: state.update({"lm_head.weight": state.pop("model.embed_tokens.weight")}))
+    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    ours = LanguageModel.from_pretrained(tmp_path, tokenizer=False)
+    assert float((logits(ours, IDS) - logits(theirs, IDS)).abs().max()) < 1e-4
+
+
+def test_a_bias_that_is_not_finite_is_refused(tmp_path: Path) -> None:  # FIELD R18
+    llama(attention_bias=True).save_pretrained(tmp_path)
+    changed(tmp_path, lambda state: state["model.layers.1.self_attn.k_proj.bias"][3:4].fill_(float("nan")))
+    with pytest.raises(FormatError, match=r"layers\.1\.self_attn\.k_proj\.bias holds NaN or Inf"):
+        LanguageModel.from_pretrained(tmp_path, tokenizer=False)
+
+
+def test_base_models_and_biases_of_q_k_v_alone(tmp_path: Path) -> None:  # FIELD L14
+    """Names without ``model.``, and no bias of o: what transformers opens."""
+    llama(tie_word_embeddings=True, attention_bias=True).save_pretrained(tmp_path)
+
+    def change(state: dict[str, Tensor]) -> None:
+        for name in list(state):
+            value = state.pop(name)
+            if not name.endswith("o_proj.bias"):
+                state[name.removeprefix("model.")] = value
+
+    changed(tmp_path, change)
+    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    with pytest.warns(CheckpointWarning, match="attention_bias true, but no o_proj.bias is stored"):
+        ours = LanguageModel.from_pretrained(tmp_path, tokenizer=False)
     assert float((logits(ours, IDS) - logits(theirs, IDS)).abs().max()) < 1e-4
 
 

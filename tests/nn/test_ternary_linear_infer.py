@@ -252,7 +252,7 @@ def test_groups_that_do_not_cut_the_row_raise(groups: int) -> None:
         TernaryLinearInference(32, 5, groups=groups)
 
 
-@pytest.mark.parametrize("bits", [0, 4, 32])
+@pytest.mark.parametrize("bits", [0, 4, 32, 8.0])  # FIELD R15
 def test_other_activation_bits_raise(bits: int) -> None:
     with pytest.raises(ValueError, match=f"activation_bits must be one of None, 8, 16, 24, got {bits}"):
         TernaryLinearInference(32, 5, activation_bits=bits)

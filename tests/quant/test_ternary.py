@@ -114,6 +114,7 @@ def test_config_fields_after_per_channel_are_keyword_only() -> None:
         ({"group_size": 0}, "group_size must be a positive multiple of 4, got 0"),
         ({"group_size": -4}, "group_size must be a positive multiple of 4, got -4"),
         ({"activation_bits": 4}, "activation_bits must be one of None, 8, 16, 24, got 4"),
+        ({"activation_bits": 8.0}, r"activation_bits must be one of None, 8, 16, 24, got 8\.0"),  # FIELD R15
     ],
     ids=str,
 )

@@ -806,3 +806,27 @@ def test_loading_in_inference_mode_gives_normal_tensors(saved: Path) -> None:  #
     with torch.inference_mode():
         loaded = load(_Model(), saved)
     assert not any(t.is_inference() for name, t in loaded.state_dict().items() if "packed" in name or "embed" in name)
+
+
+def test_aliases_are_checked_before_they_are_copied(saved: Path) -> None:
+    """FIELD R5: names that the model lacks cost no memory, and are not all in the message."""
+    with safe_open(saved, "pt") as file:
+        header = json.loads(file.metadata()["bittorch"])
+    state = load_file(saved)
+    name = max(state, key=lambda key: state[key].nbytes)
+    header["aliases"] |= {f"x{number}": name for number in range(30_000)}
+    save_file(state, saved, metadata={"bittorch": json.dumps(header)})
+    copies: list[int] = []
+    clone = Tensor.clone
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tensor, "clone", lambda self, **options: (copies.append(1), clone(self, **options))[1])
+        with pytest.raises(ValueError, match=r"unexpected \['x0', .* and 29980 more") as error:
+            load(_Model(), saved)
+    assert len(copies) <= len(state)
+    assert len(str(error.value)) < 1000
+
+
+def test_a_bias_that_is_not_finite_is_refused(saved: Path) -> None:  # FIELD R18
+    _edit(saved, {"first.bias": torch.full((8,), float("nan"))})
+    with pytest.raises(ValueError, match=r"first\.bias holds NaN or Inf"):
+        load(_Model(), saved)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bittorch.models.config import ACTIVATIONS, ModelConfig
+from bittorch.models.io import choices
 from bittorch.models.io.errors import FormatError
 from bittorch.utils.replacement import recover
 
@@ -104,7 +105,7 @@ class Checkpoint:
     ) -> None:
         self.path, self.format, self.config = path, format, config
         self.metadata, self.tokenizer_source = metadata, tokenizer_source
-        self._tensors, self._files = dict(tensors), tuple(files)
+        self._tensors, self._files, self._told_of_zeros = dict(tensors), tuple(files), False
         self._check_complete()
 
     @property
@@ -131,7 +132,10 @@ class Checkpoint:
             KeyError: no such tensor.
             FormatError: damaged bytes: reserved codes, scales that are not finite.
         """
-        return self.stored(name).copied(dtype) if copy else self.stored(name).dense(dtype)
+        values = self.stored(name).copied(dtype) if copy else self.stored(name).dense(dtype)
+        if values.dim() == 2:
+            self._tell_of_zeros(name, values)
+        return values
 
     def packed(self, name: str) -> PackedWeight:
         """The exact trits and scale of a ternary tensor; may be views of the mapped file.
@@ -141,7 +145,21 @@ class Checkpoint:
             ValueError: the tensor is not ternary; its info says so beforehand.
             FormatError: damaged bytes: reserved codes, scales that are not finite.
         """
-        return self.stored(name).packed()
+        weight = self.stored(name).packed()
+        self._tell_of_zeros(name, weight.weight_packed)
+        return weight
+
+    def _tell_of_zeros(self, name: str, values: Tensor) -> None:
+        """Warns, once, of a matrix that is all zeros; a glance at its beginning is enough for others."""
+        bits = values.view(torch.uint8) if values.element_size() == 1 else values  # float8 knows no any()
+        if self._told_of_zeros or bool(bits[:1].any()) or bool(bits.any()):
+            return
+        self._told_of_zeros = True
+        choices.warn(
+            "all-zero-matrix",
+            f"{self.path}: {name} {self.info(name).shape} is all zeros, and is taken as it is; the file may be "
+            "unfinished or damaged",
+        )
 
     def release(self, name: str) -> None:
         """Says that views of this tensor have been copied: the file's pages no longer count as the process's memory.

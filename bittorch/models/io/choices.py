@@ -49,6 +49,19 @@ CHOICES: dict[str, Choice] = {
         "warned",
         "A GGUF file of architecture bitnet has no hidden_activation: relu2 or SiLU is taken by the model's sizes.",
     ),
+    "hf-tied-head": Choice(
+        "warned",
+        "A config.json says tie_word_embeddings, and the files have a head that differs: the stored head is taken.",
+    ),
+    "hf-output-bias": Choice(
+        "warned",
+        "A config.json says attention_bias, and the files have none for o: o has no bias, which is a zero one.",
+    ),
+    "hf-compressed-scheme": Choice(
+        "refused",
+        "A compressed-tensors scheme quantises activations, outputs or the cache in another way than 8 bits a token.",
+    ),
+    "all-zero-matrix": Choice("warned", "A matrix is all zeros, in any format: it is taken as it is."),
 }
 
 

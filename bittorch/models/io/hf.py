@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from bittorch.models.config import ModelConfig
+from bittorch.models.io import choices
 from bittorch.models.io.checkpoint import Checkpoint, StoredTensor
 from bittorch.models.io.dense_tensor import DenseTensor
 from bittorch.models.io.errors import FormatError
@@ -16,8 +19,11 @@ from bittorch.models.io.hf_config import config_from_hf
 from bittorch.models.io.mapped_file import MappedFile
 from bittorch.models.io.own import read_own
 from bittorch.models.io.safetensors_header import RawTensor, parse_json, read_header
+from bittorch.models.io.ternary_tensor import chunks
 
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 INDEX = "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 IGNORED = ("rotary_emb.inv_freq",)  # follows from the configuration; old files store it
 # Names of the first BitNet checkpoints, and of today's.
 RENAMED = {"self_attn.inner_attn_ln": "self_attn.attn_sub_norm", "mlp.ffn_layernorm": "mlp.ffn_sub_norm"}
@@ -31,15 +37,44 @@ def open_directory(path: Path) -> Checkpoint:
     what = str(config_path)
     values = parse_json(config_path.read_bytes(), what)
     stored, files, own = read_shards(path)
-    raw = {canonical_name(name): entry for name, entry in stored.items() if not name.endswith(IGNORED)}
+    prefix = "" if "bittorch" in own else _missing_prefix(stored)
+    raw = {canonical_name(name, prefix): entry for name, entry in stored.items() if not name.endswith(IGNORED)}
     if len(raw) < len({name for name in stored if not name.endswith(IGNORED)}):
         raise FormatError(f"{path} has tensors under an old and under a new name at once")
     format, tensors, activation_bits = _read(raw, values, own, path)
-    sub_norm = any(name.endswith("attn_sub_norm.weight") for name in tensors)
-    config = config_from_hf(values, sub_norm, activation_bits, what)
-    if config.tie_embeddings:
-        tensors.pop("lm_head.weight", None)  # some files store the tied head once more
+    config = config_from_hf(values, tensors, activation_bits, what)
+    config = _tied(tensors, config, what)
     return Checkpoint(path, format, config, tensors, {"config": values, "safetensors": own}, path, files)
+
+
+def _tied(tensors: dict[str, StoredTensor], config: ModelConfig, what: str) -> ModelConfig:
+    """Embedding and head of a model that says they are one, as transformers takes them when the files have two."""
+    embedding, head = tensors.get(EMBEDDING), tensors.get(HEAD)
+    if not config.tie_embeddings or head is None:
+        return config
+    if embedding is None and isinstance(head, DenseTensor):  # stored under its other name
+        tensors[EMBEDDING] = DenseTensor(EMBEDDING, head.raw)
+    elif embedding is not None and not _equal(embedding, head):
+        choices.warn(
+            "hf-tied-head",
+            f"{what} says tie_word_embeddings true, but the stored {HEAD} differs from {EMBEDDING}: the stored head is "
+            "taken, as transformers does; say tie_word_embeddings false to silence this, or remove the head",
+        )
+        return dataclasses.replace(config, tie_embeddings=False)
+    del tensors[HEAD]
+    return config
+
+
+def _equal(one: StoredTensor, other: StoredTensor) -> bool:
+    """Whether both have the same values; packed ones never count as equal."""
+    if one.info.ternary or other.info.ternary or one.info.shape != other.info.shape:
+        return False
+    rows, columns = one.info.shape if len(one.info.shape) == 2 else (1, 1)
+    first, second = one.dense().reshape(rows, -1), other.dense().reshape(rows, -1)
+    same = all(bool((first[a:b].float() == second[a:b].float()).all()) for a, b in chunks(rows, columns))
+    one.release()
+    other.release()
+    return same
 
 
 def _read(
@@ -52,18 +87,20 @@ def _read(
     quantization = values.get("quantization_config")
     if quantization is None and values.get("weight_bits") == 1:  # the first BitNet models, which had code of their own
         quantization = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
+    if quantization is not None and not isinstance(quantization, dict):
+        raise FormatError(
+            f"{path / 'config.json'}: quantization_config must be an object with quant_method, "
+            f"got {quantization!r:.100}"
+        )
     if quantization is None:
         return "safetensors", {name: DenseTensor(name, entry) for name, entry in raw.items()}, None
-    method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+    method = quantization.get("quant_method")
     if method == "bitnet":
         online = quantization.get("quantization_mode") == "online"
         return "bitnet-online" if online else "bitnet", read_bitnet(raw, quantization, what), 8
     if method == "compressed-tensors":
-        return (
-            "compressed-tensors",
-            read_compressed(raw, quantization, what),
-            recorded or activation_bits_of(quantization),
-        )
+        tensors, bits = read_compressed(raw, quantization, what), activation_bits_of(quantization, what)
+        return "compressed-tensors", tensors, recorded or bits
     if method == "bittorch":
         return "bittorch", read_own(raw, own, what), recorded
     raise FormatError(
@@ -72,12 +109,19 @@ def _read(
     )
 
 
-def canonical_name(name: str) -> str:
-    """The name that today's transformers uses."""
+def canonical_name(name: str, prefix: str = "") -> str:
+    """The name that today's transformers uses; ``prefix`` goes before all but the head's."""
+    name = name if name.startswith("lm_head.") else prefix + name
     for old, new in RENAMED.items():
         if f".{old}." in name:
             return name.replace(old, new)
     return name
+
+
+def _missing_prefix(names: Iterable[str]) -> str:
+    """What transformers puts before the names of a base model, which was saved without its head."""
+    beginnings = {name.partition(".")[0] for name in names}
+    return "model." if "embed_tokens" in beginnings and "model" not in beginnings else ""
 
 
 def read_shards(path: Path) -> tuple[dict[str, RawTensor], list[MappedFile], dict[str, str]]:
@@ -111,6 +155,12 @@ def _shard_names(path: Path) -> tuple[list[str], dict[str, str]]:
         single = sorted(file.name for file in path.glob("*.safetensors"))
         if len(single) == 1:
             return single, {}
+        if pickles := sorted(file.name for file in path.iterdir() if file.suffix in PICKLES):
+            raise FormatError(
+                f"{path} has its weights as {', '.join(pickles[:5])} alone: pickle runs code of the file when it is "
+                "loaded, and is not supported; where you trust it, write safetensors once: "
+                "transformers.AutoModelForCausalLM.from_pretrained(folder).save_pretrained(other_folder)"
+            )
         raise FormatError(f"{path} has neither model.safetensors nor {INDEX}, but {len(single)} other such files")
     weight_map: Any = parse_json((path / INDEX).read_bytes(), str(path / INDEX)).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:

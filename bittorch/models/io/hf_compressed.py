@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bittorch.models.io import codecs
+from bittorch.models.io import choices, codecs
 from bittorch.models.io.checkpoint import StoredTensor, TensorInfo
 from bittorch.models.io.codecs import Bytes
 from bittorch.models.io.dense_tensor import DenseTensor
@@ -62,20 +62,60 @@ def read_compressed(
     return tensors
 
 
-def activation_bits(quantization: Mapping[str, Any]) -> int | None:
-    """8 where the scheme quantises activations to 8 bits a token, None where it leaves them."""
-    for group in quantization["config_groups"].values():
-        inputs = group.get("input_activations")
-        if isinstance(inputs, dict) and inputs.get("num_bits") == 8 and inputs.get("dynamic"):
-            return 8
-    return None
+def activation_bits(quantization: Mapping[str, Any], what: str) -> int | None:
+    """8 where the scheme quantises activations to 8 bits, one scale a token, as it runs; None where it leaves them.
+
+    Raises:
+        FormatError: other activations, or not the same in all groups.
+    """
+    found = {name: _activation_bits(name, group, what) for name, group in quantization["config_groups"].items()}
+    if len(set(found.values())) > 1:
+        raise _refused(what, "input_activations", found, "one number of activation bits in all config_groups")
+    return next(iter(found.values()))
+
+
+# Field of an activation's scheme, its default, and what is run.
+ACTIVATIONS = {"num_bits": (8, 8), "type": ("int", "int"), "symmetric": (True, True), "dynamic": (False, True)}
+
+
+def _activation_bits(name: str, group: Mapping[str, Any], what: str) -> int | None:
+    inputs = group.get("input_activations")
+    if inputs is None:
+        return None
+    where = f"config_groups.{name}.input_activations"
+    if not isinstance(inputs, dict):
+        raise _refused(what, where, inputs, "null or an object")
+    for field, (default, run) in ACTIVATIONS.items():
+        value = default if inputs.get(field) is None else inputs[field]
+        if value != run:
+            raise _refused(what, f"{where}.{field}", value, repr(run))
+    if inputs.get("strategy") not in (None, "token"):
+        raise _refused(what, f"{where}.strategy", inputs["strategy"], "'token'")
+    return 8
+
+
+def _refused(what: str, field: str, value: object, supported: str) -> FormatError:
+    return choices.refusal(
+        "hf-compressed-scheme",
+        f"{what}: quantization_config.{field} is {value!r:.200}, which is not supported; supported: {supported}",
+    )
+
+
+# Parts of a scheme that change what the model computes: each must be absent, or as here.
+WHOLE: dict[str, tuple[Any, ...]] = {"kv_cache_scheme": (None,), "transform_config": (None, {})}
 
 
 def _check_scheme(quantization: Mapping[str, Any], what: str) -> None:
     groups = quantization.get("config_groups")
     if not isinstance(groups, dict) or not groups or not all(isinstance(group, dict) for group in groups.values()):
         raise FormatError(f"{what}: quantization_config of compressed-tensors has no config_groups")
-    for group in groups.values():
+    for field, known in WHOLE.items():
+        if quantization.get(field) not in known:
+            raise _refused(what, field, quantization[field], "null")
+    sparsity = quantization.get("sparsity_config")
+    if sparsity and (not isinstance(sparsity, dict) or sparsity.get("format") not in (None, "dense")):
+        raise _refused(what, "sparsity_config", sparsity, "format 'dense'")
+    for name, group in groups.items():
         weights = group.get("weights")
         form = group.get("format") or quantization.get("format")
         given = (form, weights.get("num_bits"), weights.get("symmetric")) if isinstance(weights, dict) else (form,)
@@ -84,6 +124,10 @@ def _check_scheme(quantization: Mapping[str, Any], what: str) -> None:
                 f"{what}: compressed-tensors of (format, num_bits, symmetric) {given!r:.100} are not read; "
                 "ternary ones are ('pack-quantized', 2, True)"
             )
+        if weights.get("type") not in (None, "int"):
+            raise _refused(what, f"config_groups.{name}.weights.type", weights["type"], "'int'")
+        if group.get("output_activations") is not None:
+            raise _refused(what, f"config_groups.{name}.output_activations", group["output_activations"], "null")
 
 
 def _weight(module: str, parts: Sequence[RawTensor], what: str) -> CompressedTensor:

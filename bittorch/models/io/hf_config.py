@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from bittorch.models.config import ModelConfig
+from bittorch.models.io import choices
 from bittorch.models.io.errors import FormatError
 
 MODEL_TYPES = ("bitnet", "llama")
 
 
-def config_from_hf(values: Mapping[str, Any], sub_norm: bool, activation_bits: int | None, what: str) -> ModelConfig:
+def config_from_hf(
+    values: Mapping[str, Any], names: Container[str], activation_bits: int | None, what: str
+) -> ModelConfig:
     """The model that a config.json describes.
 
     Args:
         values: of config.json.
-        sub_norm: whether the checkpoint has sub-norms; they are tensors, no entry says so.
+        names: of the stored tensors; no entry tells of sub-norms.
         activation_bits: by the quantisation method.
         what: names the file in errors.
 
@@ -31,24 +34,24 @@ def config_from_hf(values: Mapping[str, Any], sub_norm: bool, activation_bits: i
         )
     bitnet = model_type == "bitnet"
     try:
-        hidden, heads = values["hidden_size"], values["num_attention_heads"]
+        heads = values["num_attention_heads"]
         eos = values.get("eos_token_id")
         return ModelConfig(
             vocab_size=values["vocab_size"],
-            hidden_size=hidden,
+            hidden_size=values["hidden_size"],
             intermediate_size=values["intermediate_size"],
             num_layers=values["num_hidden_layers"],
             num_heads=heads,
             num_kv_heads=_or(values.get("num_key_value_heads"), heads),
-            head_dim=_or(values.get("head_dim"), hidden // heads),
+            head_dim=_head_dim(values),
             max_positions=values["max_position_embeddings"],
             rms_norm_eps=float(values.get("rms_norm_eps", 1e-5 if bitnet else 1e-6)),
             **_rope(values, 500000.0 if bitnet else 10000.0, what),
             hidden_act=values.get("hidden_act", "relu2" if bitnet else "silu"),
-            sub_norm=sub_norm,
+            sub_norm="model.layers.0.self_attn.attn_sub_norm.weight" in names,
             tie_embeddings=bool(values.get("tie_word_embeddings", False)),
             attention_bias=bool(values.get("attention_bias", False)),
-            attention_output_bias=bool(values.get("attention_output_bias", values.get("attention_bias", False))),
+            attention_output_bias=_output_bias(values, names, what),
             mlp_bias=bool(values.get("mlp_bias", False)),
             activation_bits=activation_bits,
             bos_token_id=values.get("bos_token_id"),
@@ -64,6 +67,28 @@ def config_from_hf(values: Mapping[str, Any], sub_norm: bool, activation_bits: i
 
 def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
+
+
+def _output_bias(values: Mapping[str, Any], names: Container[str], what: str) -> bool:
+    """Whether o has a bias: transformers has one entry for q, k, v and o, and starts with zeros what is not stored."""
+    biased = bool(values.get("attention_output_bias", values.get("attention_bias", False)))
+    if biased and "attention_output_bias" not in values and "model.layers.0.self_attn.o_proj.bias" not in names:
+        choices.warn(
+            "hf-output-bias",
+            f"{what} says attention_bias true, but no o_proj.bias is stored: o has no bias here, as transformers "
+            "starts it at zero; say attention_output_bias false to silence this",
+        )
+        return False
+    return biased
+
+
+def _head_dim(values: Mapping[str, Any]) -> Any:
+    hidden, heads = values["hidden_size"], values["num_attention_heads"]
+    if type(heads) is not int or heads < 1:
+        raise ValueError(f"num_attention_heads must be a positive integer, got {heads!r:.100}")
+    if (given := values.get("head_dim")) is not None:
+        return given
+    return hidden // heads if type(hidden) is int else hidden  # what is no size is refused by its own name
 
 
 def _rope(values: Mapping[str, Any], default_theta: float, what: str) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def read_own(raw: Mapping[str, RawTensor], metadata: Mapping[str, str], what: st
         raise FormatError(f"{what} says that it is bittorch's, but its safetensors have no 'bittorch' metadata")
     header = parse_json(metadata["bittorch"].encode("utf-8", "surrogatepass"), f"{what}: the 'bittorch' metadata")
     version, layout = header.get("version"), header.get("layout")
-    if version != FORMAT_VERSION or layout not in LAYOUTS:
+    if version != FORMAT_VERSION or not isinstance(layout, str) or layout not in LAYOUTS:
         raise FormatError(
             f"{what} has format version {version!r:.40} and layout {layout!r:.40}; this bittorch reads version "
             f"{FORMAT_VERSION} and {', '.join(LAYOUTS)}"

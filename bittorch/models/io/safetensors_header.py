@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import math
@@ -29,6 +30,7 @@ DTYPES = {
     "I64": torch.int64,
     "U64": torch.uint64,
 }
+MAX_DIMENSIONS = 64  # of torch
 MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors library
 
 
@@ -79,13 +81,15 @@ def read_header(file: MappedFile) -> tuple[dict[str, RawTensor], dict[str, str]]
 
 
 def _entry(file: MappedFile, name: str, entry: Any, begin: int) -> RawTensor:
-    where = f"{file.path}: tensor {name!r}"
+    where = f"{file.path}: tensor {name!r:.200}"
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise FormatError(f"{where} must have dtype, shape and data_offsets, got {entry!r:.200}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise FormatError(f"{where} has dtype {dtype!r:.40}; known are {', '.join(DTYPES)}")
     for value in (shape, offsets):
+        if isinstance(value, list) and len(value) > MAX_DIMENSIONS:
+            raise FormatError(f"{where} has {len(value)} dimensions; tensors have at most {MAX_DIMENSIONS}")
         if not isinstance(value, list) or not all(type(n) is int and 0 <= n < 2**63 for n in value):
             raise FormatError(f"{where}: shape and data_offsets must be lists of sizes, got {value!r:.200}")
     if len(offsets) != 2 or not offsets[0] <= offsets[1] <= file.size - begin:
@@ -116,9 +120,9 @@ def parse_json(text: bytes, what: str) -> dict[str, Any]:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise FormatError(f"{what} names {twice!r} twice")
+            counts = collections.Counter(name for name, _ in pairs)
+            twice = next(name for name, count in counts.items() if count > 1)
+            raise FormatError(f"{what} names {twice!r:.200} twice")
         return found
 
     try:

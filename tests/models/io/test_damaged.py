@@ -4,6 +4,7 @@ import contextlib
 import json
 import struct
 import tracemalloc
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from bittorch.models.io import FormatError, open_checkpoint, save
+from bittorch.models.io import CheckpointWarning, FormatError, open_checkpoint, save
 from bittorch.models.io.gguf_header import read_gguf
 from bittorch.models.io.mapped_file import MappedFile
 from bittorch.models.io.safetensors_header import read_header
@@ -113,6 +114,11 @@ ST_LIES = {
     "leaves a gap": st_file({"a": st_tensor(), "b": st_tensor(offsets=[12, 20])}, bytes(20)),
     "has 27 bytes, its tensors end": st_file({}, bytes(17)),
 }
+
+
+# FIELD R6: what a quadratic reader would take minutes for.
+ST_LIES["'49999' twice"] = st_file(b"{" + b"".join(b'"%d": 1, ' % n for n in range(50_000)) + b'"49999": 1}')
+ST_LIES["200000 dimensions"] = st_file({"a": st_tensor(shape=[2**62] * 200_000)}, bytes(8))
 
 
 @pytest.mark.parametrize("message", ST_LIES)
@@ -325,6 +331,13 @@ def test_shards_that_are_missing_or_wrong(tmp_path: Path) -> None:
         ({"model_type": "gemma"}, "model_type 'gemma'"),
         ({"hidden_act": "gelu"}, "hidden_act must be one of silu, relu2, got 'gelu'"),
         ({"hidden_size": -1}, "hidden_size must be a positive integer"),
+        # FIELD L14
+        ({"num_attention_heads": 0}, r"config\.json: num_attention_heads must be a positive integer, got 0"),
+        ({"num_attention_heads": 0, "head_dim": None}, "num_attention_heads must be a positive integer, got 0"),
+        ({"hidden_size": "wide", "head_dim": None}, "hidden_size must be a positive integer, got 'wide'"),
+        # FIELD R14, R15
+        ({"quantization_config": "bitnet"}, "quantization_config must be an object with quant_method, got 'bitnet'"),
+        ({"rms_norm_eps": 10**30}, "rms_norm_eps must be above 0 and below 1"),
         ({"num_key_value_heads": 3}, "num_heads=4 is no multiple of num_kv_heads=3"),
         ({"num_hidden_layers": 3}, "lacks 11 tensors"),
         ({"num_hidden_layers": 2**31 - 1}, "too few for the 2147483647 layers"),
@@ -347,3 +360,93 @@ def test_wrong_configurations(change: dict[str, Any], message: str, tmp_path: Pa
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(FormatError, match=message):
         open_checkpoint(tmp_path / "x")
+
+
+def scheme(**inputs: Any) -> dict[str, Any]:
+    known = {"num_bits": 8, "type": "int", "symmetric": True, "dynamic": True, "strategy": "token"}
+    return {"input_activations": known | inputs}
+
+
+def configured(path: Path, group: dict[str, Any], **whole: Any) -> Path:
+    """A directory of compressed-tensors whose scheme has these entries."""
+    save(model(), path, to="compressed-tensors")
+    values = json.loads((path / "config.json").read_text())
+    values["bittorch"] = None  # else our own note says how many bits
+    values["quantization_config"]["config_groups"]["group_0"] |= group
+    values["quantization_config"] |= whole
+    (path / "config.json").write_text(json.dumps(values))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("group", "whole", "message"),
+    [
+        (scheme(type="float"), {}, r"group_0\.input_activations\.type is 'float'.*supported: 'int'"),
+        (scheme(dynamic=False), {}, r"group_0\.input_activations\.dynamic is False.*supported: True"),
+        (scheme(dynamic="local"), {}, "dynamic is 'local'"),
+        (scheme(dynamic=None), {}, "dynamic is False"),
+        (scheme(num_bits=4), {}, "num_bits is 4.*supported: 8"),
+        (scheme(symmetric=False), {}, "symmetric is False"),
+        (scheme(strategy="tensor"), {}, "strategy is 'tensor'.*supported: 'token'"),
+        ({"input_activations": "int8"}, {}, "input_activations is 'int8'.*null or an object"),
+        ({"output_activations": scheme()}, {}, "output_activations is"),
+        ({}, {"kv_cache_scheme": {"num_bits": 8}}, "kv_cache_scheme is .*supported: null"),
+        ({}, {"transform_config": {"config_groups": {"R1": {}}}}, "transform_config is"),
+        ({}, {"sparsity_config": {"format": "sparse-bitmask"}}, "sparsity_config is .*'dense'"),
+    ],
+)
+def test_schemes_that_would_be_run_otherwise(
+    group: dict[str, Any], whole: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    # FIELD L12
+    with pytest.raises(FormatError, match=message):
+        open_checkpoint(configured(tmp_path / "x", group, **whole))
+
+
+def test_schemes_that_are_run(tmp_path: Path) -> None:  # FIELD L12
+    with open_checkpoint(configured(tmp_path / "a", {})) as found:
+        assert found.config.activation_bits is None
+    with open_checkpoint(configured(tmp_path / "b", scheme())) as found:
+        assert found.config.activation_bits == 8
+    short = {"input_activations": {"num_bits": 8, "dynamic": True}}
+    with open_checkpoint(configured(tmp_path / "c", short, sparsity_config={}, transform_config={})) as found:
+        assert found.config.activation_bits == 8
+    folder = configured(tmp_path / "d", scheme())
+    values = json.loads((folder / "config.json").read_text())
+    groups = values["quantization_config"]["config_groups"]
+    groups["group_1"] = groups["group_0"] | {"input_activations": None}
+    (folder / "config.json").write_text(json.dumps(values))
+    with pytest.raises(FormatError, match=r"input_activations is \{'group_0': 8, 'group_1': None\}"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("value", [[], {}, 5, None])
+def test_a_layout_of_another_type(value: Any, tmp_path: Path) -> None:  # FIELD R14
+    save(model(), tmp_path / "x", to="bittorch")
+    path = tmp_path / "x" / "model.safetensors"
+    with open_checkpoint(tmp_path / "x") as found:
+        header = json.loads(found.metadata["safetensors"]["bittorch"])
+    save_file(load_file(path), path, metadata={"bittorch": json.dumps(header | {"layout": value})})
+    with pytest.raises(FormatError, match="layout"):
+        open_checkpoint(tmp_path / "x")
+
+
+def test_a_folder_with_a_pickle_alone(tmp_path: Path) -> None:  # FIELD L14
+    save(model(), tmp_path / "x", to="bittorch")
+    (tmp_path / "x" / "model.safetensors").rename(tmp_path / "x" / "pytorch_model.bin")
+    with pytest.raises(FormatError, match=r"pytorch_model\.bin alone: pickle.*save_pretrained"):
+        open_checkpoint(tmp_path / "x")
+
+
+def test_matrices_of_zeros_are_told_of_once(tmp_path: Path) -> None:  # FIELD L14
+    save(model(), tmp_path / "x", to="bittorch")
+    damage(tmp_path / "x", put(f"{UP}.weight_packed", 0))
+    damage(tmp_path / "x", put("model.embed_tokens.weight", -0.0))
+    with open_checkpoint(tmp_path / "x") as found:
+        with pytest.warns(CheckpointWarning, match=rf"x: {UP}\.weight \(512, 256\) is all zeros"):
+            found.packed(f"{UP}.weight")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found.dense("model.embed_tokens.weight")
+    with open_checkpoint(tmp_path / "x") as found, pytest.warns(CheckpointWarning, match="embed_tokens"):
+        found.dense("model.embed_tokens.weight")

@@ -4,16 +4,24 @@
 """
 
 import ast
+import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 import bittorch
-from bittorch.models.io import CheckpointWarning, FormatError, LossyError, open_checkpoint
+from bittorch.models import LanguageModel, ModelConfig
+from bittorch.models.io import CheckpointWarning, FormatError, LossyError, open_checkpoint, save
 from bittorch.models.io.choices import CHOICES, refusal, warn
 from tests.models.io.test_gguf import dense_values, write
-from tests.models.io.tiny import BITNET
+from tests.models.io.tiny import BITNET, model
 
 Case = Callable[[Path], object]
 CASES: dict[str, Case] = {}
@@ -34,6 +42,54 @@ def case(choice: str) -> Callable[[Case], Case]:
 def _(tmp_path: Path) -> None:
     write(tmp_path / "x.gguf", "bitnet", BITNET, "F16", dense_values(BITNET, "F16"))
     open_checkpoint(tmp_path / "x.gguf").close()
+
+
+def folder(
+    path: Path, to: str = "bittorch", config: ModelConfig = BITNET, drop: str = "", **tensors: Tensor
+) -> tuple[Path, dict[str, Any]]:
+    """A directory, some of its tensors changed, and its config.json; names with _ for the dots."""
+    save(model(config), path, to=to)
+    state = load_file(path / "model.safetensors")
+    with safe_open(path / "model.safetensors", "pt") as file:
+        metadata = file.metadata()
+    state = {name: value for name, value in state.items() if not drop or drop not in name}
+    state |= {name.replace("__", "."): value for name, value in tensors.items()}
+    save_file(state, path / "model.safetensors", metadata=metadata)
+    return path, json.loads((path / "config.json").read_text())
+
+
+def configure(path: Path, values: dict[str, Any]) -> None:
+    (path / "config.json").write_text(json.dumps(values))
+
+
+@case("hf-tied-head")  # FIELD L2
+def _(tmp_path: Path) -> None:
+    path, _ = folder(tmp_path / "x", lm_head__weight=torch.ones(24, 256))
+    open_checkpoint(path).close()
+
+
+@case("hf-output-bias")  # FIELD L14
+def _(tmp_path: Path) -> None:
+    config = dataclasses.replace(BITNET, attention_bias=True, attention_output_bias=True)
+    path, values = folder(tmp_path / "x", "compressed-tensors", config, drop="o_proj.bias")
+    del values["attention_output_bias"]
+    configure(path, values)
+    open_checkpoint(path).close()
+
+
+@case("hf-compressed-scheme")  # FIELD L12
+def _(tmp_path: Path) -> None:
+    path, values = folder(tmp_path / "x", "compressed-tensors")
+    float8 = {"num_bits": 8, "type": "float", "dynamic": True}
+    values["quantization_config"]["config_groups"]["group_0"]["input_activations"] = float8
+    configure(path, values)
+    open_checkpoint(path)
+
+
+@case("all-zero-matrix")  # FIELD L14
+def _(tmp_path: Path) -> None:
+    path, _ = folder(tmp_path / "x", model__embed_tokens__weight=torch.zeros(24, 256))
+    LanguageModel.from_pretrained(path, tokenizer=False)
 
 
 def test_every_choice_has_a_case() -> None:
