@@ -106,7 +106,7 @@ class TernaryLayer(nn.Module):
         if self.quantize and caller.co_name in _FUSIONS and caller.co_filename == fusion.__file__:
             raise TypeError(
                 f"{caller.co_name} multiplies the weight of a {type(self).__name__}, which then quantises otherwise; "
-                "export the model, then bittorch.utils.fold_batch_norm_(packed) folds into its scale and bias"
+                "export the model, then fold into scale and bias with bittorch.utils.fold_batch_norm_(packed)"
             )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TernaryLayer:

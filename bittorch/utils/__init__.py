@@ -1,6 +1,7 @@
 """Whole-model tools: conversion, export, checkpoints and reports."""
 
 from bittorch.utils.accuracy_doctor import AccuracyDoctor, Finding
+from bittorch.utils.batch_norm import fold_batch_norm_
 from bittorch.utils.checkpoint import load_ternary_inference_checkpoint, save_ternary_inference_checkpoint
 from bittorch.utils.conversion_report import ConversionReport, LeftLayer, conversion_report
 from bittorch.utils.convert import quantize_, quantize_model
@@ -18,6 +19,7 @@ __all__ = [
     "export_conv2d_to_inference",
     "export_for_inference",
     "export_linear_to_inference",
+    "fold_batch_norm_",
     "load_ternary_inference_checkpoint",
     "quantize_",
     "quantize_model",

@@ -4,6 +4,7 @@ Keys are those of ``state_dict()``: ``<module>.weight_packed``, ``.scale``, ``.b
 model. The metadata is ``{"format": "pt", "bittorch": json}`` with the version, the layout, the configuration of each
 packed layer, the aliases of tensors that stand in several places and are stored once, and the names of ``buffers``
 that are no part of ``state_dict()``: a model on the meta device gets them from the file, any other keeps its own.
+``folded`` names batch norms that `fold_batch_norm_` made part of the layer before them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ from bittorch.nn import (
     call_ternary_layers,
 )
 from bittorch.nn.ternary_conv2d_infer import geometry
+from bittorch.utils.batch_norm import FoldedBatchNorm
+from bittorch.utils.checkpoint_fit import check_fits, folded_norm, sizes_text
 from bittorch.utils.replacement import replacing
 from bittorch.utils.wrappers import normal_tensors, unwrapped
 
@@ -101,6 +105,9 @@ def save_ternary_inference_checkpoint(model: nn.Module, path: str | os.PathLike[
     }
     if buffers:
         header["buffers"] = sorted(buffers)
+    folded = [(name, m) for name, m in model.named_modules() if isinstance(m, FoldedBatchNorm)]
+    if folded:
+        header["folded"] = {name: {"num_features": m.num_features, "rows": m.rows} for name, m in folded}
     with replacing(Path(path), directory=False, overwrite=True) as unfinished:
         unfinished.touch()
         ordinary = unfinished.stat().st_mode  # safetensors makes the file anew, readable by its owner alone
@@ -125,7 +132,8 @@ def _read_header(metadata: dict[str, str] | None, path: Path) -> dict[str, Any]:
     try:
         header = json.loads(metadata["bittorch"])
         version, layout = header["version"], header["layout"]
-        layers, aliases, buffers = dict(header["layers"]), dict(header["aliases"]), list(header.get("buffers", ()))
+        layers, aliases = dict(header["layers"]), dict(header["aliases"])
+        buffers, folded = list(header.get("buffers", ())), dict(header.get("folded", {}))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} has damaged 'bittorch' metadata: {error!r}") from None
     if type(version) is not int or version != FORMAT_VERSION:
@@ -134,7 +142,7 @@ def _read_header(metadata: dict[str, str] | None, path: Path) -> dict[str, Any]:
         )
     if layout != LAYOUT:
         raise ValueError(f"{path} has weight layout {layout!r}, this bittorch reads {LAYOUT!r}")
-    return {"layers": layers, "aliases": aliases, "buffers": buffers}
+    return {"layers": layers, "aliases": aliases, "buffers": buffers, "folded": folded}
 
 
 def _read(path: Path, device: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -189,7 +197,7 @@ def _build_layer(name: str, config: Any, state: dict[str, Tensor], path: Path) -
             raise ValueError(f"{path} describes layer {name!r} but holds no tensor {full!r}")
         if state[full].shape != buffer.shape:
             raise ValueError(
-                f"{path}: {full} must be {tuple(buffer.shape)} for {_sizes_text(layer)}, got {tuple(state[full].shape)}"
+                f"{path}: {full} must be {tuple(buffer.shape)} for {sizes_text(layer)}, got {tuple(state[full].shape)}"
             )
         _check_floating(full, buffer, state[full], path)
         if state[full].dtype == torch.float64:
@@ -213,38 +221,6 @@ def _put(model: nn.Module, name: str, value: nn.Module | nn.Parameter) -> nn.Mod
     parent, _, last = name.rpartition(".")
     setattr(model.get_submodule(parent), last, value)
     return model
-
-
-def _sizes_text(layer: PackedLayer) -> str:
-    if isinstance(layer, TernaryConv2dInference):
-        return f"in_channels={layer.in_channels}, out_channels={layer.out_channels}, kernel_size={layer.kernel_size}"
-    depth = f", depth={layer.depth}" if layer.depth != 1 else ""
-    return f"in_features={layer.columns}, out_features={len(layer.weight_packed) // layer.depth}{depth}"
-
-
-def _conv2d_text(module: nn.Module) -> str:
-    names = "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"
-    return f"{type(module).__name__}({', '.join(f'{name}={getattr(module, name)!r}' for name in names)})"
-
-
-def _check_fits(model: nn.Module, name: str, layer: PackedLayer, path: Path) -> None:
-    try:
-        module = model.get_submodule(name)
-    except AttributeError:
-        raise ValueError(f"{path} has a packed layer {name!r}, which the model lacks") from None
-    if isinstance(layer, TernaryConv2dInference):
-        is_conv = isinstance(module, nn.Conv2d | TernaryConv2dInference)
-        has = _conv2d_text(module) if is_conv else type(module).__name__
-        if not is_conv or has.partition("(")[2] != _conv2d_text(layer).partition("(")[2]:
-            raise ValueError(f"{path}: {name!r} is a {_conv2d_text(layer)}, but the model has {has} there")
-        return
-    assert isinstance(layer, TernaryLinearInference)
-    sizes = getattr(module, "in_features", None), getattr(module, "out_features", None)
-    if not isinstance(module, nn.Linear | TernaryLinearInference) or sizes != (layer.in_features, layer.out_features):
-        raise ValueError(
-            f"{path}: {name!r} is a linear layer {layer.in_features} -> {layer.out_features}, "
-            f"but the model has {type(module).__name__} {sizes[0]} -> {sizes[1]} there"
-        )
 
 
 def load_ternary_inference_checkpoint(
@@ -284,7 +260,7 @@ def _filled(model: nn.Module, path: Path, device: str) -> nn.Module:
         # One layer in several places has all its tensors in common; layers may also share some and differ in others.
         stored_as = tuple(header["aliases"].get(key, key) for key in keys)
         layers[name] = shared.setdefault(stored_as, layer)
-        _check_fits(model, name, layers[name], path)
+        check_fits(model, name, layers[name], path)
     for layer, name in {layer: name for name, layer in layers.items()}.items():  # once, however many names it has
         prefix = f"{name}." if name else ""
         own = {key: state[prefix + key] for key, _ in layer.named_buffers()}
@@ -292,9 +268,12 @@ def _filled(model: nn.Module, path: Path, device: str) -> nn.Module:
             layer.load_state_dict(own, assign=True)
         except RuntimeError as error:
             raise ValueError(f"{path}: layer {name!r}: {error}") from None
-    _check_rest(model, layers, state, buffers, path)
+    folded = {name: folded_norm(model, name, fields, path) for name, fields in header["folded"].items()}
+    _check_rest(model, {**layers, **folded}, state, buffers, path)
     for name, layer in layers.items():
         model = _put(model, name, layer)
+    for name, norm in folded.items():
+        _put(model, name, norm)
     _unshare(model, state)
     ties = _tied_parameters(model)
     model.load_state_dict(state, assign=True)
@@ -349,7 +328,7 @@ def _some(names: set[str]) -> str:
 
 def _check_rest(
     model: nn.Module,
-    layers: dict[str, PackedLayer],
+    layers: Mapping[str, nn.Module],
     state: dict[str, Tensor],
     buffers: dict[str, Tensor],
     path: Path,
