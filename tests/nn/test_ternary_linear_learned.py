@@ -229,3 +229,20 @@ def test_quant_lambda_blends_the_activations_too() -> None:
     codes, scale = bittorch.ops.act_quantize(x)
     weight = (layer.weight + layer.dequantized_weight()) / 2
     helpers.assert_near(layer(x), linear((x + codes * scale) / 2, weight, layer.bias).double())
+
+
+@pytest.mark.parametrize("method", ["lsq", "seq", "ttq"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=helpers.dtype_id)
+def test_casts_leave_the_learned_scale_in_float32(method: str, dtype: torch.dtype) -> None:  # FIELD T19
+    layer = nn.Sequential(TernaryLinear(16, 8, config=TernaryQuantConfig(method=method)))
+    layer(helpers.randn(3, 16)).sum().backward()
+    scale, before = layer[0].weight_scale, layer[0].weight_scale.detach().clone()
+    for cast in (lambda: layer.to(dtype), lambda: layer.float(), lambda: layer.to("cpu", dtype), layer.half):
+        cast()
+        assert layer[0].weight_scale is scale
+        assert torch.equal(scale, before)
+        assert (scale.dtype, scale.grad.dtype) == (torch.float32, torch.float32)
+    assert layer[0].weight.dtype == torch.float16
+    x = helpers.randn(3, 16, dtype=torch.float16)
+    if method != "ttq":
+        assert torch.equal(bittorch.export_for_inference(layer)(x), layer.eval()(x))

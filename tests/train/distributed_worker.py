@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import bittorch
@@ -270,6 +270,47 @@ def param_dtype_bfloat16_quantises_rounded_masters() -> None:
     assert net[3].weight.dtype == torch.float32
     net(mine(X)).float().square().mean().backward()
     assert whole(net[3].weight.grad).dtype == torch.float32
+
+
+def fsdp1(plain: nn.Sequential, use_orig_params: bool) -> FullyShardedDataParallel:
+    """The first linear layer by itself, the others together."""
+    options = {"use_orig_params": use_orig_params, "device_id": torch.device("cpu")}
+    plain[3] = FullyShardedDataParallel(plain[3], **options)
+    return FullyShardedDataParallel(plain, **options)
+
+
+@check
+def fsdp1_exports_where_its_parameters_are_whole() -> None:  # FIELD T14
+    for name, use_orig_params in (("max", True), ("lsq int8", True), ("twn", False)):
+        net = fsdp1(model(name), use_orig_params)
+        with FullyShardedDataParallel.summon_full_params(net):
+            packed, report = bittorch.export_for_inference(net), bittorch.utils.summary(net)
+        expected = bittorch.export_for_inference(model(name))
+        state = expected.state_dict()
+        assert packed.state_dict().keys() == state.keys()
+        assert all(torch.equal(tensor, state[key]) for key, tensor in packed.state_dict().items())
+        assert torch.equal(packed(X), expected(X))
+        assert str(report) == str(bittorch.utils.summary(model(name)))
+
+
+@check
+def fsdp1_outside_says_what_to_do() -> None:  # FIELD T14
+    for use_orig_params in (True, False):
+        net = fsdp1(model(), use_orig_params)
+        with pytest.raises(TypeError, match=r"wrapped in FullyShardedDataParallel; export inside .*summon_full_params"):
+            bittorch.export_for_inference(net)
+        if use_orig_params:
+            for act in (bittorch.export_linear_to_inference, bittorch.utils.summary):
+                with pytest.raises(
+                    ValueError, match=r"its weight is \(.*\) instead of \(32, 180\).*summon_full_params"
+                ):
+                    act(net.module[3].module)
+        dense = fsdp1(nn.Sequential(*(nn.Linear(4, 4) for _ in range(4))), use_orig_params)
+        with (
+            FullyShardedDataParallel.summon_full_params(dense),
+            pytest.raises(TypeError, match="wrapped in FullyShardedDataParallel; convert the model first, then wrap"),
+        ):
+            bittorch.quantize_(dense)
 
 
 def main() -> None:

@@ -243,3 +243,16 @@ def test_functions_of_torch_are_refused(fuse: object) -> None:  # FIELD T3
     fuse(layer, norm)
     with pytest.raises(RuntimeError, match=r"the values of .*\.weight are read"):
         fuse(export_for_inference(nn.Sequential(type(layer)(4, 4, 3) if conv else TernaryLinear(36, 4)))[0], norm)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=helpers.dtype_id)
+def test_half_precision_and_compiled_models(dtype: torch.dtype) -> None:
+    packed, x = export_for_inference(_net().to(dtype)), helpers.randn(3, 4, 6, 6, dtype=dtype)
+    exact = copy.deepcopy(packed).float()(x.float())
+    fold_batch_norm_(packed)
+    y = packed(x)
+    assert y.dtype == dtype
+    helpers.assert_near(y, exact, 2e-2 if dtype == torch.bfloat16 else 4e-3)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        assert torch.equal(torch.compile(packed, fullgraph=True, backend="aot_eager")(x), y)

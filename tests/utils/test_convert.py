@@ -247,6 +247,52 @@ def test_weights_that_are_no_masters_are_refused(dtype: torch.dtype, message: st
     assert _ternary(model) == []
 
 
+class Int8Weight(torch.Tensor):
+    """A quantised weight as those of torchao: a tensor subclass that says it is float32 and holds integers."""
+
+    @staticmethod
+    def __new__(cls, codes: torch.Tensor, scale: torch.Tensor) -> "Int8Weight":
+        return torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.float32)
+
+    def __init__(self, codes: torch.Tensor, scale: torch.Tensor) -> None:
+        self.codes, self.scale = codes, scale
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["codes", "scale"], None
+
+    @staticmethod
+    def __tensor_unflatten__(inner: dict[str, torch.Tensor], *_: object) -> "Int8Weight":
+        return Int8Weight(inner["codes"], inner["scale"])
+
+    @classmethod
+    def __torch_dispatch__(cls, func: object, types: object, args: tuple = (), kwargs: object = None) -> object:
+        if func is torch.ops.aten.detach.default:
+            return Int8Weight(args[0].codes, args[0].scale)
+        raise NotImplementedError(f"{func} of a quantised weight")
+
+
+def _int8(*shape: int) -> nn.Parameter:
+    return nn.Parameter(Int8Weight(torch.zeros(shape, dtype=torch.int8), torch.ones(shape[0])), requires_grad=False)
+
+
+@pytest.mark.parametrize("depth", [None, 2])
+def test_weight_that_is_quantised_already_is_refused(depth: int | None) -> None:  # FIELD T13
+    model = _model()
+    model[1].up.weight = _int8(32, 16)
+    with pytest.raises(TypeError, match=r"cannot convert 1\.up: its weight is a Int8Weight, a tensor subclass"):
+        quantize_(model, depth=depth)
+    assert _ternary(model) == []
+
+
+def test_trained_layer_whose_weight_was_quantised_does_not_export() -> None:  # FIELD T13
+    model = _model()
+    quantize_(model)
+    model[1].up.weight = _int8(32, 16)
+    for act in (bittorch.export_for_inference, bittorch.utils.summary):
+        with pytest.raises(TypeError, match=r"1\.up: its weight is a Int8Weight, a tensor subclass"):
+            act(model)
+
+
 def test_weight_that_is_no_parameter_is_refused() -> None:
     model = _model()
     del model[1].up.weight
