@@ -62,6 +62,9 @@ CHOICES: dict[str, Choice] = {
         "A compressed-tensors scheme quantises activations, outputs or the cache in another way than 8 bits a token.",
     ),
     "all-zero-matrix": Choice("warned", "A matrix is all zeros, in any format: it is taken as it is."),
+    "exact-ternary": Choice(
+        "warned", "Weights are stored as floats, and are exactly trits times scales: they are read as ternary weights."
+    ),
 }
 
 

@@ -12,6 +12,7 @@ from bittorch.models.io import choices
 from bittorch.models.io.checkpoint import Checkpoint, StoredTensor
 from bittorch.models.io.dense_tensor import DenseTensor
 from bittorch.models.io.errors import FormatError
+from bittorch.models.io.exact_ternary import recognised
 from bittorch.models.io.hf_bitnet import read_bitnet
 from bittorch.models.io.hf_compressed import activation_bits as activation_bits_of
 from bittorch.models.io.hf_compressed import read_compressed
@@ -44,6 +45,8 @@ def open_directory(path: Path) -> Checkpoint:
     format, tensors, activation_bits = _read(raw, values, own, path)
     config = config_from_hf(values, tensors, activation_bits, what)
     config = _tied(tensors, config, what)
+    if format == "safetensors":
+        tensors = recognised(tensors, str(path))
     return Checkpoint(path, format, config, tensors, {"config": values, "safetensors": own}, path, files)
 
 

@@ -20,8 +20,9 @@ import bittorch
 from bittorch.models import LanguageModel, ModelConfig
 from bittorch.models.io import CheckpointWarning, FormatError, LossyError, open_checkpoint, save
 from bittorch.models.io.choices import CHOICES, refusal, warn
+from bittorch.models.io.hf_config import config_to_hf
 from tests.models.io.test_gguf import dense_values, write
-from tests.models.io.tiny import BITNET, model
+from tests.models.io.tiny import BITNET, LLAMA, model
 
 Case = Callable[[Path], object]
 CASES: dict[str, Case] = {}
@@ -90,6 +91,15 @@ def _(tmp_path: Path) -> None:
 def _(tmp_path: Path) -> None:
     path, _ = folder(tmp_path / "x", model__embed_tokens__weight=torch.zeros(24, 256))
     LanguageModel.from_pretrained(path, tokenizer=False)
+
+
+@case("exact-ternary")  # FIELD L5
+def _(tmp_path: Path) -> None:
+    values = {name: torch.randn(shape) for name, shape in LLAMA.tensor_shapes().items()}
+    values["model.layers.1.mlp.up_proj.weight"].sign_()
+    save_file(values, tmp_path / "model.safetensors")
+    configure(tmp_path, config_to_hf(LLAMA))
+    open_checkpoint(tmp_path).close()
 
 
 def test_every_choice_has_a_case() -> None:

@@ -1,0 +1,172 @@
+"""Floats that are exactly trits times scales are ternary weights, and nothing else is."""
+
+import functools
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bittorch.models import LanguageModel
+from bittorch.models.io import CheckpointWarning, convert, open_checkpoint
+from bittorch.models.io.hf_config import config_to_hf
+from tests import helpers
+from tests.helpers import random_codes, seeded
+from tests.models.io.tiny import LLAMA, random_scale
+
+UP, HEAD = "model.layers.1.mlp.up_proj.weight", "lm_head.weight"
+GROUPS = {"tensor": 0, "channel": 0, "group256": 256, "group128": 128, "group64": 64}
+
+
+def scale_of(kind: str, n: int, k: int, seed: int) -> Tensor:
+    """As `random_scale`, of groups of 128 too; multipliers that bfloat16 holds."""
+    scale = random_scale("group64" if kind == "group128" else kind, n, k, seed)
+    return (scale[:, ::2] if kind == "group128" else scale).bfloat16().float()
+
+
+def codes_of(name: str) -> Tensor:
+    n, k = LLAMA.tensor_shapes()[name]
+    return random_codes(n, k, seed=len(name) + n)
+
+
+@functools.cache
+def packed_of(name: str) -> Tensor:
+    return helpers.pack(codes_of(name))
+
+
+def spread(scale: Tensor, n: int, k: int) -> Tensor:
+    """A multiplier for each weight."""
+    columns = scale.reshape(-1, 1) if scale.dim() == 1 else scale
+    return columns.repeat_interleave(k // columns.shape[1], 1).expand(n, k)
+
+
+def write(path: Path, kind: str, dtype: torch.dtype, change: Callable[[dict[str, Tensor]], Any] = lambda state: None):
+    """A dense directory whose projections are trits times scales; returns the scales."""
+    path.mkdir()
+    state, scales = {}, {}
+    for number, (name, (n, *k)) in enumerate(LLAMA.tensor_shapes().items()):
+        state[name] = torch.randn((n, *k), generator=seeded(number)).to(dtype)
+        if name.endswith("_proj.weight"):
+            scales[name] = scale_of(kind, n, k[0], number)
+            state[name] = (codes_of(name) * spread(scales[name], n, k[0])).to(dtype)
+    change(state)
+    save_file(state, path / "model.safetensors", metadata={"format": "pt"})
+    (path / "config.json").write_text(json.dumps(config_to_hf(LLAMA)))
+    return scales
+
+
+@pytest.mark.parametrize("kind", GROUPS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_trits_and_scales_are_found(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:  # FIELD L5
+    scales = write(tmp_path / "x", kind, dtype)
+    with pytest.warns(CheckpointWarning, match="14 weights are stored as .*F") as caught:
+        found = open_checkpoint(tmp_path / "x")
+    assert len(caught) == 1
+    for name, scale in scales.items():
+        info, weight = found.info(name), found.packed(name)
+        assert info.ternary
+        assert info.type.endswith(" (ternary)")
+        assert torch.equal(weight.weight_packed, packed_of(name))
+        n, k = info.shape
+        assert torch.equal(spread(weight.scale, n, k), spread(scale, n, k))
+        assert weight.scale.numel() <= scale.numel()  # as coarse as it is
+        assert found.dense(name).dtype == dtype
+    assert not found.info(HEAD).ternary
+    assert not found.info("model.embed_tokens.weight").ternary
+
+
+def test_a_head_and_ragged_rows_count_too(tmp_path: Path) -> None:
+    """Rows that 64 does not divide may have a scale each."""
+    from bittorch.models.io.checkpoint import StoredTensor, TensorInfo
+    from bittorch.models.io.exact_ternary import recognised
+
+    class Held(StoredTensor):
+        def dense(self, dtype: torch.dtype | None = None) -> Tensor:
+            return values
+
+    scale = torch.rand(7, 1, generator=seeded(1)) + 0.1
+    values = random_codes(7, 70) * scale
+    stored = Held(TensorInfo(HEAD, "F32", (7, 70), 0))
+    with pytest.warns(CheckpointWarning):
+        found = recognised({HEAD: stored, "model.embed_tokens.weight": stored}, "x")
+    assert not found["model.embed_tokens.weight"].info.ternary
+    weight = found[HEAD].packed()
+    assert torch.equal(weight.scale, scale[:, 0])
+    assert torch.equal(weight.weight_packed, helpers.pack(random_codes(7, 70)))
+
+
+def one_more(state: dict[str, Tensor]) -> None:
+    state[UP][100, 7] = 0.3  # no row that is looked at first
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        one_more,
+        lambda state: state[UP][100].fill_(float("nan")),
+        lambda state: state[UP][:, 5].fill_(float("inf")),
+        lambda state: state[UP].zero_(),
+        lambda state: state[UP].normal_(),
+        lambda state: state[UP][100, 3].mul_(1 + 2**-7),  # one unit in the last place
+    ],
+    ids=["another value", "NaN", "Inf", "zeros", "dense", "one ulp"],
+)
+def test_what_is_not_exact_stays_dense(change: Callable[[dict[str, Tensor]], Any], tmp_path: Path) -> None:
+    def changed(state: dict[str, Tensor]) -> None:
+        state[UP] = torch.where(state[UP] == 0, state[UP].abs().max(), state[UP])  # else what is changed may be 0
+        change(state)
+
+    write(tmp_path / "x", "tensor", torch.bfloat16, changed)
+    with pytest.warns(CheckpointWarning, match="13 weights"), open_checkpoint(tmp_path / "x") as found:
+        assert not found.info(UP).ternary
+
+
+def test_dense_models_are_not_told_of_and_hardly_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bittorch.models.io import exact_ternary
+
+    def dense(state: dict[str, Tensor]) -> None:
+        for value in state.values():
+            value.normal_(generator=seeded(1))
+
+    write(tmp_path / "x", "tensor", torch.bfloat16, dense)
+    looked, look = [], exact_ternary._of_one_magnitude
+    monkeypatch.setattr(
+        exact_ternary, "_of_one_magnitude", lambda w, group: (looked.append(w.numel()), look(w, group))[1]
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CheckpointWarning)
+        open_checkpoint(tmp_path / "x").close()
+    assert max(looked) <= 512  # one row
+    assert len(looked) == 15  # of each linear weight
+
+
+@pytest.mark.filterwarnings("ignore::bittorch.models.io.CheckpointWarning")
+@pytest.mark.parametrize(
+    ("kind", "to"), [("group64", "gguf-q2_0"), ("group256", "gguf-tq2_0"), ("tensor", "gguf-i2_s")]
+)
+def test_conversion_writes_them_ternary(kind: str, to: str, tmp_path: Path) -> None:  # FIELD L5
+    write(tmp_path / "x", kind, torch.bfloat16)
+    report = convert(tmp_path / "x", tmp_path / "y", to=to)
+    assert (report.ternary, report.scale_error) == (14, 0)
+    with open_checkpoint(tmp_path / "x") as before, open_checkpoint(tmp_path / "y") as after:
+        assert after.info(UP).type == to.partition("-")[2].upper()
+        assert torch.equal(before.dense(UP).float(), after.dense(UP))
+
+
+@pytest.mark.filterwarnings("ignore::bittorch.models.io.CheckpointWarning")
+@torch.inference_mode()
+def test_the_model_computes_what_the_dense_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # FIELD L5
+    write(tmp_path / "x", "group64", torch.float32, lambda state: state["model.embed_tokens.weight"].mul_(0.1))
+    tokens = torch.arange(20)[None] % 24
+    packed = LanguageModel.from_pretrained(tmp_path / "x", tokenizer=False)
+    monkeypatch.setattr("bittorch.models.io.hf.recognised", lambda tensors, what: tensors)
+    dense = LanguageModel.from_pretrained(tmp_path / "x", tokenizer=False)
+    assert type(packed.layers[0].mlp.down_proj) is not type(dense.layers[0].mlp.down_proj)
+    assert helpers.relative_l2(packed(tokens), dense(tokens)) < 1e-4
+    assert isinstance(open_checkpoint(tmp_path / "x").dense(UP), Tensor)
