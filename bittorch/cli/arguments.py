@@ -8,6 +8,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from bittorch.cli.errors import UsageError
+from bittorch.models.config import ACTIVATIONS
+from bittorch.models.io.codecs import I2S_LAYOUTS
 
 if TYPE_CHECKING:
     from bittorch.models import GenerationConfig
@@ -65,7 +67,7 @@ def output_options() -> argparse.ArgumentParser:
 
 def model_options() -> argparse.ArgumentParser:
     """Which model, and how it is loaded."""
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = argparse.ArgumentParser(add_help=False, parents=[reading_options()])
     group = parser.add_argument_group("model")
     group.add_argument(
         "-m",
@@ -93,6 +95,22 @@ def model_options() -> argparse.ArgumentParser:
         "--activation-bits", choices=ACTIVATION_BITS, default="auto", help="of the ternary layers' inputs"
     )
     return parser
+
+
+def reading_options() -> argparse.ArgumentParser:
+    """What a GGUF file may leave open; see `bittorch.models.io.open_checkpoint`."""
+    parser = argparse.ArgumentParser(add_help=False)
+    group = parser.add_argument_group("what a GGUF file leaves open")
+    group.add_argument("--i2-s-layout", choices=I2S_LAYOUTS, help="order of weights in I2_S tensors; default 128x32")
+    group.add_argument("--hidden-act", choices=ACTIVATIONS, help="activation of the MLP; default what the file says")
+    group.add_argument("--pre-tokenizer", metavar="NAME", help="how text is cut into words, such as llama-bpe")
+    return parser
+
+
+def reading(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of `reading_options` that were given, as `bittorch.models.io.open_checkpoint` takes them."""
+    names = ("i2_s_layout", "hidden_act", "pre_tokenizer")
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
 def sampling_options() -> argparse.ArgumentParser:

@@ -143,9 +143,9 @@ def _check(prompt: Any) -> None:
         raise BadRow(f"the prompt must be a text or a list of messages, got {type(prompt).__name__}")
     for message in prompt:
         role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
-        if not isinstance(role, str) or not isinstance(content, str):
-            raise BadRow(f"a message must have a role and a content, got {json.dumps(message)[:80]}")
-        check_text(content, "a message")
+        if not isinstance(role, str) or not isinstance(content, str | None):
+            raise BadRow(f"a message must have a role, and text as its content, got {json.dumps(message)[:80]}")
+        check_text(content or "", "a message")
 
 
 def _unique(rows: Iterable[Row]) -> list[Row]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bittorch.cli.arguments import DTYPES, output_options
+from bittorch.cli.arguments import DTYPES, output_options, reading, reading_options
 from bittorch.cli.console import Console, size_text
 from bittorch.cli.errors import CommandError, UsageError
 from bittorch.models.io import TARGETS
@@ -25,7 +25,7 @@ def add_parser(commands: Any) -> None:
         help="write a checkpoint in another format",
         description="Writes SRC as DST in another format. What is written is read back and compared with SRC, trits "
         "and scales, before DST has its name; a failure leaves DST as it was.",
-        parents=[output_options()],
+        parents=[reading_options(), output_options()],
         allow_abbrev=False,
     )
     parser.add_argument("source", metavar="SRC", help="a directory with config.json, or a GGUF file")
@@ -34,7 +34,6 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--allow-lossy", action="store_true", help="write although values change, and say by how much")
     parser.add_argument("--dense-dtype", choices=DTYPES, default="auto", help="of what is not ternary; default its own")
     parser.add_argument("--overwrite", action="store_true", help="replace DST, once the new one is whole")
-    parser.add_argument("--i2-s-layout", default="128x32", help="of I2_S tensors in SRC; default 128x32")
     planes = parser.add_argument_group("planes of trits", "make a dense model ternary first, for --to bittorch")
     planes.add_argument("--depth", type=int, metavar="D", help="planes of each dense layer, 1 to 6")
     planes.add_argument("--group-size", type=int, metavar="G", help="columns that share a scale; 0 for one scale a row")
@@ -77,7 +76,7 @@ def _convert(args: argparse.Namespace, console: Console) -> Report:
                 allow_lossy=args.allow_lossy,
                 dense_dtype=None if args.dense_dtype == "auto" else getattr(torch, args.dense_dtype),
                 overwrite=args.overwrite,
-                i2_s_layout=args.i2_s_layout,
+                **reading(args),
             )
         except LossyError as error:
             raise CommandError(str(error).replace("allow_lossy", "--allow-lossy")) from None
@@ -95,7 +94,7 @@ def _as_planes(args: argparse.Namespace, console: Console) -> Report:
         options = LoadOptions(dtype=dtype, depth=args.depth, group_size=args.group_size, head_depth=args.head_depth)
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from None
-    with open_checkpoint(args.source, i2_s_layout=args.i2_s_layout) as source, console.progress("tensors") as progress:
+    with open_checkpoint(args.source, **reading(args)) as source, console.progress("tensors") as progress:
         return save_model(
             LanguageModel.from_checkpoint(source, options, tokenizer=False),
             source.tokenizer_source,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bittorch.cli import default_model
-from bittorch.cli.arguments import output_options
+from bittorch.cli.arguments import output_options, reading, reading_options
 from bittorch.cli.console import Console, size_text
 from bittorch.cli.errors import CommandError
 
@@ -22,7 +22,7 @@ def add_parser(commands: Any) -> None:
         "info",
         help="list a checkpoint's tensors, formats, bytes and bits per weight",
         description="What a checkpoint holds; no tensor is read. Without PATH the GGUF file of SmolLM2-135M-Instruct.",
-        parents=[output_options()],
+        parents=[reading_options(), output_options()],
         allow_abbrev=False,
     )
     parser.add_argument("path", nargs="?", metavar="PATH", help="a directory with config.json, or a GGUF file")
@@ -38,7 +38,7 @@ def execute(args: argparse.Namespace, console: Console) -> int:
         console.note(f"no model is named: taking {default_model.NAME}, {path}")
     elif not (path := Path(args.path)).exists():
         raise CommandError(f"no checkpoint at {path}")
-    with open_checkpoint(path) as checkpoint:
+    with open_checkpoint(path, **reading(args)) as checkpoint:
         tensors = [checkpoint.info(name) for name in checkpoint.names]
         console.object(_object(checkpoint, tensors))
         if not console.json:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bittorch.cli import default_model
+from bittorch.cli.arguments import reading
 from bittorch.cli.console import Console
 from bittorch.cli.default_model import Conversion
 from bittorch.cli.errors import CommandError, UsageError
@@ -59,6 +60,7 @@ def choose(args: argparse.Namespace) -> Choice:
         group_size = default_model.GROUP_SIZE
     planes = {"depth": depth, "group_size": group_size, "head_depth": args.head_depth}
     _check({**options, **planes})
+    options |= reading(args)
     if args.model is None:
         gguf = default_model.find_gguf()
         if depth is not None:

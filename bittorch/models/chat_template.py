@@ -32,20 +32,21 @@ class ChatTemplate:
         """The text of a conversation.
 
         Args:
-            messages: mappings with ``role`` (system, user, assistant, as the template knows them) and ``content``.
+            messages: mappings with ``role`` (system, user, assistant, as the template knows them) and ``content``,
+                which a message of tool calls may lack.
             add_generation_prompt: end where the assistant's answer begins.
             values: further names for the template; ``tools`` and ``documents`` are None unless given.
 
         Raises:
             ImportError: jinja2 is missing, or older than 3.1.6, whose sandbox has a known hole.
-            ValueError: no message, a message without role or content, a template with errors, more work than the
+            ValueError: no message, a message without a role, a template with errors, more work than the
                 messages allow, or what the template itself refuses.
         """
         if not messages:
             raise ValueError("there is no message")
         for index, message in enumerate(messages):
-            if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
-                raise ValueError(f"message {index} must be a mapping with role and content, got {message!r:.100}")
+            if not isinstance(message, Mapping) or "role" not in message:
+                raise ValueError(f"message {index} must be a mapping with a role, got {message!r:.100}")
         template, limited, units = self._compiled
         names = {"tools": None, "documents": None, **self.special_tokens, **values}
         try:

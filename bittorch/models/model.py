@@ -70,6 +70,9 @@ class LanguageModel(nn.Module):
         activation_bits: int | Literal["auto"] | None = "auto",
         head_depth: int | None = None,
         tokenizer: bool = True,
+        i2_s_layout: str = "128x32",
+        hidden_act: str | None = None,
+        pre_tokenizer: str | None = None,
     ) -> LanguageModel:
         """A model from a directory of safetensors or one GGUF file, straight to its device.
 
@@ -80,13 +83,19 @@ class LanguageModel(nn.Module):
             path: as `bittorch.models.io.open_checkpoint` takes it.
             device, dtype, depth, group_size, activation_bits, head_depth: as in `bittorch.models.load.LoadOptions`.
             tokenizer: whether to load the tokenizer too, which needs the extra ``lm``.
+            i2_s_layout, hidden_act, pre_tokenizer: what a GGUF file may leave open, as in `open_checkpoint`.
+
+        Warns:
+            bittorch.models.io.CheckpointWarning: the checkpoint leaves something open; names it and what is taken.
 
         Raises:
             FileNotFoundError, bittorch.models.io.FormatError: as `open_checkpoint`; missing tensors are listed.
             TypeError, ValueError: options out of range.
         """
         options = LoadOptions(device, dtype, depth, group_size, activation_bits, head_depth)
-        with open_checkpoint(path) as checkpoint:
+        with open_checkpoint(
+            path, i2_s_layout=i2_s_layout, hidden_act=hidden_act, pre_tokenizer=pre_tokenizer
+        ) as checkpoint:
             return cls.from_checkpoint(checkpoint, options, tokenizer=tokenizer)
 
     @classmethod

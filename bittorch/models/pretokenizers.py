@@ -40,6 +40,6 @@ def patterns_of(name: str) -> tuple[str, ...]:
     if name not in PATTERNS:
         raise ValueError(
             f"the pre-tokenizer {name!r} is not known, so text would be cut wrongly; known are {', '.join(PATTERNS)}. "
-            f"Use the tokenizer.json of the model"
+            f"Use the tokenizer.json of the model, or give pre_tokenizer= if one of these cuts text alike"
         )
     return PATTERNS[name]

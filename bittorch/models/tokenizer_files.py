@@ -10,10 +10,13 @@ from typing import Any
 
 import tokenizers
 
-from bittorch.models.pretokenizers import BEGINS, WHOLE_WORDS, patterns_of
+from bittorch.models.io import choices
+from bittorch.models.io.gguf_entries import check_tokenizer_entries
+from bittorch.models.pretokenizers import BEGINS, PATTERNS, WHOLE_WORDS, patterns_of
 from bittorch.models.sentencepiece_model import read_model
 from bittorch.models.tokenizer import NAMES, Tokenizer, is_panic
 from bittorch.models.vocabulary import (
+    CONTROL,
     NORMAL,
     Pieces,
     add_by_type,
@@ -27,8 +30,24 @@ from bittorch.models.vocabulary import (
 CHAT_TEMPLATE = "chat_template.jinja"
 GGUF_ENTRIES = "gguf_tokenizer.json"  # what `bittorch.models.io` makes of a GGUF file's tokenizer in a directory
 HF_JSON = "tokenizer.huggingface.json"  # the entry of a GGUF file that holds a tokenizer.json
-# Tokens that end a turn in the vocabularies of LLaMA 3, whose files name the end of text alone.
-TURN_ENDS = ("<|eot_id|>", "<|eom_id|>")
+# Tokens that end a text or a turn by their names: files often name one alone. Source: llama.cpp.
+_TURN_ENDS = """
+<|eot_id|> <|eom_id|> <|im_end|> <|end|> <|return|> <|call|> <|calls|> <|flush|> <end_of_turn> <|endoftext|> </s> <EOT>
+_<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> [e~[
+<|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD] <|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame> <|file_sep|>
+"""  # the last line is of code: what pads, and where the next file or repository begins
+TURN_ENDS = frozenset({*_TURN_ENDS.split(), "<\uff5cend\u2581of\u2581sentence\uff5c>"})
+# Where a vocabulary has all of the first, the second ends no turn.
+NO_END_BESIDE = (
+    (("<|return|>", "<|call|>"), "<|end|>"),
+    (("<|return|>", "<|calls|>"), "<|end|>"),
+    (("<|call|>", "<|flush|>"), "<|end|>"),
+    (("<|calls|>", "<|flush|>"), "<|end|>"),
+    (("<|tool_response>",), "</s>"),
+)
+# Numbers of control tokens where a file does not say; as in llama.cpp.
+DEFAULT_IDS = {("llama", "bos"): 1, ("llama", "eos"): 2, ("t5", "eos"): 1}
+LLAMA3_SIZE, LLAMA3_BEGIN = 128256, (128000, "<|begin_of_text|>")
 
 
 @contextlib.contextmanager
@@ -128,9 +147,14 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     types = [int(value) for value in metadata.get("tokenizer.ggml.token_type", [NORMAL] * len(texts))]
     if len(types) != len(texts):
         raise ValueError(f"the GGUF file has {len(texts)} tokens and {len(types)} token types")
+    check_tokenizer_entries(metadata)
+    ends = _ends(metadata, texts)
+    types = [CONTROL if number in ends else own for number, own in enumerate(types)]
     special = {}
     for name, key in zip(NAMES, ("bos", "eos", "unknown", "padding"), strict=True):
-        number = metadata.get(f"tokenizer.ggml.{key}_token_id")
+        default = DEFAULT_IDS.get((str(kind), key))
+        default = default if default is not None and types[default : default + 1] == [CONTROL] else None
+        number = metadata.get(f"tokenizer.ggml.{key}_token_id", default)
         if number is not None and 0 <= int(number) < len(texts):
             special[name] = texts[int(number)]
     if isinstance(metadata.get(HF_JSON), str):
@@ -145,15 +169,42 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
         bos = special.get("bos_token") if metadata.get("tokenizer.ggml.add_bos_token", begins) else None
         eos = special.get("eos_token") if metadata.get("tokenizer.ggml.add_eos_token", kind == "t5") else None
         begin_and_end(backend, bos, eos)
-    ends = [metadata[key] for key in ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id") if key in metadata]
-    ends += [texts.index(token) for token in TURN_ENDS if token in texts]
     return Tokenizer(backend, special, ends, metadata.get("tokenizer.chat_template"))
+
+
+def _ends(metadata: Mapping[str, Any], texts: Sequence[str]) -> list[int]:
+    """Tokens that end a text or a turn, by the entries of a GGUF file and by their names."""
+    found = {text: number for number, text in enumerate(texts) if text in TURN_ENDS}
+    for beside, text in NO_END_BESIDE:
+        if all(name in found for name in beside):
+            found.pop(text, None)
+    keys = (f"tokenizer.ggml.{kind}_token_id" for kind in ("eot", "eom", "fim_pad", "fim_rep", "fim_sep"))
+    given = [int(metadata[key]) for key in keys if key in metadata]
+    return list(dict.fromkeys([*(number for number in given if 0 <= number < len(texts)), *sorted(found.values())]))
+
+
+def _pre_tokenizer(metadata: Mapping[str, Any], texts: Sequence[str]) -> str:
+    """The name of how text is cut into words: of the file, else by the vocabulary, else llama.cpp's default."""
+    name = metadata.get("tokenizer.ggml.pre")
+    if name is not None:
+        return str(name)
+    where = "the GGUF file does not say how its tokenizer cuts text into words (tokenizer.ggml.pre)"
+    number, text = LLAMA3_BEGIN
+    if len(texts) == LLAMA3_SIZE or texts[number : number + 1] == [text]:
+        choices.warn("gguf-pre-tokenizer", f"{where}. Its vocabulary is that of LLaMA 3, so 'llama-bpe' is taken")
+        return "llama-bpe"
+    choices.warn(
+        "gguf-pre-tokenizer",
+        f"{where}. 'default' is taken, as llama.cpp does: IF IT IS ANOTHER, TEXT IS TOKENIZED WRONGLY AND THE MODEL'S "
+        f"ANSWERS ARE WORSE. Give pre_tokenizer=, one of {', '.join(PATTERNS)}",
+    )
+    return "default"
 
 
 def _gguf_byte_level(
     metadata: Mapping[str, Any], texts: Sequence[str], types: Sequence[int]
 ) -> tuple[tokenizers.Tokenizer, bool]:
-    name = metadata.get("tokenizer.ggml.pre", "default")
+    name = _pre_tokenizer(metadata, texts)
     merges = []
     for line in metadata.get("tokenizer.ggml.merges", ()):
         left, _, right = line.partition(" ")

@@ -87,7 +87,7 @@ BAD_ROWS = [
     (b'{"prompt": " "}', "the prompt is empty"),
     (b'{"prompt": "a\xffb"}', "not UTF-8 at character 1"),
     (b'{"prompt": "\\ud800"}', "not UTF-8 at character 0"),
-    (b'{"messages": [{"role": "user"}]}', "must have a role and a content"),
+    (b'{"messages": [{"content": "hi"}]}', "must have a role, and text as its content"),
     (b'{"messages": []}', "must be a text or a list of messages"),
     (b'{"id": 2.5, "prompt": "x"}', "its id must be a text or an integer, got 2.5"),
     (b'{"id": "1", "prompt": "x"}', "its id '1' is that of row 1 too"),

@@ -52,12 +52,22 @@ def test_templates_render_as_in_transformers(source: str) -> None:
 
 @pytest.mark.parametrize(
     ("messages", "message"),
-    [([], "there is no message"), ([{"role": "user"}], "message 0 must be"), (["hi"], "message 0 must be")],
+    [([], "there is no message"), ([{"content": "hi"}], "message 0 must be"), (["hi"], "message 0 must be")],
     ids=str,
 )
 def test_bad_messages(messages: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ChatTemplate(CHATML).render(messages)
+
+
+@pytest.mark.parametrize("message", [{"role": "assistant"}, {"role": "assistant", "content": None, "tool_calls": []}])
+def test_messages_without_content_render_as_in_transformers(message: dict[str, Any]) -> None:  # FIELD L14
+    utils = pytest.importorskip("transformers.utils.chat_template_utils")
+    body = "[{{ m.role }}{% if m.content %}: {{ m.content }}{% endif %}|{{ m['content'] }}]"
+    source = "{% for m in messages %}" + body + "{% endfor %}"
+    messages = [*MESSAGES, message]
+    ((expected,), _) = utils.render_jinja_template([messages], chat_template=source)
+    assert ChatTemplate(source).render(messages, add_generation_prompt=False) == expected
 
 
 def test_what_a_template_refuses_is_an_error() -> None:

@@ -60,10 +60,20 @@ class TensorInfo:
 
 
 class StoredTensor:
-    """A tensor in a file, decoded when asked; readers subclass it."""
+    """A tensor in a file, decoded when asked; readers subclass it.
 
-    def __init__(self, info: TensorInfo) -> None:
-        self.info = info
+    Args:
+        info: how it is stored.
+        path: the file, for errors; None in memory.
+    """
+
+    def __init__(self, info: TensorInfo, path: Path | None = None) -> None:
+        self.info, self.path = info, path
+
+    @property
+    def where(self) -> str:
+        """The tensor and its file, as errors name them."""
+        return f"{self.info.name} ({self.info.type})" if self.path is None else f"{self.path}: {self.info.name}"
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         raise NotImplementedError
@@ -131,6 +141,9 @@ class Checkpoint:
         Raises:
             KeyError: no such tensor.
             FormatError: damaged bytes: reserved codes, scales that are not finite.
+
+        Warns:
+            CheckpointWarning: a weight whose values are all 0.
         """
         values = self.stored(name).copied(dtype) if copy else self.stored(name).dense(dtype)
         if values.dim() == 2:
@@ -144,9 +157,12 @@ class Checkpoint:
             KeyError: no such tensor.
             ValueError: the tensor is not ternary; its info says so beforehand.
             FormatError: damaged bytes: reserved codes, scales that are not finite.
+
+        Warns:
+            CheckpointWarning: a weight whose values are all 0.
         """
         weight = self.stored(name).packed()
-        self._tell_of_zeros(name, weight.weight_packed)
+        self._tell_of_zeros(name, weight.weight_packed if bool(weight.scale.any()) else weight.scale)
         return weight
 
     def _tell_of_zeros(self, name: str, values: Tensor) -> None:
@@ -214,7 +230,13 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
-def open_checkpoint(path: str | Path, *, i2_s_layout: str = "128x32", hidden_act: str | None = None) -> Checkpoint:
+def open_checkpoint(
+    path: str | Path,
+    *,
+    i2_s_layout: str = "128x32",
+    hidden_act: str | None = None,
+    pre_tokenizer: str | None = None,
+) -> Checkpoint:
     """Opens a language model's checkpoint without reading its tensors.
 
     Args:
@@ -224,6 +246,8 @@ def open_checkpoint(path: str | Path, *, i2_s_layout: str = "128x32", hidden_act
             x86. A wrong one gives noise instead of text.
         hidden_act: the activation of the MLP, ``silu`` or ``relu2``; None takes what the checkpoint says. A GGUF file
             of architecture ``bitnet`` often says nothing.
+        pre_tokenizer: how a byte-level vocabulary of a GGUF file cuts text into words, by llama.cpp's name such as
+            ``llama-bpe``; None takes what the file says.
 
     Returns:
         The open checkpoint; use it in a ``with`` statement.
@@ -234,6 +258,7 @@ def open_checkpoint(path: str | Path, *, i2_s_layout: str = "128x32", hidden_act
     Raises:
         FileNotFoundError: nothing there.
         FormatError: damaged, incomplete, or of a format or architecture that is not read; the message names it.
+        ValueError: options out of range, and ``pre_tokenizer`` of a tokenizer that has rules of its own.
     """
     if hidden_act not in (None, *ACTIVATIONS):
         raise ValueError(f"hidden_act must be None or one of {', '.join(ACTIVATIONS)}, got {hidden_act!r}")
@@ -245,9 +270,14 @@ def open_checkpoint(path: str | Path, *, i2_s_layout: str = "128x32", hidden_act
         checkpoint = open_directory(path)
         if hidden_act is not None:
             checkpoint.config = dataclasses.replace(checkpoint.config, hidden_act=hidden_act)
-        return checkpoint
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
-    from bittorch.models.io.gguf import open_gguf
+    elif path.is_file():
+        from bittorch.models.io.gguf import open_gguf
 
-    return open_gguf(path, i2_s_layout, hidden_act)
+        checkpoint = open_gguf(path, i2_s_layout, hidden_act)
+    else:
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    if pre_tokenizer is not None:
+        from bittorch.models.io.tokenizer_files import with_pre_tokenizer
+
+        checkpoint.tokenizer_source = with_pre_tokenizer(checkpoint.tokenizer_source, pre_tokenizer)
+    return checkpoint

@@ -65,6 +65,26 @@ CHOICES: dict[str, Choice] = {
     "exact-ternary": Choice(
         "warned", "Weights are stored as floats, and are exactly trits times scales: they are read as ternary weights."
     ),
+    "gguf-entry": Choice(
+        "refused",
+        "A GGUF file has an entry that no table knows, or a value that changes what the model computes.",
+    ),
+    "gguf-layers": Choice(
+        "refused",
+        "A GGUF file has an entry with a value for each layer, and the values differ.",
+    ),
+    "gguf-pre-tokenizer": Choice(
+        "warned",
+        "A GGUF file does not name its pre-tokenizer: that of LLaMA 3 is taken for its vocabulary, else the default.",
+    ),
+    "write-i2_s-activations": Choice(
+        "warned",
+        "A model whose activations are not 8-bit is written as I2_S, whose only other program has no others.",
+    ),
+    "gguf-tokenizer-entry": Choice(
+        "warned",
+        "The tokenizer of a GGUF file has an entry that no table knows: it is ignored.",
+    ),
 }
 
 

@@ -11,6 +11,8 @@ compressed-tensors 0.20 (pack-quantized).
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -31,19 +33,33 @@ class ReservedCode(ValueError):
     """Bits that stand for no trit."""
 
 
+_KEPT = contextvars.ContextVar("_KEPT", default=False)
+
+
+@contextlib.contextmanager
+def reserved_kept() -> Iterator[None]:
+    """Within, decoders write the reserved code 11 for bits that stand for no trit: `ops.ternary_check` finds them."""
+    token = _KEPT.set(True)
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)
+
+
 def canonical_from_plus_one(data: Bytes) -> Bytes:
     """Codes ``weight + 1`` become canonical ones in place in their byte. Raises ReservedCode for 11."""
     plus = data >> np.uint8(1)
     plus &= np.uint8(0x55)
     minus = data & plus
-    if minus.any():
+    reserved = minus << np.uint8(1) if minus.any() else None
+    if reserved is not None and not _KEPT.get():
         raise ReservedCode("code 11, which is no trit")
     np.bitwise_or(data, plus, out=minus)
     np.invert(minus, out=minus)
     minus &= np.uint8(0x55)
     minus <<= np.uint8(1)
     minus |= plus
-    return minus
+    return minus if reserved is None else minus | reserved
 
 
 def canonical_from_plus_two(data: Bytes) -> Bytes:
@@ -52,7 +68,8 @@ def canonical_from_plus_two(data: Bytes) -> Bytes:
     zero = data | high
     np.invert(zero, out=zero)
     zero &= np.uint8(0x55)
-    if zero.any():
+    reserved = zero.copy() if zero.any() else None
+    if reserved is not None and not _KEPT.get():
         raise ReservedCode("code 00 (-2), which is no trit")
     plus = np.bitwise_and(data, high, out=zero)
     plus &= np.uint8(0x55)
@@ -60,7 +77,7 @@ def canonical_from_plus_two(data: Bytes) -> Bytes:
     high &= np.uint8(0x55)
     high <<= np.uint8(1)
     high |= plus
-    return high
+    return high if reserved is None else high | reserved
 
 
 def _fields(data: Bytes, shifts: Sequence[int]) -> Iterator[Codes]:
@@ -76,7 +93,7 @@ def _fields(data: Bytes, shifts: Sequence[int]) -> Iterator[Codes]:
 def pack(codes: Codes) -> Bytes:
     """``(N, K)`` codes to canonical bytes. Raises ReservedCode for what is no trit."""
     try:
-        return ops.ternary_pack(torch.from_numpy(np.ascontiguousarray(codes))).numpy()
+        return ops.ternary_pack(torch.from_numpy(np.ascontiguousarray(codes)), check=not _KEPT.get()).numpy()
     except ValueError:
         raise ReservedCode("code 11, which is no trit") from None
 
@@ -146,14 +163,21 @@ _TQ1_PARTS = ((0, 32, 5), (32, 16, 5), (48, 4, 4))
 
 
 def decode_tq1_0(blocks: Bytes) -> tuple[Bytes, Halves]:
-    """``(n, 54)`` bytes to ``(n, 64)`` canonical bytes and n scales."""
+    """``(n, 54)`` bytes to ``(n, 64)`` canonical bytes and n scales. Raises ReservedCode for bytes of no five trits."""
     records = _records(blocks, ("digits", "V52"), ("scale", "<f2"))
     digits = _bytes_of(records["digits"])
+    # A byte is v * 256 / 243 rounded up; 243 * byte modulo 256 is then the rounding, which is less than 243.
+    invalid = digits * np.uint8(243) > np.uint8(242)
+    damaged = bool(invalid.any())
+    if damaged and not _KEPT.get():
+        raise ReservedCode(f"byte {int(digits[invalid][0])}, which no five trits make")
     out = np.empty(len(blocks), [("a", "V8", 5), ("b", "V4", 5), ("c", "V1", 4)])  # as `_TQ1_PARTS`
     for digit in range(5):
         # (3 * byte) >> 8 counts the thirds of 256 that the byte has passed.
         codes = (digits >= 171).view(np.int8)
         codes -= (digits < 86).view(np.int8)
+        if damaged:
+            codes[invalid] = 2
         parts = _records(pack(codes.reshape(1, -1)).reshape(-1, 13), ("a", "V8"), ("b", "V4"), ("c", "V1"))
         for name in "abc" if digit < 4 else "ab":
             out[name][:, digit] = parts[name]
@@ -233,6 +257,7 @@ def _base3_pairs() -> np.ndarray[Any, np.dtype[np.uint32]]:
     fields = np.zeros(256, np.uint32)
     for digit in range(5):
         fields[:243] |= np.array([2, 0, 1], np.uint32)[value // 3**digit % 3] << np.uint32(2 * digit)
+    fields[243:] = 0x3FF  # reserved codes
     pair = np.arange(1 << 16)
     return fields[pair & 255] | fields[pair >> 8] << np.uint32(10)
 
@@ -242,7 +267,7 @@ def decode_base3(data: Bytes, columns: int) -> Bytes:
 
     Raises ReservedCode beyond 242 and for padding but 0.
     """
-    if data.size and data.max() > 242:
+    if data.size and data.max() > 242 and not _KEPT.get():
         raise ReservedCode(f"byte {int(data.max())}; five trits make 242 at most")
     # Four bytes are 20 trits, which are five canonical bytes; 121 is five times 0.
     quads = np.full((len(data), -(-data.shape[1] // 4) * 4), 121, np.uint8)
@@ -255,7 +280,8 @@ def decode_base3(data: Bytes, columns: int) -> Bytes:
     packed = _bytes_of(_records(pairs.view(np.uint8).reshape(-1, 8), ("trits", "V5"), ("rest", "V3"))["trits"])
     packed = packed.reshape(len(data), -1)
     used, rest = -(-columns // 4), columns % 4
-    if packed[:, used:].any() or (rest and (packed[:, used - 1] >> np.uint8(2 * rest)).any()):
+    beyond = packed[:, used:].any() or (rest and (packed[:, used - 1] >> np.uint8(2 * rest)).any())
+    if beyond and not _KEPT.get():
         raise ReservedCode(f"trits beyond column {columns}, where rows are padded with 0")
     return packed[:, :used]
 

@@ -15,12 +15,12 @@ from torch import Tensor
 from bittorch.models.config import ModelConfig
 from bittorch.models.io.checkpoint import Checkpoint, PackedWeight, StoredTensor, TensorInfo, open_checkpoint
 from bittorch.models.io.errors import FormatError, LossyError
-from bittorch.models.io.gguf_names import rope_factors
 from bittorch.models.io.target import check_replaced
 from bittorch.models.io.ternary_tensor import chunks
 from bittorch.models.io.tokenizer_files import write_tokenizer
 from bittorch.models.io.write_gguf import write_gguf
 from bittorch.models.io.write_safetensors import BitNetLayout, CompressedLayout, Layout, OwnLayout, write_directory
+from bittorch.models.rope import rope_frequencies
 from bittorch.utils.replacement import replacing
 
 DIRECTORIES = ("bittorch", "bittorch-base3", "bitnet", "compressed-tensors")
@@ -52,6 +52,8 @@ def convert(
     dense_dtype: torch.dtype | None = None,
     overwrite: bool = False,
     i2_s_layout: str = "128x32",
+    hidden_act: str | None = None,
+    pre_tokenizer: str | None = None,
 ) -> Report:
     """Writes a checkpoint in another format, tensor by tensor, and reads it back before it has its name.
 
@@ -65,7 +67,7 @@ def convert(
             the format does not know.
         overwrite: replace the checkpoint at ``dst`` in one step, once the new one is whole. A directory that holds
             anything besides a checkpoint's files is refused.
-        i2_s_layout: as in `open_checkpoint`, for reading.
+        i2_s_layout, hidden_act, pre_tokenizer: as in `open_checkpoint`, for reading.
 
     Returns:
         What was written.
@@ -77,7 +79,9 @@ def convert(
         LossyError: the format cannot hold the model exactly.
         OSError: a disk that is full, say; nothing is left behind.
     """
-    with open_checkpoint(Path(src), i2_s_layout=i2_s_layout) as source:
+    with open_checkpoint(
+        Path(src), i2_s_layout=i2_s_layout, hidden_act=hidden_act, pre_tokenizer=pre_tokenizer
+    ) as source:
         return save(
             source, dst, to=to, progress=progress, allow_lossy=allow_lossy, dense_dtype=dense_dtype, overwrite=overwrite
         )
@@ -183,8 +187,10 @@ def _compare(
             raise FormatError(f"{path} reads back other tensors: {set(source.names) ^ set(written.names)}")
         for name in source.names:
             if source.info(name).ternary:
-                largest = max(largest, _weight_error(name, source.packed(name), written.packed(name)))
-            elif not _same(source.dense(name), written.dense(name), dense_dtype, to == "bitnet" and allow_lossy):
+                largest = max(largest, _weight_error(name, source.packed(name), written.stored(name).packed()))
+            elif not _same(
+                source.dense(name), written.stored(name).dense(), dense_dtype, to == "bitnet" and allow_lossy
+            ):
                 raise FormatError(
                     f"{name} reads back changed; this is a bug of the writer of {to}, or the disk is damaged"
                 )
@@ -200,8 +206,7 @@ def _compare_configs(before: ModelConfig, after: ModelConfig, allow_lossy: bool)
     for field in dataclasses.fields(ModelConfig):
         one, other = getattr(before, field.name), getattr(after, field.name)
         if field.name == "rope_scaling" and one != other:
-            one, other = (torch.tensor(rope_factors(config) or ()) for config in (before, after))
-            same = one.shape == other.shape and torch.allclose(one, other, rtol=1e-6)
+            same = torch.allclose(rope_frequencies(before), rope_frequencies(after), rtol=1e-6)
         elif isinstance(one, float):
             same = torch.tensor(one).item() == torch.tensor(other).item()
         else:

@@ -14,10 +14,10 @@ from bittorch.models.io import codecs, gguf_blocks
 from bittorch.models.io.checkpoint import Checkpoint, PackedWeight, StoredTensor, TensorInfo
 from bittorch.models.io.codecs import Bytes
 from bittorch.models.io.errors import FormatError
-from bittorch.models.io.gguf_header import GGUFTensor, read_gguf
+from bittorch.models.io.gguf_header import GGUFTensor
 from bittorch.models.io.gguf_names import PERMUTED, ROPE_FACTORS, canonical_name, config_from_gguf
-from bittorch.models.io.mapped_file import MappedFile
-from bittorch.models.io.ternary_tensor import TernaryTensor, check_scale, chunks, collapse_scale
+from bittorch.models.io.gguf_split import read_parts
+from bittorch.models.io.ternary_tensor import Floats, TernaryTensor, chunks, collapse_scale
 
 TERNARY = {"TQ1_0", "TQ2_0", "Q2_0", "Q2_0_128", "I2_S"}
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -26,9 +26,9 @@ PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 class GGUFDense(StoredTensor):
     """Floats, or blocks of integers that stand for floats."""
 
-    def __init__(self, name: str, file: MappedFile, stored: GGUFTensor, factor: float | None = None) -> None:
-        super().__init__(TensorInfo(name, stored.type.name, stored.shape, stored.bytes))
-        self.file, self.stored, self.factor = file, stored, factor
+    def __init__(self, name: str, stored: GGUFTensor, factor: float | None = None) -> None:
+        super().__init__(TensorInfo(name, stored.type.name, stored.shape, stored.bytes), stored.file.path)
+        self.file, self.stored, self.factor = stored.file, stored, factor
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         values = self._plain(dtype) if self.info.type in PLAIN else self._blocks(dtype or torch.float32)
@@ -61,7 +61,7 @@ class GGUFDense(StoredTensor):
             blocks = self.file.view(self.stored.offset + begin * kind.bytes, (end - begin) * kind.bytes)
             with np.errstate(invalid="ignore", over="ignore"):
                 values = decode(blocks.reshape(-1, kind.bytes))
-            check_scale(torch.from_numpy(values), self.stored.name)
+            _check_blocks(values, begin, self)
             out[begin:end] = torch.from_numpy(values)
         self.release()
         return out.view(self.info.shape)
@@ -70,9 +70,10 @@ class GGUFDense(StoredTensor):
 class GGUFTernary(TernaryTensor):
     """Blocks of trits, each with its scale; or I2_S, with one scale behind them all."""
 
-    def __init__(self, name: str, file: MappedFile, stored: GGUFTensor, factor: float | None, i2_s_layout: str) -> None:
-        super().__init__(TensorInfo(name, stored.type.name, stored.shape, stored.bytes, ternary=True))
-        self.file, self.stored, self.factor, self.i2_s_layout = file, stored, factor, i2_s_layout
+    def __init__(self, name: str, stored: GGUFTensor, factor: float | None, i2_s_layout: str) -> None:
+        info = TensorInfo(name, stored.type.name, stored.shape, stored.bytes, ternary=True)
+        super().__init__(info, stored.file.path)
+        self.file, self.stored, self.factor, self.i2_s_layout = stored.file, stored, factor, i2_s_layout
 
     def decode(self, out: Bytes) -> Tensor:
         scale = self._i2_s(out) if self.info.type == "I2_S" else self._scaled_blocks(out)
@@ -81,7 +82,7 @@ class GGUFTernary(TernaryTensor):
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         if self.info.type.startswith("Q2_0"):  # whose fourth code is +2, legal where nobody asks for trits
-            return GGUFDense(self.info.name, self.file, self.stored, self.factor).dense(dtype)
+            return GGUFDense(self.info.name, self.stored, self.factor).dense(dtype)
         return super().dense(dtype)
 
     def _scaled_blocks(self, out: Bytes) -> Tensor:
@@ -91,7 +92,7 @@ class GGUFTernary(TernaryTensor):
         for begin, end in chunks(len(flat), kind.weights):
             blocks = self.file.view(self.stored.offset + begin * kind.bytes, (end - begin) * kind.bytes)
             flat[begin:end], scale[begin:end] = _BLOCK_DECODERS[kind.name](blocks.reshape(-1, kind.bytes))
-        check_scale(torch.from_numpy(scale), self.info.name)
+        _check_blocks(scale[:, None], 0, self)
         if (scale == scale[0]).all():
             return torch.from_numpy(scale[:1].copy())
         blank = ~flat.any(axis=1)
@@ -111,6 +112,18 @@ class GGUFTernary(TernaryTensor):
                 flat[first:last] = codecs.decode_i2_s(data.reshape(-1, block))
         tail = self.file.view(begin + size, 4).copy()
         return torch.from_numpy(tail).view(torch.float32)
+
+
+def _check_blocks(values: Floats, first: int, tensor: GGUFDense | GGUFTernary) -> None:
+    """Raises FormatError, with row and columns, where blocks from number ``first`` on have NaN or Inf."""
+    bad = ~np.isfinite(values)
+    if bad.any():
+        block, place = (int(found[0]) for found in np.nonzero(bad))
+        row, column = divmod((first + block) * tensor.stored.type.weights, tensor.info.shape[-1])
+        raise FormatError(
+            f"{tensor.where} has a scale that is not finite, {values[block, place]}, at row {row}, columns {column} to "
+            f"{column + tensor.stored.type.weights - 1}; the file is damaged"
+        )
 
 
 def _rows4(data: Bytes, out: Bytes) -> None:
@@ -155,21 +168,19 @@ def open_gguf(path: Path, i2_s_layout: str = "128x32", hidden_act: str | None = 
     """A GGUF file's checkpoint. Raises as `open_checkpoint`."""
     if i2_s_layout not in codecs.I2S_LAYOUTS:
         raise ValueError(f"i2_s_layout must be one of {', '.join(codecs.I2S_LAYOUTS)}, got {i2_s_layout!r}")
-    file = MappedFile(path)
-    entries, table = read_gguf(file)
+    files, entries, table = read_parts(path)
     stored = {}
     for name, tensor in table.items():
         if (canonical := canonical_name(name)) is not None and not name.endswith(".scale"):
             stored[canonical] = tensor
-    factors = _rope_factors(file, table)
-    shapes = {name: tensor.shape for name, tensor in stored.items()}
-    config = config_from_gguf(entries, shapes, factors, str(path), hidden_act)
+    factors = _rope_factors(table)
+    config = config_from_gguf(entries, stored, factors, str(path), hidden_act)
     used = {tensor.name for tensor in stored.values()} | {ROPE_FACTORS}
     tensors: dict[str, StoredTensor] = {}
     for name, tensor in stored.items():
         factor_name = tensor.name.removesuffix("weight") + "scale"
         used.add(factor_name)
-        tensors[name] = _stored(name, file, tensor, _factor(file, table.get(factor_name)), i2_s_layout)
+        tensors[name] = _stored(name, tensor, _factor(table.get(factor_name)), i2_s_layout)
         if entries["general.architecture"] in PERMUTED and ".self_attn." in name and "_proj." in name:
             heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(name.split(".")[-2])
             if heads and tensor.shape[0] == heads * config.head_dim:
@@ -179,12 +190,12 @@ def open_gguf(path: Path, i2_s_layout: str = "128x32", hidden_act: str | None = 
             f"{path} has {len(unknown)} tensors that no part of the model uses, first {unknown[0]!r:.100}"
         )
     tokenizer = {key: value for key, value in entries.items() if key.startswith("tokenizer.")}
-    return Checkpoint(path, "gguf", config, tensors, entries, tokenizer, (file,))
+    return Checkpoint(path, "gguf", config, tensors, entries, tokenizer, files)
 
 
-def _stored(name: str, file: MappedFile, tensor: GGUFTensor, factor: float | None, i2_s_layout: str) -> StoredTensor:
+def _stored(name: str, tensor: GGUFTensor, factor: float | None, i2_s_layout: str) -> StoredTensor:
     if tensor.type.name not in TERNARY:
-        return GGUFDense(name, file, tensor, factor)
+        return GGUFDense(name, tensor, factor)
     if len(tensor.shape) != 2 or tensor.shape[1] % 4:
         raise FormatError(f"{tensor.name} is {tensor.type.name} of shape {tensor.shape}; rows must be multiples of 4")
     rows, columns = tensor.shape
@@ -192,28 +203,28 @@ def _stored(name: str, file: MappedFile, tensor: GGUFTensor, factor: float | Non
         unit = 4 if i2_s_layout == "rows4" else 4 * int(i2_s_layout.partition("x")[2])
         if (rows if i2_s_layout == "rows4" else rows * columns) % unit:
             raise FormatError(f"{tensor.name} of shape {tensor.shape} is not cut into I2_S blocks {i2_s_layout}")
-    return GGUFTernary(name, file, tensor, factor, i2_s_layout)
+    return GGUFTernary(name, tensor, factor, i2_s_layout)
 
 
-def _rope_factors(file: MappedFile, table: dict[str, GGUFTensor]) -> tuple[float, ...] | None:
+def _rope_factors(table: dict[str, GGUFTensor]) -> tuple[float, ...] | None:
     if ROPE_FACTORS not in table:
         return None
     tensor = table[ROPE_FACTORS]
     if tensor.type.name != "F32" or len(tensor.shape) != 1:
         raise FormatError(f"{ROPE_FACTORS} must be F32 of one dimension, got {tensor.type.name} {tensor.shape}")
-    values: Any = file.view(tensor.offset, tensor.bytes).copy().view("<f4")
+    values: Any = tensor.file.view(tensor.offset, tensor.bytes).copy().view("<f4")
     if not (np.isfinite(values) & (values > 0)).all():
         raise FormatError(f"{ROPE_FACTORS} must be positive and finite; the file is damaged")
     return tuple(values.tolist())
 
 
-def _factor(file: MappedFile, tensor: GGUFTensor | None) -> float | None:
+def _factor(tensor: GGUFTensor | None) -> float | None:
     """The scalar that some converters store beside a weight, by which it is to be multiplied."""
     if tensor is None:
         return None
     if tensor.type.name != "F32" or tensor.bytes != 4:
         raise FormatError(f"{tensor.name} must be one F32, got {tensor.type.name} {tensor.shape}")
-    value = float(file.view(tensor.offset, 4).copy().view("<f4")[0])
+    value = float(tensor.file.view(tensor.offset, 4).copy().view("<f4")[0])
     if not np.isfinite(value):
         raise FormatError(f"{tensor.name} is {value}; the file is damaged")
     return value

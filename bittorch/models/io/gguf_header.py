@@ -13,68 +13,8 @@ import struct
 from typing import Any
 
 from bittorch.models.io.errors import FormatError
+from bittorch.models.io.gguf_types import REFUSED, REUSED, TYPES, GGUFType, block_bytes, meaning
 from bittorch.models.io.mapped_file import MappedFile
-
-
-@dataclasses.dataclass(frozen=True)
-class GGUFType:
-    """A tensor type: a block holds ``weights`` in ``bytes``; ``tail`` bytes follow the last block."""
-
-    name: str
-    weights: int
-    bytes: int
-    tail: int = 0
-
-
-TYPES = {
-    0: GGUFType("F32", 1, 4),
-    1: GGUFType("F16", 1, 2),
-    2: GGUFType("Q4_0", 32, 18),
-    3: GGUFType("Q4_1", 32, 20),
-    6: GGUFType("Q5_0", 32, 22),
-    7: GGUFType("Q5_1", 32, 24),
-    8: GGUFType("Q8_0", 32, 34),
-    10: GGUFType("Q2_K", 256, 84),
-    11: GGUFType("Q3_K", 256, 110),
-    12: GGUFType("Q4_K", 256, 144),
-    13: GGUFType("Q5_K", 256, 176),
-    14: GGUFType("Q6_K", 256, 210),
-    16: GGUFType("IQ2_XXS", 256, 66),
-    17: GGUFType("IQ2_XS", 256, 74),
-    18: GGUFType("IQ3_XXS", 256, 98),
-    19: GGUFType("IQ1_S", 256, 50),
-    20: GGUFType("IQ4_NL", 32, 18),
-    21: GGUFType("IQ3_S", 256, 110),
-    22: GGUFType("IQ2_S", 256, 82),
-    23: GGUFType("IQ4_XS", 256, 136),
-    24: GGUFType("I8", 1, 1),
-    25: GGUFType("I16", 1, 2),
-    26: GGUFType("I32", 1, 4),
-    27: GGUFType("I64", 1, 8),
-    28: GGUFType("F64", 1, 8),
-    29: GGUFType("IQ1_M", 256, 56),
-    30: GGUFType("BF16", 1, 2),
-    34: GGUFType("TQ1_0", 256, 54),
-    35: GGUFType("TQ2_0", 256, 66),
-    36: GGUFType("I2_S", 4, 1, tail=32),
-    39: GGUFType("MXFP4", 32, 17),
-    40: GGUFType("NVFP4", 64, 36),
-    41: GGUFType("Q1_0", 128, 18),
-    42: GGUFType("Q2_0", 64, 18),
-}
-Q2_0_FORK = GGUFType("Q2_0_128", 128, 34)  # one fork's blocks under id 42, told by the bytes they take
-_REPACKED = "weights in an order for one kind of machine, which ggml has dropped; convert the original model"
-REFUSED = {
-    9: "Q8_1, a type of activations",
-    15: "Q8_K, a type of activations",
-    31: _REPACKED,
-    32: _REPACKED,
-    33: _REPACKED,
-    37: "I8_S of bitnet.cpp, a type of activations",
-    38: "TL1 of bitnet.cpp, whose order depends on the machine that wrote it; convert the original model to TQ2_0",
-    142: "PQ2_0, which needs its activations rotated by a Hadamard transform",
-    143: "PTQ1_0, which needs its activations rotated by a Hadamard transform",
-}
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -90,6 +30,7 @@ class GGUFTensor:
     shape: tuple[int, ...]
     offset: int
     bytes: int
+    file: MappedFile
 
 
 class _Cursor:
@@ -127,7 +68,7 @@ class _Cursor:
         for _ in range(count):
             if at + 8 > end or (length := length_at(data, at)[0]) > end - at - 8:
                 self.at = at
-                self.take(end - at + 1, what)
+                self.take(self.number("Q", f"the length of {what}"), what)
             # Vocabularies hold bytes that are no UTF-8; nothing is lost this way.
             found.append(str(data[at + 8 : at + 8 + length], "utf-8", "surrogateescape"))
             at += 8 + length
@@ -197,16 +138,13 @@ def _tensor_entry(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
 def _place(
     file: MappedFile, table: list[tuple[str, tuple[int, ...], int, int]], begin: int, alignment: int
 ) -> dict[str, GGUFTensor]:
-    fork = _has_forked_q2_0(table, file.size - begin, alignment)
+    kinds = _kinds(file, table, file.size - begin, alignment)
     tensors: dict[str, GGUFTensor] = {}
     for name, shape, type_id, offset in table:
         where = f"{file.path}: tensor {name!r:.100}"
         if name in tensors:
             raise FormatError(f"{where} stands twice in the table")
-        if type_id not in TYPES:
-            reason = REFUSED.get(type_id, "a type this version does not know, perhaps of a fork")
-            raise FormatError(f"{where} has type id {type_id}: {reason}")
-        kind = Q2_0_FORK if type_id == 42 and fork else TYPES[type_id]
+        kind = kinds[type_id]
         size = _bytes(kind, shape, where)
         if offset % alignment:
             raise FormatError(f"{where} lies at offset {offset}, which is no multiple of the alignment {alignment}")
@@ -215,7 +153,7 @@ def _place(
                 f"{where} ({kind.name} {shape}) takes {size} bytes from offset {offset}, but the file has "
                 f"{max(0, file.size - begin)} bytes of data; it is truncated or damaged"
             )
-        tensors[name] = GGUFTensor(name, kind, shape, begin + offset, size)
+        tensors[name] = GGUFTensor(name, kind, shape, begin + offset, size, file)
     ordered = sorted(tensors.values(), key=lambda tensor: (tensor.offset, tensor.bytes))
     for one, other in itertools.pairwise(ordered):
         if one.offset + one.bytes > other.offset:
@@ -225,27 +163,36 @@ def _place(
     return tensors
 
 
-def _bytes(kind: GGUFType, shape: tuple[int, ...], where: str) -> int:
-    count = math.prod(shape)
-    columns = shape[-1] if shape else 1
-    if count >= 2**62 or min(shape, default=1) < 1:
-        raise FormatError(f"{where} has the impossible shape {shape}")
-    if columns % kind.weights and not (kind.tail and count % kind.weights == 0):
-        raise FormatError(f"{where} has rows of {columns} weights, but {kind.name} stores {kind.weights} a block")
-    return count // kind.weights * kind.bytes + kind.tail
-
-
-def _has_forked_q2_0(table: list[tuple[str, tuple[int, ...], int, int]], size: int, alignment: int) -> bool:
-    """Whether type 42 means blocks of 128: all such tensors fill their places with these, not with blocks of 64."""
+def _kinds(
+    file: MappedFile, table: list[tuple[str, tuple[int, ...], int, int]], size: int, alignment: int
+) -> dict[int, GGUFType]:
+    """The type of each id in the table."""
     ends = sorted({offset for *_, offset in table} | {size})
+    places: dict[int, list[tuple[tuple[int, ...], int]]] = {}
+    first: dict[int, str] = {}
+    for name, shape, type_id, offset in table:
+        first.setdefault(type_id, name)
+        if type_id in REUSED:
+            end = ends[min(bisect.bisect_right(ends, offset), len(ends) - 1)]
+            places.setdefault(type_id, []).append((shape, end - offset))
+    kinds: dict[int, GGUFType] = {}
+    for type_id, name in first.items():
+        found = meaning(type_id, places[type_id], alignment) if type_id in REUSED else TYPES.get(type_id)
+        if isinstance(found, GGUFType):
+            kinds[type_id] = found
+            continue
+        reason = REFUSED.get(type_id, "a type this version does not know, perhaps of a fork")
+        reason = reason if found is None else f"{found.name} ({TYPES[type_id].name} of ggml takes more bytes)"
+        raise FormatError(f"{file.path}: tensor {name!r:.100} has type id {type_id}: {reason}")
+    return kinds
 
-    def fills(count: int, place: int, kind: GGUFType) -> bool:
-        return count % kind.weights == 0 and 0 <= place - count // kind.weights * kind.bytes < alignment
 
-    places = [
-        (math.prod(shape), ends[min(bisect.bisect_right(ends, offset), len(ends) - 1)] - offset)
-        for _, shape, type_id, offset in table
-        if type_id == 42
-    ]
-    forked = all(fills(*place, Q2_0_FORK) for place in places)
-    return bool(places) and forked and not all(fills(*place, TYPES[42]) for place in places)
+def _bytes(kind: GGUFType, shape: tuple[int, ...], where: str) -> int:
+    if math.prod(shape) >= 2**62 or min(shape, default=1) < 1:
+        raise FormatError(f"{where} has the impossible shape {shape}")
+    size = block_bytes(kind, shape)
+    if size is None:
+        raise FormatError(
+            f"{where} has rows of {shape[-1] if shape else 1} weights, but {kind.name} stores {kind.weights} a block"
+        )
+    return size

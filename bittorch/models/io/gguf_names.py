@@ -10,6 +10,8 @@ from typing import Any
 from bittorch.models.config import ModelConfig
 from bittorch.models.io import choices
 from bittorch.models.io.errors import FormatError
+from bittorch.models.io.gguf_entries import check_entries
+from bittorch.models.io.gguf_header import GGUFTensor
 
 PERMUTED = ("llama",)  # architectures that keep the rows of q and k interleaved for ggml's rotation
 RELU2 = ("bitnet-b1.58", "bitnet-25")
@@ -56,7 +58,7 @@ def gguf_name(name: str) -> str:
 
 def config_from_gguf(
     entries: Mapping[str, Any],
-    shapes: Mapping[str, tuple[int, ...]],
+    tensors: Mapping[str, GGUFTensor],
     factors: tuple[float, ...] | None,
     what: str,
     hidden_act: str | None = None,
@@ -65,7 +67,7 @@ def config_from_gguf(
 
     Args:
         entries: of the header.
-        shapes: of the tensors, by canonical name.
+        tensors: by canonical name.
         factors: by which rotary frequencies are divided.
         what: names the file in errors.
         hidden_act: the activation; None takes that of the file.
@@ -80,28 +82,33 @@ def config_from_gguf(
     if arch not in ARCHITECTURES:
         raise FormatError(f"{what} is of architecture {arch!r:.100}; known are {', '.join(ARCHITECTURES)}")
 
+    check_entries(entries, arch, what)
+
     def get(key: str, default: Any = None) -> Any:
-        return entries.get(f"{arch}.{key}", default)
+        value = entries.get(f"{arch}.{key}", default)
+        if not isinstance(value, list):
+            return value
+        return _of_all_layers(f"{arch}.{key}", value, entries.get(f"{arch}.block_count"), what)
 
     def need(key: str) -> Any:
         if (value := get(key)) is None:
             raise FormatError(f"{what} has no entry {arch}.{key}")
         return value
 
-    embedding = shapes.get("model.embed_tokens.weight", ())
-    if len(embedding) != 2:
+    embedding = tensors.get("model.embed_tokens.weight")
+    if embedding is None or len(embedding.shape) != 2:
         raise FormatError(f"{what} has no tensor token_embd.weight of two dimensions")
-    if get("expert_count", 0):
-        raise FormatError(f"{what} is a mixture of {get('expert_count')!r} experts, which is not read")
     try:
         hidden, heads = need("embedding_length"), need("attention.head_count")
         head_dim = get("attention.key_length", hidden // heads)
         if (rotated := get("rope.dimension_count", head_dim)) != head_dim:
-            raise FormatError(f"{what} rotates {rotated} of {head_dim} dimensions of a head, which is not read")
+            raise FormatError(f"{what} rotates {rotated} of {head_dim} dimensions of a head, which is not supported")
+        if (value_dim := get("attention.value_length", head_dim)) != head_dim:
+            raise FormatError(f"{what} has keys of {head_dim} and values of {value_dim} channels, which must be equal")
         eos = entries.get("tokenizer.ggml.eos_token_id")
         eos_ids = entries.get("bittorch.eos_token_ids", [] if eos is None else [eos])
         return ModelConfig(
-            vocab_size=embedding[0],
+            vocab_size=embedding.shape[0],
             hidden_size=hidden,
             intermediate_size=need("feed_forward_length"),
             num_layers=need("block_count"),
@@ -112,13 +119,13 @@ def config_from_gguf(
             rms_norm_eps=need("attention.layer_norm_rms_epsilon"),
             rope_theta=get("rope.freq_base", 10000.0),
             rope_scaling=_rope_scaling(get, factors, what),
-            hidden_act=hidden_act or _activation(arch, get, shapes, what),
-            sub_norm="model.layers.0.self_attn.attn_sub_norm.weight" in shapes,
-            tie_embeddings="lm_head.weight" not in shapes,
-            attention_bias="model.layers.0.self_attn.q_proj.bias" in shapes,
-            attention_output_bias="model.layers.0.self_attn.o_proj.bias" in shapes,
-            mlp_bias="model.layers.0.mlp.up_proj.bias" in shapes,
-            activation_bits=_activation_bits(entries, arch, what),
+            hidden_act=hidden_act or _activation(arch, get, tensors, what),
+            sub_norm="model.layers.0.self_attn.attn_sub_norm.weight" in tensors,
+            tie_embeddings="lm_head.weight" not in tensors,
+            attention_bias="model.layers.0.self_attn.q_proj.bias" in tensors,
+            attention_output_bias="model.layers.0.self_attn.o_proj.bias" in tensors,
+            mlp_bias="model.layers.0.mlp.up_proj.bias" in tensors,
+            activation_bits=_activation_bits(entries, arch, tensors, what),
             bos_token_id=entries.get("tokenizer.ggml.bos_token_id"),
             eos_token_ids=tuple(eos_ids),
         )
@@ -128,7 +135,21 @@ def config_from_gguf(
         raise FormatError(f"{what}: {error}") from None
 
 
-def _activation(arch: str, get: Any, shapes: Mapping[str, tuple[int, ...]], what: str) -> str:
+def _of_all_layers(key: str, values: list[Any], layers: Any, what: str) -> Any:
+    """The value that an entry with one for each layer has for all. Raises FormatError where they differ."""
+    if len(values) != layers:
+        raise FormatError(f"{what}: {key} has {len(values)} values for {layers!r:.40} layers")
+    for layer, value in enumerate(values):
+        if value != values[0]:
+            raise choices.refusal(
+                "gguf-layers",
+                f"{what}: {key} is {values[0]!r:.40} in layer 0 and {value!r:.40} in layer {layer}; layers that "
+                "differ are not supported",
+            )
+    return values[0]
+
+
+def _activation(arch: str, get: Any, tensors: Mapping[str, GGUFTensor], what: str) -> str:
     """What the file names; else relu2 for `RELU2`, SiLU for ``llama``, and a guess for ``bitnet``, with a warning.
 
     Converters write no activation for ``bitnet``. llama.cpp then runs SiLU, as the first BitNet models do. These have
@@ -144,7 +165,7 @@ def _activation(arch: str, get: Any, shapes: Mapping[str, tuple[int, ...]], what
         return "relu2" if arch in RELU2 else "silu"
     heads = get("attention.head_count")
     grouped, base = get("attention.head_count_kv", heads) != heads, get("rope.freq_base", 10000.0)
-    newer = "model.layers.0.self_attn.attn_sub_norm.weight" in shapes and (grouped or base != 10000.0)
+    newer = "model.layers.0.self_attn.attn_sub_norm.weight" in tensors and (grouped or base != 10000.0)
     taken, other = ("relu2", "silu") if newer else ("silu", "relu2")
     sizes = "like those of BitNet b1.58 2B-4T" if newer else "those of the first BitNet models, as llama.cpp takes it"
     choices.warn(
@@ -155,25 +176,30 @@ def _activation(arch: str, get: Any, shapes: Mapping[str, tuple[int, ...]], what
     return taken
 
 
-def _activation_bits(entries: Mapping[str, Any], arch: str, what: str) -> int | None:
-    """Our own entry, 0 for floating; else 8 for the BitNet family, which is trained with 8-bit activations."""
-    bits = entries.get("bittorch.activation_bits", 8 if arch in ("bitnet", *RELU2) else 0)
+def _activation_bits(entries: Mapping[str, Any], arch: str, tensors: Mapping[str, GGUFTensor], what: str) -> int | None:
+    """Our own entry, 0 for floating; else 8 for the BitNet family and for I2_S tensors.
+
+    BitNet is trained with 8-bit activations, and bitnet.cpp, the only program with I2_S, runs the type with them.
+    """
+    eight = arch in ("bitnet", *RELU2) or any(tensor.type.name == "I2_S" for tensor in tensors.values())
+    bits = entries.get("bittorch.activation_bits", 8 if eight else 0)
     if bits not in (0, 8, 16, 24):
         raise FormatError(f"{what} has bittorch.activation_bits {bits!r:.40}; it must be 0, 8, 16 or 24")
     return bits or None
 
 
 def _rope_scaling(get: Any, factors: tuple[float, ...] | None, what: str) -> dict[str, Any] | None:
-    kind = get("rope.scaling.type", "none")
-    if factors is not None:
-        return {"rope_type": "factors", "factors": factors}
-    if kind == "none":
-        return None
-    if kind != "linear":
+    """Linear where no type is given, and the older name of its factor; 0 means 1: all as in llama.cpp."""
+    kind = get("rope.scaling.type", "linear")
+    if kind not in ("none", "linear"):
         raise FormatError(
-            f"{what} scales rotary positions by {kind!r:.40}; known are none, linear, and rope_freqs.weight"
+            f"{what} scales rotary positions by {kind!r:.40}; supported are none, linear, and rope_freqs.weight"
         )
-    return {"rope_type": "linear", "factor": float(get("rope.scaling.factor", 1.0))}
+    factor = get("rope.scaling.factor", get("rope.scale_linear", 0.0)) if kind == "linear" else 0.0
+    factor = float(factor) or 1.0
+    if factors is not None:
+        return {"rope_type": "factors", "factors": tuple(factor * own for own in factors)}
+    return None if factor == 1.0 else {"rope_type": "linear", "factor": factor}
 
 
 def config_entries(config: ModelConfig, arch: str) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class PackedBitNet(TernaryTensor):
     def __init__(self, name: str, weight: RawTensor, scale: RawTensor, divides: bool) -> None:
         rows, columns = weight.shape
         size = weight.bytes + scale.bytes
-        super().__init__(TensorInfo(name, "bitnet", (4 * rows, columns), size, ternary=True))
+        super().__init__(TensorInfo(name, "bitnet", (4 * rows, columns), size, ternary=True), weight.file.path)
         self.weight, self.scale, self.divides = weight, scale, divides
 
     def decode(self, out: Bytes) -> Tensor:

@@ -26,7 +26,8 @@ class CompressedTensor(TernaryTensor):
     """One linear layer's weight."""
 
     def __init__(self, name: str, packed: RawTensor, scale: RawTensor, shape: tuple[int, int]) -> None:
-        super().__init__(TensorInfo(name, "pack-quantized", shape, packed.bytes + scale.bytes, ternary=True))
+        size = packed.bytes + scale.bytes
+        super().__init__(TensorInfo(name, "pack-quantized", shape, size, ternary=True), packed.file.path)
         self.stored, self.scale = packed, scale
 
     def decode(self, out: Bytes) -> Tensor:

@@ -30,16 +30,16 @@ class OwnPacked(TernaryTensor):
     """Canonical bytes, handed out as they stand in the file."""
 
     def __init__(self, info: TensorInfo, stored: RawTensor, scale: RawTensor, depth: int) -> None:
-        super().__init__(info)
+        super().__init__(info, stored.file.path)
         self.stored, self.scale, self.depth = stored, scale, depth
 
     def packed(self) -> PackedWeight:
         packed, scale = self.stored.tensor(), self.scale.tensor()
         try:
-            ops.check_packed(packed, self.info.shape[1], self.info.name)
+            ops.check_packed(packed, self.info.shape[1], self.where)
         except ValueError as error:
-            raise FormatError(f"{self.stored.file.path}: {error}") from None
-        check_scale(scale, self.info.name)
+            raise FormatError(str(error)) from None
+        check_scale(scale, self.where, self.info.shape[1])
         return PackedWeight(packed, scale, self.info.shape[1], self.depth)
 
     def release(self) -> None:

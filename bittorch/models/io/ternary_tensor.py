@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bittorch import ops
 from bittorch.models.io.checkpoint import PackedWeight, StoredTensor
-from bittorch.models.io.codecs import Bytes, ReservedCode
+from bittorch.models.io.codecs import Bytes, ReservedCode, reserved_kept
 from bittorch.models.io.errors import FormatError
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -40,18 +40,39 @@ class TernaryTensor(StoredTensor):
         try:
             scale = self.decode(packed.numpy())
         except ReservedCode as error:
-            raise FormatError(f"{self.info.name} ({self.info.type}) holds {error}; the file is damaged") from None
-        check_scale(scale, self.info.name)
+            raise FormatError(f"{self.where} holds {error}{self._position(packed)}; the file is damaged") from None
+        check_scale(scale, self.where, columns)
         return PackedWeight(packed, scale, columns, self.depth)
+
+    def _position(self, packed: Tensor) -> str:
+        """Row and column of the first code that is no trit; overwrites ``packed``."""
+        with reserved_kept():
+            self.decode(packed.numpy())
+        columns = ops.ternary_check(packed, self.info.shape[1])
+        rows = torch.nonzero(columns >= 0)
+        return f" at row {int(rows[0])}, column {int(columns[rows[0]])}" if len(rows) else ""
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         return dequantize(self.packed(), dtype or torch.float32)
 
 
-def check_scale(scale: Tensor, name: str) -> None:
-    """Raises FormatError for NaN and Inf."""
+def check_scale(scale: Tensor, where: str, columns: int) -> None:
+    """Raises FormatError, with row and columns, for NaN and Inf.
+
+    Args:
+        scale: of a tensor of ``columns`` columns: ``[1]``, ``[N]`` or ``[N, G]``.
+        where: names tensor and file.
+        columns: of the tensor.
+    """
     if not bool(torch.isfinite(scale).all()):
-        raise FormatError(f"{name} has a scale that is not finite; the file is damaged")
+        bad = [int(index) for index in torch.nonzero(~torch.isfinite(scale))[0]]
+        at = "" if scale.numel() == 1 else f" at row {bad[0]}"
+        if len(bad) == 2:
+            group = columns // scale.shape[1]
+            at += f", columns {bad[1] * group} to {(bad[1] + 1) * group - 1}"
+        raise FormatError(
+            f"{where} has a scale that is not finite, {float(scale[tuple(bad)])}{at}; the file is damaged"
+        )
 
 
 def dequantize(weight: PackedWeight, dtype: torch.dtype) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any
 
 from bittorch.models.config import ModelConfig
 from bittorch.models.io.safetensors_header import parse_json
+from bittorch.models.pretokenizers import patterns_of
 
 GGUF_TOKENIZER = "gguf_tokenizer.json"
 FILES = (
@@ -47,6 +48,22 @@ def write_tokenizer(source: Path | Mapping[str, Any], directory: Path) -> None:
             (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
     elif source:
         (directory / GGUF_TOKENIZER).write_text(json.dumps(dict(source)))
+
+
+def with_pre_tokenizer(source: Path | Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A GGUF file's tokenizer that cuts text as ``name`` says.
+
+    Raises:
+        ValueError: a name that is not supported, or a tokenizer that has its own rules: tokenizer.json, SentencePiece.
+    """
+    patterns_of(name)
+    if isinstance(source, Path) and (source / GGUF_TOKENIZER).is_file():
+        source = parse_json((source / GGUF_TOKENIZER).read_bytes(), str(source / GGUF_TOKENIZER))
+    if isinstance(source, Path) or HF_JSON in source or source.get("tokenizer.ggml.model") != "gpt2":
+        raise ValueError(
+            f"pre_tokenizer={name!r} is for byte-level vocabularies of GGUF files; this tokenizer has rules of its own"
+        )
+    return {**source, "tokenizer.ggml.pre": name}
 
 
 def tokenizer_entries(directory: Path, config: ModelConfig) -> dict[str, Any]:

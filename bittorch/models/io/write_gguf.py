@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from bittorch.models.config import ModelConfig
-from bittorch.models.io import codecs
+from bittorch.models.io import choices, codecs
 from bittorch.models.io.checkpoint import Checkpoint, PackedWeight
 from bittorch.models.io.errors import FormatError, LossyError
 from bittorch.models.io.gguf import PLAIN, GGUFDense
-from bittorch.models.io.gguf_header import TYPES
 from bittorch.models.io.gguf_names import PERMUTED, ROPE_FACTORS, config_entries, gguf_name, rope_factors
+from bittorch.models.io.gguf_types import TYPES
 from bittorch.models.io.ternary_tensor import chunks
 from bittorch.models.io.tokenizer_files import tokenizer_entries
 from bittorch.models.io.write_safetensors import refuse_depth
@@ -64,6 +64,12 @@ def write_gguf(
         OSError: the file cannot be written.
     """
     arch = _architecture(source.config, type_name)
+    if type_name == "I2_S" and source.config.activation_bits != 8:
+        choices.warn(
+            "write-i2_s-activations",
+            f"bitnet.cpp, the only program with I2_S, runs it with 8-bit activations; the model has activation_bits="
+            f"{source.config.activation_bits}, which bittorch alone reads from the file",
+        )
     table = [_entry(source, name, arch, type_name, allow_lossy, dense_dtype) for name in source.names]
     if (factors := rope_factors(source.config)) is not None:
         values = np.array(factors, "<f4")

@@ -41,11 +41,18 @@ def test_tq_equals_gguf_py(name: str) -> None:
     assert np.array_equal(d, scale)
 
 
-def test_every_byte_of_tq1_0_decodes_as_in_gguf_py() -> None:
-    blocks = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 54, axis=1)
+def test_every_byte_of_tq1_0_decodes_as_in_gguf_py() -> None:  # FIELD L14
+    """The 243 bytes that five trits make; the others are damage, which gguf-py decodes to something."""
+    valid = -(-np.arange(243) * 256 // 243)
+    blocks = np.repeat(valid.astype(np.uint8)[:, None], 54, axis=1)
     blocks[:, 52:] = np.float16([1]).view(np.uint8)
     theirs = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType.TQ1_0)
     assert np.array_equal(codecs.unpack(codecs.decode_tq1_0(blocks)[0], 256), theirs)
+    for byte in set(range(256)) - set(valid.tolist()):
+        damaged = blocks[:3].copy()
+        damaged[1, 40] = byte
+        with pytest.raises(codecs.ReservedCode, match=f"byte {byte}, which no five trits make"):
+            codecs.decode_tq1_0(damaged)
 
 
 def test_frozen_blocks() -> None:

@@ -290,6 +290,120 @@ def test_damaged_blocks(to: str, offset: int, patch: bytes, message: str, tmp_pa
         found.packed(f"{UP}.weight")
 
 
+def in_blocks(flat: int, size: int, span: int) -> tuple[int, int]:
+    """Where a block of ``size`` bytes for ``span`` weights begins, and the weight's number in it."""
+    return flat // span * size, flat % span
+
+
+def tq2_0(flat: int) -> tuple[int, int, int]:
+    begin, e = in_blocks(flat, 66, 256)
+    return begin + 32 * (e // 128) + e % 32, 2 * (e % 128 // 32), 3
+
+
+def q2_0(flat: int) -> tuple[int, int, int]:
+    begin, e = in_blocks(flat, 18, 64)
+    return begin + 2 + e // 4, 2 * (e % 4), 3
+
+
+def i2_s(flat: int) -> tuple[int, int, int]:
+    begin, e = in_blocks(flat, 32, 128)
+    return begin + e % 32, 6 - 2 * (e // 32), 3
+
+
+def bitnet(flat: int) -> tuple[int, int, int]:
+    row, column = divmod(flat, 256)
+    return row % 128 * 256 + column, 2 * (row // 128), 3
+
+
+def int32(flat: int) -> tuple[int, int, int]:
+    return flat // 4, 2 * (flat % 4), 0
+
+
+# FIELD L14
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (5, 130), (300, 77), (511, 255)])
+@pytest.mark.parametrize(
+    ("to", "place"),
+    [
+        ("gguf-tq2_0", tq2_0),
+        ("gguf-q2_0", q2_0),
+        ("gguf-i2_s", i2_s),
+        ("bitnet", bitnet),
+        ("compressed-tensors", int32),
+        ("bittorch", lambda flat: (flat // 4, 2 * (flat % 4), 3)),
+    ],
+)
+def test_the_place_of_a_reserved_code_is_named(
+    to: str, place: Callable[[int], tuple[int, int, int]], row: int, column: int, tmp_path: Path
+) -> None:
+    """The bits of one weight of (512, 256), by the definition of each layout, and what the message says."""
+    path = tmp_path / "x"
+    save(model(), path, to=to)
+    file = path / "model.safetensors" if path.is_dir() else path
+    with open_checkpoint(path) as found:
+        stored = found.stored(f"{UP}.weight")
+        begin = (stored.stored if hasattr(stored, "stored") else stored.weight).offset
+    byte, shift, code = place(row * 256 + column)
+    content = bytearray(file.read_bytes())
+    content[begin + byte] = (content[begin + byte] & ~(3 << shift)) | code << shift
+    file.write_bytes(content)
+    with open_checkpoint(path) as found, pytest.raises(FormatError) as caught:
+        found.packed(f"{UP}.weight")
+    message = str(caught.value)
+    assert str(file) in message
+    assert f"{UP}.weight" in message
+    assert f"at row {row}, column {column};" in message
+
+
+# FIELD L14
+@pytest.mark.parametrize(
+    ("to", "offset", "patch", "message"),
+    [
+        ("gguf-tq1_0", 3 * 54 + 10, b"\x01", "holds byte 1, which no five trits make at row 3, column 10;"),
+        ("gguf-tq1_0", 3 * 54 + 40, b"\xff", None),
+        ("gguf-tq1_0", 3 * 54 + 52, b"\x00\x7e", "not finite, nan, at row 3, columns 0 to 255;"),
+        ("gguf-q2_0", 6 * 18, b"\x00\x7c", "not finite, inf, at row 1, columns 128 to 191;"),
+        ("gguf-i2_s", 512 * 64, np.float32([np.nan]).tobytes(), "not finite, nan;"),
+    ],
+)
+def test_the_place_of_a_bad_block_is_named(
+    to: str, offset: int, patch: bytes, message: str | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "x"
+    save(model(), path, to=to)
+    with open_checkpoint(path) as found:
+        at = found.stored(f"{UP}.weight").stored.offset + offset
+    content = bytearray(path.read_bytes())
+    content[at : at + len(patch)] = patch
+    path.write_bytes(content)
+    with open_checkpoint(path) as found:
+        if message is None:  # 255 is five times 2
+            assert found.packed(f"{UP}.weight")
+            return
+        for read in (found.packed, found.dense):
+            with pytest.raises(FormatError, match=f"{path}: {UP}.weight .*{message}"):
+                read(f"{UP}.weight")
+
+
+def test_the_place_of_a_bad_scale_in_a_directory_is_named(tmp_path: Path) -> None:  # FIELD L14
+    scale = torch.ones(512, 4)
+    scale[7, 2] = float("nan")
+    save(model(scale="group64"), tmp_path / "x", to="bittorch")
+    damage(tmp_path / "x", put(f"{UP}.scale", scale))
+    message = "model.safetensors: .*up_proj.weight .*not finite, nan at row 7, columns 128 to 191;"
+    with open_checkpoint(tmp_path / "x") as found, pytest.raises(FormatError, match=message):
+        found.packed(f"{UP}.weight")
+
+
+def test_the_length_of_a_string_is_named(tmp_path: Path) -> None:  # FIELD L14
+    save(model(), tmp_path / "x", to="gguf-tq2_0")
+    content = bytearray((tmp_path / "x").read_bytes())
+    begin = content.index(b"general.architecture") - 8
+    content[begin : begin + 8] = (2**62).to_bytes(8, "little")
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(FormatError, match=f"announces {2**62} bytes of a key at byte {begin + 8}, but ends at"):
+        open_checkpoint(tmp_path / "x")
+
+
 def shards(folder: Path, weight_map: Any, *present: str) -> Path:
     save(model(), folder, to="bittorch")
     (folder / "model.safetensors").rename(folder / "one.safetensors")

@@ -4,7 +4,6 @@ import dataclasses
 import importlib.util
 import warnings
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
@@ -14,67 +13,10 @@ import torch
 from bittorch.models.config import ModelConfig
 from bittorch.models.io import CheckpointWarning, FormatError, LossyError, convert, open_checkpoint, save
 from bittorch.models.io.gguf_names import canonical_name, gguf_name, rope_factors
-from tests.models.io.tiny import BITNET, LLAMA, assert_same, model, random_scale
+from tests.models.io.gguf_files import TYPE, dense_values, permuted, write
+from tests.models.io.tiny import BITNET, LLAMA, assert_same, model
 
-TYPE = gguf.GGMLQuantizationType
 ARCHS = {"llama": LLAMA, "bitnet": BITNET, "bitnet-b1.58": BITNET}
-
-
-def permuted(w: np.ndarray, heads: int) -> np.ndarray:
-    """What llama.cpp's converter does to q and k."""
-    return w.reshape(heads, 2, w.shape[0] // heads // 2, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)
-
-
-def write(
-    path: Path,
-    arch: str,
-    config: ModelConfig,
-    kind: str,
-    dense: dict[str, np.ndarray],
-    extra: dict[str, Any] | None = None,
-    embedding: str = "F32",
-) -> None:
-    """A file by gguf-py, of values given in transformers' order; projections of type ``kind``, the rest float32."""
-    writer = gguf.GGUFWriter(path, arch)
-    writer.add_context_length(config.max_positions)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_heads)
-    writer.add_head_count_kv(config.num_kv_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_theta)
-    writer.add_bos_token_id(config.bos_token_id)
-    writer.add_eos_token_id(2)
-    for key, value in (extra or {}).items():
-        writer.add_string(key, value)
-    for name, value in dense.items():
-        heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(name.split(".")[-2])
-        if arch == "llama" and heads:
-            value = permuted(value, heads)
-        linear = name.endswith("_proj.weight")
-        if name == "model.embed_tokens.weight" and embedding != "F32":
-            writer.add_tensor(gguf_name(name), gguf.quants.quantize(value, TYPE[embedding]), raw_dtype=TYPE[embedding])
-        elif linear and kind not in ("F32", "F16"):
-            writer.add_tensor(gguf_name(name), gguf.quants.quantize(value, TYPE[kind]), raw_dtype=TYPE[kind])
-        else:
-            writer.add_tensor(gguf_name(name), value.astype(np.float16) if linear and kind == "F16" else value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def dense_values(config: ModelConfig, kind: str) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    values = {}
-    for seed, (name, shape) in enumerate(config.tensor_shapes().items()):
-        if name.endswith("_proj.weight") and kind.startswith("TQ"):
-            scale = random_scale("tensor", *shape, seed).numpy()
-            values[name] = rng.integers(-1, 2, shape).astype(np.float32) * scale
-        else:
-            values[name] = rng.standard_normal(shape).astype(np.float32)
-    return values
 
 
 @pytest.mark.parametrize("kind", ["TQ1_0", "TQ2_0", "Q8_0", "Q4_0", "Q4_1", "BF16", "F16", "F32"])
@@ -243,7 +185,7 @@ def test_i2_s_is_for_bitnet_cpp(tmp_path: Path) -> None:
 
 def test_q2_0_of_a_fork(tmp_path: Path) -> None:
     """Type 42 with blocks of 128: told by the bytes between the tensors; 34 for 128 weights instead of 36."""
-    from bittorch.models.io.gguf_header import Q2_0_FORK, TYPES
+    from bittorch.models.io.gguf_types import Q2_0_FORK, TYPES
 
     source, path = model(), tmp_path / "x.gguf"
 
@@ -334,7 +276,7 @@ def test_llama3_factors_equal_transformers() -> None:
 
 def test_integer_blocks_are_copied_as_they_are(tmp_path: Path) -> None:
     values, name = dense_values(BITNET, "TQ2_0"), "model.embed_tokens.weight"
-    write(tmp_path / "x.gguf", "bitnet", BITNET, "TQ2_0", values, embedding="Q8_0")
+    write(tmp_path / "x.gguf", "bitnet-b1.58", BITNET, "TQ2_0", values, embedding="Q8_0")
     convert(tmp_path / "x.gguf", tmp_path / "y.gguf", to="gguf-tq1_0")
     with open_checkpoint(tmp_path / "x.gguf") as before, open_checkpoint(tmp_path / "y.gguf") as after:
         assert_same(before, after)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from bittorch.models.io.gguf_blocks import DECODERS
-from bittorch.models.io.gguf_header import Q2_0_FORK, TYPES
+from bittorch.models.io.gguf_types import Q2_0_FORK, TYPES
 
 KINDS = {kind.name: (number, kind) for number, kind in TYPES.items()}
 

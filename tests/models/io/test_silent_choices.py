@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import bittorch
-from bittorch.models import LanguageModel, ModelConfig
+from bittorch.models import LanguageModel, ModelConfig, Tokenizer
 from bittorch.models.io import CheckpointWarning, FormatError, LossyError, open_checkpoint, save
 from bittorch.models.io.choices import CHOICES, refusal, warn
 from bittorch.models.io.hf_config import config_to_hf
-from tests.models.io.test_gguf import dense_values, write
+from tests.models.io.gguf_files import dense_values, write
 from tests.models.io.tiny import BITNET, LLAMA, model
 
 Case = Callable[[Path], object]
@@ -100,6 +100,45 @@ def _(tmp_path: Path) -> None:
     save_file(values, tmp_path / "model.safetensors")
     configure(tmp_path, config_to_hf(LLAMA))
     open_checkpoint(tmp_path).close()
+
+
+@case("gguf-entry")  # FIELD L7
+def _(tmp_path: Path) -> None:
+    write(tmp_path / "x.gguf", "llama", LLAMA, "F16", dense_values(LLAMA, "F16"), {"prism.hadamard.block_size": 64})
+    open_checkpoint(tmp_path / "x.gguf")
+
+
+@case("gguf-layers")  # FIELD L14
+def _(tmp_path: Path) -> None:
+    heads = {"llama.attention.head_count_kv": [2, 4]}
+    write(tmp_path / "x.gguf", "llama", LLAMA, "F16", dense_values(LLAMA, "F16"), heads)
+    open_checkpoint(tmp_path / "x.gguf")
+
+
+VOCABULARY = {
+    "tokenizer.ggml.model": "gpt2",
+    "tokenizer.ggml.pre": "gpt-2",
+    "tokenizer.ggml.tokens": ["a", "b", "ab", "</s>"],
+    "tokenizer.ggml.merges": ["a b"],
+    "tokenizer.ggml.eos_token_id": 3,
+}
+
+
+@case("gguf-pre-tokenizer")  # FIELD L3
+def _(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    Tokenizer.from_source({key: value for key, value in VOCABULARY.items() if key != "tokenizer.ggml.pre"})
+
+
+@case("gguf-tokenizer-entry")
+def _(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    Tokenizer.from_source({**VOCABULARY, "tokenizer.ggml.normalizer.lowercase": True})
+
+
+@case("write-i2_s-activations")  # FIELD L9
+def _(tmp_path: Path) -> None:
+    save(model(LLAMA), tmp_path / "x.gguf", to="gguf-i2_s")
 
 
 def test_every_choice_has_a_case() -> None:

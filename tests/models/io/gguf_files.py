@@ -1,0 +1,108 @@
+"""GGUF files as gguf-py writes them, of values given in transformers' order."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from bittorch.models.config import ModelConfig
+from bittorch.models.io.gguf_names import gguf_name
+from tests.models.io.tiny import random_scale
+
+TYPE = gguf.GGMLQuantizationType
+
+
+def permuted(w: np.ndarray, heads: int) -> np.ndarray:
+    """What llama.cpp's converter does to q and k."""
+    return w.reshape(heads, 2, w.shape[0] // heads // 2, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)
+
+
+def dense_values(config: ModelConfig, kind: str) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    values = {}
+    for seed, (name, shape) in enumerate(config.tensor_shapes().items()):
+        if name.endswith("_proj.weight") and kind.startswith("TQ"):
+            scale = random_scale("tensor", *shape, seed).numpy()
+            values[name] = rng.integers(-1, 2, shape).astype(np.float32) * scale
+        else:
+            values[name] = rng.standard_normal(shape).astype(np.float32)
+    return values
+
+
+def sizes(arch: str, config: ModelConfig) -> dict[str, Any]:
+    """The entries that a converter of llama.cpp writes of every model."""
+    return {
+        f"{arch}.context_length": config.max_positions,
+        f"{arch}.embedding_length": config.hidden_size,
+        f"{arch}.block_count": config.num_layers,
+        f"{arch}.feed_forward_length": config.intermediate_size,
+        f"{arch}.attention.head_count": config.num_heads,
+        f"{arch}.attention.head_count_kv": config.num_kv_heads,
+        f"{arch}.attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
+        f"{arch}.rope.freq_base": float(config.rope_theta),
+        "tokenizer.ggml.bos_token_id": config.bos_token_id,
+        "tokenizer.ggml.eos_token_id": 2,
+    }
+
+
+def add_entry(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    """With the type that Python's value suggests."""
+    if isinstance(value, list):
+        writer.add_array(key, value)
+    else:
+        adders = {str: writer.add_string, bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32}
+        adders[type(value)](key, value)
+
+
+def write(
+    path: Path,
+    arch: str,
+    config: ModelConfig,
+    kind: str,
+    dense: Mapping[str, np.ndarray],
+    extra: Mapping[str, Any] | None = None,
+    embedding: str = "F32",
+    *,
+    without: Collection[str] = (),
+    raw: Mapping[str, tuple[int, np.ndarray]] | None = None,
+    parts: int = 0,
+) -> None:
+    """A file by gguf-py; projections of type ``kind``, the rest float32.
+
+    Args:
+        path: of the file; of the first part it becomes ``name-00001-of-0000N.gguf``.
+        arch: the architecture.
+        config: sizes.
+        kind: type of the projections.
+        dense: values by canonical name.
+        extra: entries, which replace others.
+        embedding: type of the embedding.
+        without: entries left out.
+        raw: tensors by GGUF's name, with a type's id and bytes in rows.
+        parts: tensors of each part; 0 for one file.
+    """
+    writer = gguf.GGUFWriter(path, arch, split_max_tensors=parts)
+    for key, value in {**sizes(arch, config), **(extra or {})}.items():
+        if key not in without:
+            add_entry(writer, key, value)
+    for name, value in dense.items():
+        heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(name.split(".")[-2])
+        if arch == "llama" and heads:
+            value = permuted(value, heads)
+        linear = name.endswith("_proj.weight")
+        if name == "model.embed_tokens.weight" and embedding != "F32":
+            writer.add_tensor(gguf_name(name), gguf.quants.quantize(value, TYPE[embedding]), raw_dtype=TYPE[embedding])
+        elif linear and kind not in ("F32", "F16"):
+            writer.add_tensor(gguf_name(name), gguf.quants.quantize(value, TYPE[kind]), raw_dtype=TYPE[kind])
+        else:
+            writer.add_tensor(gguf_name(name), value.astype(np.float16) if linear and kind == "F16" else value)
+    for name, (type_id, data) in (raw or {}).items():
+        writer.add_tensor(name, data, raw_dtype=type_id)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
