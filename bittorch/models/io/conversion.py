@@ -243,6 +243,7 @@ def _same(before: Tensor, after: Tensor, dense_dtype: torch.dtype | None, rounde
 
 def _same_part(before: Tensor, after: Tensor, dense_dtype: torch.dtype | None, rounded: bool) -> bool:
     if rounded:
-        return torch.allclose(before.float(), after, rtol=2**-20, equal_nan=True)
+        eps = 2**-20 if dense_dtype is None else max(2**-20, torch.finfo(dense_dtype).eps)
+        return torch.allclose(before.float(), after, rtol=eps, equal_nan=True)
     wanted = [before.float()] + ([before.to(dense_dtype).float()] if dense_dtype else [])
     return any(bool(((after == value) | (value.isnan() & after.isnan())).all()) for value in wanted)

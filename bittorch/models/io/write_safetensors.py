@@ -61,7 +61,13 @@ class SafetensorsFile:
 
 
 class Layout:
-    """What one kind of directory stores for a ternary weight, and what its config.json says of it."""
+    """What one kind of directory stores for a ternary weight, and what its config.json says of it.
+
+    Attributes:
+        one_dtype: all floats of a file must have one dtype, as transformers runs no model that mixes them.
+    """
+
+    one_dtype = True
 
     def parts(self, name: str, weight: PackedWeight) -> Parts:
         """Tensors by their last names, ``weight`` and so on."""
@@ -80,6 +86,8 @@ class Layout:
 
 class OwnLayout(Layout):
     """bittorch's own; five trits a byte with ``base3``."""
+
+    one_dtype = False
 
     def __init__(self, config: ModelConfig, base3: bool) -> None:
         self.layout = BASE3_LAYOUT if base3 else LAYOUT
@@ -134,7 +142,7 @@ class BitNetLayout(Layout):
     def bias(self, bias: Tensor, weight: PackedWeight) -> Tensor:
         if not self.allow_lossy:
             raise LossyError("autobitlinear multiplies a bias by the weight's scale; dividing by it first rounds")
-        return bias.float() / weight.scale
+        return (bias.float() / weight.scale).to(bias.dtype)
 
     def quantization(self, dense: list[str]) -> dict[str, Any]:
         mode = {"linear_class": "autobitlinear", "quantization_mode": "offline"}
@@ -214,6 +222,9 @@ def write_directory(
     ternary = [name for name in source.names if source.info(name).ternary]
     others = [name for name in source.names if not source.info(name).ternary]
     biases = {name: name.removesuffix("bias") + "weight" for name in others if name.endswith(".bias")}
+    if dense_dtype is None and layout.one_dtype:
+        rounds = isinstance(layout, BitNetLayout) and any(weight in ternary for weight in biases.values())
+        dense_dtype = torch.float32 if rounds else _one_dtype(source, others)
     file = SafetensorsFile(path / "model.safetensors", source.names)
     try:
         # Floats first: packed rows may end at any byte, and what follows them would not be aligned.
@@ -240,8 +251,25 @@ def write_directory(
     values = config_to_hf(source.config)
     if ternary:
         values["quantization_config"] = layout.quantization(dense)
+    if dense_dtype is not None:
+        values["dtype"] = str(dense_dtype).removeprefix("torch.")
     values["bittorch"] = {"activation_bits": source.config.activation_bits}
     (path / "config.json").write_text(json.dumps(values, indent=2) + "\n")
+
+
+def _one_dtype(source: Checkpoint, names: list[str]) -> torch.dtype:
+    """That of all these tensors; else bfloat16 where it holds every value exactly, else float32."""
+    kinds = {source.info(name).type for name in names}
+    if len(kinds) == 1 and (kind := kinds.pop()) in DTYPES:
+        return DTYPES[kind]
+    smallest_first = sorted(names, key=lambda name: source.info(name).bytes)
+    exact = all(_holds(torch.bfloat16, source.dense(name)) for name in smallest_first)
+    return torch.bfloat16 if exact else torch.float32
+
+
+def _holds(dtype: torch.dtype, values: Tensor) -> bool:
+    flat = values.reshape(-1)
+    return all(bool((flat[a:b] == flat[a:b].to(dtype)).all()) for a, b in chunks(len(flat), 1))
 
 
 def _modules(names: list[str]) -> list[str]:

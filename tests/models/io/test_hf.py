@@ -1,5 +1,6 @@
 """Directories of transformers and compressed-tensors, written by them."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import BitNetConfig, BitNetForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, BitNetConfig, BitNetForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.integrations import bitnet as reference
 
-from bittorch.models.io import FormatError, convert, open_checkpoint, save
-from tests.helpers import randn
-from tests.models.io.tiny import BITNET, model
+from bittorch.models import LanguageModel
+from bittorch.models.io import FormatError, PackedWeight, convert, from_memory, open_checkpoint, save
+from tests.helpers import randn, relative_l2
+from tests.models.io.tiny import BITNET, LLAMA, model, tensors
 
 SIZES: dict[str, Any] = {
     "vocab_size": 32,
@@ -213,12 +215,64 @@ def test_our_bitnet_directory_loads_into_transformers(tmp_path: Path) -> None:
     assert config.rope_parameters["rope_theta"] == BITNET.rope_theta
 
 
-def _dense(source: Any, name: str) -> torch.Tensor:
-    weight = source.packed(name)
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@torch.inference_mode()
+def test_transformers_opens_our_bitnet_directory(stored: torch.dtype, tmp_path: Path) -> None:
+    """FIELD L6: GGUF keeps vectors in float32 beside a half embedding, and transformers runs one dtype alone."""
+    pytest.importorskip("accelerate", reason="transformers needs it for quantised models")
+    values = tensors(BITNET, dtype=stored)
+    save(from_memory(BITNET, values, {}), tmp_path / "x.gguf", to="gguf-i2_s")
+    convert(tmp_path / "x.gguf", tmp_path / "out", to="bitnet")
+    wanted = torch.bfloat16 if stored == torch.bfloat16 else torch.float32
+    state = load_file(tmp_path / "out" / "model.safetensors")
+    assert {v.dtype for name, v in state.items() if v.is_floating_point() and not name.endswith("_scale")} == {wanted}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == str(wanted).removeprefix("torch.")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    tokens = torch.tensor([[0, 5, 9, 3, 17, 20, 2, 23]])
+    ours = LanguageModel.from_pretrained(tmp_path / "x.gguf", dtype=torch.float32, tokenizer=False)(tokens)
+    got = theirs(tokens).logits
+    assert got.dtype == wanted
+    loaded = theirs.state_dict()
+    for name, value in values.items():
+        if isinstance(value, PackedWeight):
+            assert torch.equal(loaded[name].float(), unpacked(value))
+            assert torch.equal(loaded[f"{name}_scale"].float(), value.scale.to(wanted).float())
+        else:
+            assert torch.equal(loaded[name].float(), value.float())
+    # 8-bit activations flip with the last bits of what comes before: in bfloat16 logits agree in the large alone.
+    assert relative_l2(got.float(), ours) < (0.5 if wanted == torch.bfloat16 else 0.02)
+
+
+def unpacked(weight: PackedWeight) -> torch.Tensor:
     shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8)
     fields = (weight.weight_packed[:, :, None] >> shifts) & 3
+    return ((fields == 1).float() - (fields == 2).float()).flatten(1)
+
+
+@pytest.mark.parametrize("to", ["bitnet", "compressed-tensors"])
+def test_floats_of_one_directory_have_one_dtype(to: str, tmp_path: Path) -> None:
+    """The one they have, bfloat16 where it holds all of them, else float32; what is asked for in any case."""
+    config = dataclasses.replace(LLAMA, activation_bits=8)
+    values = tensors(config, dtype=torch.float16)
+
+    def written(name: str, **options: Any) -> set[torch.dtype]:
+        save(from_memory(config, values, {}), tmp_path / name, to=to, **options)
+        state = load_file(tmp_path / name / "model.safetensors")
+        return {value.dtype for key, value in state.items() if value.is_floating_point() and "_scale" not in key}
+
+    assert written("same") == {torch.float16}
+    values["model.norm.weight"] = values["model.norm.weight"].float()
+    assert written("wide") == {torch.float32}
+    assert written("asked", dense_dtype=torch.float16) == {torch.float16}
+    values |= {name: value.bfloat16().half() for name, value in values.items() if not isinstance(value, PackedWeight)}
+    values["model.norm.weight"] = values["model.norm.weight"].bfloat16()
+    assert written("narrow") == {torch.bfloat16}
+
+
+def _dense(source: Any, name: str) -> torch.Tensor:
+    weight = source.packed(name)
     scale = weight.scale if weight.scale.dim() == 2 else weight.scale[:, None]
-    codes = ((fields == 1).float() - (fields == 2).float()).flatten(1)
+    codes = unpacked(weight)
     return (codes.view(len(codes), scale.shape[1], -1) * scale[:, :, None]).flatten(1)
 
 
