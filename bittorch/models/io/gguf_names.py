@@ -100,6 +100,8 @@ def config_from_gguf(
         raise FormatError(f"{what} has no tensor token_embd.weight of two dimensions")
     try:
         hidden, heads = need("embedding_length"), need("attention.head_count")
+        if type(heads) is not int or heads < 1:
+            raise FormatError(f"{what} has {arch}.attention.head_count {heads!r:.40}; it must be a positive integer")
         head_dim = get("attention.key_length", hidden // heads)
         if (rotated := get("rope.dimension_count", head_dim)) != head_dim:
             raise FormatError(f"{what} rotates {rotated} of {head_dim} dimensions of a head, which is not supported")

@@ -102,6 +102,7 @@ def test_bitnet_without_an_activation(config: ModelConfig, taken: str, why: str,
         ("bitnet", {"bitnet.hidden_activation": "gelu"}, "hidden_activation 'gelu'"),
         ("llama", {"llama.rope.scaling.type": "yarn"}, "by 'yarn'"),
         ("llama", {"llama.attention.key_length": "x"}, "'x'"),
+        ("llama", {"llama.attention.head_count": 0}, "head_count 0; it must be a positive integer"),
     ],
 )
 def test_what_is_not_read_is_named(arch: str, extra: dict[str, str], message: str, tmp_path: Path) -> None:
