@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bittorch.models import GenerationConfig
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+READING = ("i2_s_layout", "hidden_act", "pre_tokenizer")
 ACTIVATION_BITS = ("auto", "8", "16", "24", "none")
 
 
@@ -109,8 +110,14 @@ def reading_options() -> argparse.ArgumentParser:
 
 def reading(args: argparse.Namespace) -> dict[str, Any]:
     """The options of `reading_options` that were given, as `bittorch.models.io.open_checkpoint` takes them."""
-    names = ("i2_s_layout", "hidden_act", "pre_tokenizer")
-    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    return {name: getattr(args, name) for name in READING if getattr(args, name) is not None}
+
+
+def as_options(text: str) -> str:
+    """A message of the library with the names of the program's options."""
+    for name in READING:
+        text = text.replace(f"{name}=", f"--{name.replace('_', '-')} ")
+    return text
 
 
 def sampling_options() -> argparse.ArgumentParser:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 
 from bittorch._version import __version__
 from bittorch.cli import batch, bench, chat, convert, evaluate, info, run, self_test
+from bittorch.cli.arguments import as_options
 from bittorch.cli.console import Console
 from bittorch.cli.errors import BROKEN_PIPE, FAILURE, INTERRUPTED, USAGE, UsageError, one_line
 
@@ -89,7 +90,7 @@ def _run(args: argparse.Namespace, console: Console) -> int:
     except BaseException as error:  # a panic of a library in Rust is no Exception
         if args.debug:
             traceback.print_exc(file=console.stderr)
-        console.error(one_line(error))
+        console.error(as_options(one_line(error)))
         return USAGE if isinstance(error, UsageError) else FAILURE
 
 
@@ -97,7 +98,9 @@ def _run(args: argparse.Namespace, console: Console) -> int:
 def _warnings_as_notes(console: Console) -> Iterator[None]:
     """Warnings as one line each, without the source that raised them."""
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *rest, **more: console.note(f"warning: {' '.join(str(message).split())}")
+        warnings.showwarning = lambda message, *rest, **more: console.note(
+            f"warning: {as_options(' '.join(str(message).split()))}"
+        )
         yield
 
 

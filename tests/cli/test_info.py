@@ -8,6 +8,8 @@ import pytest
 
 from bittorch.models import LanguageModel
 from tests.cli.conftest import Command
+from tests.models.io.gguf_files import dense_values, write
+from tests.models.io.tiny import BITNET
 
 
 def test_info_json_counts_every_byte(bittorch: Command, model: Path) -> None:
@@ -47,3 +49,25 @@ def test_info_asks_for_the_directory_of_safetensors(bittorch: Command, model: Pa
     result = bittorch("info", model / "model.safetensors")
     assert result.code == 1
     assert "of safetensors name the directory" in result.err
+
+
+def test_what_a_file_leaves_open_is_noted_and_can_be_said(bittorch: Command, tmp_path: Path) -> None:  # FIELD L1
+    path = tmp_path / "x.gguf"
+    write(path, "bitnet", BITNET, "F16", dense_values(BITNET, "F16"))
+    result = bittorch("info", path, "--json")
+    assert result.code == 0
+    assert re.search(r"warning: .*no entry bitnet\.hidden_activation\. relu2 .* give --hidden-act 'silu'", result.err)
+    assert result.json["config"]["hidden_act"] == "relu2"
+    said = bittorch("info", path, "--json", "--hidden-act", "silu")
+    assert (said.err, said.json["config"]["hidden_act"]) == ("", "silu")
+    assert bittorch("info", path, "--hidden-act", "gelu").code == 2
+    assert bittorch("info", path, "--i2-s-layout", "arm").code == 2
+    refused = bittorch("info", path, "--pre-tokenizer", "gpt-2")
+    assert refused.code == 1
+    assert "--pre-tokenizer 'gpt-2' is for byte-level vocabularies" in refused.err
+
+
+@pytest.mark.parametrize("command", ["run", "chat", "batch", "bench", "convert"])
+def test_options_of_reading_are_there(bittorch: Command, command: str) -> None:
+    told = bittorch(command, "--help").out
+    assert all(option in told for option in ("--i2-s-layout", "--hidden-act", "--pre-tokenizer"))
