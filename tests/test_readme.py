@@ -5,6 +5,7 @@ import io
 import re
 from pathlib import Path
 
+CONVERSION = Path(__file__).parents[1] / "docs" / "conversion.md"
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
@@ -14,3 +15,13 @@ def test_readme_snippet_prints_its_output() -> None:
     with contextlib.redirect_stdout(printed):
         exec(compile(code, "README.md", "exec"), {})
     assert printed.getvalue() == output
+
+
+def test_conversion_guide_runs() -> None:  # FIELD N16
+    code = re.search(r"```python\n(.*?)```", CONVERSION.read_text(), re.S)[1]
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, CONVERSION.name, "exec"), {})
+    lines = printed.getvalue().splitlines()
+    assert lines[0].startswith("2 layers became ternary; ternary are 16,384 of ")
+    assert lines[-1] == "[('0', '1'), ('3', '4')]"

@@ -96,6 +96,7 @@ class TernaryLinearInference(PackedLayer):
         sizes = linear.in_features, linear.out_features, linear.bias is not None
         layer = cls(*sizes, activation_bits=config.activation_bits, depth=depth, device="meta")
         layer.weight_packed, layer.scale = planes
+        layer.weight_dtype = weight.dtype
         if linear.bias is not None:
             layer.bias = gathered(linear.bias).detach().clone()
         return layer.train(linear.training)

@@ -231,7 +231,7 @@ def load_ternary_inference_checkpoint(
     Args:
         model: a model of the same architecture, trained or not, packed or not, also on the meta device. Its
             `torch.nn.Linear` and `torch.nn.Conv2d` layers, ternary or not, that the file holds packed are replaced in
-            place.
+            place. Buffers outside its state dict come from the file where they are on the meta device.
         path: the file.
         device: where the tensors go.
 

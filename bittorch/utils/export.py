@@ -167,8 +167,10 @@ def export_for_inference(model: nn.Module, skip: SkipPredicate | None = None) ->
     touched.
 
     A module that appears in several places stays one module, and tied weights share their codes. Everything else is
-    copied as it is. A wrapped model is exported from inside: ``model.module`` of DistributedDataParallel; with
-    ``fully_shard`` (FSDP2), before sharding, or after loading the full state dict into a plain model.
+    copied as it is. The copy has no wrappers of `torch.compile`, AveragedModel or activation checkpointing, and the
+    names of the model inside them. ``model.module`` of DistributedDataParallel is exported by the caller;
+    FullyShardedDataParallel (FSDP1) inside ``summon_full_params``; with ``fully_shard`` (FSDP2) export before sharding,
+    or after loading the full state dict into a plain model. Tensors are normal ones in inference mode too.
 
     Args:
         model: the trained model, in any mode and on any device.
@@ -179,13 +181,16 @@ def export_for_inference(model: nn.Module, skip: SkipPredicate | None = None) ->
         ``auto`` and ``cuda``.
 
     Raises:
-        TypeError: the model is wrapped, or a layer overrides forward.
+        TypeError: the model is wrapped so that its weights are not whole, or a layer overrides forward, or a weight is
+            a tensor subclass such as those of torchao.
         ValueError: a weight holds NaN or Inf, or is on the meta device; a layer is of method ttq, has forward hooks or
-            parameters, buffers and modules of its own, or stands where torch reads its weight without calling it. The
-            message names the layer.
+            parameters, buffers and modules of its own, or is the ``out_proj`` of `torch.nn.MultiheadAttention`; the
+            ``forward`` of a module was replaced by a function that calls the model given, as a decorator or
+            `torch.compile` of ``model.forward`` makes it. The message names the layer or module.
 
     Warns:
-        UserWarning: there is no ternary layer to pack, or all have ``quantize=False``.
+        UserWarning: there is no ternary layer to pack, or all have ``quantize=False``; layers that were never called
+            though others were; other functions that hold parts of the model.
     """
     check_not_wrapped(
         model,

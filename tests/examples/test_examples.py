@@ -84,6 +84,14 @@ def test_mnist_bad_data_says_what_to_give(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_model_is_converted_trained_and_folded() -> None:  # FIELD N16
+    text = passed("examples/convert_model.py", "--steps", 40)
+    assert "3 layers became ternary; ternary are " in text
+    assert "folded: norm1 into conv1, norm2 into conv2" in text
+    assert "OK: trained and exported outputs are equal bit for bit" in text
+
+
+@pytest.mark.slow
 def test_char_lm_compare(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 100)

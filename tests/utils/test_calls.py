@@ -71,6 +71,20 @@ def test_layers_that_are_read_without_a_call_are_named() -> None:  # FIELD T2
         result(x)
 
 
+@pytest.mark.slow
+def test_mamba_reads_the_weight_of_dt_proj() -> None:  # FIELD T2
+    transformers = pytest.importorskip("transformers")
+    config = transformers.MambaConfig(vocab_size=20, hidden_size=16, num_hidden_layers=1, state_size=4)
+    model = transformers.MambaForCausalLM(config).eval()
+    quantize_(model, skip=["*.in_proj"])
+    with torch.no_grad():
+        model(torch.arange(6)[None])
+    with pytest.warns(UserWarning, match=r"^backbone\.layers\.0\.mixer\.dt_proj was never called"):
+        packed = export_for_inference(model)
+    with pytest.raises(RuntimeError, match=r"mixer\.dt_proj\.weight are read"):
+        packed(torch.arange(6)[None])
+
+
 def test_nothing_is_said_of_layers_that_ran_or_stay_dense() -> None:  # FIELD T2
     model = nn.Sequential(TernaryConv2d(1, 1, 1), TernaryLinear(4, 4), TernaryLinear(4, 4, quantize=False))
     model[:2](torch.ones(1, 4, 4))
