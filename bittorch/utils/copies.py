@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-from bittorch.utils.wrappers import inner_of, unwrapped
+from bittorch.utils.wrappers import inner_of
 
 _DEPTH = 6  # of objects inside objects; decorators nest less deeply
 _ITEMS = 1000  # of a container; longer ones are data
@@ -129,6 +129,6 @@ def copied(model: nn.Module, twins: dict[int, nn.Module]) -> nn.Module:
     # deepcopy's memo maps what it has met to its copy: seeded with twins, it puts them where their originals stand.
     memo: dict[int, Any] = dict(twins)
     for module in reversed(list(model.modules())):  # the innermost wrappers first
-        if inner_of(module) is not None:
-            memo[id(module)] = copy.deepcopy(unwrapped(module), memo)
+        if (inner := inner_of(module)) is not None:
+            memo[id(module)] = copy.deepcopy(inner, memo)
     return copy.deepcopy(model, memo)

@@ -29,8 +29,9 @@ SkipPredicate = Callable[[str, nn.Module], bool]
 
 def check_own_values(weight: Tensor, what: str) -> None:
     """Raises TypeError for weights that torchao and the like have quantised: they are tensors of another kind."""
-    dispatches = getattr(type(weight), "__torch_dispatch__", None) is not torch.Tensor.__torch_dispatch__
-    if (is_traceable_wrapper_subclass(weight) or dispatches) and not hasattr(weight, "full_tensor"):
+    dispatches = type(weight).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
+    sharded_or_fake = hasattr(weight, "full_tensor") or type(weight).__name__ == "FakeTensor"
+    if (is_traceable_wrapper_subclass(weight) or dispatches) and not sharded_or_fake:
         raise TypeError(
             f"{what}: its weight is a {type(weight).__name__}, a tensor subclass that holds no floating values of its "
             "own; use the model as it was before its weights were quantised"

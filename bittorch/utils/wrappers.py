@@ -22,9 +22,10 @@ def _bears(module: nn.Module, name: str) -> bool:
 
 
 def inner_of(module: nn.Module) -> nn.Module | None:
-    """The module that a wrapper calls; None for a module that is no wrapper."""
-    if isinstance(module, AveragedModel):
-        return module.module
+    """The module that a wrapper calls; None for a module that is no wrapper.
+
+    An average counts as one around a whole model alone: inside another model it has a name and a state of its own.
+    """
     for slot, kind in _WRAPPERS.items():
         if slot in module._modules and _bears(module, kind):
             return module._modules[slot]
@@ -33,7 +34,7 @@ def inner_of(module: nn.Module) -> nn.Module | None:
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside all wrappers around it."""
-    while (inner := inner_of(model)) is not None:
+    while (inner := model.module if isinstance(model, AveragedModel) else inner_of(model)) is not None:
         model = inner
     return model
 

@@ -294,6 +294,17 @@ def fsdp1_exports_where_its_parameters_are_whole() -> None:  # FIELD T14
 
 
 @check
+def fsdp1_exports_on_the_process_that_has_the_parameters() -> None:  # FIELD T14
+    net = fsdp1(model("twn"), True)
+    with FullyShardedDataParallel.summon_full_params(net, writeback=False, rank0_only=True):
+        if dist.get_rank() == 0:
+            assert torch.equal(bittorch.export_for_inference(net)(X), bittorch.export_for_inference(model("twn"))(X))
+        else:
+            with pytest.raises(ValueError, match=r"cannot export 0: its weight is \(.*\) instead of"):
+                bittorch.export_for_inference(net)
+
+
+@check
 def fsdp1_outside_says_what_to_do() -> None:  # FIELD T14
     for use_orig_params in (True, False):
         net = fsdp1(model(), use_orig_params)

@@ -106,3 +106,16 @@ def test_weight_that_is_not_finite_raises() -> None:
         summary(model)
     with pytest.raises(ValueError, match="cannot summarise 1: it is on the meta device"):
         summary(_model().to("meta"))
+
+
+def test_small_errors_keep_their_digits() -> None:  # FIELD N15
+    dense = nn.Sequential(nn.Linear(64, 8))
+    found = summary(bittorch.quantize_model(dense, depth=6), dense)
+    assert 0 < found.layers[0].relative_error < 1e-4
+    assert float(str(found).splitlines()[1].split()[-2]) == pytest.approx(found.layers[0].relative_error, rel=5e-3)
+    assert str(summary(_model())).splitlines()[1].split()[-2] == f"{summary(_model()).layers[0].relative_error:.3g}"
+
+
+def test_packed_reference_has_no_errors_to_give() -> None:
+    packed = bittorch.export_for_inference(_model())
+    assert summary(packed, packed).layers[0].relative_error is None

@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.optim.swa_utils import AveragedModel
 
@@ -97,6 +98,25 @@ def test_average_of_a_model_exports_the_average() -> None:  # FIELD N8
     average.update_parameters(model)
     assert torch.equal(export_for_inference(average)(x), average(x))
     assert not torch.equal(export_for_inference(average)(x), model(x))
+
+
+def test_average_inside_a_model_keeps_its_name(tmp_path: object) -> None:  # FIELD N8
+    model = nn.ModuleDict({"net": _ternary()})
+    model["average"] = AveragedModel(model["net"])
+    packed, path = export_for_inference(model), tmp_path / "m.safetensors"
+    assert packed["average"].state_dict().keys() >= {"n_averaged", "module.0.weight_packed"}
+    assert packed["average"].module[0].name == "average.module.0"
+    bittorch.save_ternary_inference_checkpoint(packed, path)
+    fresh = nn.ModuleDict({"net": _dense(), "average": AveragedModel(_dense())})
+    loaded, x = bittorch.load_ternary_inference_checkpoint(fresh, path), helpers.randn(3, 8)
+    assert torch.equal(loaded["average"](x), model["average"](x))
+
+
+def test_conversion_without_memory() -> None:
+    with FakeTensorMode():
+        model = _dense()
+        quantize_(model)
+        assert model(torch.ones(3, 8)).shape == (3, 4)
 
 
 @pytest.mark.parametrize("depth", [None, 2])
