@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import tokenizers
 
 from bittorch.models.io import choices
 from bittorch.models.io.gguf_entries import check_tokenizer_entries
+from bittorch.models.io.tokenizer_files import checkpoint_file, read_json, templates_of
 from bittorch.models.pretokenizers import BEGINS, PATTERNS, WHOLE_WORDS, patterns_of
 from bittorch.models.sentencepiece_model import read_model
 from bittorch.models.tokenizer import NAMES, Tokenizer, is_panic
@@ -27,7 +27,6 @@ from bittorch.models.vocabulary import (
     read_ranks,
 )
 
-CHAT_TEMPLATE = "chat_template.jinja"
 GGUF_ENTRIES = "gguf_tokenizer.json"  # what `bittorch.models.io` makes of a GGUF file's tokenizer in a directory
 HF_JSON = "tokenizer.huggingface.json"  # the entry of a GGUF file that holds a tokenizer.json
 # Tokens that end a text or a turn by their names: files often name one alone. Source: llama.cpp.
@@ -66,18 +65,21 @@ def damage_of(what: str) -> Iterator[None]:
 def from_directory(path: Path) -> Tokenizer:
     """The tokenizer that lies in a directory. See `Tokenizer.from_source`."""
     if (path / GGUF_ENTRIES).is_file():
-        return from_gguf(_json(path / GGUF_ENTRIES))
-    config = _json(path / "tokenizer_config.json")
-    mapped = _json(path / "special_tokens_map.json")  # where older files alone have them
+        return from_gguf(read_json(path, GGUF_ENTRIES))
+    config = read_json(path, "tokenizer_config.json")
+    mapped = read_json(path, "special_tokens_map.json")  # where older files alone have them
     special = {name: _text(token) for name in NAMES if (token := config.get(name) or mapped.get(name))}
-    if (path / "tokenizer.json").is_file():
+    if checkpoint_file(path, "tokenizer.json"):
         backend = _parsed((path / "tokenizer.json").read_text(encoding="utf-8"), str(path / "tokenizer.json"))
-    elif (path / "tokenizer.model").is_file():
+    elif checkpoint_file(path, "tokenizer.model"):
         backend, special = _from_model_file(path / "tokenizer.model", special, config)
     else:
         raise FileNotFoundError(f"{path} has neither tokenizer.json nor tokenizer.model")
-    ends = [*_listed(config.get("eos_token_ids")), *_listed(_json(path / "generation_config.json").get("eos_token_id"))]
-    return Tokenizer(backend, special, ends, _chat_template(path, config))
+    ends = [
+        *_listed(config.get("eos_token_ids")),
+        *_listed(read_json(path, "generation_config.json").get("eos_token_id")),
+    ]
+    return Tokenizer(backend, special, ends, templates_of(path).get("default"))
 
 
 @contextlib.contextmanager
@@ -126,16 +128,6 @@ def _numbered_tokens(config: Mapping[str, Any]) -> list[str] | None:
     if not isinstance(entries, dict) or not entries:
         return None
     return [_text(entries[number]) for number in sorted(entries, key=int)]
-
-
-def _chat_template(path: Path, config: Mapping[str, Any]) -> str | None:
-    if (path / CHAT_TEMPLATE).is_file():
-        return (path / CHAT_TEMPLATE).read_text(encoding="utf-8")
-    template = config.get("chat_template")
-    if isinstance(template, list):  # several by name
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
 
 
 def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
@@ -240,19 +232,6 @@ def _gguf_pieces(
     )
     with _naming("the vocabulary of the GGUF file"):
         return from_pieces(pieces)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """The entries of a file, none where there is no file."""
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(values).__name__}")
-    return values
 
 
 def _text(token: Any) -> str:

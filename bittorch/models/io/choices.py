@@ -85,6 +85,10 @@ CHOICES: dict[str, Choice] = {
         "warned",
         "The tokenizer of a GGUF file has an entry that no table knows: it is ignored.",
     ),
+    "write-gguf-tokenizer": Choice(
+        "warned",
+        "A GGUF file cannot hold something of a directory's tokenizer or generation_config.json: it is left out.",
+    ),
 }
 
 

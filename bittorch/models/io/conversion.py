@@ -15,9 +15,10 @@ from torch import Tensor
 from bittorch.models.config import ModelConfig
 from bittorch.models.io.checkpoint import Checkpoint, PackedWeight, StoredTensor, TensorInfo, open_checkpoint
 from bittorch.models.io.errors import FormatError, LossyError
+from bittorch.models.io.gguf_tokenizer import write_entries
 from bittorch.models.io.target import check_replaced
 from bittorch.models.io.ternary_tensor import chunks
-from bittorch.models.io.tokenizer_files import write_tokenizer
+from bittorch.models.io.tokenizer_files import copy_tokenizer
 from bittorch.models.io.write_gguf import write_gguf
 from bittorch.models.io.write_safetensors import BitNetLayout, CompressedLayout, Layout, OwnLayout, write_directory
 from bittorch.models.rope import rope_frequencies
@@ -117,7 +118,10 @@ def save(
         else:
             path.mkdir()
             write_directory(source, path, _layout(to, source.config, allow_lossy), dense_dtype, seen)
-            write_tokenizer(source.tokenizer_source, path)
+            if isinstance(source.tokenizer_source, Path):
+                copy_tokenizer(source.tokenizer_source, path)
+            else:
+                write_entries(source.tokenizer_source, path)
         error = _compare(source, path, to, allow_lossy, dense_dtype, seen)
         files = [path] if path.is_file() else [file for file in path.iterdir() if file.is_file()]
         ternary = sum(source.info(name).ternary for name in names)
@@ -211,6 +215,7 @@ def _compare_configs(before: ModelConfig, after: ModelConfig, allow_lossy: bool)
             same = torch.tensor(one).item() == torch.tensor(other).item()
         else:
             same = one == other or (field.name == "activation_bits" and allow_lossy)
+            same = same or (field.name == "bos_token_id" and one is None)  # a GGUF file has the tokenizer's
         if not same:
             raise LossyError(f"{field.name}={one!r:.200} reads back as {other!r:.200}; the format cannot hold it")
 

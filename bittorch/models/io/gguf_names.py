@@ -128,7 +128,7 @@ def config_from_gguf(
             attention_output_bias="model.layers.0.self_attn.o_proj.bias" in tensors,
             mlp_bias="model.layers.0.mlp.up_proj.bias" in tensors,
             activation_bits=_activation_bits(entries, arch, tensors, what),
-            bos_token_id=entries.get("tokenizer.ggml.bos_token_id"),
+            bos_token_id=entries.get("bittorch.bos_token_id", entries.get("tokenizer.ggml.bos_token_id")),
             eos_token_ids=tuple(eos_ids),
         )
     except FormatError:
@@ -227,7 +227,7 @@ def config_entries(config: ModelConfig, arch: str) -> dict[str, Any]:
     named = {f"{arch}.{key}": value for key, value in entries.items()}
     named["bittorch.activation_bits"] = config.activation_bits or 0
     if config.bos_token_id is not None:
-        named["tokenizer.ggml.bos_token_id"] = config.bos_token_id
+        named["tokenizer.ggml.bos_token_id"] = named["bittorch.bos_token_id"] = config.bos_token_id
     if config.eos_token_ids:
         named["tokenizer.ggml.eos_token_id"] = config.eos_token_ids[0]
         named["bittorch.eos_token_ids"] = list(config.eos_token_ids)

@@ -21,6 +21,7 @@ from bittorch.models.io.mapped_file import MappedFile
 from bittorch.models.io.own import read_own
 from bittorch.models.io.safetensors_header import RawTensor, parse_json, read_header
 from bittorch.models.io.ternary_tensor import chunks
+from bittorch.models.io.tokenizer_files import end_tokens
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 INDEX = "model.safetensors.index.json"
@@ -44,7 +45,8 @@ def open_directory(path: Path) -> Checkpoint:
         raise FormatError(f"{path} has tensors under an old and under a new name at once")
     format, tensors, activation_bits = _read(raw, values, own, path)
     config = config_from_hf(values, tensors, activation_bits, what)
-    config = _tied(tensors, config, what)
+    ends = dict.fromkeys([*config.eos_token_ids, *end_tokens(path)])
+    config = _tied(tensors, dataclasses.replace(config, eos_token_ids=tuple(ends)), what)
     if format == "safetensors":
         tensors = recognised(tensors, str(path))
     return Checkpoint(path, format, config, tensors, {"config": values, "safetensors": own}, path, files)

@@ -1,19 +1,17 @@
 """Tokenizers on their way from one format to another: files of a directory, entries of a GGUF file.
 
-Nothing here tokenizes. Files go from directory to directory as they are. A tokenizer.json goes into a GGUF file whole,
-under ``tokenizer.huggingface.json``, together with the vocabulary and merges that ggml's programs read; it comes out of
-there whole. The entries of another GGUF file go into a directory as `GGUF_TOKENIZER`, a JSON object, and come back.
+Nothing here tokenizes. Files go from directory to directory as they are; `gguf_tokenizer` makes entries of them. The
+entries of a GGUF file without a tokenizer.json go into a directory as `GGUF_TOKENIZER`, a JSON object, and come back.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bittorch.models.config import ModelConfig
+from bittorch.models.io.errors import FormatError
 from bittorch.models.io.safetensors_header import parse_json
 from bittorch.models.pretokenizers import patterns_of
 
@@ -32,22 +30,71 @@ FILES = (
 )
 TEMPLATES = "additional_chat_templates"  # the directory of the templates besides the default one
 HF_JSON = "tokenizer.huggingface.json"
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # token types of ggml
 
 
-def write_tokenizer(source: Path | Mapping[str, Any], directory: Path) -> None:
-    """Puts a tokenizer into a directory."""
-    if isinstance(source, Path):
-        for name in FILES:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, directory / name)
-        return
-    if isinstance(source.get(HF_JSON), str):
-        (directory / "tokenizer.json").write_text(source[HF_JSON], encoding="utf-8")
-        if isinstance(template := source.get("tokenizer.chat_template"), str):
-            (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
-    elif source:
-        (directory / GGUF_TOKENIZER).write_text(json.dumps(dict(source)))
+def copy_tokenizer(source: Path, directory: Path) -> None:
+    """Copies a tokenizer's files. Raises FormatError for a link that leads out of the source."""
+    for name in FILES:
+        if (path := checkpoint_file(source, name)) is not None:
+            shutil.copyfile(path, directory / name)
+    for path in sorted((source / TEMPLATES).glob("*.jinja")):
+        if checkpoint_file(source, f"{TEMPLATES}/{path.name}") is not None:
+            (directory / TEMPLATES).mkdir(exist_ok=True)
+            shutil.copyfile(path, directory / TEMPLATES / path.name)
+
+
+def checkpoint_file(directory: Path, name: str) -> Path | None:
+    """A file of a directory; None where there is none.
+
+    Raises:
+        FormatError: a symbolic link to a file elsewhere, which nobody meant to hand on with the checkpoint. The cache
+            of huggingface_hub links from ``snapshots`` to ``blobs``, and is accepted.
+    """
+    path = directory / name
+    if not path.is_file():
+        return None
+    real, home = path.resolve(), directory.resolve()
+    cache = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
+    if not real.is_relative_to(home) and not real.is_relative_to(cache):
+        raise FormatError(
+            f"{path} is a link to {real}, outside of the directory; if it belongs to the checkpoint, put a copy there"
+        )
+    return path
+
+
+def read_json(directory: Path, name: str) -> dict[str, Any]:
+    """The object in a file of a directory; empty where there is no such file. Raises FormatError."""
+    path = checkpoint_file(directory, name)
+    return {} if path is None else parse_json(path.read_bytes(), str(path))
+
+
+def end_tokens(directory: Path) -> list[int]:
+    """The end tokens of generation_config.json, which generation with transformers heeds. Raises FormatError."""
+    ends = read_json(directory, "generation_config.json").get("eos_token_id")
+    listed = [] if ends is None else ends if isinstance(ends, list) else [ends]
+    if not all(type(end) is int and end >= 0 for end in listed):
+        raise FormatError(
+            f"{directory / 'generation_config.json'}: eos_token_id must be numbers of tokens, got {ends!r:.100}"
+        )
+    return listed
+
+
+def templates_of(directory: Path) -> dict[str, str]:
+    """The chat templates of a directory by name, where ``default`` is the one that counts; empty without any."""
+    found: dict[str, str] = {}
+    given = read_json(directory, "tokenizer_config.json").get("chat_template")
+    if isinstance(given, str):
+        found["default"] = given
+    elif isinstance(given, list):
+        for entry in given:
+            if isinstance(entry, dict) and isinstance(entry.get("template"), str):
+                found[str(entry.get("name"))] = entry["template"]
+    if (path := checkpoint_file(directory, "chat_template.jinja")) is not None:
+        found["default"] = path.read_text(encoding="utf-8")
+    for path in sorted((directory / TEMPLATES).glob("*.jinja")):
+        if checkpoint_file(directory, f"{TEMPLATES}/{path.name}") is not None:
+            found[path.stem] = path.read_text(encoding="utf-8")
+    return found
 
 
 def with_pre_tokenizer(source: Path | Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -64,62 +111,3 @@ def with_pre_tokenizer(source: Path | Mapping[str, Any], name: str) -> dict[str,
             f"pre_tokenizer={name!r} is for byte-level vocabularies of GGUF files; this tokenizer has rules of its own"
         )
     return {**source, "tokenizer.ggml.pre": name}
-
-
-def tokenizer_entries(directory: Path, config: ModelConfig) -> dict[str, Any]:
-    """The ``tokenizer.*`` entries of a GGUF file, from a directory; empty where it has no tokenizer.
-
-    Raises:
-        FormatError: a tokenizer file that is no JSON object.
-    """
-    if (directory / GGUF_TOKENIZER).is_file():
-        return parse_json((directory / GGUF_TOKENIZER).read_bytes(), str(directory / GGUF_TOKENIZER))
-    entries: dict[str, Any] = {}
-    if (directory / "tokenizer.json").is_file():
-        text = (directory / "tokenizer.json").read_bytes()
-        entries[HF_JSON] = text.decode("utf-8", "surrogateescape")
-        entries |= _vocabulary(parse_json(text, str(directory / "tokenizer.json")), config)
-    template = _chat_template(directory)
-    return entries | ({"tokenizer.chat_template": template} if template else {})
-
-
-def _chat_template(directory: Path) -> str | None:
-    if (directory / "chat_template.jinja").is_file():
-        return (directory / "chat_template.jinja").read_text(encoding="utf-8")
-    if (directory / "tokenizer_config.json").is_file():
-        path = directory / "tokenizer_config.json"
-        template = parse_json(path.read_bytes(), str(path)).get("chat_template")
-        return template if isinstance(template, str) else None
-    return None
-
-
-def _vocabulary(tokenizer: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
-    """What ggml's programs read of a byte-level BPE; nothing for other models, which they would read wrongly."""
-    model = tokenizer.get("model")
-    if not isinstance(model, dict) or model.get("type") != "BPE" or model.get("byte_fallback"):
-        return {}
-    tokens = [f"[PAD{number}]" for number in range(config.vocab_size)]
-    types = [UNUSED] * config.vocab_size
-    for token, number in model["vocab"].items():
-        if 0 <= number < config.vocab_size:
-            tokens[number], types[number] = token, NORMAL
-    for added in tokenizer.get("added_tokens") or []:
-        if 0 <= added["id"] < config.vocab_size:
-            tokens[added["id"]] = added["content"]
-            types[added["id"]] = CONTROL if added.get("special") else USER_DEFINED
-    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model.get("merges") or []]
-    return {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": _pre_tokenizer(tokenizer),
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": types,
-        "tokenizer.ggml.merges": merges,
-    }
-
-
-def _pre_tokenizer(tokenizer: Mapping[str, Any]) -> str:
-    """ggml's name for how text is split before merging."""
-    split = json.dumps(tokenizer.get("pre_tokenizer"))
-    if "{N}{1,3}" in split:
-        return "llama-bpe"
-    return "smollm" if '"Digits"' in split else "gpt-2"

@@ -19,9 +19,9 @@ from bittorch.models.io.checkpoint import Checkpoint, PackedWeight
 from bittorch.models.io.errors import FormatError, LossyError
 from bittorch.models.io.gguf import PLAIN, GGUFDense
 from bittorch.models.io.gguf_names import PERMUTED, ROPE_FACTORS, config_entries, gguf_name, rope_factors
+from bittorch.models.io.gguf_tokenizer import tokenizer_entries
 from bittorch.models.io.gguf_types import TYPES
 from bittorch.models.io.ternary_tensor import chunks
-from bittorch.models.io.tokenizer_files import tokenizer_entries
 from bittorch.models.io.write_safetensors import refuse_depth
 
 ALIGNMENT = 32
@@ -74,8 +74,9 @@ def write_gguf(
     if (factors := rope_factors(source.config)) is not None:
         values = np.array(factors, "<f4")
         table.append(Entry(ROPE_FACTORS, "F32", values.shape, lambda: iter([values])))
-    entries = {"general.architecture": arch, "general.file_type": FILE_TYPES[type_name], **_carried(source)}
-    entries |= config_entries(source.config, arch)
+    entries = {"general.architecture": arch, "general.file_type": FILE_TYPES[type_name]}
+    # The tokenizer's numbers of special tokens count; the configuration's have entries of bittorch's own.
+    entries |= {**config_entries(source.config, arch), **_carried(source)}
     with open(path, "xb") as file:
         _write_header(file, entries, table)
         for number, entry in enumerate(table):

@@ -15,6 +15,7 @@ from transformers.integrations import bitnet as reference
 
 from bittorch.models import LanguageModel
 from bittorch.models.io import FormatError, PackedWeight, convert, from_memory, open_checkpoint, save
+from bittorch.models.pretokenizers import LLAMA3
 from tests.helpers import randn, relative_l2
 from tests.models.io.tiny import BITNET, LLAMA, model, tensors
 
@@ -310,7 +311,7 @@ def test_tokenizer_files_travel(tmp_path: Path) -> None:
     tokenizer = {
         "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 4}, "merges": [["a", "b"]]},
         "added_tokens": [{"id": 5, "content": "<end>", "special": True}],
-        "pre_tokenizer": {"pattern": {"Regex": "\\p{N}{1,3}"}},
+        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": LLAMA3}},
     }
     (first / "tokenizer.json").write_text(json.dumps(tokenizer))
     (first / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }} ü"}))

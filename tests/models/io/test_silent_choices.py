@@ -18,7 +18,7 @@ from torch import Tensor
 
 import bittorch
 from bittorch.models import LanguageModel, ModelConfig, Tokenizer
-from bittorch.models.io import CheckpointWarning, FormatError, LossyError, open_checkpoint, save
+from bittorch.models.io import CheckpointWarning, FormatError, LossyError, convert, open_checkpoint, save
 from bittorch.models.io.choices import CHOICES, refusal, warn
 from bittorch.models.io.hf_config import config_to_hf
 from tests.models.io.gguf_files import dense_values, write
@@ -139,6 +139,13 @@ def _(tmp_path: Path) -> None:
 @case("write-i2_s-activations")  # FIELD L9
 def _(tmp_path: Path) -> None:
     save(model(LLAMA), tmp_path / "x.gguf", to="gguf-i2_s")
+
+
+@case("write-gguf-tokenizer")  # FIELD L4
+def _(tmp_path: Path) -> None:
+    save(model(), tmp_path / "x", to="bittorch")
+    (tmp_path / "x" / "generation_config.json").write_text('{"temperature": 0.7}')
+    convert(tmp_path / "x", tmp_path / "y.gguf", to="gguf-tq2_0")
 
 
 def test_every_choice_has_a_case() -> None:

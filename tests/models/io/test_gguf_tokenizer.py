@@ -1,0 +1,212 @@
+"""The tokenizer of a directory in a GGUF file, read by gguf-py, and back in a directory, read by transformers."""
+
+import dataclasses
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+
+from bittorch.models import LanguageModel, ModelConfig, Tokenizer
+from bittorch.models.io import CheckpointWarning, FormatError, convert, from_memory, open_checkpoint, save
+from bittorch.models.pretokenizers import GPT2, PATTERNS
+from tests.models.io.tiny import LLAMA, tensors
+
+tokenizers = pytest.importorskip("tokenizers")
+
+SPECIAL = ("<s>", "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<unk>", "<pad>", "<stop>")
+BOS, START, END, TEXT_END, UNK, PAD, STOP = range(256, 256 + len(SPECIAL))
+TEMPLATES = {
+    "default": "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}",
+    "tool_use": "{{ bos_token }}tools",
+}
+CONFIG = dataclasses.replace(LLAMA, vocab_size=263, bos_token_id=None, eos_token_ids=(TEXT_END,))
+
+
+def directory(path: Path, config: ModelConfig = CONFIG, **files: Any) -> Path:
+    """A chat model whose end tokens stand in three files; ``files`` are changes of the JSON files, by stem."""
+    values = tensors(config, "channel")
+    save(from_memory(config, values, {}), path, to="bittorch")
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE({letter: n for n, letter in enumerate(letters)}, []))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    backend.add_special_tokens([tokenizers.AddedToken(token, special=True) for token in SPECIAL])
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", BOS)]
+    )
+    backend.save(str(path / "tokenizer.json"))
+    defaults = {
+        "tokenizer_config": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": "<s>",
+            "eos_token": {"content": "<|im_end|>", "special": True},
+            "unk_token": None,
+            "pad_token": "<pad>",
+            "chat_template": [{"name": name, "template": text} for name, text in TEMPLATES.items()],
+        },
+        "special_tokens_map": {"unk_token": "<unk>"},
+        "generation_config": {"eos_token_id": [END, STOP], "transformers_version": "5.23.0"},
+    }
+    for stem, content in defaults.items():
+        (path / f"{stem}.json").write_text(json.dumps({**content, **files.get(stem, {})}))
+    return path
+
+
+def entries(path: Path) -> dict[str, Any]:
+    """As gguf-py reads them."""
+    return {name: field.contents() for name, field in gguf.GGUFReader(path).fields.items()}
+
+
+def test_a_chat_model_keeps_its_special_tokens_and_templates(tmp_path: Path) -> None:  # FIELD L4
+    transformers = pytest.importorskip("transformers")
+    first = directory(tmp_path / "first")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CheckpointWarning)
+        convert(first, tmp_path / "x.gguf", to="gguf-tq2_0")
+    found = entries(tmp_path / "x.gguf")
+    numbers = {"bos": BOS, "eos": END, "eot": TEXT_END, "eom": STOP, "unknown": UNK, "padding": PAD}
+    assert {key: found[f"tokenizer.ggml.{key}_token_id"] for key in numbers} == numbers
+    assert found["tokenizer.ggml.add_bos_token"] is True
+    assert found["tokenizer.ggml.add_eos_token"] is False
+    assert found["tokenizer.chat_template"] == TEMPLATES["default"]
+    assert found["tokenizer.chat_templates"] == ["tool_use"]
+    assert found["tokenizer.chat_template.tool_use"] == TEMPLATES["tool_use"]
+    assert found["tokenizer.ggml.pre"] == "gpt-2"
+    convert(tmp_path / "x.gguf", tmp_path / "second", to="bittorch")
+    one, gguf_file, two = (
+        Tokenizer.from_source(open_checkpoint(tmp_path / name).tokenizer_source)
+        for name in ("first", "x.gguf", "second")
+    )
+    assert one.special_tokens == gguf_file.special_tokens == two.special_tokens
+    assert set(one.eos_token_ids) == {END, STOP}
+    assert set(gguf_file.eos_token_ids) == set(two.eos_token_ids) == {END, STOP, TEXT_END}
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "second")
+    assert (theirs.bos_token, theirs.eos_token, theirs.pad_token, theirs.unk_token) == (
+        "<s>",
+        "<|im_end|>",
+        "<pad>",
+        "<unk>",
+    )
+    assert theirs.chat_template == TEMPLATES
+    assert theirs.encode("hi") == one.encode("hi") == gguf_file.encode("hi") == two.encode("hi")
+
+
+def test_a_model_stops_where_its_directory_does(tmp_path: Path) -> None:
+    """FIELD L4: the same end tokens whatever the file, with and without the tokenizer."""
+    from bittorch.models.generate import _eos_tokens
+
+    convert(directory(tmp_path / "first"), tmp_path / "x.gguf", to="gguf-tq2_0")
+    convert(tmp_path / "first", tmp_path / "own", to="bittorch-base3")
+    for name in ("first", "x.gguf", "own"):
+        model = LanguageModel.from_pretrained(tmp_path / name)
+        assert _eos_tokens(model) == [END, TEXT_END, STOP]
+        assert model.config.eos_token_ids == (TEXT_END, END, STOP)
+        assert LanguageModel.from_pretrained(tmp_path / name, tokenizer=False).config == model.config
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            {"generation_config": {"eos_token_id": [END, STOP, 1, 2]}},
+            "the end tokens 1, 2, for which GGUF has no"),
+        ),
+        ({"generation_config": {"temperature": 0.6, "top_p": 0.9}}, r"temperature, top_p of generation_config\.json"),
+    ],
+)
+def test_what_gguf_cannot_hold_is_named(files: dict[str, Any], message: str, tmp_path: Path) -> None:  # FIELD L4
+    first = directory(tmp_path / "first", **files)
+    with pytest.warns(CheckpointWarning, match=message):
+        convert(first, tmp_path / "x.gguf", to="gguf-tq2_0")
+    with open_checkpoint(first) as before, open_checkpoint(tmp_path / "x.gguf") as after:
+        assert before.config.eos_token_ids == after.config.eos_token_ids
+
+
+def test_kinds_of_vocabulary_that_ggml_reads_otherwise(tmp_path: Path) -> None:  # FIELD L4
+    """They go along for bittorch alone, and a warning says so."""
+    first = directory(tmp_path / "first")
+    backend = tokenizers.Tokenizer(tokenizers.models.Unigram([("<unk>", 0.0), ("a", -1.0), ("b", -2.0)], unk_id=0))
+    backend.save(str(first / "tokenizer.json"))
+    with pytest.warns(CheckpointWarning, match="a vocabulary of kind Unigram"):
+        convert(first, tmp_path / "x.gguf", to="gguf-tq2_0")
+    assert entries(tmp_path / "x.gguf")["tokenizer.ggml.model"] == "no_vocab"
+    with open_checkpoint(tmp_path / "x.gguf") as found:
+        assert Tokenizer.from_source(found.tokenizer_source).encode("ab") == [1, 2]
+    (first / "tokenizer.json").rename(first / "tokenizer.model")
+    with pytest.warns(CheckpointWarning, match=r"does not hold from .*: tokenizer\.model; write tokenizer\.json"):
+        convert(first, tmp_path / "y.gguf", to="gguf-tq2_0")
+
+
+@pytest.mark.parametrize("name", ["llama-bpe", "qwen2", "smollm", "gpt-2", None])
+def test_the_pre_tokenizer_is_found_by_its_patterns(name: str | None, tmp_path: Path) -> None:
+    first = directory(tmp_path / "first")
+    values = json.loads((first / "tokenizer.json").read_text())
+    patterns = ("[a-z]+",) if name is None else PATTERNS[name]
+    splits = [{"type": "Split", "pattern": {"Regex": pattern}} for pattern in patterns if pattern != GPT2]
+    digits = {"type": "Digits", "individual_digits": True}
+    steps = [digits if split["pattern"]["Regex"] == r"\p{N}" else split for split in splits]
+    last = {"type": "ByteLevel", "use_regex": GPT2 in patterns}
+    values["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [*steps, last]}
+    (first / "tokenizer.json").write_text(json.dumps(values))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        convert(first, tmp_path / "x.gguf", to="gguf-tq2_0")
+    assert entries(tmp_path / "x.gguf")["tokenizer.ggml.pre"] == (name or "gpt-2")
+    assert any("how tokenizer.json cuts text" in str(warning.message) for warning in caught) == (name is None)
+
+
+def test_templates_in_a_directory_of_their_own_go_along(tmp_path: Path) -> None:
+    first = directory(tmp_path / "first", tokenizer_config={"chat_template": "of the configuration"})
+    (first / "chat_template.jinja").write_text("default")
+    (first / "additional_chat_templates").mkdir()
+    (first / "additional_chat_templates" / "rag.jinja").write_text("ü")
+    convert(first, tmp_path / "second", to="bittorch-base3")
+    assert (tmp_path / "second" / "additional_chat_templates" / "rag.jinja").read_text() == "ü"
+    convert(first, tmp_path / "x.gguf", to="gguf-tq2_0")
+    found = entries(tmp_path / "x.gguf")
+    assert (found["tokenizer.chat_template"], found["tokenizer.chat_template.rag"]) == ("default", "ü")
+    convert(tmp_path / "x.gguf", tmp_path / "third", to="bittorch")
+    assert (tmp_path / "third" / "additional_chat_templates" / "rag.jinja").read_text() == "ü"
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "generation_config.json", "chat_template.jinja"])
+def test_links_out_of_the_directory_are_refused(name: str, tmp_path: Path) -> None:  # FIELD R18
+    first = directory(tmp_path / "first")
+    (tmp_path / "secret").write_text("{}")
+    (first / name).unlink(missing_ok=True)
+    (first / name).symlink_to(tmp_path / "secret")
+    for attempt in (
+        lambda: convert(first, tmp_path / "second", to="bittorch"),
+        lambda: convert(first, tmp_path / "x.gguf", to="gguf-tq2_0"),
+        lambda: Tokenizer.from_source(first),
+    ):
+        with pytest.raises(FormatError, match=rf"{name} is a link to .*secret, outside of the directory"):
+            attempt()
+    assert not (tmp_path / "second").exists()
+
+
+def test_links_within_a_checkpoint_and_in_the_hub_cache_are_followed(tmp_path: Path) -> None:  # FIELD R18
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "0123"
+    snapshot.parent.mkdir()
+    directory(snapshot)
+    blobs.mkdir()
+    for number, path in enumerate(sorted(snapshot.iterdir())):
+        path.rename(blobs / str(number))
+        path.symlink_to(Path("..") / ".." / "blobs" / str(number))
+    convert(snapshot, tmp_path / "second", to="bittorch-base3")
+    assert Tokenizer.from_source(snapshot).special_tokens["eos_token"] == "<|im_end|>"
+    assert not (tmp_path / "second" / "tokenizer.json").is_symlink()
+    (tmp_path / "second" / "tokenizer.json").rename(tmp_path / "second" / "kept.json")
+    (tmp_path / "second" / "tokenizer.json").symlink_to("kept.json")
+    assert Tokenizer.from_source(tmp_path / "second").encode("hi") == Tokenizer.from_source(snapshot).encode("hi")
+
+
+def test_end_tokens_of_a_wrong_type(tmp_path: Path) -> None:
+    first = directory(tmp_path / "first", generation_config={"eos_token_id": ["x"]})
+    with pytest.raises(
+        FormatError, match=r"generation_config\.json: eos_token_id must be numbers .*, got \['x'\]"
+    ):
+        open_checkpoint(first)
