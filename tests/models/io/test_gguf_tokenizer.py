@@ -112,7 +112,7 @@ def test_a_model_stops_where_its_directory_does(tmp_path: Path) -> None:
     [
         (
             {"generation_config": {"eos_token_id": [END, STOP, 1, 2]}},
-            "the end tokens 1, 2, for which GGUF has no"),
+            "the end tokens 1, 2, for which GGUF has no",
         ),
         ({"generation_config": {"temperature": 0.6, "top_p": 0.9}}, r"temperature, top_p of generation_config\.json"),
     ],
@@ -206,7 +206,5 @@ def test_links_within_a_checkpoint_and_in_the_hub_cache_are_followed(tmp_path: P
 
 def test_end_tokens_of_a_wrong_type(tmp_path: Path) -> None:
     first = directory(tmp_path / "first", generation_config={"eos_token_id": ["x"]})
-    with pytest.raises(
-        FormatError, match=r"generation_config\.json: eos_token_id must be numbers .*, got \['x'\]"
-    ):
+    with pytest.raises(FormatError, match=r"generation_config\.json: eos_token_id must be numbers .*, got \['x'\]"):
         open_checkpoint(first)
