@@ -215,7 +215,9 @@ def _compare_configs(before: ModelConfig, after: ModelConfig, allow_lossy: bool)
             same = torch.tensor(one).item() == torch.tensor(other).item()
         else:
             same = one == other or (field.name == "activation_bits" and allow_lossy)
-            same = same or (field.name == "bos_token_id" and one is None)  # a GGUF file has the tokenizer's
+            # The files of a tokenizer tell more of these.
+            same = same or (field.name == "bos_token_id" and one is None)
+            same = same or (field.name == "eos_token_ids" and set(one) <= set(other))
         if not same:
             raise LossyError(f"{field.name}={one!r:.200} reads back as {other!r:.200}; the format cannot hold it")
 
