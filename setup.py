@@ -1,9 +1,11 @@
 """Builds bittorch._C: C kernels by cc, the torch shim by c++, .cu kernels by nvcc when there is one.
 
-Environment: BITTORCH_CUDA=auto|0|1, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS, CC, CXX.
+Environment: BITTORCH_CUDA=auto|0|1, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS, CC, CXX. An empty variable is an unset one.
 torch's own BuildExtension is not used: it compiles .c files as C++ and refuses nvcc beside a CPU-only torch.
 """
 
+import atexit
+import importlib.util
 import os
 import platform
 import re
@@ -11,6 +13,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -41,6 +45,11 @@ COMMON = ["-O3", "-DNDEBUG", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"
 DEFAULT_CUDA_ARCHES = ("8.0+PTX", "8.7", "8.9", "9.0")
 
 
+def setting(name, default=""):
+    """A variable of the environment; an empty one, as containers set them, counts as unset."""
+    return os.environ.get(name) or default
+
+
 def import_torch():
     try:
         import torch
@@ -56,23 +65,30 @@ def import_torch():
 
 def find_cuda_home():
     """CUDA's folder, or None when there is no nvcc or BITTORCH_CUDA=0 says not to use it."""
-    wanted = os.environ.get("BITTORCH_CUDA", "auto")
+    wanted = setting("BITTORCH_CUDA", "auto")
     if wanted not in ("auto", "0", "1"):
         raise SystemExit(f"BITTORCH_CUDA must be auto, 0 or 1, got {wanted!r}")
     if wanted == "0":
         return None
-    candidates = [Path(os.environ["CUDA_HOME"])] if "CUDA_HOME" in os.environ else []
-    if on_path := shutil.which("nvcc"):
-        # A wrapper script on PATH need not lie in the toolkit, so ask nvcc itself.
-        dryrun = subprocess.run([on_path, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True)
-        candidates += [Path(top).resolve() for top in re.findall(r"^#\$ TOP=(.+)$", dryrun.stderr, re.M)]
-    candidates.append(Path("/usr/local/cuda"))
+    # CUDA_HOME, where it is set, is the only place: another toolkit than the one that was named is a surprise.
+    candidates = [Path(setting("CUDA_HOME"))] if setting("CUDA_HOME") else toolkits()
     for home in candidates:
         if (home / "bin" / "nvcc").exists():
             return home
     if wanted == "1":
         raise SystemExit(f"BITTORCH_CUDA=1, but none of {[str(c) for c in candidates]} holds bin/nvcc; set CUDA_HOME")
+    print(f"no CUDA kernels in this build: no bin/nvcc in {' or '.join(map(str, candidates))}", flush=True)
     return None
+
+
+def toolkits():
+    """Where CUDA may be when CUDA_HOME does not say it."""
+    candidates = []
+    if on_path := shutil.which("nvcc"):
+        # A wrapper script on PATH need not lie in the toolkit, so ask nvcc itself.
+        dryrun = subprocess.run([on_path, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True)
+        candidates += [Path(top).resolve() for top in re.findall(r"^#\$ TOP=(.+)$", dryrun.stderr, re.M)]
+    return [*candidates, Path("/usr/local/cuda")]
 
 
 def cuda_library_dir(home):
@@ -105,6 +121,39 @@ def minor_of(torch):
     return tuple(int(part) for part in torch.__version__.split(".")[:2])
 
 
+def max_jobs():
+    wanted = setting("MAX_JOBS", str(os.cpu_count() or 1))
+    if not wanted.isdecimal() or int(wanted) < 1:
+        raise SystemExit(f"MAX_JOBS must be a positive number, got {wanted!r}")
+    return int(wanted)
+
+
+def is_writable(folder):
+    """Whether a file can be made in a folder, or in the folder where it would be made."""
+    return is_writable(folder.parent) if not folder.exists() else os.access(folder, os.W_OK)
+
+
+def requirements():
+    """What the wheel needs: the minor version of torch that it is built against, and no other.
+
+    A source distribution is not built against any.
+    """
+    torch = "torch>=2.8"
+    if "sdist" not in sys.argv and importlib.util.find_spec("torch"):
+        torch = "torch=={}.{}.*".format(*minor_of(import_torch()))
+    return [torch, "numpy>=1.26", "safetensors>=0.5"]
+
+
+def options():
+    """The stable ABI since Python 3.10; and nothing is written into sources that cannot be written to."""
+    chosen = {"bdist_wheel": {"py_limited_api": "cp310"}}
+    if not is_writable(ROOT):
+        elsewhere = tempfile.mkdtemp(prefix="bittorch-build-")
+        atexit.register(shutil.rmtree, elsewhere, ignore_errors=True)
+        chosen |= {"egg_info": {"egg_base": elsewhere}, "build": {"build_base": elsewhere}}
+    return chosen
+
+
 class Compiler:
     """The compile and link commands, and which sources exist for this machine."""
 
@@ -115,11 +164,11 @@ class Compiler:
         self.cuda_home = find_cuda_home()
         self.arches = ""
         if self.cuda_home:
-            self.arches = os.environ.get("TORCH_CUDA_ARCH_LIST") or default_arches(self.cuda_home)
+            self.arches = setting("TORCH_CUDA_ARCH_LIST") or default_arches(self.cuda_home)
         # Before torch 2.11 the stream comes through torch's CUDA library and headers, see dispatch/checks.cpp.
         self.torch_cuda = self.cuda_home and self.torch.version.cuda and minor_of(self.torch) < (2, 11)
-        self.cc = shlex.split(os.environ.get("CC", "cc"))
-        self.cxx = shlex.split(os.environ.get("CXX", "c++"))
+        self.cc = shlex.split(setting("CC", "cc"))
+        self.cxx = shlex.split(setting("CXX", "c++"))
         self.defines = ["-DBT_WITH_CUDA"] if self.cuda_home else []
         self.torch_includes = [f"-I{path}" for path in cpp_extension.include_paths()]
         self.torch_libraries = cpp_extension.library_paths()
@@ -152,14 +201,16 @@ class Compiler:
 
     @staticmethod
     def python_include():
-        import sysconfig
-
-        return sysconfig.get_paths()["include"]
+        include = Path(sysconfig.get_paths()["include"])
+        if not (include / "Python.h").exists():
+            version = "{}.{}".format(*sys.version_info)
+            raise SystemExit(f"no Python.h in {include}; install the headers of Python {version} (Debian: python3-dev)")
+        return include
 
     def link(self, objects, target):
-        command = [*self.cxx, "-shared", "-o", target, *objects]
-        for folder in self.torch_libraries:
-            command += [f"-L{folder}", f"-Wl,-rpath,{folder}"]
+        # `import bittorch` imports torch first, whose libraries are then loaded, wherever they are. The one path names
+        # no folder of the machine that builds: it is for tools that load _C alone.
+        command = [*self.cxx, "-shared", "-o", target, *objects, *(f"-L{folder}" for folder in self.torch_libraries)]
         command += ["-Wl,-rpath,$ORIGIN/../torch/lib", "-lc10", "-ltorch_cpu", "-ltorch"]
         command += ["-lc10_cuda"] if self.torch_cuda else []
         if self.cuda_home:
@@ -174,7 +225,7 @@ class BuildKernels(build_ext):
         compiler = Compiler()
         target = Path(self.get_ext_fullpath(ext.name))
         # Not build_temp, which pip makes anew each time: what did not change is not compiled again.
-        objects_dir = ROOT / "build/objects"
+        objects_dir = ROOT / "build/objects" if is_writable(ROOT / "build") else Path(self.build_temp).resolve()
         shared = [*ROOT.glob("csrc/kernels/*.h"), *ROOT.glob("csrc/dispatch/*.h"), Path(__file__)]
         kernel_headers = [*ROOT.glob("csrc/kernels/cpu/*.h"), *ROOT.glob("csrc/kernels/cuda/*.cuh")]
         jobs, objects = [], []
@@ -186,8 +237,9 @@ class BuildKernels(build_ext):
             if self.is_stale(obj, command, max(path.stat().st_mtime for path in inputs)):
                 jobs.append((source, obj, command))
         objects_dir.mkdir(parents=True, exist_ok=True)
-        with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
-            list(pool.map(lambda job: self.compile_one(*job), jobs))
+        numbered = [(*job, f"{number}/{len(jobs)}") for number, job in enumerate(jobs, 1)]
+        with ThreadPoolExecutor(max_jobs()) as pool:
+            list(pool.map(lambda job: self.compile_one(*job), numbered))
         target.parent.mkdir(parents=True, exist_ok=True)
         self.shell([str(part) for part in compiler.link(objects, target)])
         self.write_build_info(compiler, target.parent / "_build_info.py")
@@ -202,14 +254,18 @@ class BuildKernels(build_ext):
         fresh = obj.exists() and obj.stat().st_mtime > newest_input
         return self.force or not (fresh and recorded.exists() and recorded.read_text() == shlex.join(command))
 
-    def compile_one(self, source, obj, command):
-        print("compile", source.relative_to(ROOT), flush=True)
+    def compile_one(self, source, obj, command, place):
+        print(f"compile {place} {source.relative_to(ROOT)}", flush=True)
         self.shell(command)
         obj.with_suffix(".cmd").write_text(shlex.join(command))
 
     @staticmethod
     def shell(command):
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        try:
+            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        except FileNotFoundError:
+            hint = "install a C and a C++ compiler (Debian: g++), or name them by CC and CXX"
+            raise SystemExit(f"{command[0]} is not installed; {hint}") from None
         if done.stdout:
             print(done.stdout, file=sys.stderr)
         if done.returncode != 0:
@@ -228,5 +284,6 @@ class BuildKernels(build_ext):
 setup(
     ext_modules=[Extension("bittorch._C", sources=[], py_limited_api=True)],
     cmdclass={"build_ext": BuildKernels},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    install_requires=requirements(),
+    options=options(),
 )

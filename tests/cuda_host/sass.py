@@ -26,8 +26,10 @@ LABEL = re.compile(r"(\.L_x_\d+):")
 
 
 def tool(name: str, variable: str) -> str:
-    """A program of CUDA's: where the variable says, on PATH, in the toolkit, or among the packages of this Python."""
-    places = [os.environ.get(variable), shutil.which(name), f"/usr/local/cuda/bin/{name}"]
+    """A program of CUDA's: where the variable says, in CUDA_HOME or else on PATH, or among the packages of this Python."""
+    home = os.environ.get("CUDA_HOME")  # where it is set, the only toolkit, as for setup.py
+    places = [os.environ.get(variable)]
+    places += [f"{home}/bin/{name}"] if home else [shutil.which(name), f"/usr/local/cuda/bin/{name}"]
     places += [str(found) for entry in sys.path if entry for found in Path(entry).glob(f"nvidia/*/bin/{name}")]
     for place in places:
         if place and Path(place).exists():
