@@ -1,6 +1,6 @@
 """Builds bittorch._C: C kernels by cc, the torch shim by c++, .cu kernels by nvcc when there is one.
 
-Environment: BITTORCH_CUDA=auto|0|1, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS, CC, CXX. An empty variable is an unset one.
+Environment: BITTORCH_CUDA=auto|0|1, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS, CC, CXX. Empty means unset.
 torch's own BuildExtension is not used: it compiles .c files as C++ and refuses nvcc beside a CPU-only torch.
 """
 
@@ -224,24 +224,29 @@ class BuildKernels(build_ext):
     def build_extension(self, ext):
         compiler = Compiler()
         target = Path(self.get_ext_fullpath(ext.name))
-        # Not build_temp, which pip makes anew each time: what did not change is not compiled again.
-        objects_dir = ROOT / "build/objects" if is_writable(ROOT / "build") else Path(self.build_temp).resolve()
+        # Not build_temp, which pip makes anew each time: what did not change is not compiled again. Where the sources
+        # cannot be written to, it holds what is missing among the objects that lie beside them.
+        kept = ROOT / "build/objects"
+        objects_dir = kept if is_writable(kept) else Path(self.build_temp).resolve()
         shared = [*ROOT.glob("csrc/kernels/*.h"), *ROOT.glob("csrc/dispatch/*.h"), Path(__file__)]
         kernel_headers = [*ROOT.glob("csrc/kernels/cpu/*.h"), *ROOT.glob("csrc/kernels/cuda/*.cuh")]
         jobs, objects = [], []
         for source in compiler.sources():
-            obj = objects_dir / (str(source.relative_to(ROOT / "csrc")).replace("/", "_") + ".o")
-            command = [str(part) for part in [*compiler.command(source), "-c", source, "-o", obj]]
-            objects.append(str(obj))
+            name = str(source.relative_to(ROOT / "csrc")).replace("/", "_") + ".o"
+            # Relative, so that nothing in the binary names a folder of the machine that builds.
+            command = [str(part) for part in [*compiler.command(source), "-c", source.relative_to(ROOT)]]
             inputs = [source, *shared, *(kernel_headers if source.suffix != ".cpp" else [])]
-            if self.is_stale(obj, command, max(path.stat().st_mtime for path in inputs)):
+            stale = self.is_stale(kept / name, command, max(path.stat().st_mtime for path in inputs))
+            obj = objects_dir / name if stale else kept / name
+            objects.append(str(obj))
+            if stale:
                 jobs.append((source, obj, command))
         objects_dir.mkdir(parents=True, exist_ok=True)
         numbered = [(*job, f"{number}/{len(jobs)}") for number, job in enumerate(jobs, 1)]
         with ThreadPoolExecutor(max_jobs()) as pool:
             list(pool.map(lambda job: self.compile_one(*job), numbered))
         target.parent.mkdir(parents=True, exist_ok=True)
-        self.shell([str(part) for part in compiler.link(objects, target)])
+        self.shell([str(part) for part in compiler.link(objects, target.resolve())])
         self.write_build_info(compiler, target.parent / "_build_info.py")
 
     def copy_extensions_to_source(self):
@@ -256,13 +261,13 @@ class BuildKernels(build_ext):
 
     def compile_one(self, source, obj, command, place):
         print(f"compile {place} {source.relative_to(ROOT)}", flush=True)
-        self.shell(command)
+        self.shell([*command, "-o", str(obj)])
         obj.with_suffix(".cmd").write_text(shlex.join(command))
 
     @staticmethod
     def shell(command):
         try:
-            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         except FileNotFoundError:
             hint = "install a C and a C++ compiler (Debian: g++), or name them by CC and CXX"
             raise SystemExit(f"{command[0]} is not installed; {hint}") from None

@@ -26,7 +26,7 @@ LABEL = re.compile(r"(\.L_x_\d+):")
 
 
 def tool(name: str, variable: str) -> str:
-    """A program of CUDA's: where the variable says, in CUDA_HOME or else on PATH, or among the packages of this Python."""
+    """A program of CUDA's: where the variable says, in CUDA_HOME or else on PATH, or in a package of this Python."""
     home = os.environ.get("CUDA_HOME")  # where it is set, the only toolkit, as for setup.py
     places = [os.environ.get(variable)]
     places += [f"{home}/bin/{name}"] if home else [shutil.which(name), f"/usr/local/cuda/bin/{name}"]
