@@ -6,27 +6,32 @@
 >>> assert torch.equal(model.eval()(x), packed(x))
 """
 
-from bittorch import _extension
+from bittorch import _extension, _startup
 from bittorch._extension import has_cuda_ext
 from bittorch._version import __version__
 
-_extension.load()
+try:
+    _extension.load()
+except Exception as error:
+    if _startup.is_program():
+        _startup.end(error)
+    raise
 
-from bittorch import _C, nn, ops, quant, train, utils  # noqa: E402
-from bittorch.nn import (  # noqa: E402
+from bittorch import _C, nn, ops, quant, train, utils
+from bittorch.nn import (
     TernaryConv2d,
     TernaryConv2dInference,
     TernaryLinear,
     TernaryLinearInference,
 )
-from bittorch.quant import (  # noqa: E402
+from bittorch.quant import (
     TernaryQuantConfig,
     TernaryQuantizer,
     ternary_fake_quantize,
     ternary_quantize,
     ternary_quantize_ste,
 )
-from bittorch.utils import (  # noqa: E402
+from bittorch.utils import (
     export_conv2d_to_inference,
     export_for_inference,
     export_linear_to_inference,

@@ -5,9 +5,10 @@ BITTORCH_PACKED_KERNEL   auto (default), baseline, tiled or a variant such as av
 BITTORCH_INFER_KERNEL    packed (default) or baseline: the same switch for the inference layers alone.
 
 XDG_CACHE_HOME           where caches are, ~/.cache by default; see `cache_directory`.
+CUDA_HOME, CC            the toolkit and the compiler that `bittorch doctor` looks for.
 
-The first two are read once, at import. Precedence: the variant argument of a call, then _C.force_kernel(), then
-BITTORCH_INFER_KERNEL, then BITTORCH_PACKED_KERNEL, then automatic.
+The first two are read once, at import. An empty variable counts as unset. Precedence: the variant argument of a call,
+then _C.force_kernel(), then BITTORCH_INFER_KERNEL, then BITTORCH_PACKED_KERNEL, then automatic.
 """
 
 import os
@@ -27,7 +28,7 @@ def _one_of(variable: str, value: str, valid: list[str]) -> str:
 
 
 def _infer_variant() -> str:
-    value = _one_of(INFER_KERNEL, os.environ.get(INFER_KERNEL, "packed"), list(INFER_KERNELS))
+    value = _one_of(INFER_KERNEL, os.environ.get(INFER_KERNEL) or "packed", list(INFER_KERNELS))
     return INFER_KERNELS[value]
 
 
@@ -39,7 +40,7 @@ def packed_kernel(extension: ModuleType) -> str:
     """The value of BITTORCH_PACKED_KERNEL, checked against the kernels that this machine can run."""
     rows = [row for row in extension.kernels() if row["op"] in PRODUCTS and row["usable"]]
     valid = ["auto", "baseline", "tiled", *dict.fromkeys(row["variant"] for row in rows)]
-    return _one_of(PACKED_KERNEL, os.environ.get(PACKED_KERNEL, "auto"), valid)
+    return _one_of(PACKED_KERNEL, os.environ.get(PACKED_KERNEL) or "auto", valid)
 
 
 def apply(extension: ModuleType) -> None:
@@ -49,6 +50,11 @@ def apply(extension: ModuleType) -> None:
         names = {row["variant"] for row in extension.kernels() if row["op"] == op and row["usable"]}
         if name in names or name in ("auto", "baseline", "tiled"):
             extension.set_default_kernel(op, name)
+
+
+def build_tools() -> tuple[str, str]:
+    """CUDA_HOME and CC, as setup.py reads them."""
+    return os.environ.get("CUDA_HOME") or "", os.environ.get("CC") or ""
 
 
 def cache_directory() -> Path:

@@ -1,6 +1,7 @@
 """Loads bittorch._C, after checking that the running PyTorch is the one it was built against."""
 
-import torch
+import importlib
+from pathlib import Path
 
 
 def minor_version(version: str) -> tuple[str, ...]:
@@ -17,6 +18,41 @@ def check_torch(built: str, running: str) -> None:
         )
 
 
+def _running_torch() -> str:
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ImportError(
+            "bittorch needs PyTorch, and no module 'torch' is installed; install the build that you will run, "
+            "then bittorch beside it: pip install --no-build-isolation ."
+        ) from None
+    return str(torch.__version__)
+
+
+def _load_extension() -> None:
+    """Imports _C; an ImportError says in one line why it is not there or does not load."""
+    folder = Path(__file__).parent
+    try:
+        importlib.import_module("bittorch._C")
+    except ModuleNotFoundError:
+        if not folder.is_dir():
+            raise ImportError(
+                f"bittorch cannot be imported from the archive {folder.parent}: its extension is a shared library, "
+                "which only a file system can hold; unpack the archive or install the wheel"
+            ) from None
+        raise ImportError(
+            f"bittorch's extension is not in {folder}, or is one for another Python; "
+            "run: pip install --no-build-isolation -e . (or make build)"
+        ) from None
+    except ImportError as error:
+        raise ImportError(
+            f"bittorch's extension does not load: {error}; rebuild it in its checkout: "
+            "pip install --no-build-isolation --no-deps --force-reinstall ."
+        ) from error
+
+
 def load() -> None:
     """Registers torch.ops.bittorch by importing the extension, and applies the kernel variables of the environment."""
     try:
@@ -25,7 +61,8 @@ def load() -> None:
         raise ImportError(
             "bittorch's extension is not built; run: pip install --no-build-isolation -e . (or make build)"
         ) from None
-    check_torch(_build_info.TORCH_VERSION, torch.__version__)
+    check_torch(_build_info.TORCH_VERSION, _running_torch())
+    _load_extension()
     from bittorch import _C, _env
 
     _env.apply(_C)

@@ -66,7 +66,9 @@ def _sanitizers(cuda_home: str, cc: str) -> bool:
 # Those of a user: for building, and for torch.compile.
 USER_TOOLS = (
     Tool("c++", "g++", "building bittorch, and torch.compile on a CPU", _program("c++")),
-    Tool("nvcc", "nvidia-cuda-toolkit, or NVIDIA's own", "CUDA kernels", lambda home, cc: nvcc(home) is not None),
+    Tool(
+        "nvcc", "nvidia-cuda-toolkit, or NVIDIA's own", "building CUDA kernels", lambda home, cc: nvcc(home) is not None
+    ),
 )
 
 # Those of the tests alone.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from bittorch import _C, _build_info, ops
+from bittorch import _C, _build_info, _env, _optional, ops
 from bittorch._version import __version__
 from bittorch.ops import reference
 
@@ -28,6 +29,25 @@ def _describe() -> Iterator[str]:
                 yield f"  {op:22} {device:5} {chosen}"
         if torch.cuda.is_available() and (few := _chosen(op, "cuda", 1, 4096, 4096, _sm())) != _chosen(op, "cuda"):
             yield f"  {op:22} cuda  {few} for one token"
+    yield from _describe_missing()
+
+
+def _describe_missing() -> Iterator[str]:
+    """The optional tools and extras that are not here, and what each is for; those of the tests in a checkout alone."""
+    tools = _optional.USER_TOOLS
+    if (Path(__file__).resolve().parent.parent / "tests" / "run_stages.py").exists():
+        tools += _optional.TEST_TOOLS
+    lines = [
+        f"  {f'bittorch[{extra.name}]':22} for {extra.purpose}; without {', '.join(lacking)}"
+        for extra in _optional.EXTRAS
+        if (lacking := _optional.missing_modules(extra))
+    ]
+    lines += [
+        f"  {tool.name:22} for {tool.purpose}; Debian package {tool.package}"
+        for tool in _optional.missing_tools(tools, *_env.build_tools())
+    ]
+    yield "optional, not installed" if lines else "optional   all tools and extras are installed"
+    yield from lines
 
 
 def _sm() -> int:

@@ -1,10 +1,12 @@
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from bittorch import _C, _build_info, doctor, ops
+from bittorch import _C, _build_info, _optional, doctor, ops
 from bittorch._version import __version__
 
 
@@ -63,3 +65,32 @@ def test_doctor_reports_an_exception_and_goes_on(
     text = capsys.readouterr().out
     assert "RuntimeError: no luck" in text
     assert any("ternary_linear_w2a8" in line and line.endswith("ok") for line in text.splitlines())
+
+
+def test_doctor_says_what_is_missing_and_what_for(monkeypatch: pytest.MonkeyPatch) -> None:  # FIELD N1
+    here = _optional.EXTRAS[0].__class__("here", "nothing", ("torch",))
+    lacking = _optional.EXTRAS[0].__class__("plots", "drawing", ("torch", "no_such_module"))
+    tool = _optional.Tool("no-such-program", "the-package", "a purpose", _optional._program("no-such-program"))
+    found = _optional.Tool("python", "python3", "running", _optional._program(sys.executable))
+    monkeypatch.setattr(_optional, "EXTRAS", (here, lacking))
+    monkeypatch.setattr(_optional, "USER_TOOLS", (tool, found))
+    monkeypatch.setattr(_optional, "TEST_TOOLS", ())
+    lines = doctor.description()
+    assert lines[lines.index("optional, not installed") + 1 :] == [
+        f"  {'bittorch[plots]':22} for drawing; without no_such_module",
+        f"  {'no-such-program':22} for a purpose; Debian package the-package",
+    ]
+    monkeypatch.setattr(_optional, "EXTRAS", (here,))
+    monkeypatch.setattr(_optional, "USER_TOOLS", (found,))
+    assert doctor.description()[-1] == "optional   all tools and extras are installed"
+
+
+def test_the_table_of_extras_is_that_of_the_package() -> None:
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    section = text.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
+    listed = dict(re.findall(r"^(\w+) = \[(.*)\]", section, re.M))
+    del listed["dev"]
+    assert {extra.name for extra in _optional.EXTRAS} == set(listed)
+    for extra in _optional.EXTRAS:
+        names = {name.replace("-", "_") for name in re.findall(r'"([\w-]+)', listed[extra.name])} - {"bittorch"}
+        assert set(extra.modules) == names

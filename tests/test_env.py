@@ -49,7 +49,7 @@ def test_packed_kernel_changes_the_choice(value: str) -> None:
         ("BITTORCH_INFER_KERNEL", ["packed", "baseline"]),
     ],
 )
-@pytest.mark.parametrize("value", ["nosuch", "", "AVX2"])
+@pytest.mark.parametrize("value", ["nosuch", " ", "AVX2"])
 def test_unknown_value_is_an_error_that_lists_the_valid(variable: str, valid: list[str], value: str) -> None:
     result = helpers.run_python("import bittorch", **{variable: value})
     assert result.returncode != 0
@@ -57,6 +57,10 @@ def test_unknown_value_is_an_error_that_lists_the_valid(variable: str, valid: li
     assert f"{variable} must be one of" in last
     assert f"got {value!r}" in last
     assert all(name in last for name in valid)
+
+
+def test_an_empty_variable_counts_as_unset() -> None:  # FIELD R17
+    assert _chosen(BITTORCH_PACKED_KERNEL="", BITTORCH_INFER_KERNEL="") == _automatic()
 
 
 LAYER = """

@@ -1,0 +1,249 @@
+"""The package as others get it: wheel, sdist and `pip install .`, each in an environment of its own. FIELD N1, N10
+
+Objects that `make build` left are used again, so that these tests need a compiler for the rest alone. The environments
+see torch and the other requirements of this one through a .pth file; pip asks no index.
+"""
+
+from __future__ import annotations
+
+import email
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from email.message import Message
+from pathlib import Path
+
+import pytest
+import torch
+
+from bittorch import _build_info, _extension, _optional
+from bittorch._version import __version__
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="an installed package has no setup.py"),
+]
+LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", "*.egg-info", "*.so", "_build_info.py")
+PIP = ("-m", "pip", "--disable-pip-version-check", "--no-input")
+ALONE = ("--no-index", "--no-deps", "--no-build-isolation")
+INSTALL = ("install", "--ignore-installed", *ALONE)
+CHECK = """
+import sys, torch, bittorch
+assert bittorch.__file__.startswith(sys.prefix), bittorch.__file__
+model = torch.nn.Sequential(bittorch.TernaryLinear(64, 8)).eval()
+x = torch.randn(3, 64)
+assert torch.equal(model(x), bittorch.export_for_inference(model)(x))
+"""
+
+
+def _run(*command: object, cwd: Path, **variables: str) -> str:
+    """What a command printed; it must succeed. Without the checkout on the path, and without bittorch's variables."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("BITTORCH_", "PYTHONPATH", "PYTEST_"))}
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env={**kept, **variables},
+        capture_output=True,
+        text=True,
+        timeout=1800,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
+    return done.stdout
+
+
+def _same_build() -> dict[str, str]:
+    """The variables that make the build like the one that runs: with CUDA kernels or without them."""
+    arches = _build_info.CUDA_ARCHES
+    return {"BITTORCH_CUDA": "1", "TORCH_CUDA_ARCH_LIST": arches} if arches else {"BITTORCH_CUDA": "0"}
+
+
+def _take_objects(tree: Path) -> None:
+    """Objects of this checkout's last build for a tree with the same sources; setup.py looks whether they fit."""
+    if (ROOT / "build" / "objects").is_dir():
+        shutil.copytree(ROOT / "build" / "objects", tree / "build" / "objects")
+
+
+def _checkout(folder: Path) -> Path:
+    for name in ("bittorch", "csrc", "tests", "benchmark", "examples", "docs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=LEFT_OUT)
+    for path in ROOT.iterdir():
+        if path.is_file():
+            shutil.copy2(path, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tree = _checkout(tmp_path_factory.mktemp("checkout"))
+    _run(sys.executable, "setup.py", "--quiet", "sdist", cwd=tree)
+    (archive,) = (tree / "dist").iterdir()
+    return archive
+
+
+@pytest.fixture(scope="module")
+def unpacked(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unpacked")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder, filter="data")
+    (tree,) = folder.iterdir()
+    return tree
+
+
+@pytest.fixture(scope="module")
+def wheel(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from the sdist's contents and nothing else."""
+    _take_objects(unpacked)
+    out = tmp_path_factory.mktemp("wheel")
+    _run(sys.executable, *PIP, "wheel", *ALONE, "-w", out, unpacked, cwd=out, **_same_build())
+    (built,) = out.iterdir()
+    return built
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Path:
+    """The Python of an environment without bittorch, which sees the requirements that are installed here."""
+    _run(sys.executable, "-m", "venv", tmp_path / "env", cwd=tmp_path)
+    python = tmp_path / "env" / "bin" / "python"
+    site = _run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip()
+    # The checkout that may be installed here for development stays out: of a .pth file's folder no .pth file is read.
+    (Path(site) / "requirements.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return python
+
+
+def _metadata(wheel: Path) -> Message:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        return email.message_from_bytes(archive.read(name))
+
+
+def _assert_installed(python: Path) -> None:
+    """It works from a folder that holds nothing, as library and as command; pip finds its requirements met."""
+    folder = python.parent.parent / "nothing"
+    folder.mkdir()
+    _run(python, "-W", "error", "-c", CHECK, cwd=folder)
+    assert _run(python.parent / "bittorch", "--version", cwd=folder) == f"bittorch {__version__}\n"
+    report = _run(python, "-m", "bittorch", "doctor", cwd=folder)
+    assert report.rstrip().endswith("all well")
+    assert "simde" not in report  # tools of the tests are for a checkout
+    assert "bittorch" not in subprocess.run([python, *PIP, "check"], capture_output=True, text=True, cwd=folder).stdout
+    assert not list(folder.iterdir())
+
+
+def test_a_wheel_of_the_sdist_installs_into_an_empty_environment(wheel: Path, empty: Path) -> None:  # FIELD N1
+    _run(empty, *PIP, *INSTALL, wheel, cwd=wheel.parent)
+    _assert_installed(empty)
+
+
+# A compiler that takes the objects which are there: pip unpacks an archive where setup.py finds none.
+COPYING = """#!{python}
+import pathlib, shutil, subprocess, sys
+target = pathlib.Path(sys.argv[sys.argv.index("-o") + 1]) if "-o" in sys.argv else None
+known = target and pathlib.Path({objects!r}) / target.name
+if known and known.exists():
+    shutil.copyfile(known, target)
+else:
+    sys.exit(subprocess.run([{compiler!r}, *sys.argv[1:]]).returncode)
+"""
+
+
+def _copying(path: Path, compiler: str, objects: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(COPYING.format(python=sys.executable, objects=str(objects), compiler=compiler))
+    path.chmod(0o755)
+    return path
+
+
+def _copying_compilers(folder: Path, objects: Path) -> dict[str, str]:
+    found = {name: str(_copying(folder / name, name, objects)) for name in ("cc", "c++")}
+    variables = {"CC": found["cc"], "CXX": found["c++"], **_same_build()}
+    if _build_info.CUDA_ARCHES:
+        nvcc = str(_optional.nvcc(os.environ.get("CUDA_HOME", "")))
+        dryrun = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
+        real = Path(re.findall(r"^#\$ TOP=(.+)$", dryrun, re.M)[0])
+        for path in real.iterdir():
+            if path.name != "bin":
+                (folder / path.name).symlink_to(path)
+        _copying(folder / "bin" / "nvcc", nvcc, objects)
+        variables["CUDA_HOME"] = str(folder)
+    return variables
+
+
+def test_the_sdist_installs_into_an_empty_environment(sdist: Path, unpacked: Path, wheel: Path, empty: Path) -> None:
+    compilers = _copying_compilers(empty.parents[2] / "compilers", unpacked / "build" / "objects")
+    _run(empty, *PIP, *INSTALL, sdist, cwd=empty.parents[2], **compilers)
+    _assert_installed(empty)
+
+
+def _writes_nothing_there(tree: Path) -> list[str]:
+    """A prefix for a command that may not write to the tree, whoever runs the tests."""
+    for path in [tree, *tree.rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    if os.geteuid() != 0:
+        return []
+    # Root may write anywhere, unless it gives that up.
+    return ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override"]
+
+
+def test_a_read_only_source_tree_installs(empty: Path, tmp_path_factory: pytest.TempPathFactory) -> None:  # FIELD N1
+    tree = _checkout(tmp_path_factory.mktemp("readonly"))
+    _take_objects(tree)
+    before = sorted(tree.rglob("*"))
+    prefix = _writes_nothing_there(tree)
+    refused = subprocess.run([*prefix, "touch", tree / "new"], capture_output=True, text=True)
+    assert refused.returncode != 0, "the tree can be written to, so nothing is tested"
+    try:
+        _run(*prefix, empty, *PIP, *INSTALL, tree, cwd=empty.parent, **_same_build())
+        _assert_installed(empty)
+        assert sorted(tree.rglob("*")) == before
+    finally:
+        for path in [tree, *tree.rglob("*")]:
+            path.chmod(0o755)
+
+
+def test_metadata_names_the_torch_that_it_was_built_against(wheel: Path) -> None:  # FIELD N10
+    major, minor = _extension.minor_version(torch.__version__)
+    metadata = _metadata(wheel)
+    required = [text for text in metadata.get_all("Requires-Dist") or [] if "extra ==" not in text]
+    assert required == [f"torch=={major}.{minor}.*", "numpy>=1.26", "safetensors>=0.5"]
+    assert metadata["Version"] == __version__
+    assert metadata["Requires-Python"] == "<3.14,>=3.10"
+    assert metadata["Author"] == "bittorch contributors"
+    assert re.fullmatch(rf"bittorch-{re.escape(__version__)}-cp310-abi3-linux_\w+\.whl", wheel.name)
+
+
+def test_an_sdist_requires_no_torch_in_particular(unpacked: Path) -> None:  # FIELD N10
+    metadata = email.message_from_string((unpacked / "PKG-INFO").read_text())
+    assert "torch>=2.8" in (metadata.get_all("Requires-Dist") or [])
+
+
+def test_the_sdist_holds_every_source(unpacked: Path) -> None:
+    for folder in ("bittorch", "csrc", "tests", "examples", "docs"):
+        for path in (ROOT / folder).rglob("*"):
+            built = "__pycache__" in path.parts or path.suffix in (".so", ".pyc") or path.name == "_build_info.py"
+            if path.is_file() and not built:
+                assert (unpacked / path.relative_to(ROOT)).is_file(), path
+
+
+def test_the_wheel_holds_the_package_alone(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    assert {name.split("/")[0] for name in names} == {"bittorch", f"bittorch-{__version__}.dist-info"}
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "bittorch").rglob("*.py")}
+    assert {name for name in names if name.endswith(".py")} == modules
+    assert {"bittorch/_C.abi3.so", "bittorch/_C.pyi", "bittorch/py.typed"} <= names
+
+
+def test_the_extension_names_no_folder_of_the_builder(wheel: Path, tmp_path: Path) -> None:  # FIELD N10
+    with zipfile.ZipFile(wheel) as archive:
+        extension = Path(archive.extract("bittorch/_C.abi3.so", tmp_path))
+    dynamic = _run("readelf", "--dynamic", "--wide", extension, cwd=tmp_path)
+    assert re.findall(r"\((?:RUNPATH|RPATH)\)\s+Library \w+: \[(.*)\]", dynamic) == ["$ORIGIN/../torch/lib"]
+    content = extension.read_bytes()
+    for folder in (ROOT, Path(torch.__file__).parent, Path(sys.prefix)):
+        assert str(folder).encode() not in content, folder

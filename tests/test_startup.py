@@ -1,0 +1,156 @@
+"""The program where the package does not load: another torch minor, no build, a zip, a bad variable. FIELD N11"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import bittorch
+from bittorch import _startup
+from bittorch._version import __version__
+from tests import helpers
+
+PACKAGE = Path(bittorch.__file__).parent
+# As pip writes it.
+SCRIPT = "import sys\nfrom bittorch.cli import main\nif __name__ == '__main__':\n    sys.exit(main())\n"
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    """A folder with the package, built against a torch that does not exist, and the installed command."""
+    (tmp_path / "bittorch").mkdir()
+    for path in PACKAGE.iterdir():
+        if path.name not in ("_build_info.py", "__pycache__"):
+            (tmp_path / "bittorch" / path.name).symlink_to(path)
+    (tmp_path / "bittorch" / "_build_info.py").write_text("TORCH_VERSION = '1.0.0'\nCUDA_ARCHES = ''\n")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "bittorch").write_text(SCRIPT)
+    return tmp_path
+
+
+def _run(folder: Path, *arguments: str, script: bool = False, **variables: str) -> subprocess.CompletedProcess[str]:
+    program = [str(folder / "bin" / "bittorch")] if script else ["-m", "bittorch"]
+    environment = {**os.environ, "PYTHONPATH": str(folder), **variables}
+    command = [sys.executable, *program, *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "script"),
+    [(["info", "a"], False), (["run", "a"], True), (["--help"], False), ([], True)],
+    ids=str,
+)
+def test_another_torch_is_one_line_for_every_command(broken: Path, arguments: list[str], script: bool) -> None:
+    result = _run(broken, *arguments, script=script)  # FIELD N11
+    assert (result.returncode, result.stdout) == (1, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("bittorch: error: bittorch was built against torch 1.0.0 but torch ")
+    assert "pip install --no-build-isolation" in line
+
+
+@pytest.mark.parametrize("script", [False, True], ids=["module", "script"])
+def test_the_version_is_printed_all_the_same(broken: Path, script: bool) -> None:  # FIELD N11
+    result = _run(broken, "--version", script=script)
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"bittorch {__version__}\n", "")
+
+
+def test_doctor_diagnoses_another_torch(broken: Path) -> None:  # FIELD N11
+    import torch
+
+    result = _run(broken, "doctor", script=True)
+    assert (result.returncode, result.stderr) == (1, "")
+    first, second, third, problem, last = result.stdout.splitlines()
+    assert first == f"bittorch   {__version__}, built against torch 1.0.0, in {broken / 'bittorch'}"
+    assert second == f"torch      {torch.__version__}"
+    assert sys.executable in third
+    assert problem.startswith("problem    bittorch was built against torch 1.0.0 but torch ")
+    assert "nothing else was tested" in last
+
+
+def test_doctor_diagnoses_in_json(broken: Path) -> None:
+    result = _run(broken, "doctor", "--json")
+    report = json.loads(result.stdout)
+    assert (result.returncode, report["version"], report["ok"]) == (1, __version__, False)
+    assert "built against torch 1.0.0 but torch" in report["checks"][0]["problem"]
+
+
+def test_debug_shows_the_traceback_too(broken: Path) -> None:
+    result = _run(broken, "info", "a", "--debug")
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("bittorch: error: ")
+
+
+def test_without_torch_one_line_says_so(broken: Path) -> None:
+    (broken / "sitecustomize.py").write_text("import sys; sys.modules['torch'] = None\n")
+    result = _run(broken, "info", "a")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("bittorch: error: bittorch needs PyTorch")
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_bad_variable_is_one_line(tmp_path: Path) -> None:
+    result = _run(PACKAGE.parent, "info", "a", BITTORCH_PACKED_KERNEL="nosuch")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("bittorch: error: BITTORCH_PACKED_KERNEL must be one of auto, ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_an_import_still_raises(broken: Path) -> None:
+    for code in ("import bittorch", "import sys; sys.argv = ['/usr/bin/other']; import bittorch.cli"):
+        result = subprocess.run([sys.executable, "-c", code], cwd=broken, capture_output=True, text=True, timeout=300)
+        assert result.returncode == 1
+        assert result.stderr.splitlines()[-1].startswith("ImportError: bittorch was built against torch 1.0.0")
+
+
+def test_a_zip_is_refused_in_one_line(tmp_path: Path) -> None:  # FIELD R18
+    archive = tmp_path / "it.zip"
+    with zipfile.ZipFile(archive, "w") as target:
+        for path in PACKAGE.rglob("*"):
+            if path.suffix in (".py", ".so"):
+                target.write(path, path.relative_to(PACKAGE.parent))
+    result = helpers.run_python(f"import sys; sys.path.insert(0, {str(archive)!r}); import bittorch")
+    assert result.returncode == 1
+    assert "circular" not in result.stderr
+    expected = f"ImportError: bittorch cannot be imported from the archive {archive}: its extension is a shared library"
+    assert result.stderr.splitlines()[-1].startswith(expected)
+
+
+def test_a_missing_or_foreign_extension_is_named(broken: Path) -> None:
+    (broken / "bittorch" / "_build_info.py").unlink()
+    (broken / "bittorch" / "_build_info.py").symlink_to(PACKAGE / "_build_info.py")
+    extension = broken / "bittorch" / "_C.abi3.so"
+    extension.unlink()
+    assert f"extension is not in {broken / 'bittorch'}" in _run(broken, "info", "a").stderr
+    extension.write_bytes(b"no shared library")
+    result = _run(broken, "info", "a")
+    assert "bittorch's extension does not load: " in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "orig_argv", "program"),
+    [
+        (["-m", "doctor"], ["python", "-m", "bittorch", "doctor"], True),
+        (["-m"], ["python", "-X", "dev", "-mbittorch"], True),
+        (["-m"], ["python", "-Im", "bittorch"], True),
+        (["-m"], ["python", "-m", "pytest", "bittorch"], False),
+        (["/venv/bin/bittorch", "info"], ["/venv/bin/python", "/venv/bin/bittorch", "info"], True),
+        (["/work/train.py", "bittorch"], ["python", "/work/train.py", "bittorch"], False),
+        (["-c"], ["python", "-c", "import bittorch"], False),
+        ([""], ["python"], False),
+        ([], ["python"], False),
+    ],
+)
+def test_who_imports_the_package(
+    monkeypatch: pytest.MonkeyPatch, argv: list[str], orig_argv: list[str], program: bool
+) -> None:
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(sys, "orig_argv", orig_argv)
+    assert _startup.is_program() == program
