@@ -12,7 +12,7 @@ from tests import run_stages, without_tools
 from tests.run_stages import STAGES, Stage
 
 ROOT = Path(__file__).resolve().parent.parent
-TOOLS = ("simde", "neon", "nvcc")  # stages whose tool a bare machine lacks
+TOOLS = ("simde", "neon", "nvcc", "ptx")  # stages whose tool a bare machine lacks
 
 
 def _stage(name: str, code: str, **more: object) -> Stage:
@@ -41,14 +41,15 @@ def test_what_lacks_a_tool_is_one_line_with_tool_package_and_loss(tmp_path: Path
             ("simde", "simde/x86/avx512.h", "libsimde-dev", "AVX-512 kernels"),
             ("neon", "qemu-aarch64", "qemu-user", "NEON kernels"),
             ("nvcc", "nvcc", "nvidia-cuda-toolkit", "nvcc compiles the CUDA kernels"),
+            ("ptx", "nvcc", "nvidia-cuda-toolkit", "what the compiled CUDA kernels compute"),
         ],
         1,
     ):
-        (line,) = (line for line in lines if line.startswith(f"[{number}/3] {STAGES[stage].title}: not run"))
+        (line,) = (line for line in lines if line.startswith(f"[{number}/4] {STAGES[stage].title}: not run"))
         assert f"no {tool} (package {package}" in line
         assert loss in line.partition("not tested: ")[2]
         assert sum(line.startswith(f"not run  {STAGES[stage].title}: no ") for line in lines) == 1
-    assert lines[-1].startswith("0 of 3 stages passed, 3 not run, 0 failed")
+    assert lines[-1].startswith("0 of 4 stages passed, 4 not run, 0 failed")
 
 
 @pytest.mark.parametrize("stage", TOOLS)
