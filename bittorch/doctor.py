@@ -34,7 +34,7 @@ def _describe() -> Iterator[str]:
 
 def _describe_missing() -> Iterator[str]:
     """The optional tools and extras that are not here, and what each is for; those of the tests in a checkout alone."""
-    tools = _optional.USER_TOOLS
+    tools: tuple[_optional.Tool, ...] = _optional.USER_TOOLS
     if (Path(__file__).resolve().parent.parent / "tests" / "run_stages.py").exists():
         tools += _optional.TEST_TOOLS
     lines = [
