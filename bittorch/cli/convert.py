@@ -12,6 +12,7 @@ from bittorch.cli.arguments import DTYPES, output_options, reading, reading_opti
 from bittorch.cli.console import Console, size_text
 from bittorch.cli.errors import CommandError, UsageError
 from bittorch.models.io import TARGETS
+from bittorch.models.io.conversion import check_target
 
 if TYPE_CHECKING:
     from bittorch.models.io import Report
@@ -32,6 +33,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("target", metavar="DST", help="a directory, or a file for the GGUF formats")
     parser.add_argument("--to", required=True, choices=TARGETS, metavar="FORMAT", help=", ".join(TARGETS))
     parser.add_argument("--allow-lossy", action="store_true", help="write although values change, and say by how much")
+    parser.add_argument("--allow-dense", action="store_true", help="write although no tensor is ternary")
     parser.add_argument("--dense-dtype", choices=DTYPES, default="auto", help="of what is not ternary; default its own")
     parser.add_argument("--overwrite", action="store_true", help="replace DST, once the new one is whole")
     planes = parser.add_argument_group("planes of trits", "make a dense model ternary first, for --to bittorch")
@@ -44,18 +46,17 @@ def add_parser(commands: Any) -> None:
 def execute(args: argparse.Namespace, console: Console) -> int:
     if not Path(args.source).exists():
         raise CommandError(f"no checkpoint at {args.source}")
-    target = Path(args.target)
-    if (
-        target.is_file() or (target.is_dir() and any(target.iterdir()))
-    ) and not args.overwrite:  # before the work, not after it
-        raise CommandError(f"{args.target} is there already; say --overwrite to replace it")
+    try:
+        check_target(args.target, to=args.to, overwrite=args.overwrite)  # before the work, not after it
+    except FileExistsError as taken:
+        raise CommandError(_as_options(taken)) from None
     by_planes = args.depth is not None or args.head_depth is not None or args.group_size is not None
     report = (_as_planes if by_planes else _convert)(args, console)
     counts = {"bytes": report.bytes, "tensors": report.tensors, "ternary": report.ternary}
     error = report.scale_error
     console.object({"path": args.target, "to": args.to, **counts, "scale_error": error})
     if not report.ternary:
-        console.note("no tensor of SRC is ternary; with --to bittorch, --depth makes its layers so")
+        console.note("no tensor of SRC is ternary")
     console.line(
         f"{args.target}: {size_text(report.bytes)}, {report.ternary} of {report.tensors} tensors ternary; "
         + (f"scales changed by up to {error:.1e}, relative" if error else "reads back as it was")
@@ -64,22 +65,35 @@ def execute(args: argparse.Namespace, console: Console) -> int:
 
 
 def _convert(args: argparse.Namespace, console: Console) -> Report:
-    from bittorch.models.io import LossyError, convert
+    from bittorch.models.io import LossyError, open_checkpoint, save
 
-    with console.progress("tensors") as progress:
-        try:
-            return convert(
-                args.source,
-                args.target,
-                to=args.to,
-                progress=lambda done, total, name: progress(done, total),
-                allow_lossy=args.allow_lossy,
-                dense_dtype=None if args.dense_dtype == "auto" else getattr(torch, args.dense_dtype),
-                overwrite=args.overwrite,
-                **reading(args),
+    with open_checkpoint(args.source, **reading(args)) as source:
+        if not args.allow_dense and not any(source.info(name).ternary for name in source.names):
+            raise CommandError(
+                f"no tensor of {args.source} is ternary, so {args.to} would be dense, at its size or larger; with "
+                "--to bittorch, --depth makes its layers ternary; --allow-dense writes it as it is"
             )
-        except LossyError as error:
-            raise CommandError(str(error).replace("allow_lossy", "--allow-lossy")) from None
+        with console.progress("tensors") as progress:
+            try:
+                return save(
+                    source,
+                    args.target,
+                    to=args.to,
+                    progress=lambda done, total, name: progress(done, total),
+                    allow_lossy=args.allow_lossy,
+                    dense_dtype=None if args.dense_dtype == "auto" else getattr(torch, args.dense_dtype),
+                    overwrite=args.overwrite,
+                )
+            except LossyError as error:
+                raise CommandError(_as_options(error)) from None
+
+
+def _as_options(error: Exception) -> str:
+    """The message, with the arguments of functions as options."""
+    text = str(error)
+    for name in ("allow_lossy", "overwrite"):
+        text = text.replace(f"say {name}", f"say --{name.replace('_', '-')}")
+    return text
 
 
 def _as_planes(args: argparse.Namespace, console: Console) -> Report:

@@ -45,11 +45,7 @@ def replacing(
         FileExistsError: ``target`` is there and ``overwrite`` is False, also where another process made it meanwhile.
         OSError: the system's reason; it names ``target``.
     """
-    real = Path(os.path.realpath(target))
-    if not real.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, f"{real.parent} is not a directory to write it in", str(target))
-    recover(real)
-    _allowed(real, target, directory, overwrite, check)
+    real = check_place(target, directory=directory, overwrite=overwrite, check=check)
     work, lock = None, -1
     try:
         _collect(real)
@@ -68,6 +64,18 @@ def replacing(
             shutil.rmtree(work, ignore_errors=True)
         if lock >= 0:
             os.close(lock)
+
+
+def check_place(target: Path, *, directory: bool, overwrite: bool, check: Callable[[Path], None] | None = None) -> Path:
+    """Raises as `replacing` does before the work; returns where it would write."""
+    real = Path(os.path.realpath(target))
+    if not real.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, f"{real.parent} is not a directory to write it in", str(target))
+    if not os.access(real.parent, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, f"{real.parent} is not writable", str(target))
+    recover(real)
+    _allowed(real, target, directory, overwrite, check)
+    return real
 
 
 def recover(target: Path) -> None:

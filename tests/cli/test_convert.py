@@ -64,10 +64,38 @@ def test_convert_says_what_a_format_cannot_hold(bittorch: Command, ternary: Path
     assert 0 < rounded.json["scale_error"] < 2**-10
 
 
-def test_convert_says_that_nothing_is_ternary(bittorch: Command, model: Path, tmp_path: Path) -> None:
-    result = bittorch("convert", model, tmp_path / "out", "--to", "bittorch")
-    assert result.code == 0
-    assert "no tensor of SRC is ternary" in result.err
+@pytest.mark.parametrize("to", ["bittorch", "gguf-tq1_0"])
+def test_a_dense_model_is_written_dense_only_when_told(
+    bittorch: Command, model: Path, tmp_path: Path, to: str
+) -> None:  # FIELD N12
+    refused = bittorch("convert", model, tmp_path / "out", "--to", to)
+    assert refused.code == 1
+    assert f"no tensor of {model} is ternary" in refused.err
+    assert "--depth" in refused.err
+    assert not (tmp_path / "out").exists()
+    result = bittorch("convert", model, tmp_path / "out", "--to", to, "--allow-dense", "--json")
+    assert result.code == 0, result.err
+    assert result.json["ternary"] == 0
+    with open_checkpoint(model) as before, open_checkpoint(tmp_path / "out") as after:
+        assert all(torch.equal(before.dense(name), after.dense(name)) for name in before.names)
+
+
+@pytest.mark.parametrize("planes", [(), ("--depth", 2)])
+def test_a_target_that_cannot_be_written_is_told_before_the_work(
+    bittorch: Command, model: Path, tmp_path: Path, planes: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:  # FIELD N14
+    def never(*args: object, **options: object) -> None:
+        pytest.fail("the source must not be opened")
+
+    monkeypatch.setattr("bittorch.models.io.open_checkpoint", never)
+    result = bittorch("convert", model, tmp_path / "none" / "out", "--to", "bittorch", *planes)
+    assert result.code == 1
+    assert result.err == f"bittorch: error: {tmp_path}/none/out: {tmp_path}/none is not a directory to write it in\n"
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "letter.txt").write_text("dear")
+    result = bittorch("convert", model, tmp_path / "there", "--to", "bittorch", "--overwrite", *planes)
+    assert result.code == 1
+    assert "besides a checkpoint it holds letter.txt" in result.err
 
 
 def test_convert_replaces_only_when_told(bittorch: Command, ternary: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from bittorch.models.io.tokenizer_files import copy_tokenizer
 from bittorch.models.io.write_gguf import write_gguf
 from bittorch.models.io.write_safetensors import BitNetLayout, CompressedLayout, Layout, OwnLayout, write_directory
 from bittorch.models.rope import rope_frequencies
-from bittorch.utils.replacement import replacing
+from bittorch.utils.replacement import check_place, replacing
 
 DIRECTORIES = ("bittorch", "bittorch-base3", "bitnet", "compressed-tensors")
 GGUF_TYPES = {"gguf-tq1_0": "TQ1_0", "gguf-tq2_0": "TQ2_0", "gguf-q2_0": "Q2_0", "gguf-i2_s": "I2_S"}
@@ -50,6 +50,7 @@ def convert(
     to: str,
     progress: Progress | None = None,
     allow_lossy: bool = False,
+    allow_dense: bool = False,
     dense_dtype: torch.dtype | None = None,
     overwrite: bool = False,
     i2_s_layout: str = "128x32",
@@ -64,6 +65,7 @@ def convert(
         to: one of `TARGETS`.
         progress: called with (done, all, name) as tensors are written, then again as they are compared.
         allow_lossy: write although values change; the report says by how much.
+        allow_dense: write a model although none of its tensors is ternary, which makes it no smaller.
         dense_dtype: of the tensors that are not ternary; None keeps theirs, and float32 for blocks of integers that
             the format does not know.
         overwrite: replace the checkpoint at ``dst`` in one step, once the new one is whole. A directory that holds
@@ -78,11 +80,19 @@ def convert(
         FileNotFoundError: no directory to write ``dst`` in.
         FormatError: the source is damaged, or what was written does not read back as it was.
         LossyError: the format cannot hold the model exactly.
+        ValueError: options out of range; a model without ternary tensors where ``allow_dense`` is False.
         OSError: a disk that is full, say; nothing is left behind.
     """
+    check_target(dst, to=to, overwrite=overwrite)
     with open_checkpoint(
         Path(src), i2_s_layout=i2_s_layout, hidden_act=hidden_act, pre_tokenizer=pre_tokenizer
     ) as source:
+        if not allow_dense and not any(source.info(name).ternary for name in source.names):
+            raise ValueError(
+                f"{src} has no ternary tensor, and would be written dense, at its size or larger; convert its layers "
+                "into planes of trits first (depth= of LanguageModel.from_pretrained, and save_pretrained), or say "
+                "allow_dense"
+            )
         return save(
             source, dst, to=to, progress=progress, allow_lossy=allow_lossy, dense_dtype=dense_dtype, overwrite=overwrite
         )
@@ -99,12 +109,8 @@ def save(
     overwrite: bool = False,
 ) -> Report:
     """Writes an open checkpoint, from a file or of `from_memory`; otherwise as `convert`."""
-    if to not in TARGETS:
-        raise ValueError(f"to must be one of {', '.join(TARGETS)}, got {to!r}")
     report = progress or (lambda done, total, name: None)
-    directory = to in DIRECTORIES
-    check = functools.partial(check_replaced, directory=directory)
-    with replacing(Path(dst), directory=directory, overwrite=overwrite, check=check) as path:
+    with replacing(Path(dst), **_place(to, overwrite)) as path:
         names, count = source.names, 0
 
         def seen(name: str) -> None:
@@ -126,6 +132,19 @@ def save(
         files = [path] if path.is_file() else [file for file in path.iterdir() if file.is_file()]
         ternary = sum(source.info(name).ternary for name in names)
         return Report(Path(dst), sum(file.stat().st_size for file in files), len(names), ternary, error)
+
+
+def check_target(dst: str | os.PathLike[str], *, to: str, overwrite: bool = False) -> None:
+    """Raises the errors of `convert` that are about ``dst`` alone: before work that comes before it, not after."""
+    check_place(Path(dst), **_place(to, overwrite))
+
+
+def _place(to: str, overwrite: bool) -> dict[str, Any]:
+    if to not in TARGETS:
+        raise ValueError(f"to must be one of {', '.join(TARGETS)}, got {to!r}")
+    directory = to in DIRECTORIES
+    check = functools.partial(check_replaced, directory=directory)
+    return {"directory": directory, "overwrite": overwrite, "check": check}
 
 
 def from_memory(

@@ -304,6 +304,23 @@ def test_a_writer_that_errs_is_found_out(to: str, tmp_path: Path, monkeypatch: p
     assert not list(tmp_path.iterdir())
 
 
+def test_a_dense_model_is_converted_only_when_asked(tmp_path: Path) -> None:  # FIELD N12
+    values = {name: torch.randn(shape) for name, shape in LLAMA.tensor_shapes().items()}
+    save(from_memory(LLAMA, values, {}), tmp_path / "dense", to="bittorch")  # who saves a model asks for it
+    with pytest.raises(ValueError, match=r"dense has no ternary tensor.*say allow_dense"):
+        convert(tmp_path / "dense", tmp_path / "x", to="gguf-tq1_0")
+    assert not (tmp_path / "x").exists()
+    report = convert(tmp_path / "dense", tmp_path / "x", to="gguf-tq1_0", allow_dense=True)
+    assert report.ternary == 0
+
+
+@pytest.mark.parametrize("to", ["bittorch", "gguf-tq2_0"])
+def test_the_target_is_checked_before_the_source_is_opened(to: str, tmp_path: Path) -> None:  # FIELD N14
+    with pytest.raises(FileNotFoundError, match="none is not a directory to write it in") as error:
+        convert(tmp_path / "no source", tmp_path / "none" / "x", to=to)
+    assert error.value.filename == str(tmp_path / "none" / "x")
+
+
 def test_progress_counts_to_the_end(tmp_path: Path) -> None:
     seen: list[tuple[int, int, str]] = []
     save(model(), tmp_path / "out", to="gguf-tq2_0", progress=lambda *args: seen.append(args))
