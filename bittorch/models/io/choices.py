@@ -30,6 +30,9 @@ class CheckpointWarning(UserWarning):
         super().__init__(message)
         self.choice = choice
 
+    def __reduce__(self) -> tuple[type[CheckpointWarning], tuple[str, str]]:
+        return type(self), (self.choice, str(self))  # the base class would give the message alone
+
 
 @dataclasses.dataclass(frozen=True)
 class Choice:

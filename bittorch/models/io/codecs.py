@@ -268,7 +268,7 @@ def decode_base3(data: Bytes, columns: int) -> Bytes:
     Raises ReservedCode beyond 242 and for padding but 0.
     """
     if data.size and data.max() > 242 and not _KEPT.get():
-        raise ReservedCode(f"byte {int(data.max())}; five trits make 242 at most")
+        raise ReservedCode(f"byte {int(data.max())}, which no five trits make (242 at most)")
     # Four bytes are 20 trits, which are five canonical bytes; 121 is five times 0.
     quads = np.full((len(data), -(-data.shape[1] // 4) * 4), 121, np.uint8)
     quads[:, : data.shape[1]] = data

@@ -394,6 +394,18 @@ def test_the_place_of_a_bad_scale_in_a_directory_is_named(tmp_path: Path) -> Non
         found.packed(f"{UP}.weight")
 
 
+def test_the_place_of_a_bad_byte_of_base3_is_named(tmp_path: Path) -> None:  # FIELD L14
+    save(model(), tmp_path / "x", to="bittorch-base3")
+
+    def change(state: dict[str, torch.Tensor]) -> None:
+        state[f"{UP}.weight_base3"][7, 11] = 250
+
+    damage(tmp_path / "x", change)
+    message = "model.safetensors: .*up_proj.weight holds byte 250, which no five trits make .* at row 7, column 55;"
+    with open_checkpoint(tmp_path / "x") as found, pytest.raises(FormatError, match=message):
+        found.packed(f"{UP}.weight")
+
+
 def test_the_length_of_a_string_is_named(tmp_path: Path) -> None:  # FIELD L14
     save(model(), tmp_path / "x", to="gguf-tq2_0")
     content = bytearray((tmp_path / "x").read_bytes())

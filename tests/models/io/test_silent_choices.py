@@ -6,6 +6,7 @@
 import ast
 import dataclasses
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,11 @@ def test_choices_are_refused(choice: str, tmp_path: Path) -> None:
     with pytest.raises((FormatError, LossyError)) as caught:
         CASES[choice](tmp_path)
     assert caught.value.choice == choice
+
+
+def test_warnings_survive_pickling() -> None:
+    again = pickle.loads(pickle.dumps(CheckpointWarning("gguf-activation", "text")))
+    assert (again.choice, str(again)) == ("gguf-activation", "text")
 
 
 def test_names_are_checked() -> None:
