@@ -143,7 +143,10 @@ def _size(parameter: Tensor) -> int:
 
 
 def make_report(
-    model: nn.Module, converted: Mapping[str, nn.Module], left_by_caller: Mapping[str, str]
+    model: nn.Module,
+    converted: Mapping[str, nn.Module],
+    left_by_caller: Mapping[str, str],
+    reasons: Mapping[str, str],
 ) -> ConversionReport:
     """The report about a model before its layers are exchanged.
 
@@ -151,6 +154,7 @@ def make_report(
         model: as it is now.
         converted: the layers that become ternary, by name.
         left_by_caller: which argument left a module, by name; candidates and others.
+        reasons: why other candidates are not among the converted, by name.
     """
     layers = list(named_layers(model))
     counted: set[int] = set()
@@ -181,7 +185,7 @@ def make_report(
                 name=name,
                 kind=type(module).__name__,
                 parameters=size,
-                reason=wanted or reason,
+                reason=wanted or reasons.get(name, reason),
                 wanted=wanted is not None,
                 multiplies=multiplies,
             )
@@ -201,4 +205,4 @@ def conversion_report(model: nn.Module) -> ConversionReport:
 
     >>> print(bittorch.utils.conversion_report(model))
     """
-    return make_report(model, {}, {})
+    return make_report(model, {}, {}, {})

@@ -193,7 +193,8 @@ def _plan(
     for name, layer in layers.items():
         if isinstance(twin := twins[id(layer)], PackedLayer):
             twin.name = name
-    report = make_report(model, layers, choice.left_by_caller)
+    reasons = {name: "trit depth is for linear layers" for name in choice.configs if name not in layers}
+    report = make_report(model, layers, choice.left_by_caller, reasons)
     if report.complaint:
         warnings.warn(report.complaint, stacklevel=3)
     return _Plan(twins, report)

@@ -150,6 +150,7 @@ def test_convolutions_stay_with_a_warning() -> None:
     with pytest.warns(UserWarning, match=r"trit depth is for nn.Linear; convolutions stay as they are: 0") as caught:
         converted = quantize_model(model, depth=2)
     assert caught[0].filename == __file__
+    assert "left are Conv2d, 112 parameters: trit depth is for linear layers" in str(caught[1].message)
     assert isinstance(converted[0], nn.Conv2d)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
