@@ -14,6 +14,7 @@ from bittorch.models.io import codecs, gguf_blocks
 from bittorch.models.io.checkpoint import Checkpoint, PackedWeight, StoredTensor, TensorInfo
 from bittorch.models.io.codecs import Bytes
 from bittorch.models.io.errors import FormatError
+from bittorch.models.io.exact_ternary import recognised
 from bittorch.models.io.gguf_header import GGUFTensor
 from bittorch.models.io.gguf_names import PERMUTED, ROPE_FACTORS, canonical_name, config_from_gguf
 from bittorch.models.io.gguf_split import read_parts
@@ -181,7 +182,9 @@ def open_gguf(path: Path, i2_s_layout: str = "128x32", hidden_act: str | None = 
         factor_name = tensor.name.removesuffix("weight") + "scale"
         used.add(factor_name)
         tensors[name] = _stored(name, tensor, _factor(table.get(factor_name)), i2_s_layout)
-        if entries["general.architecture"] in PERMUTED and ".self_attn." in name and "_proj." in name:
+    tensors = recognised(tensors, str(path))
+    if entries["general.architecture"] in PERMUTED:
+        for name, tensor in stored.items():
             heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(name.split(".")[-2])
             if heads and tensor.shape[0] == heads * config.head_dim:
                 tensors[name] = Permuted(tensors[name], heads)

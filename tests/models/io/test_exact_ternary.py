@@ -173,3 +173,23 @@ def test_the_model_computes_what_the_dense_one_does(tmp_path: Path, monkeypatch:
     assert type(packed.layers[0].mlp.down_proj) is not type(dense.layers[0].mlp.down_proj)
     assert helpers.relative_l2(packed(tokens), dense(tokens)) < 1e-4
     assert isinstance(open_checkpoint(tmp_path / "x").dense(UP), Tensor)
+
+
+@pytest.mark.filterwarnings("ignore::bittorch.models.io.CheckpointWarning")
+@pytest.mark.parametrize("kind", ["channel", "group64"])
+def test_floats_of_a_gguf_file_count_too(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # FIELD L5
+    """With the rows of q and k in their order."""
+    scales = write(tmp_path / "x", kind, torch.bfloat16)
+    with monkeypatch.context() as patch:
+        patch.setattr("bittorch.models.io.hf.recognised", lambda tensors, what: tensors)
+        patch.setattr("bittorch.models.io.gguf.recognised", lambda tensors, what: tensors)
+        convert(tmp_path / "x", tmp_path / "x.gguf", to="gguf-tq2_0", allow_dense=True)
+    with pytest.warns(CheckpointWarning, match="14 weights are stored as BF16"):
+        found = open_checkpoint(tmp_path / "x.gguf")
+    for name in ("model.layers.0.self_attn.q_proj.weight", "model.layers.1.self_attn.k_proj.weight", UP):
+        weight, (n, k) = found.packed(name), found.info(name).shape
+        assert torch.equal(weight.weight_packed, packed_of(name))
+        assert torch.equal(spread(weight.scale, n, k), spread(scales[name], n, k))
+    assert convert(tmp_path / "x.gguf", tmp_path / "y", to="bittorch").ternary == 14
