@@ -86,7 +86,7 @@ def is_whole(directory: Path) -> bool:
         return False
 
 
-def store(directory: Path, write: Callable[[Path], None]) -> None:
+def store(directory: Path, write: Callable[[Path], object]) -> None:
     """Makes an entry.
 
     Args:

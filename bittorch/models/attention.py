@@ -55,7 +55,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int, qkv_proj: nn.Module, o_proj: nn.Module) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer, self.fuse = layer, config.fuse_norms
         self.heads, self.kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         self.qkv_proj, self.o_proj = qkv_proj, o_proj
         size = config.num_heads * config.head_dim
@@ -64,7 +64,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, norm: RMSNorm, rotation: Rotation, batch: Batch) -> Tensor:
         """``norm(x)``, ``(tokens, hidden)``, to the same; the tokens are those of the batch, one sequence behind the
         other."""
-        heads = normed(self.qkv_proj, norm, x).view(len(x), -1, 2, self.head_dim // 2)
+        heads = normed(self.qkv_proj, norm, x, self.fuse).view(len(x), -1, 2, self.head_dim // 2)
         rotation.rotate_(heads[:, : self.heads + self.kv_heads])
         q, kv = heads.view(len(x), -1, self.head_dim).split((self.heads, 2 * self.kv_heads), 1)
         if batch.even:
@@ -72,7 +72,7 @@ class Attention(nn.Module):
         else:
             parts = zip(q.split(batch.counts), kv.split(batch.counts), strict=True)
             y = torch.cat([self._attend_row(index, *part, batch) for index, part in enumerate(parts)])
-        return normed(self.o_proj, self.attn_sub_norm, y)
+        return normed(self.o_proj, self.attn_sub_norm, y, self.fuse)
 
     def _attend_even(self, q: Tensor, kv: Tensor, batch: Batch) -> Tensor:
         rows, count = len(batch.counts), batch.counts[0]

@@ -24,19 +24,19 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig, gate_up_proj: nn.Module, down_proj: nn.Module) -> None:
         super().__init__()
-        self.relu2 = config.hidden_act == "relu2"
+        self.relu2, self.fuse = config.hidden_act == "relu2", config.fuse_norms
         self.gate_up_proj, self.down_proj = gate_up_proj, down_proj
         self.ffn_sub_norm = RMSNorm(config.intermediate_size, config.rms_norm_eps) if config.sub_norm else nn.Identity()
 
     def forward(self, x: Tensor, norm: RMSNorm) -> Tensor:
         """Of ``norm(x)``, ``(tokens, hidden)``."""
-        gate, up = normed(self.gate_up_proj, norm, x).chunk(2, -1)
+        gate, up = normed(self.gate_up_proj, norm, x, self.fuse).chunk(2, -1)
         if self.relu2:
             gate = gate.relu_()
             inner = gate.square().mul_(up)
         else:
             inner = F.silu(gate).mul_(up)
-        return normed(self.down_proj, self.ffn_sub_norm, inner)
+        return normed(self.down_proj, self.ffn_sub_norm, inner, self.fuse)
 
 
 class DecoderLayer(nn.Module):

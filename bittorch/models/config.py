@@ -39,6 +39,8 @@ class ModelConfig:
         attention_output_bias: o has a bias.
         mlp_bias: gate, up and down have a bias.
         activation_bits: 8 for W1.58A8 checkpoints, None where activations stay floating.
+        fuse_norms: where activations are quantised, the norm before a packed layer is part of its quantiser. That is
+            faster and rounds once less. False computes the norms as transformers does.
         bos_token_id, eos_token_ids: as the checkpoint says.
 
     Raises:
@@ -63,6 +65,7 @@ class ModelConfig:
     attention_output_bias: bool = False
     mlp_bias: bool = False
     activation_bits: int | None = None
+    fuse_norms: bool = True
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
 
@@ -84,6 +87,8 @@ class ModelConfig:
             raise ValueError(f"rms_norm_eps must be above 0 and below 1, got {self.rms_norm_eps!r:.100}")
         if not _is_positive(self.rope_theta):
             raise ValueError(f"rope_theta must be positive and finite, got {self.rope_theta!r:.100}")
+        if type(self.fuse_norms) is not bool:
+            raise ValueError(f"fuse_norms must be True or False, got {self.fuse_norms!r}")
         for token in (self.bos_token_id, *self.eos_token_ids):
             if token is not None and (type(token) is not int or token < 0):
                 raise ValueError(f"bos_token_id and eos_token_ids must be numbers of tokens, got {token!r}")

@@ -12,9 +12,9 @@ from bittorch.models.norm import RMSNorm
 from bittorch.nn import TernaryLinearInference
 
 
-def normed(linear: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
-    """``linear(norm(x))``; a packed layer takes the norm into its quantiser, which rounds once less."""
-    if isinstance(linear, TernaryLinearInference) and isinstance(norm, RMSNorm):
+def normed(linear: nn.Module, norm: nn.Module, x: Tensor, fuse: bool) -> Tensor:
+    """``linear(norm(x))``; with ``fuse`` a packed layer takes the norm into its quantiser, which rounds once less."""
+    if fuse and isinstance(linear, TernaryLinearInference) and isinstance(norm, RMSNorm):
         output: Tensor = linear(x, norm)
     else:
         output = linear(norm(x))

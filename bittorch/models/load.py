@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bittorch.models.attention import Attention
 from bittorch.models.block import MLP, DecoderLayer
 from bittorch.models.io import Checkpoint, FormatError, PackedWeight
-from bittorch.models.linear import StoredLinear, dense_linear, fuse_packed, linear_of, packed_linear
+from bittorch.models.linear import Concatenated, StoredLinear, dense_linear, fuse_packed, linear_of, packed_linear
 from bittorch.models.norm import RMSNorm
 from bittorch.quant import check_depth, pack_trit_planes
 from bittorch.quant.ternary import Granularity, check_activation_bits
@@ -41,6 +41,7 @@ class LoadOptions:
         activation_bits: of packed layers: 8, 16, 24, None for floating, or ``auto``: what the checkpoint was trained
             with for its ternary layers, 16 for converted ones.
         head_depth: planes of the language-model head, 1 to 6; None leaves it dense.
+        fuse_norms: as of `bittorch.models.ModelConfig`; ``auto`` takes what the checkpoint says.
 
     Raises:
         TypeError, ValueError: values out of range.
@@ -52,6 +53,7 @@ class LoadOptions:
     group_size: int | None = None
     activation_bits: int | Literal["auto"] | None = "auto"
     head_depth: int | None = None
+    fuse_norms: bool | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         for value in (self.depth, self.head_depth):
@@ -69,6 +71,8 @@ class LoadOptions:
             raise ValueError(f"dtype must be float32, float16 or bfloat16, got {self.dtype}")
         if self.activation_bits != "auto":
             check_activation_bits(self.activation_bits, 1)
+        if self.fuse_norms != "auto" and not isinstance(self.fuse_norms, bool):
+            raise TypeError(f"fuse_norms must be True, False or 'auto', got {self.fuse_norms!r}")
 
 
 class Loader:
@@ -76,6 +80,8 @@ class Loader:
 
     def __init__(self, checkpoint: Checkpoint, options: LoadOptions) -> None:
         self.checkpoint, self.config, self.options = checkpoint, checkpoint.config, options
+        if options.fuse_norms != "auto":
+            self.config = dataclasses.replace(self.config, fuse_norms=options.fuse_norms)
         self.device = torch.device(options.device)
         self.dtype, self.stored_head = self._dtypes()
 
@@ -132,8 +138,10 @@ class Loader:
                 return linear_of(self.checkpoint.dense(name), kind=StoredLinear)
             return dense_linear([self.checkpoint.dense(name)], None, device=self.device, dtype=self.dtype)
         planes = self.checkpoint.packed(name) if stored else self._planes(name, depth or 1)
-        bits = self._bits(not stored)
-        return packed_linear([planes], None, activation_bits=16 if bits == 8 else bits, device=self.device)
+        bits = self._bits(name if stored else None)
+        if bits == 8 and (planes.depth > 1 or not stored):  # converted: nobody trained it with 8 bits
+            bits = CONVERTED_ACTIVATION_BITS
+        return packed_linear([planes], None, activation_bits=bits, device=self.device)
 
     def _linear(self, names: Sequence[str]) -> nn.Module:
         """The layers of these names, which have one input, side by side."""
@@ -142,22 +150,26 @@ class Loader:
         bias = torch.cat([self._bias(f"{name}.bias") for name in names]) if biased else None
         ternary = [self.checkpoint.info(name).ternary for name in weights]
         depth = self.options.depth
+        bits = {self._bits(name if trits else None) for name, trits in zip(weights, ternary, strict=True)}
+        if len(bits) > 1 or (any(ternary) and not all(ternary) and depth is None):
+            return Concatenated([self._linear([name]) for name in names])
         if all(ternary):
             parts = [self.checkpoint.packed(name) for name in weights]
-            return packed_linear(parts, bias, activation_bits=self._bits(False), device=self.device)
+            return packed_linear(parts, bias, activation_bits=bits.pop(), device=self.device)
         if depth is not None:
             planes = [
                 self.checkpoint.packed(name) if trits else self._planes(name, depth)
                 for name, trits in zip(weights, ternary, strict=True)
             ]
-            return packed_linear(planes, bias, activation_bits=self._bits(True), device=self.device)
+            return packed_linear(planes, bias, activation_bits=bits.pop(), device=self.device)
         dense = [self.checkpoint.dense(name) for name in weights]
         return dense_linear(dense, bias, device=self.device, dtype=self.dtype)
 
-    def _bits(self, converted: bool) -> int | None:
+    def _bits(self, name: str | None) -> int | None:
+        """Of a stored ternary weight by its name; None for one that is converted."""
         chosen = self.options.activation_bits
         if chosen == "auto":
-            return CONVERTED_ACTIVATION_BITS if converted else self.config.activation_bits
+            return CONVERTED_ACTIVATION_BITS if name is None else self.checkpoint.activation_bits(name)
         return chosen
 
     def _planes(self, name: str, depth: int) -> PackedWeight:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bittorch.models.batch import Batch
 from bittorch.models.block import DecoderLayer
 from bittorch.models.config import ModelConfig
-from bittorch.models.io import Checkpoint, open_checkpoint
+from bittorch.models.io import Checkpoint, Report, open_checkpoint
 from bittorch.models.kv_cache import KVCache, PrefixCache
 from bittorch.models.load import Loader, LoadOptions
 from bittorch.models.norm import RMSNorm
@@ -69,6 +69,7 @@ class LanguageModel(nn.Module):
         group_size: int | None = None,
         activation_bits: int | Literal["auto"] | None = "auto",
         head_depth: int | None = None,
+        fuse_norms: bool | Literal["auto"] = "auto",
         tokenizer: bool = True,
         i2_s_layout: str = "128x32",
         hidden_act: str | None = None,
@@ -81,7 +82,8 @@ class LanguageModel(nn.Module):
 
         Args:
             path: as `bittorch.models.io.open_checkpoint` takes it.
-            device, dtype, depth, group_size, activation_bits, head_depth: as in `bittorch.models.load.LoadOptions`.
+            device, dtype, depth, group_size, activation_bits, head_depth, fuse_norms: as in
+                `bittorch.models.load.LoadOptions`.
             tokenizer: whether to load the tokenizer too, which needs the extra ``lm``.
             i2_s_layout, hidden_act, pre_tokenizer: what a GGUF file may leave open, as in `open_checkpoint`.
 
@@ -92,7 +94,7 @@ class LanguageModel(nn.Module):
             FileNotFoundError, bittorch.models.io.FormatError: as `open_checkpoint`; missing tensors are listed.
             TypeError, ValueError: options out of range.
         """
-        options = LoadOptions(device, dtype, depth, group_size, activation_bits, head_depth)
+        options = LoadOptions(device, dtype, depth, group_size, activation_bits, head_depth, fuse_norms)
         with open_checkpoint(
             path, i2_s_layout=i2_s_layout, hidden_act=hidden_act, pre_tokenizer=pre_tokenizer
         ) as checkpoint:
@@ -111,7 +113,41 @@ class LanguageModel(nn.Module):
             from bittorch.models.tokenizer import Tokenizer
 
             found = Tokenizer.from_source(checkpoint.tokenizer_source)
-        return cls(checkpoint.config, embedding, layers, loader.norm(), head, dtype=loader.dtype, tokenizer=found)
+        return cls(loader.config, embedding, layers, loader.norm(), head, dtype=loader.dtype, tokenizer=found)
+
+    @classmethod
+    def from_transformers(
+        cls,
+        model: nn.Module,
+        tokenizer: Any = None,
+        *,
+        device: torch.device | str | None = None,
+        fuse_norms: bool = False,
+    ) -> LanguageModel:
+        """A model of transformers as it is in eval mode, its ternary layers packed: trained by `bittorch.quantize_`.
+
+        In float32 on a CPU its logits are those of the model in ``eval()``, bit for bit; docs/language_models.md has
+        the conditions. It is a copy: further training of the model does not change it.
+
+        Args:
+            model: LlamaForCausalLM, BitNetForCausalLM or a class of the same layers. A layer may be a
+                `bittorch.TernaryLinear` with a configuration of its own, packed, or dense.
+            tokenizer: of transformers, or a `bittorch.models.Tokenizer`; None where text is not wanted.
+            device: of the result; None takes that of the model.
+            fuse_norms: True is faster with quantised activations, and rounds once less than the model.
+
+        Raises:
+            TypeError: no model of transformers; a wrapped or compiled one; a tokenizer of another kind.
+            ValueError: as `bittorch.export_for_inference`; a model without a head.
+            bittorch.models.io.FormatError: an architecture that bittorch.models does not support.
+        """
+        from bittorch.models.from_transformers import checkpoint_of, tokenizer_of
+
+        with checkpoint_of(model, fuse_norms) as checkpoint:
+            place = next(model.parameters()).device if device is None else device
+            result = cls.from_checkpoint(checkpoint, LoadOptions(place), tokenizer=False)
+        result.tokenizer = tokenizer_of(tokenizer, model)
+        return result
 
     @property
     def device(self) -> torch.device:
@@ -226,16 +262,28 @@ class LanguageModel(nn.Module):
 
         return Generation(self, prompts, (config or GenerationConfig()).changed(**changes), prefix=prefix)
 
-    def save_pretrained(self, directory: str | Path, *, overwrite: bool = False) -> None:
-        """Writes the model as bittorch's own checkpoint: safetensors, config.json and the tokenizer.
+    def save_pretrained(
+        self, path: str | Path, *, to: str = "bittorch", allow_lossy: bool = False, overwrite: bool = False
+    ) -> Report:
+        """Writes the model with its tokenizer: as bittorch's own checkpoint, or in another format.
 
-        Packed layers are written packed, a converted head too, so loading needs no conversion. The directory gets its
-        name once all of it is written and read back; ``overwrite`` replaces one that is there.
+        Packed layers are written packed, a converted head too, so loading needs no conversion. The path gets its name
+        once all of it is written and read back.
+
+        Args:
+            path: a directory, or a file for the GGUF formats.
+            to: one of `bittorch.models.io.TARGETS`: ``bittorch``, ``bitnet``, ``gguf-tq2_0`` and others.
+            allow_lossy: write although the format rounds scales; the report says by how much.
+            overwrite: replace what is at ``path``.
+
+        Returns:
+            What was written.
 
         Raises:
-            FileExistsError: the directory is there, and ``overwrite`` is False.
+            FileExistsError: the path is there, and ``overwrite`` is False.
+            bittorch.models.io.LossyError: the format cannot hold the model exactly.
             OSError: a disk that is full, say; nothing is left behind.
         """
         from bittorch.models.save import save_pretrained
 
-        save_pretrained(self, Path(directory), overwrite=overwrite)
+        return save_pretrained(self, Path(path), to=to, allow_lossy=allow_lossy, overwrite=overwrite)

@@ -64,4 +64,6 @@ class Rotation:
     def rotate_(self, halves: Tensor) -> Tensor:
         """Turns ``(tokens, heads, 2, head_dim / 2)`` in place: channel i of the first half with i of the second."""
         swapped = halves.flip(-2)
+        if halves.dtype == torch.float32:  # two roundings, as transformers has them: its logits, bit for bit
+            return halves.mul_(self.cos).add_(swapped.mul_(self.sin))
         return halves.mul_(self.cos).addcmul_(swapped, self.sin)

@@ -24,25 +24,29 @@ if TYPE_CHECKING:
 Named = Iterator[tuple[str, Tensor | PackedWeight]]
 
 
-def save_pretrained(model: LanguageModel, directory: Path, *, overwrite: bool = False) -> None:
+def save_pretrained(
+    model: LanguageModel, path: Path, *, to: str = "bittorch", allow_lossy: bool = False, overwrite: bool = False
+) -> Report:
     """See `LanguageModel.save_pretrained`."""
     with tempfile.TemporaryDirectory() as folder:
         if model.tokenizer is not None:
             model.tokenizer.save(folder)
-        save_model(model, Path(folder), directory, overwrite=overwrite)
+        return save_model(model, Path(folder), path, to=to, allow_lossy=allow_lossy, overwrite=overwrite)
 
 
 def save_model(
     model: LanguageModel,
     tokenizer_source: Path | Mapping[str, Any],
-    directory: Path,
+    path: Path,
     *,
+    to: str = "bittorch",
+    allow_lossy: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """The same with the tokenizer of another place, as `from_memory` takes it, and with a report and progress."""
-    source = from_memory(stored_config(model), dict(canonical_tensors(model)), tokenizer_source)
-    return save(source, directory, to="bittorch", overwrite=overwrite, progress=progress)
+    source = from_memory(stored_config(model), dict(canonical_tensors(model)), tokenizer_source, activation_bits(model))
+    return save(source, path, to=to, allow_lossy=allow_lossy, overwrite=overwrite, progress=progress)
 
 
 def stored_config(model: LanguageModel) -> ModelConfig:
@@ -74,6 +78,26 @@ def canonical_tensors(model: LanguageModel) -> Named:
     yield "model.norm.weight", model.norm.weight.detach()
     if not (config.tie_embeddings and isinstance(model.lm_head, nn.Linear)):
         yield from _parts(model.lm_head, ["lm_head"], [config.vocab_size])
+
+
+def activation_bits(model: LanguageModel) -> dict[str, int | None]:
+    """Of every ternary layer, by the canonical name of its weight."""
+    found: dict[str, int | None] = {}
+    for index, layer in enumerate(model.layers):
+        assert isinstance(layer, DecoderLayer)
+        prefix = f"model.layers.{index}."
+        attention, mlp = layer.self_attn, layer.mlp
+        found |= _bits(attention.qkv_proj, [f"{prefix}self_attn.{p}_proj" for p in "qkv"])
+        found |= _bits(attention.o_proj, [f"{prefix}self_attn.o_proj"])
+        found |= _bits(mlp.gate_up_proj, [f"{prefix}mlp.gate_proj", f"{prefix}mlp.up_proj"])
+        found |= _bits(mlp.down_proj, [f"{prefix}mlp.down_proj"])
+    return found | _bits(model.lm_head, ["lm_head"])
+
+
+def _bits(module: nn.Module, names: Sequence[str]) -> dict[str, int | None]:
+    parts = module.parts if isinstance(module, Concatenated) else [module] * len(names)
+    pairs = zip(parts, names, strict=True)
+    return {f"{n}.weight": part.activation_bits for part, n in pairs if isinstance(part, TernaryLinearInference)}
 
 
 def _parts(module: nn.Module, names: Sequence[str], rows: Sequence[int]) -> Named:

@@ -62,12 +62,13 @@ def test_norm_of_a_packed_layer_is_in_its_quantiser(bits: int | None) -> None:
     norm, x = RMSNorm(COLUMNS, 1e-5), helpers.randn(5, COLUMNS) * 3
     norm.fill(helpers.randn(COLUMNS, seed=4))
     layer = packed_linear([planes(24, 1, 0)], None, activation_bits=bits, device=CPU)
-    y = normed(layer, norm, x)
+    y = normed(layer, norm, x, True)
     assert torch.equal(y, layer(x, norm))
     helpers.assert_near(y, layer(norm(x)).double(), 1e-2)
     dense = linear_of(helpers.randn(7, COLUMNS))
-    assert torch.equal(normed(dense, norm, x), dense(norm(x)))
-    assert torch.equal(normed(layer, nn.Identity(), x), layer(x))
+    assert torch.equal(normed(dense, norm, x, True), dense(norm(x)))
+    assert torch.equal(normed(layer, nn.Identity(), x, True), layer(x))
+    assert torch.equal(normed(layer, norm, x, False), layer(norm(x)))
 
 
 def test_parts_that_cannot_be_one_layer_stand_side_by_side() -> None:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -50,6 +50,7 @@ class TensorInfo:
         shape: of the dense tensor.
         bytes: in the file, scales included.
         ternary: whether `Checkpoint.packed` gives it.
+        activation_bits: of a layer that says so itself; ``model`` for what the configuration says.
     """
 
     name: str
@@ -57,6 +58,7 @@ class TensorInfo:
     shape: tuple[int, ...]
     bytes: int
     ternary: bool = False
+    activation_bits: int | Literal["model"] | None = "model"
 
 
 class StoredTensor:
@@ -126,6 +128,11 @@ class Checkpoint:
     def info(self, name: str) -> TensorInfo:
         """How a tensor is stored. Raises KeyError where there is none of this name."""
         return self.stored(name).info
+
+    def activation_bits(self, name: str) -> int | None:
+        """Of a ternary layer, by the name of its weight. Raises KeyError where there is none of this name."""
+        bits = self.info(name).activation_bits
+        return self.config.activation_bits if bits == "model" else bits
 
     def dense(self, name: str, dtype: torch.dtype | None = None, copy: bool = False) -> Tensor:
         """A tensor's values.

@@ -7,7 +7,7 @@ import functools
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -109,8 +109,11 @@ def save(
     overwrite: bool = False,
 ) -> Report:
     """Writes an open checkpoint, from a file or of `from_memory`; otherwise as `convert`."""
+    place = _place(to, overwrite)
+    if not to.startswith("bittorch") and not allow_lossy:
+        _check_activation_bits(source, to)
     report = progress or (lambda done, total, name: None)
-    with replacing(Path(dst), **_place(to, overwrite)) as path:
+    with replacing(Path(dst), **place) as path:
         names, count = source.names, 0
 
         def seen(name: str) -> None:
@@ -123,7 +126,7 @@ def save(
             write_gguf(source, path, GGUF_TYPES[to], allow_lossy, dense_dtype, seen)
         else:
             path.mkdir()
-            write_directory(source, path, _layout(to, source.config, allow_lossy), dense_dtype, seen)
+            write_directory(source, path, _layout(to, source, allow_lossy), dense_dtype, seen)
             if isinstance(source.tokenizer_source, Path):
                 copy_tokenizer(source.tokenizer_source, path)
             else:
@@ -148,7 +151,10 @@ def _place(to: str, overwrite: bool) -> dict[str, Any]:
 
 
 def from_memory(
-    config: ModelConfig, tensors: Mapping[str, Tensor | PackedWeight], tokenizer_source: Path | Mapping[str, Any]
+    config: ModelConfig,
+    tensors: Mapping[str, Tensor | PackedWeight],
+    tokenizer_source: Path | Mapping[str, Any],
+    activation_bits: Mapping[str, int | None] | None = None,
 ) -> Checkpoint:
     """A checkpoint of tensors that are in memory, for `save`.
 
@@ -156,17 +162,19 @@ def from_memory(
         config: the model.
         tensors: by canonical name, `PackedWeight` where ternary.
         tokenizer_source: a directory with the tokenizer's files, or the entries of a GGUF file.
+        activation_bits: of ternary tensors, by name, where they differ from those of ``config``.
     """
-    stored = {name: _InMemory(name, value) for name, value in tensors.items()}
+    bits: Mapping[str, int | Literal["model"] | None] = activation_bits or {}
+    stored = {name: _InMemory(name, value, bits.get(name, "model")) for name, value in tensors.items()}
     return Checkpoint(Path("model"), "memory", config, stored, {}, tokenizer_source)
 
 
 class _InMemory(StoredTensor):
-    def __init__(self, name: str, value: Tensor | PackedWeight) -> None:
+    def __init__(self, name: str, value: Tensor | PackedWeight, bits: int | Literal["model"] | None) -> None:
         self.value = value
         if isinstance(value, PackedWeight):
             shape, size = (value.out_features, value.in_features), value.weight_packed.nbytes + value.scale.nbytes
-            super().__init__(TensorInfo(name, "ternary", shape, size, ternary=True))
+            super().__init__(TensorInfo(name, "ternary", shape, size, ternary=True, activation_bits=bits))
         else:
             kind = str(value.dtype).removeprefix("torch.")
             kind = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}.get(kind, kind)
@@ -188,10 +196,20 @@ class _InMemory(StoredTensor):
         return PackedWeight(codes, scale, self.value.in_features, self.value.depth)
 
 
-def _layout(to: str, config: ModelConfig, allow_lossy: bool) -> Layout:
+def _layout(to: str, source: Checkpoint, allow_lossy: bool) -> Layout:
     if to == "bitnet":
-        return BitNetLayout(config, allow_lossy)
-    return CompressedLayout() if to == "compressed-tensors" else OwnLayout(config, base3=to == "bittorch-base3")
+        return BitNetLayout(source.config, allow_lossy)
+    return CompressedLayout() if to == "compressed-tensors" else OwnLayout(source, base3=to == "bittorch-base3")
+
+
+def _check_activation_bits(source: Checkpoint, to: str) -> None:
+    """Raises LossyError where layers differ, which our own format alone can hold."""
+    for name in source.names:
+        if source.info(name).ternary and source.activation_bits(name) != source.config.activation_bits:
+            raise LossyError(
+                f"{name} has activation_bits={source.activation_bits(name)}, other layers have "
+                f"{source.config.activation_bits}; {to} has one value for the model. Write bittorch, or say allow_lossy"
+            )
 
 
 def _compare(
@@ -210,6 +228,8 @@ def _compare(
             raise FormatError(f"{path} reads back other tensors: {set(source.names) ^ set(written.names)}")
         for name in source.names:
             if source.info(name).ternary:
+                if source.activation_bits(name) != written.activation_bits(name) and not allow_lossy:
+                    raise FormatError(f"{name} reads back with other activation_bits; this is a bug of the writer")
                 largest = max(largest, _weight_error(name, source.packed(name), written.stored(name).packed()))
             elif not _same(
                 source.dense(name), written.stored(name).dense(), dense_dtype, to == "bitnet" and allow_lossy

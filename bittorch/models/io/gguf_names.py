@@ -128,6 +128,7 @@ def config_from_gguf(
             attention_output_bias="model.layers.0.self_attn.o_proj.bias" in tensors,
             mlp_bias="model.layers.0.mlp.up_proj.bias" in tensors,
             activation_bits=_activation_bits(entries, arch, tensors, what),
+            fuse_norms=entries.get("bittorch.fuse_norms", True),
             bos_token_id=entries.get("bittorch.bos_token_id", entries.get("tokenizer.ggml.bos_token_id")),
             eos_token_ids=tuple(eos_ids),
         )
@@ -226,6 +227,8 @@ def config_entries(config: ModelConfig, arch: str) -> dict[str, Any]:
         entries |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(config.rope_scaling["factor"])}
     named = {f"{arch}.{key}": value for key, value in entries.items()}
     named["bittorch.activation_bits"] = config.activation_bits or 0
+    if not config.fuse_norms:
+        named["bittorch.fuse_norms"] = False
     if config.bos_token_id is not None:
         named["tokenizer.ggml.bos_token_id"] = named["bittorch.bos_token_id"] = config.bos_token_id
     if config.eos_token_ids:

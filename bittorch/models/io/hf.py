@@ -16,7 +16,7 @@ from bittorch.models.io.exact_ternary import recognised
 from bittorch.models.io.hf_bitnet import read_bitnet
 from bittorch.models.io.hf_compressed import activation_bits as activation_bits_of
 from bittorch.models.io.hf_compressed import read_compressed
-from bittorch.models.io.hf_config import config_from_hf
+from bittorch.models.io.hf_config import config_from_hf, note
 from bittorch.models.io.mapped_file import MappedFile
 from bittorch.models.io.own import read_own
 from bittorch.models.io.safetensors_header import RawTensor, parse_json, read_header
@@ -87,8 +87,7 @@ def _read(
 ) -> tuple[str, dict[str, StoredTensor], int | None]:
     """Format, tensors and activation_bits by the quantisation method that config.json names."""
     what = str(path)
-    note = values.get("bittorch")  # what this library adds to a config.json
-    recorded = note.get("activation_bits") if isinstance(note, dict) else None
+    recorded = note(values).get("activation_bits")
     quantization = values.get("quantization_config")
     if quantization is None and values.get("weight_bits") == 1:  # the first BitNet models, which had code of their own
         quantization = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}

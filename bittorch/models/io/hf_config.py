@@ -54,6 +54,7 @@ def config_from_hf(
             attention_output_bias=_output_bias(values, names, what),
             mlp_bias=bool(values.get("mlp_bias", False)),
             activation_bits=activation_bits,
+            fuse_norms=note(values).get("fuse_norms", True),
             bos_token_id=values.get("bos_token_id"),
             eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
         )
@@ -63,6 +64,17 @@ def config_from_hf(
         raise FormatError(f"{what} has no entry {error}") from None
     except (TypeError, ValueError, ArithmeticError) as error:
         raise FormatError(f"{what}: {error}") from None
+
+
+def note(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What this library adds to a config.json; empty in other files."""
+    found = values.get("bittorch")
+    return found if isinstance(found, dict) else {}
+
+
+def note_of(config: ModelConfig) -> dict[str, Any]:
+    """What a config.json written here says under ``bittorch``."""
+    return {"activation_bits": config.activation_bits, **({} if config.fuse_norms else {"fuse_norms": False})}
 
 
 def _or(value: Any, default: Any) -> Any:

@@ -19,6 +19,7 @@ from bittorch.models.io.dense_tensor import DenseTensor
 from bittorch.models.io.errors import FormatError
 from bittorch.models.io.safetensors_header import RawTensor, parse_json
 from bittorch.models.io.ternary_tensor import TernaryTensor, check_scale, chunks
+from bittorch.quant.ternary import ACTIVATION_BITS
 from bittorch.utils.checkpoint import FORMAT_VERSION, LAYOUT
 
 BASE3_LAYOUT = "5trits-base3-rows"
@@ -128,5 +129,8 @@ def _layer(module: str, config: Any, stored: RawTensor, scale: RawTensor, per_by
             f"{scale.dtype} {scale.shape}"
         )
     kind = "ternary" if per_byte == 4 else "base3"
-    info = TensorInfo(f"{module}.weight", kind, (n, k), stored.bytes + scale.bytes, ternary=True)
+    bits = config.get("activation_bits", "model")
+    if bits not in ("model", *ACTIVATION_BITS):
+        raise FormatError(f"{where} has activation_bits {bits!r:.40}; it must be one of {ACTIVATION_BITS}")
+    info = TensorInfo(f"{module}.weight", kind, (n, k), stored.bytes + scale.bytes, ternary=True, activation_bits=bits)
     return (OwnPacked if per_byte == 4 else OwnBase3)(info, stored, scale, depth)

@@ -17,7 +17,7 @@ from bittorch.models.io import codecs
 from bittorch.models.io.checkpoint import Checkpoint, PackedWeight
 from bittorch.models.io.errors import LossyError
 from bittorch.models.io.hf_compressed import scheme
-from bittorch.models.io.hf_config import config_to_hf
+from bittorch.models.io.hf_config import config_to_hf, note_of
 from bittorch.models.io.own import BASE3_LAYOUT, LAYOUTS
 from bittorch.models.io.safetensors_header import DTYPES
 from bittorch.models.io.ternary_tensor import chunks
@@ -89,9 +89,9 @@ class OwnLayout(Layout):
 
     one_dtype = False
 
-    def __init__(self, config: ModelConfig, base3: bool) -> None:
+    def __init__(self, source: Checkpoint, base3: bool) -> None:
         self.layout = BASE3_LAYOUT if base3 else LAYOUT
-        self.activation_bits = config.activation_bits
+        self.source = source
         self.layers: dict[str, dict[str, Any]] = {}
 
     def parts(self, name: str, weight: PackedWeight) -> Parts:
@@ -101,7 +101,7 @@ class OwnLayout(Layout):
         )
         sizes = {"in_features": weight.in_features, "out_features": weight.out_features}
         # The bias is entered once it is seen, after its weight.
-        rest = {"bias": False, "groups": groups, "activation_bits": self.activation_bits}
+        rest = {"bias": False, "groups": groups, "activation_bits": self.source.activation_bits(name)}
         depth = {"depth": weight.depth} if weight.depth > 1 else {}
         self.layers[name.removesuffix(".weight")] = {**sizes, **rest, **depth}
         codes = weight.weight_packed
@@ -253,7 +253,7 @@ def write_directory(
         values["quantization_config"] = layout.quantization(dense)
     if dense_dtype is not None:
         values["dtype"] = str(dense_dtype).removeprefix("torch.")
-    values["bittorch"] = {"activation_bits": source.config.activation_bits}
+    values["bittorch"] = note_of(source.config)
     (path / "config.json").write_text(json.dumps(values, indent=2) + "\n")
 
 

@@ -1,0 +1,88 @@
+"""A model of transformers, trained in ternary, as a checkpoint in memory."""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from bittorch.models.io import Checkpoint, PackedWeight, from_memory
+from bittorch.models.io.hf_config import MODEL_TYPES, config_from_hf
+from bittorch.nn import TernaryLinear, TernaryLinearInference
+from bittorch.utils.export import check_not_wrapped, export_for_inference
+
+if TYPE_CHECKING:
+    from bittorch.models.tokenizer import Tokenizer
+
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+
+def checkpoint_of(model: nn.Module, fuse_norms: bool) -> Checkpoint:
+    """See `LanguageModel.from_transformers`; the tensors are copies."""
+    what = f"the configuration of {type(model).__name__}"
+    values = {**_config_values(model), "bittorch": {"fuse_norms": fuse_norms}}
+    config_from_hf(values, False, None, what)  # refuses what is not supported before anything is copied
+    packed = _packed_copy(model)
+    tensors: dict[str, Tensor | PackedWeight] = {}
+    bits: dict[str, int | None] = {}
+    for name, layer in packed.named_modules(remove_duplicate=False):
+        if isinstance(layer, TernaryLinearInference):
+            weight = PackedWeight(layer.weight_packed, layer.scale, layer.in_features, layer.depth)
+            tensors[f"{name}.weight"], bits[f"{name}.weight"] = weight, layer.activation_bits
+            if layer.bias is not None:
+                tensors[f"{name}.bias"] = layer.bias
+    parameters = dict(packed.named_parameters(remove_duplicate=False))
+    tied = HEAD in parameters and parameters[HEAD] is parameters.get(EMBEDDING)
+    tensors |= {name: value.detach() for name, value in parameters.items() if not (tied and name == HEAD)}
+    if not tied and HEAD not in tensors:
+        raise ValueError(f"{type(model).__name__} has no head, lm_head; give the model of class ...ForCausalLM")
+    layers = [value for name, value in bits.items() if name != HEAD] or list(bits.values())
+    sub_norm = any(name.endswith("attn_sub_norm.weight") for name in tensors)
+    config = config_from_hf({**values, "tie_word_embeddings": tied}, sub_norm, layers[0] if layers else None, what)
+    return from_memory(config, tensors, {}, bits)
+
+
+def _config_values(model: nn.Module) -> Mapping[str, Any]:
+    to_dict = getattr(getattr(model, "config", None), "to_dict", None)
+    if not isinstance(model, nn.Module) or to_dict is None:
+        raise TypeError(
+            f"model must be a model of transformers, which has a config; got {type(model).__name__}. Supported model "
+            f"types: {', '.join(MODEL_TYPES)}"
+        )
+    values: Mapping[str, Any] = to_dict()
+    return values
+
+
+def _packed_copy(model: nn.Module) -> nn.Module:
+    """A copy that the model's further training does not change, after the checks of export."""
+    if any(isinstance(module, TernaryLinear) for module in model.modules()):
+        return export_for_inference(model)
+    check_not_wrapped(model, "give model.module", "load its full state dict into a plain model")
+    return copy.deepcopy(model).eval()
+
+
+def tokenizer_of(tokenizer: Any, model: nn.Module) -> Tokenizer | None:
+    """Ours for one of transformers, through its files; ends of texts are also those of the generation_config.
+
+    Raises:
+        TypeError: something else.
+    """
+    from bittorch.models.tokenizer import Tokenizer
+
+    if tokenizer is None or isinstance(tokenizer, Tokenizer):
+        return tokenizer
+    if not hasattr(tokenizer, "save_pretrained"):
+        raise TypeError(
+            f"tokenizer must be one of transformers or a bittorch.models.Tokenizer, got {type(tokenizer).__name__}"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+        if ends is not None:
+            (Path(folder) / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+        return Tokenizer.from_source(Path(folder))
