@@ -33,6 +33,7 @@ from bittorch.nn.ternary_conv2d_infer import geometry
 from bittorch.utils.batch_norm import FoldedBatchNorm
 from bittorch.utils.checkpoint_fit import check_fits, folded_norm, sizes_text
 from bittorch.utils.replacement import replacing
+from bittorch.utils.transformers_config import note_for_transformers
 from bittorch.utils.wrappers import normal_tensors, unwrapped
 
 FORMAT_VERSION = 1
@@ -285,6 +286,7 @@ def _filled(model: nn.Module, path: Path, device: str) -> nn.Module:
             parent, _, last = name.rpartition(".")
             model.get_submodule(parent)._buffers[last] = buffers[name].clone()
     call_ternary_layers(model)
+    note_for_transformers(model)
     return model.eval()
 
 

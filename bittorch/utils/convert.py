@@ -21,6 +21,7 @@ from bittorch.utils.export import check_called, export_linear_to_inference
 from bittorch.utils.patterns import as_patterns, first_match, matches_any, warn_of_unmatched
 from bittorch.utils.summary import count_ternary_params as count_ternary_params
 from bittorch.utils.summary import get_model_memory_bytes as get_model_memory_bytes
+from bittorch.utils.transformers_config import note_for_transformers
 from bittorch.utils.trit_depth import Depth, DepthRequest, PlaneMaker, choose_depths
 from bittorch.utils.wrappers import named_layers, normal_tensors, unwrapped
 
@@ -281,6 +282,7 @@ def quantize_(
     if id(unwrapped(model)) in plan.twins:
         raise ValueError("the model itself is the layer and cannot change in place; use quantize_model")
     _swap(model, plan.twins)
+    note_for_transformers(unwrapped(model))
     return plan.report
 
 
@@ -307,6 +309,7 @@ def quantize_model(
         with normal_tensors():
             duplicate = copied(model, plan.twins)
         call_ternary_layers(duplicate)
+        note_for_transformers(duplicate)
         return duplicate
     with normal_tensors():
         duplicate = copied(model, {})
@@ -314,6 +317,7 @@ def quantize_model(
     if id(duplicate) in plan.twins:
         return plan.twins[id(duplicate)]
     _swap(duplicate, plan.twins)
+    note_for_transformers(duplicate)
     return duplicate
 
 

@@ -21,6 +21,7 @@ from bittorch.nn.ternary_conv2d_infer import geometry
 from bittorch.nn.ternary_layer import gathered
 from bittorch.utils.calls import warn_of_uncalled
 from bittorch.utils.copies import check_copy, copied
+from bittorch.utils.transformers_config import note_for_transformers
 from bittorch.utils.wrappers import check_not_wrapped, named_layers, normal_tensors, unwrapped
 
 _UNNAMED = ("the layer", "the model")
@@ -213,6 +214,7 @@ def export_for_inference(model: nn.Module, skip: SkipPredicate | None = None) ->
             else "the model has no ternary layer to export (or skip left out all of them); the result is a plain copy"
         )
         warnings.warn(why, stacklevel=2)
+    note_for_transformers(packed)
     return packed
 
 

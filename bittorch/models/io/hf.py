@@ -17,6 +17,7 @@ from bittorch.models.io.hf_bitnet import read_bitnet
 from bittorch.models.io.hf_compressed import activation_bits as activation_bits_of
 from bittorch.models.io.hf_compressed import read_compressed
 from bittorch.models.io.hf_config import config_from_hf, note
+from bittorch.models.io.hf_masters import are_masters, read_masters
 from bittorch.models.io.mapped_file import MappedFile
 from bittorch.models.io.own import read_own
 from bittorch.models.io.safetensors_header import RawTensor, parse_json, read_header
@@ -44,6 +45,9 @@ def open_directory(path: Path) -> Checkpoint:
     if len(raw) < len({name for name in stored if not name.endswith(IGNORED)}):
         raise FormatError(f"{path} has tensors under an old and under a new name at once")
     format, tensors, activation_bits = _read(raw, values, own, path)
+    if format == "masters":  # of a model that runs in transformers; a tied weight is ternary in the head alone
+        tied = bool(values.get("tie_word_embeddings")) and not (HEAD in tensors and tensors[HEAD].info.ternary)
+        values = {**values, "bittorch": {"fuse_norms": False}, "tie_word_embeddings": tied}
     config = config_from_hf(values, tensors, activation_bits, what)
     ends = dict.fromkeys([*config.eos_token_ids, *end_tokens(path)])
     config = _tied(tensors, dataclasses.replace(config, eos_token_ids=tuple(ends)), what)
@@ -105,6 +109,8 @@ def _read(
     if method == "compressed-tensors":
         tensors, bits = read_compressed(raw, quantization, what), activation_bits_of(quantization, what)
         return "compressed-tensors", tensors, recorded or bits
+    if are_masters(quantization):
+        return ("masters", *read_masters(raw, quantization, what))
     if method == "bittorch":
         return "bittorch", read_own(raw, own, what), recorded
     raise FormatError(
