@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from bittorch.models.io import Checkpoint, PackedWeight, from_memory
 from bittorch.models.io.hf_config import MODEL_TYPES, config_from_hf
-from bittorch.nn import TernaryLinear, TernaryLinearInference
-from bittorch.utils.export import check_not_wrapped, export_for_inference
+from bittorch.nn import TernaryLinearInference
+from bittorch.utils.export import export_for_inference
 
 if TYPE_CHECKING:
     from bittorch.models.tokenizer import Tokenizer
@@ -26,7 +26,7 @@ def checkpoint_of(model: nn.Module, fuse_norms: bool) -> Checkpoint:
     """See `LanguageModel.from_transformers`; the tensors are copies."""
     what = f"the configuration of {type(model).__name__}"
     values = {**_config_values(model), "bittorch": {"fuse_norms": fuse_norms}}
-    config_from_hf(values, False, None, what)  # refuses what is not supported before anything is copied
+    config_from_hf(values, (), None, what)  # refuses what is not supported before anything is copied
     packed = _packed_copy(model)
     tensors: dict[str, Tensor | PackedWeight] = {}
     bits: dict[str, int | None] = {}
@@ -42,8 +42,7 @@ def checkpoint_of(model: nn.Module, fuse_norms: bool) -> Checkpoint:
     if not tied and HEAD not in tensors:
         raise ValueError(f"{type(model).__name__} has no head, lm_head; give the model of class ...ForCausalLM")
     layers = [value for name, value in bits.items() if name != HEAD] or list(bits.values())
-    sub_norm = any(name.endswith("attn_sub_norm.weight") for name in tensors)
-    config = config_from_hf({**values, "tie_word_embeddings": tied}, sub_norm, layers[0] if layers else None, what)
+    config = config_from_hf({**values, "tie_word_embeddings": tied}, tensors, layers[0] if layers else None, what)
     return from_memory(config, tensors, {}, bits)
 
 
@@ -60,10 +59,9 @@ def _config_values(model: nn.Module) -> Mapping[str, Any]:
 
 def _packed_copy(model: nn.Module) -> nn.Module:
     """A copy that the model's further training does not change, after the checks of export."""
-    if any(isinstance(module, TernaryLinear) for module in model.modules()):
+    with warnings.catch_warnings():  # a dense model, or one that is packed already
+        warnings.filterwarnings("ignore", "the model has no ternary layer to export")
         return export_for_inference(model)
-    check_not_wrapped(model, "give model.module", "load its full state dict into a plain model")
-    return copy.deepcopy(model).eval()
 
 
 def tokenizer_of(tokenizer: Any, model: nn.Module) -> Tokenizer | None:

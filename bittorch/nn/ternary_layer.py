@@ -11,11 +11,12 @@ from types import CodeType
 from typing import Any, Literal, ParamSpec
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import fusion
 
 from bittorch import ops
 from bittorch._extension import has_cuda_ext
+from bittorch.nn.learned_scale import LearnedScale, gathered
 from bittorch.ops import reference
 from bittorch.quant import TernaryQuantConfig, TernaryQuantizer, learned
 from bittorch.quant.ternary import check_finite
@@ -79,15 +80,12 @@ def check_dtype(dtype: torch.dtype | None) -> None:
         raise TypeError(f"dtype must be float32, float16 or bfloat16, got {dtype}")
 
 
-class TernaryLayer(nn.Module):
+class TernaryLayer(LearnedScale):
     """Stands before `torch.nn.Linear` or `torch.nn.Conv2d` among the bases; a row is an output or a filter."""
 
-    config: TernaryQuantConfig
     quantize: bool
     backend: Backend
     quant_lambda: float
-    weight: Tensor
-    weight_scale: nn.Parameter | None
     forward_ran: bool = False
     """Whether the layer was ever called; False while others ran says that the model reads its weight itself."""
 
@@ -129,39 +127,6 @@ class TernaryLayer(nn.Module):
         self.quant_lambda = 1.0
         self._make_scale()
 
-    def _make_scale(self) -> None:
-        self.register_parameter("weight_scale", None)
-        if self.config.learned:
-            rows, columns = len(self.weight), self.weight.shape[1:].numel()
-            shape = reference.scale_shape(rows, columns, *self.config.grouping)
-            shape = shape if self.config.packs else (2, *shape)
-            scale = torch.empty(shape, dtype=torch.float32, device=self.weight.device)
-            self.weight_scale = nn.Parameter(scale, self.weight.requires_grad)
-            self.reset_scale()
-
-    @torch.no_grad()
-    def reset_scale(self) -> None:
-        """Sets the learned scale where a good fixed rule has its own; nothing for methods without one.
-
-        Construction, conversion and dense checkpoints do it; call it after giving the layer other initial weights.
-        """
-        if self.weight_scale is None or self.weight_scale.is_meta:
-            return
-        rule = ("twn", "ls", 0.75, *self.config.grouping)
-        _, scale = ops.ternary_quantize(gathered(self.weight).flatten(1), *rule)
-        step = learned.initial_step(self.config.method, scale) if self.config.packs else scale
-        _fill(self.weight_scale, step.expand(self.weight_scale.shape))
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *rest)
-        if prefix + "weight" in state_dict and prefix + "weight_scale" not in state_dict:
-            self.reset_scale()  # a dense checkpoint: the scale of the weights before it does not fit
-
-    def reset_parameters(self) -> None:
-        super().reset_parameters()  # type: ignore[misc]
-        if self._parameters.get("weight_scale") is not None:  # not yet there when torch's __init__ calls this
-            self.reset_scale()
-
     @property
     def _in_parts(self) -> bool:
         """Whether codes come first, so that their gradient can go another way than straight through."""
@@ -177,14 +142,15 @@ class TernaryLayer(nn.Module):
         if self.weight_scale is None or self.config.packs:
             return None
         rows = self.weight.flatten(1)
-        dense = learned.two_scales(rows, self.weight_scale, float(self.config.threshold_factor or 0))
+        dense = learned.two_scales(rows, self._step(), float(self.config.threshold_factor or 0))
         dense = dense.view(self.weight.shape)
         return blend(self.weight, dense, self._share) if self._share < 1 else dense
 
     def _codes(self) -> tuple[Tensor, Tensor, Tensor]:
         """Packed codes, scales, and what stands for the weight: its gradient becomes those of weight and scale."""
-        rows, step, config = self.weight.flatten(1), self.weight_scale, self.config
-        if step is not None:
+        rows, config = self.weight.flatten(1), self.config
+        if self.weight_scale is not None:
+            step = self._step()
             w_packed, scale = learned.quantize_packed(rows, step, config.method)
             routed = learned.route(rows, step, config.method)
         else:
@@ -212,7 +178,7 @@ class TernaryLayer(nn.Module):
             raise ValueError(
                 "method 'ttq' has two scales, and a packed row holds one; train with method='lsq' to export"
             )
-        w_packed, scale = learned.quantize_packed(rows, gathered(self.weight_scale), self.config.method)
+        w_packed, scale = learned.quantize_packed(rows, self._stored_step(), self.config.method)
         check_finite(rows, scale)
         return w_packed, scale
 
@@ -245,7 +211,7 @@ class TernaryLayer(nn.Module):
         rows = weight.flatten(1)
         if self.weight_scale is not None and not self.config.packs:
             factor = float(self.config.threshold_factor or 0)
-            return learned.two_scales(rows, gathered(self.weight_scale).detach(), factor).view(weight.shape)
+            return learned.two_scales(rows, self._stored_step(), factor).view(weight.shape)
         return ops.ternary_unpack(*self.quantize_packed(), rows.shape[1], weight.dtype).view(weight.shape)
 
     def extra_repr(self) -> str:
@@ -268,12 +234,6 @@ def _describe(config: TernaryQuantConfig, quantize: bool, backend: str) -> list[
     return parts
 
 
-def gathered(weight: Tensor) -> Tensor:
-    """The whole of a weight that is sharded over processes (FSDP2), any other weight itself."""
-    full_tensor = getattr(weight, "full_tensor", None)
-    return full_tensor() if full_tensor else weight
-
-
 def blend(start: Tensor, end: Tensor, share: float) -> Tensor:
     """``start + share * (end - start)``: torch.compile keeps a float that multiplies as an input, where that of
     `torch.lerp` is a constant, and so a new graph for each step of a warm-up."""
@@ -286,13 +246,3 @@ def blended_input(x: Tensor, activation_bits: int, share: float) -> Tensor:
         return x
     rounded = reference.fake_quantize(x.detach(), activation_bits)
     return reference.straight_through(x, blend(x.detach(), rounded, share) if share < 1 else rounded)
-
-
-def _fill(parameter: Tensor, value: Tensor) -> None:
-    """Copies a whole value into a parameter, or into each process's share of one that is sharded."""
-    if hasattr(parameter, "full_tensor"):
-        from torch.distributed.tensor import DTensor, distribute_tensor
-
-        assert isinstance(parameter, DTensor)
-        value = distribute_tensor(value.contiguous(), parameter.device_mesh, parameter.placements)
-    parameter.copy_(value)

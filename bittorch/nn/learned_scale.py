@@ -1,0 +1,182 @@
+"""The scale that some methods learn: where its first value comes from, and until when it follows the weights.
+
+It starts where a good fixed rule has its own scale, so it belongs to the weights that the layer had then. Models
+are often initialised after their layers are made, by `torch.nn.init`, by transformers, by a dense checkpoint. The scale
+therefore follows the weights until somebody trains it or loads another one:
+
+=========  ====================================================================================
+state      meaning
+=========  ====================================================================================
+``meta``   made on the meta device: no values yet
+``empty``  memory without values (`torch.nn.Module.to_empty`)
+``fresh``  computed from the weights, and computed again before it is used
+``kept``   trained or loaded: never computed again, except by `LearnedScale.reset_scale`
+=========  ====================================================================================
+
+The state is an attribute of the layer, not of its state dict: a checkpoint that has a scale makes it ``kept``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from bittorch import ops
+from bittorch.ops import reference
+from bittorch.quant import TernaryQuantConfig, learned
+
+State = Literal["meta", "empty", "fresh", "kept"]
+
+
+class LearnedScale(nn.Module):
+    """A layer with ``weight_scale``: a parameter where the method learns it, else None."""
+
+    config: TernaryQuantConfig
+    weight: Tensor
+    weight_scale: nn.Parameter | None
+    _scale_state: State = "kept"  # of the class, for layers that were pickled without one
+    # What `reset_scale` wrote, and into which parameter: a scale that somebody has changed or replaced is kept.
+    _fresh: tuple[Tensor, nn.Parameter] | None = None
+    _initialized_by_transformers: bool = False
+
+    def _make_scale(self) -> None:
+        self.register_parameter("weight_scale", None)
+        if self.config.learned:
+            scale = torch.empty(self._scale_shape, dtype=torch.float32, device=self.weight.device)
+            self.weight_scale = nn.Parameter(scale, self.weight.requires_grad)
+            self._scale_state = "meta" if scale.is_meta else "empty"
+            self.reset_scale()
+
+    @property
+    def _scale_shape(self) -> tuple[int, ...]:
+        rows, columns = len(self.weight), self.weight.shape[1:].numel()
+        shape = reference.scale_shape(rows, columns, *self.config.grouping)
+        return shape if self.config.packs else (2, *shape)
+
+    @torch.no_grad()
+    def reset_scale(self) -> None:
+        """Sets the learned scale where a good fixed rule has its own; nothing for methods without one.
+
+        Layers do it by themselves when they are made, and in the first training forward pass unless a checkpoint
+        brought a scale. Call it after giving a trained layer other weights, or a sharded one.
+        """
+        if self.weight_scale is None or self.weight.is_meta:
+            return
+        if self.weight_scale.is_meta:
+            scale = torch.empty(self._scale_shape, dtype=torch.float32, device=self.weight.device)
+            self.weight_scale = nn.Parameter(scale, self.weight_scale.requires_grad)
+        value = self._rule(gathered(self.weight))
+        fill(self.weight_scale, value)
+        self._scale_state, self._fresh = "fresh", (value, self.weight_scale)
+
+    def _rule(self, weight: Tensor) -> Tensor:
+        """The scale of twn, which is near the best one of bell-shaped weights, as the step of the method."""
+        _, scale = ops.ternary_quantize(weight.detach().flatten(1), "twn", "ls", 0.75, *self.config.grouping)
+        step = learned.initial_step(self.config.method, scale) if self.config.packs else scale
+        return step.expand(self._scale_shape).clone()
+
+    def _step(self) -> Tensor:
+        """The scale to use now: the parameter, or outside training what it would be before it was trained."""
+        scale = self.weight_scale
+        assert scale is not None
+        if self._scale_state == "kept":
+            return scale
+        if (self._scale_state == "meta" and not scale.is_meta) or (self._fresh and self._fresh[1] is not scale):
+            self._keep()  # another parameter: of a loader that sets parameters itself, or of fully_shard
+            return scale
+        if not self.training:
+            value = self._present(gathered(self.weight), gathered(scale))
+            return reference.straight_through(scale, value) if not scale.is_meta else value
+        self._settle()
+        settled = self.weight_scale
+        assert settled is not None
+        return settled
+
+    @torch.no_grad()
+    def _stored_step(self) -> Tensor:
+        """The whole of the scale, detached: what a forward pass would use now."""
+        assert self.weight_scale is not None
+        scale = gathered(self.weight_scale).detach()
+        replaced = self._fresh is not None and self._fresh[1] is not self.weight_scale
+        if self._scale_state == "kept" or replaced or (self._scale_state == "meta" and not scale.is_meta):
+            return scale
+        return self._present(gathered(self.weight), scale)
+
+    def _keep(self) -> None:
+        self._scale_state, self._fresh = "kept", None
+
+    @torch.no_grad()
+    def _settle(self) -> None:
+        """The last time that the scale follows the weights: from now on it is trained."""
+        assert self.weight_scale is not None
+        if self.weight_scale.is_meta:
+            self.reset_scale()
+        else:  # without a branch on values, which would wait for the device and break a compiled graph
+            self.weight_scale.copy_(self._present(self.weight, self.weight_scale))
+        self._keep()
+
+    @torch.no_grad()
+    def _present(self, weight: Tensor, scale: Tensor) -> Tensor:
+        """The scale of the weights as they are; that of the parameter where somebody has set it."""
+        value = self._rule(weight)
+        if self._fresh is None:
+            return value
+        fresh = self._fresh[0].to(scale)
+        untouched = ((scale == fresh) | (scale.isnan() & fresh.isnan())).all()
+        return torch.where(untouched, value.to(scale.dtype), scale)
+
+    @property
+    def _is_hf_initialized(self) -> bool:
+        """transformers sets this on each module of a model that it has made or loaded.
+
+        It marks the parameters that it loaded; those that the files lack, it leaves to the module.
+        """
+        return self._initialized_by_transformers
+
+    @_is_hf_initialized.setter
+    def _is_hf_initialized(self, value: bool) -> None:
+        self._initialized_by_transformers = value
+        if not value or self._parameters.get("weight_scale") is None:
+            return
+        if getattr(self.weight_scale, "_is_hf_initialized", False):
+            self._keep()
+        elif self._scale_state != "kept":
+            self.reset_scale()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> LearnedScale:
+        before = self._parameters.get("weight_scale")
+        super()._apply(fn, recurse)
+        if before is not None and before.is_meta and self.weight_scale is not None and not self.weight_scale.is_meta:
+            self._scale_state, self._fresh = "empty", None
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        if prefix + "weight_scale" in state_dict:
+            if self.weight_scale is not None and not self.weight_scale.is_meta:
+                self._keep()
+        elif prefix + "weight" in state_dict:
+            self.reset_scale()  # a dense checkpoint: the scale of the weights before it does not fit
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()  # type: ignore[misc]
+        if self._parameters.get("weight_scale") is not None:  # not yet there when torch's __init__ calls this
+            self.reset_scale()
+
+
+def gathered(weight: Tensor) -> Tensor:
+    """The whole of a weight that is sharded over processes (FSDP2), any other weight itself."""
+    full_tensor = getattr(weight, "full_tensor", None)
+    return full_tensor() if full_tensor else weight
+
+
+def fill(parameter: Tensor, value: Tensor) -> None:
+    """Copies a whole value into a parameter, or into each process's share of one that is sharded."""
+    if hasattr(parameter, "full_tensor"):
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        assert isinstance(parameter, DTensor)
+        value = distribute_tensor(value.contiguous(), parameter.device_mesh, parameter.placements)
+    parameter.copy_(value)
