@@ -26,7 +26,8 @@ def checkpoint_of(model: nn.Module, fuse_norms: bool) -> Checkpoint:
     """See `LanguageModel.from_transformers`; the tensors are copies."""
     what = f"the configuration of {type(model).__name__}"
     values = {**_config_values(model), "bittorch": {"fuse_norms": fuse_norms}}
-    config_from_hf(values, (), None, what)  # refuses what is not supported before anything is copied
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    config_from_hf(values, names, None, what)  # refuses what is not supported before anything is copied
     packed = _packed_copy(model)
     tensors: dict[str, Tensor | PackedWeight] = {}
     bits: dict[str, int | None] = {}

@@ -59,7 +59,7 @@ def test_record_is_of_the_layers_as_they_are() -> None:
     model.first.weight.data += 1
     assert record(model)["layers"][0]["sample"] == pytest.approx([value + 1 for value in before], abs=1e-6)
     model.first.quantize = False
-    model.last = nn.Linear(8, 4)
+    del model.last
     assert record(model) is None
 
 
