@@ -133,6 +133,7 @@ def test_bitnet_folder_is_equal_bit_for_bit(tmp_path: Path) -> None:
 
 
 # FIELD N3
+@pytest.mark.filterwarnings("ignore:bitnet.cpp, the only program with I2_S")
 @pytest.mark.parametrize("activation_bits", [None, 8])
 def test_gguf_with_one_float32_scale_is_equal_bit_for_bit(activation_bits: int | None, tmp_path: Path) -> None:
     config = TernaryQuantConfig(method="twn", granularity="tensor", activation_bits=activation_bits)

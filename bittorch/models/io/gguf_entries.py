@@ -75,6 +75,7 @@ READ_ELSEWHERE = frozenset(
         "general.alignment",
         "general.type",
         "bittorch.activation_bits",
+        "bittorch.fuse_norms",
         "bittorch.bos_token_id",
         "bittorch.eos_token_ids",
         "split.no",
