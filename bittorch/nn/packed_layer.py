@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -60,12 +61,25 @@ class PackedLayer(nn.Module):
             return self._stand_in()
         return super().__getattr__(name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":  # a parameter of this name would be saved, and never used: tie_weights of transformers
+            warnings.warn(
+                f"{self._called()} is packed and keeps its codes: a weight that is set on it, to tie or to initialise "
+                "it, is not taken",
+                stacklevel=2,
+            )
+            return
+        super().__setattr__(name, value)
+
+    def _called(self) -> str:
+        """What messages call the layer."""
+        return self.name or f"a {type(self).__name__} {'x'.join(map(str, self._weight_shape()))}"
+
     def _stand_in(self) -> Tensor:
         shape = self._weight_shape()
         if torch.compiler.is_dynamo_compiling():  # which can trace no tensor without values, save on the meta device
             return torch.empty(shape, dtype=self.weight_dtype, device="meta")
-        name = self.name or f"a {type(self).__name__} {'x'.join(map(str, shape))}"
-        return WeightStandIn(name, shape, self.weight_dtype, self.weight_packed.device)
+        return WeightStandIn(self._called(), shape, self.weight_dtype, self.weight_packed.device)
 
     def _weight_shape(self) -> tuple[int, ...]:
         """The shape of the dense weight."""

@@ -98,18 +98,20 @@ def _check_exportable(layer: nn.Module, kind: type[TernaryLinear] | type[Ternary
 
 def _filled(twin: PackedLayer, layer: TernaryLinear | TernaryConv2d, name: str) -> PackedLayer:
     """``twin``, made on the meta device, with the codes, scale and bias of ``layer``."""
-    twin.weight_packed, twin.scale = packed_codes(layer, name, "export")
+    with normal_tensors():
+        twin.weight_packed, twin.scale = packed_codes(layer, name, "export")
+        if layer.bias is not None:
+            twin.bias = gathered(layer.bias).detach().clone()
     twin.name, twin.weight_dtype = ("" if name in _UNNAMED else name), layer.weight.dtype
-    if layer.bias is not None:
-        twin.bias = gathered(layer.bias).detach().clone()
     return twin.train(layer.training)
 
 
 def _plain(plain: nn.Linear | nn.Conv2d, layer: TernaryLinear | TernaryConv2d) -> nn.Module:
     """``plain``, made on the meta device, with copies of the parameters of ``layer``."""
-    plain.weight = nn.Parameter(gathered(layer.weight).detach().clone(), layer.weight.requires_grad)
-    if layer.bias is not None:
-        plain.bias = nn.Parameter(gathered(layer.bias).detach().clone(), layer.bias.requires_grad)
+    with normal_tensors():
+        plain.weight = nn.Parameter(gathered(layer.weight).detach().clone(), layer.weight.requires_grad)
+        if layer.bias is not None:
+            plain.bias = nn.Parameter(gathered(layer.bias).detach().clone(), layer.bias.requires_grad)
     return plain.train(layer.training)
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 import bittorch
 from bittorch import TernaryLinear, TernaryLinearInference, TernaryQuantConfig, ops
+from bittorch.nn import ternary_conv2d_infer
 from tests import helpers
 
 GRANULARITIES = {
@@ -321,6 +322,16 @@ def test_reading_the_values_of_the_weight_names_the_layer(kind: type, read: obje
     (layer,) = _packed_in_bfloat16(kind)
     with pytest.raises(RuntimeError, match=r"^the values of 0\.weight are read, but .* leave it dense: skip="):
         read(layer.weight)
+
+
+@pytest.mark.parametrize("kind", [bittorch.TernaryConv2d, TernaryLinear])
+def test_a_weight_that_is_set_is_not_taken(kind: type) -> None:  # FIELD N9
+    (layer,) = _packed_in_bfloat16(kind)
+    keys = list(layer.state_dict())
+    with pytest.warns(UserWarning, match=r"^0 is packed and keeps its codes: a weight that is set") as caught:
+        layer.weight = nn.Parameter(torch.ones(6, 4))
+    assert caught[0].filename == (__file__ if kind is TernaryLinear else ternary_conv2d_infer.__file__)
+    assert list(layer.state_dict()) == keys
 
 
 def test_traced_models_may_read_the_dtype_of_the_weight() -> None:  # FIELD N9

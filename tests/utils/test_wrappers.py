@@ -133,9 +133,11 @@ def test_conversion_in_inference_mode_gives_parameters_that_train(depth: int | N
 
 def test_export_in_inference_mode_gives_normal_tensors() -> None:  # FIELD T18
     model, x = nn.Sequential(_ternary(), nn.Linear(4, 2)), helpers.randn(3, 8)
+    plain = TernaryLinear(4, 2, quantize=False)
     with torch.inference_mode():
         packed = export_for_inference(model)
         converted = quantize_model(_dense(), TernaryQuantConfig(method="lsq"))
-    assert not any(t.is_inference() for m in (packed, converted) for t in m.state_dict().values())
+        single = [bittorch.export_linear_to_inference(layer) for layer in (model[0][0], plain)]
+    assert not any(t.is_inference() for m in (packed, converted, *single) for t in m.state_dict().values())
     packed(x).sum().backward()  # a layer behind the packed ones trains
     assert packed[1].weight.grad is not None
