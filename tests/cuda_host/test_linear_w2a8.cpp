@@ -111,6 +111,7 @@ static void skinny(Random &random) {
         aligned(random, 1 + random.below(8), 17, k, {"tensor", 0, k, 1}, 1);
     /* More columns of k than lie in shared memory at once, and several parts of k. */
     aligned(random, 16, 65, 4200, {"channel", 1, 4200, 65}, 1);
+    aligned(random, 8, 20, 4200, {"channel", 1, 4200, 20}, 1);
     aligned(random, 4, 20, 8192, {"channel", 1, 8192, 20}, 2);
     aligned(random, 3, 40, 8200, {"channel", 1, 8200, 40}, 3);
     for (const int64_t group : {64, 128, 192, 256, 320, 512, 1024})
@@ -156,6 +157,7 @@ static void fused(void) {
 /* More columns than one tile, tiles that are not full, digits that a tile keeps together, one stage and more than are
  * under way, blocks of 256 rows, long groups. */
 static void bulk(Random &random) {
+    aligned(random, 32, 20, 600, {"channel", 1, 600, 20}, 1);
     aligned(random, 17, 140, 300, {"channel", 1, 300, 140}, 1);
     aligned(random, 66, 9, 130, {"tensor", 0, 130, 1}, 1);
     aligned(random, 40, 30, 1100, {"channel", 1, 1100, 30}, 1);

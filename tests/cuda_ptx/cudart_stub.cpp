@@ -3,16 +3,14 @@
 #include <algorithm>
 #include <utility>
 
-using ptx::Kernel;
-
-void check(bool ok, const char *format, ...); /* of test.h, whose cusim.h declares the runtime otherwise */
-
 namespace {
 struct dim3 {
     unsigned x, y, z;
 };
 enum { SUCCESS = 0, INVALID_VALUE = 1, INVALID_CONFIGURATION = 9, INVALID_FUNCTION = 98 };
 } // namespace
+
+using ptx::Kernel;
 
 namespace stub {
 
@@ -28,35 +26,39 @@ static std::map<const void *, std::string> &names() {
 }
 
 static std::map<const void *, size_t> allowed; /* dynamic shared memory beyond 48 KiB */
-static int last_error;
 static struct {
     dim3 grid, block;
     size_t shared;
     void *stream;
 } configuration;
 
-static bool is_allowed(const Kernel &kernel, const void *function, dim3 grid, dim3 block, size_t shared) {
-    const uint64_t threads = (uint64_t)block.x * block.y * block.z;
+static bool is_allowed(const Kernel &kernel, const void *function, const unsigned *grid, const unsigned *block,
+                       size_t shared) {
+    const uint64_t threads = (uint64_t)block[0] * block[1] * block[2];
     const size_t asked = allowed.count(function) ? allowed[function] : 0;
     const size_t limit = std::max((size_t)48 * 1024, asked + kernel.shared_bytes);
-    return grid.x && grid.y && grid.z && grid.x <= 0x7fffffff && grid.y <= 65535 && grid.z <= 65535 && threads &&
-           threads <= 1024 && block.z <= 64 && (!kernel.max_threads || threads <= kernel.max_threads) &&
+    return grid[0] && grid[1] && grid[2] && grid[0] <= 0x7fffffff && grid[1] <= 65535 && grid[2] <= 65535 && threads &&
+           threads <= 1024 && block[2] <= 64 && (!kernel.max_threads || threads <= kernel.max_threads) &&
            shared + kernel.shared_bytes <= limit && (shared == 0 || kernel.dynamic_at);
 }
 
-/* Keeps a launch for mutations.cpp when it executes what no kept one does. */
+/* Keeps a launch for mutations.cpp when it goes where no kept one does, and some others, the later the fewer. */
 static void record(Kernel &kernel, const ptx::Launch &launch, uint64_t cost) {
-    std::vector<bool> now(kernel.code.size()), before(kernel.code.size());
-    for (size_t i = 0; i < kernel.code.size(); i++)
-        now[i] = kernel.code[i].last_launch == ptx::launch_number;
-    for (const Recording &other : recordings)
-        for (size_t i = 0; other.kernel == &kernel && i < before.size(); i++)
-            before[i] = before[i] || other.executed[i];
-    bool is_new = false;
-    for (size_t i = 0; i < now.size(); i++)
-        is_new = is_new || (now[i] && !before[i]);
+    static std::map<const Kernel *, std::vector<uint8_t>> kept;
+    static std::map<const Kernel *, std::pair<int, int>> turns; /* launches so far, and the next that is kept */
+    std::vector<uint8_t> &before = kept[&kernel], now(kernel.code.size());
+    before.resize(now.size());
+    auto &[turn, next] = turns[&kernel];
+    bool is_new = turn++ == next;
+    next += is_new ? 1 + next / 8 : 0;
+    for (size_t i = 0; i < now.size(); i++) {
+        now[i] = kernel.code[i].last_launch == ptx::launch_number ? kernel.code[i].ways : (uint8_t)0;
+        is_new = is_new || (now[i] & ~before[i]);
+    }
     if (!is_new)
         return;
+    for (size_t i = 0; i < now.size(); i++)
+        before[i] |= now[i];
     Recording recording = {&kernel, launch, std::move(ptx::recorded), {}, now, cost};
     for (const auto &region : recording.before) {
         recording.after.push_back(ptx::buffers.at(region.base));
@@ -65,21 +67,21 @@ static void record(Kernel &kernel, const ptx::Launch &launch, uint64_t cost) {
     recordings.push_back(std::move(recording));
 }
 
-static int launch(const void *function, dim3 grid, dim3 block, void **arguments, size_t shared) {
+int launch(const void *function, const unsigned *grid, const unsigned *block, void **arguments, size_t shared) {
     const auto name = names().find(function);
     if (name == names().end())
-        return last_error = INVALID_FUNCTION;
+        return INVALID_FUNCTION;
     Kernel &kernel = ptx::kernels.at(name->second);
     if (!is_allowed(kernel, function, grid, block, shared))
-        return last_error = INVALID_CONFIGURATION;
-    const unsigned blocks[] = {grid.x, grid.y, grid.z}, threads[] = {block.x, block.y, block.z};
-    const auto now = ptx::make_launch(kernel, blocks, threads, shared, arguments);
+        return INVALID_CONFIGURATION;
+    const auto now = ptx::make_launch(kernel, grid, block, shared, arguments);
     const auto most = tallest.emplace(name->second, now).first;
-    if ((uint64_t)most->second.grid[0] * most->second.grid[1] < (uint64_t)grid.x * grid.y)
+    if ((uint64_t)most->second.grid[0] * most->second.grid[1] < (uint64_t)grid[0] * grid[1])
         most->second = now;
     if (!execute)
         return SUCCESS;
     const uint64_t before = ptx::executed;
+    ptx::reverse_warps = is_reversed();
     ptx::run(kernel, now);
     if (ptx::recording)
         record(kernel, now, ptx::executed - before);
@@ -88,9 +90,30 @@ static int launch(const void *function, dim3 grid, dim3 block, void **arguments,
     return SUCCESS;
 }
 
+int allow_shared(const void *function, int bytes) {
+    const auto name = names().find(function);
+    if (name == names().end())
+        return INVALID_FUNCTION;
+    if (bytes < 0 || (size_t)bytes + ptx::kernels.at(name->second).shared_bytes > shared_limit)
+        return INVALID_VALUE;
+    allowed[function] = (size_t)bytes;
+    return SUCCESS;
+}
+
+void add(const void *function, const char *name) {
+    names()[function] = name;
+}
+
 } // namespace stub
 
 using namespace stub;
+
+static int last_error;
+
+static int remember(int error) {
+    last_error = error ? error : last_error;
+    return error;
+}
 
 extern "C" {
 
@@ -104,7 +127,7 @@ void __cudaUnregisterFatBinary(void **) {
 }
 void __cudaRegisterFunction(void **, const char *function, char *, const char *name, int, void *, void *, void *,
                             void *, int *) {
-    names()[function] = name;
+    add(function, name);
 }
 unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t shared, void *stream) {
     configuration = {grid, block, shared, stream};
@@ -120,21 +143,13 @@ int __cudaGetKernel(const void **kernel, const void *function) {
     return 0;
 }
 int __cudaLaunchKernel(const void *function, dim3 grid, dim3 block, void **arguments, size_t shared, void *) {
-    return launch(function, grid, block, arguments, shared);
+    return remember(launch(function, &grid.x, &block.x, arguments, shared));
 }
 int cudaLaunchKernel(const void *function, dim3 grid, dim3 block, void **arguments, size_t shared, void *) {
-    return launch(function, grid, block, arguments, shared); /* what nvcc 12 calls */
+    return remember(launch(function, &grid.x, &block.x, arguments, shared)); /* what nvcc 12 calls */
 }
-
 int cudaFuncSetAttribute(const void *function, int attribute, int bytes) {
-    const auto name = names().find(function);
-    if (name == names().end())
-        return last_error = INVALID_FUNCTION;
-    const size_t fixed = ptx::kernels.at(name->second).shared_bytes;
-    if (attribute != 8 || bytes < 0 || (size_t)bytes + fixed > shared_limit) /* 8: dynamic shared memory */
-        return last_error = INVALID_VALUE;
-    allowed[function] = (size_t)bytes;
-    return SUCCESS;
+    return remember(attribute == 8 ? allow_shared(function, bytes) : (int)INVALID_VALUE);
 }
 int cudaGetLastError() {
     return std::exchange(last_error, SUCCESS);

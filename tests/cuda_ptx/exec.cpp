@@ -406,7 +406,9 @@ void Block::advance(Warp &warp) {
                 mask &= ~((uint32_t)((warp.values(at.guard)[lane] & 1) == at.guard_not) << lane);
         }
         at.executed++;
+        at.ways = at.last_launch == launch_number ? at.ways : 0;
         at.last_launch = launch_number;
+        at.ways |= at.kind == BRANCH ? (mask ? JUMPED : 0) | (mask != path.mask ? ON : 0) : (int)ON;
         if (++executed > budget)
             throw Stopped();
         if (at.kind == BRANCH) {

@@ -1,4 +1,5 @@
-/* The tests on the interpreter: cuda_ptx_tests FOLDER [--long] [name of a test ...]; FOLDER has the PTX. */
+/* The tests on the interpreter: cuda_ptx_tests FOLDER [--long] [--truncate] [name of a test ...]. FOLDER has the PTX.
+ */
 #include "../cuda_host/test.h"
 #include "stub.h"
 
@@ -40,6 +41,10 @@ std::vector<int> orders() {
     return {turn % 2 ? cusim::FORWARD : cusim::REVERSE};
 }
 
+bool stub::is_reversed() {
+    return cusim::order == cusim::REVERSE;
+}
+
 static void coverage(const std::string &folder) {
     FILE *const list = fopen((folder + "/not_executed.txt").c_str(), "w");
     size_t all = 0, all_executed = 0;
@@ -67,22 +72,35 @@ static void report_coverage() {
     coverage(folder);
 }
 
+static void mutations() {
+    run_mutations(folder, is_long);
+}
+
 int main(int argc, char **argv) {
     if (argc < 2)
         return 2;
     folder = argv[1];
-    for (int i = 2; i < argc; i++)
+    bool everything = true;
+    for (int i = 2; i < argc; i++) {
         is_long = is_long || strcmp(argv[i], "--long") == 0;
+        ptx::truncate_sums = ptx::truncate_sums || strcmp(argv[i], "--truncate") == 0;
+        everything = everything && argv[i][0] == '-';
+    }
     for (const auto &file : std::filesystem::directory_iterator(folder))
         if (file.path().extension() == ".ptx")
             ptx::parse_file(file.path().string());
-    std::vector<Test> tests = {{"pack, unpack, check", test_pack},
+    std::vector<Test> tests = {{"interpreter", test_faults},
+                               {"pack, unpack, check", test_pack},
                                {"act_quantize", test_act_quantize},
                                {"ternary_quantize", test_quantize},
                                {"ternary_linear_packed", test_linear_packed},
-                               {"ternary_linear_w2a8", test_linear_w2a8}};
-    if (argc == 2 + is_long)
+                               {"ternary_linear_w2a8", test_linear_w2a8},
+                               {"limits", test_limits}};
+    if (everything) {
         tests.push_back({"coverage", report_coverage});
+        tests.push_back({"mutations", mutations});
+    }
+    ptx::recording = true;
     const bool passed = run_tests(tests, argc - 1, argv + 1);
     printf("%.1f million instructions of warps\n", (double)ptx::executed / 1e6);
     return passed ? 0 : 1;

@@ -17,6 +17,7 @@ namespace ptx {
 
 typedef uint64_t Word; /* of a register; the bits above its type mean nothing */
 enum { WARP = 32 };
+enum : uint8_t { ON = 1, JUMPED = 2 };
 
 /* The addresses of the spaces; a generic address has the window added. Global memory lies where the host has it. */
 enum Space : uint8_t { GENERIC, GLOBAL, SHARED, LOCAL, PARAM };
@@ -66,7 +67,8 @@ struct Instruction {
     int target = 0, join = 0; /* of a branch: where it goes, and where all paths meet again */
     int number = 0;           /* bytes of a copy, groups that a wait leaves, elements of an mma register */
     uint64_t executed = 0;    /* how often by a warp, */
-    uint32_t last_launch = 0; /* and when */
+    uint32_t last_launch = 0; /* when, */
+    uint8_t ways = 0;         /* and which ways it went then: on, and to its target */
 };
 
 struct Kernel {
