@@ -60,8 +60,13 @@ def tokenizer_entries(directory: Path, config: ModelConfig) -> dict[str, Any]:
         entries |= _vocabulary(parsed, numbers, config, lost)
         entries |= _special(settings, numbers, parsed)
         entries |= _ends(directory, settings, numbers, config, lost)
-    elif checkpoint_file(directory, "tokenizer.model") is not None:
-        lost.append("tokenizer.model; write tokenizer.json first, with transformers.AutoTokenizer and save_pretrained")
+    elif (path := checkpoint_file(directory, "tokenizer.model")) is not None:
+        settings = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True, **settings}
+        entries |= _pieces(path, settings, config, lost)
+        if entries:
+            numbers = {text: number for number, text in enumerate(entries["tokenizer.ggml.tokens"])}
+            entries |= _special(settings, numbers, {})
+            entries |= _ends(directory, settings, numbers, config, lost)
     entries |= _templates(templates_of(directory))
     sampling = [key for key in read_json(directory, "generation_config.json") if key not in NOT_SAMPLING]
     if sampling:
@@ -108,6 +113,39 @@ def _vocabulary(
         "tokenizer.ggml.pre": name,
         **entries,
         "tokenizer.ggml.merges": merges,
+    }
+
+
+def _pieces(path: Path, settings: Mapping[str, Any], config: ModelConfig, lost: list[str]) -> dict[str, Any]:
+    """The vocabulary of a SentencePiece model; nothing of another tokenizer.model."""
+    data = path.read_bytes()
+    ranks = data[:64].split(b"\n")[0].split()
+    if len(ranks) == 2 and ranks[1].isdigit():  # tiktoken's lines of a token and its rank
+        lost.append("tokenizer.model, which has ranks of tiktoken; write tokenizer.json first, with transformers")
+        return {}
+    try:
+        from bittorch.models.sentencepiece_model import read_model
+    except ImportError as error:
+        lost.append(f"tokenizer.model, as {error.name} is missing; install bittorch[lm]")
+        return {}
+    pieces = read_model(data, str(path))
+    size = config.vocab_size
+    tokens = [*pieces.texts, *(f"[PAD{number}]" for number in range(len(pieces.texts), size))][:size]
+    types = [*pieces.types, *[UNUSED] * size][:size]
+    decoder = settings.get("added_tokens_decoder")
+    for number, token in (decoder if isinstance(decoder, dict) else {}).items():
+        if str(number).isdigit() and len(pieces.texts) <= int(number) < size and (text := _text(token)) is not None:
+            special = isinstance(token, dict) and token.get("special")
+            tokens[int(number)], types[int(number)] = text, CONTROL if special else USER_DEFINED
+    charsmap = {"tokenizer.ggml.precompiled_charsmap": pieces.charsmap} if pieces.charsmap else {}
+    return {
+        "tokenizer.ggml.model": "t5" if pieces.unigram else "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": [*map(float, pieces.scores), *[-1000.0] * size][:size],
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.add_space_prefix": pieces.add_prefix_space,
+        "tokenizer.ggml.remove_extra_whitespaces": pieces.collapse_spaces,
+        **charsmap,
     }
 
 

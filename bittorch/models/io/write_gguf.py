@@ -25,6 +25,7 @@ from bittorch.models.io.ternary_tensor import chunks
 from bittorch.models.io.write_safetensors import refuse_depth
 
 ALIGNMENT = 32
+CHARSMAP = "tokenizer.ggml.precompiled_charsmap"  # which llama.cpp takes as bytes alone
 TYPE_IDS = {kind.name: number for number, kind in TYPES.items()}
 FILE_TYPES = {"TQ1_0": 36, "TQ2_0": 37, "I2_S": 40, "Q2_0": 41}
 # What says how a file is laid out, not what the model is.
@@ -234,6 +235,8 @@ def _value(key: str, value: Any) -> bytes:
         return struct.pack("<I" + code, kind, value)
     if isinstance(value, float):
         return struct.pack("<If", 6, value)
+    if key == CHARSMAP:
+        return struct.pack("<IIQ", 9, 0, len(value)) + bytes(item & 255 for item in value)
     if isinstance(value, list | tuple):
         return struct.pack("<I", 9) + _array(key, list(value))
     raise FormatError(f"the entry {key!r:.100} is a {type(value).__name__}, which GGUF cannot hold")

@@ -135,9 +135,50 @@ def test_kinds_of_vocabulary_that_ggml_reads_otherwise(tmp_path: Path) -> None: 
     assert entries(tmp_path / "x.gguf")["tokenizer.ggml.model"] == "no_vocab"
     with open_checkpoint(tmp_path / "x.gguf") as found:
         assert Tokenizer.from_source(found.tokenizer_source).encode("ab") == [1, 2]
-    (first / "tokenizer.json").rename(first / "tokenizer.model")
-    with pytest.warns(CheckpointWarning, match=r"does not hold from .*: tokenizer\.model; write tokenizer\.json"):
+    (first / "tokenizer.json").unlink()
+    (first / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")
+    with pytest.warns(CheckpointWarning, match=r"tokenizer\.model, which has ranks of tiktoken; write tokenizer"):
         convert(first, tmp_path / "y.gguf", to="gguf-tq2_0")
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_sentencepiece_models_go_along(kind: str, tmp_path: Path) -> None:  # FIELD L4
+    sentencepiece = pytest.importorskip("sentencepiece")
+    first = directory(tmp_path / "first", generation_config={"eos_token_id": 120})
+    words = "the quick brown fox jumps over a lazy dog while seven wizards box"
+    (first / "tokenizer.json").unlink()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([words] * 9),
+        model_prefix=str(first / "tokenizer"),
+        vocab_size=90,
+        model_type=kind,
+        byte_fallback=False,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        normalization_rule_name="nmt_nfkc",
+    )
+    (first / "tokenizer.vocab").unlink()
+    decoder = {"120": {"content": "<|im_end|>", "special": True}}
+    settings = {"eos_token": "<|im_end|>", "added_tokens_decoder": decoder}
+    (first / "tokenizer_config.json").write_text(json.dumps(settings))
+    (first / "special_tokens_map.json").unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CheckpointWarning)
+        convert(first, tmp_path / "x.gguf", to="gguf-tq2_0")
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(first / "tokenizer.model"))
+    found = entries(tmp_path / "x.gguf")
+    assert found["tokenizer.ggml.model"] == {"bpe": "llama", "unigram": "t5"}[kind]
+    assert found["tokenizer.ggml.tokens"][: len(theirs)] == [theirs.id_to_piece(n) for n in range(len(theirs))]
+    assert found["tokenizer.ggml.scores"][: len(theirs)] == pytest.approx(
+        [theirs.get_score(n) for n in range(len(theirs))]
+    )
+    numbers = {"bos": 1, "eos": 120, "unknown": 0}
+    assert {key: found[f"tokenizer.ggml.{key}_token_id"] for key in numbers} == numbers
+    with open_checkpoint(tmp_path / "x.gguf") as opened:
+        ours = Tokenizer.from_source(opened.tokenizer_source)
+    for text in ("the fox boxes", "a  dog, ﬁne", " seven "):
+        assert ours.encode(text) == [1, *theirs.encode(text)]
+    assert ours.special_tokens["eos_token"] == "<|im_end|>"
 
 
 @pytest.mark.parametrize("name", ["llama-bpe", "qwen2", "smollm", "gpt-2", None])
@@ -208,3 +249,15 @@ def test_end_tokens_of_a_wrong_type(tmp_path: Path) -> None:
     first = directory(tmp_path / "first", generation_config={"eos_token_id": ["x"]})
     with pytest.raises(FormatError, match=r"generation_config\.json: eos_token_id must be numbers .*, got \['x'\]"):
         open_checkpoint(first)
+
+
+def test_bytes_of_entries_stay_bytes(tmp_path: Path) -> None:
+    """llama.cpp takes the normalisation rules of SentencePiece as an array of uint8 alone."""
+    rules = {"tokenizer.ggml.model": "t5", "tokenizer.ggml.precompiled_charsmap": bytes([0, 200, 7])}
+    save(from_memory(LLAMA, tensors(LLAMA, "channel"), rules), tmp_path / "x.gguf", to="gguf-tq2_0")
+    convert(tmp_path / "x.gguf", tmp_path / "y", to="bittorch")
+    convert(tmp_path / "y", tmp_path / "z.gguf", to="gguf-tq2_0")
+    for name in ("x.gguf", "z.gguf"):
+        field = gguf.GGUFReader(tmp_path / name).fields["tokenizer.ggml.precompiled_charsmap"]
+        assert field.types == [gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT8]
+        assert field.contents() == [0, 200, 7]
