@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bittorch.models.io import Checkpoint, PackedWeight, from_memory
 from bittorch.models.io.hf_config import MODEL_TYPES, config_from_hf
 from bittorch.nn import TernaryLinearInference
+from bittorch.utils.adapters import adapter_parts
 from bittorch.utils.export import export_for_inference
 
 if TYPE_CHECKING:
@@ -28,6 +29,11 @@ def checkpoint_of(model: nn.Module, fuse_norms: bool) -> Checkpoint:
     values = {**_config_values(model), "bittorch": {"fuse_norms": fuse_norms}}
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     config_from_hf(values, names, None, what)  # refuses what is not supported before anything is copied
+    if adapters := list(adapter_parts(model)):
+        raise ValueError(
+            f"{type(model).__name__} has adapters, such as {adapters[0]}, which no format of language models holds "
+            "beside ternary weights; remove them with unload()"
+        )
     packed = _packed_copy(model)
     tensors: dict[str, Tensor | PackedWeight] = {}
     bits: dict[str, int | None] = {}

@@ -7,6 +7,7 @@ import warnings
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
+from bittorch.nn.adapters import keep_apart
 from bittorch.nn.packed_layer import PackedLayer
 from bittorch.nn.ternary_layer import TernaryLayer
 
@@ -36,6 +37,7 @@ def call_ternary_layers(model: nn.Module) -> None:
 def _on_registration(parent: nn.Module, name: str, module: nn.Module | None) -> None:
     """Called by torch for each module that takes a place in another one."""
     if isinstance(module, _TERNARY):
+        keep_apart(parent, name, module)
         if isinstance(parent, nn.TransformerEncoderLayer) and name in _SLOTS:
             _calls_its_layers(parent)
         elif isinstance(parent, nn.MultiheadAttention) and name == "out_proj":

@@ -246,6 +246,14 @@ def test_what_is_not_supported_is_refused_by_name() -> None:
         LanguageModel.from_transformers(trained(), "path")
 
 
+# FIELD T7
+def test_adapters_are_refused() -> None:
+    peft = pytest.importorskip("peft")
+    tuned = peft.get_peft_model(trained(), peft.LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match=r"PeftModel has adapters, such as .*q_proj\.lora_A"):
+        LanguageModel.from_transformers(tuned)
+
+
 def test_fused_norms_are_a_choice(tmp_path: Path) -> None:
     model = trained("bitnet", TernaryQuantConfig(method="absmean", granularity="tensor", activation_bits=8))
     fused = LanguageModel.from_transformers(model, fuse_norms=True)
