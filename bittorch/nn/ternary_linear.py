@@ -38,7 +38,7 @@ class TernaryLinear(TernaryLayer, nn.Linear):
 
     Attributes:
         weight_scale: with a learned method the parameter that it learns, float32; else None. Leave it out of weight
-            decay, and call ``reset_scale()`` after giving the layer other initial weights.
+            decay (`bittorch.train.parameter_groups`). It follows the weights until it is trained or loaded.
         quant_lambda: below 1, the share of quantisation in training: weight and activations are
             ``v + quant_lambda * (Q(v) - v)``; `bittorch.train.QuantWarmup` raises it. ``eval()`` always quantises.
 
