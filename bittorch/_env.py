@@ -12,6 +12,7 @@ then _C.force_kernel(), then BITTORCH_INFER_KERNEL, then BITTORCH_PACKED_KERNEL,
 """
 
 import os
+import stat
 from pathlib import Path
 from types import ModuleType
 
@@ -57,10 +58,38 @@ def build_tools() -> tuple[str, str]:
     return os.environ.get("CUDA_HOME") or "", os.environ.get("CC") or ""
 
 
-def cache_directory() -> Path:
-    """Where bittorch keeps what it can make again: ``$XDG_CACHE_HOME/bittorch``, or ``~/.cache/bittorch``.
+def home_cache() -> Path | None:
+    """``$XDG_CACHE_HOME/bittorch``, or ``~/.cache/bittorch``; None for a user without a home, as in some containers.
 
     Source: XDG Base Directory Specification 0.8, which has a relative path ignored.
     """
     given = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(given) if os.path.isabs(given) else Path.home() / ".cache") / "bittorch"
+    if os.path.isabs(given):
+        return Path(given) / "bittorch"
+    try:
+        return Path.home() / ".cache" / "bittorch"
+    except RuntimeError:  # no HOME, and the system knows no user of this number
+        return None
+
+
+def cache_directory() -> Path:
+    """Where bittorch keeps what it can make again: `home_cache`, else a directory among the temporary files.
+
+    Raises:
+        OSError: the temporary directory cannot be made, or is another user's.
+    """
+    found = home_cache()
+    return _temporary_cache() if found is None else found
+
+
+def _temporary_cache() -> Path:
+    import tempfile
+
+    path = Path(tempfile.gettempdir()) / f"bittorch-{os.getuid()}"
+    path.mkdir(mode=0o700, exist_ok=True)
+    status = path.lstat()  # the name can be guessed: another user may have put a link or a directory there
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise PermissionError(
+            f"{path} is not a directory that user {os.getuid()} alone can write to; set XDG_CACHE_HOME"
+        )
+    return path

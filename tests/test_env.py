@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -173,3 +174,39 @@ def test_cache_directory_follows_the_xdg_specification(
     assert _env.cache_directory() == Path(expected)
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert _env.cache_directory() == Path("/home/u/.cache/bittorch")
+
+
+@pytest.fixture
+def homeless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A user without HOME and without an entry in the system's list of users; returns the directory of temporaries."""
+
+    def unknown(number: int) -> None:
+        raise KeyError(number)
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_a_user_without_a_home_has_a_temporary_cache(homeless: Path) -> None:  # FIELD R16
+    assert _env.home_cache() is None
+    directory = _env.cache_directory()
+    assert directory == homeless / f"bittorch-{os.getuid()}" == _env.cache_directory()
+    assert directory.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("kind", ["link", "file", "open to all"])
+def test_the_temporary_cache_is_no_one_elses(homeless: Path, kind: str) -> None:  # FIELD R16
+    path = homeless / f"bittorch-{os.getuid()}"
+    if kind == "link":
+        (homeless / "other").mkdir()
+        path.symlink_to(homeless / "other")
+    elif kind == "file":
+        path.write_text("")
+    else:
+        path.mkdir()
+        path.chmod(0o777)
+    with pytest.raises(OSError, match=path.name):
+        _env.cache_directory()

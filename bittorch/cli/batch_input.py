@@ -99,7 +99,10 @@ def _object(line: str, column: str) -> Value:
 def _csv(text: Iterable[str], column: str) -> Iterator[Value | None]:
     csv.field_size_limit(2**31 - 1)
     reader = csv.reader(text, strict=True)
-    header = next(reader, [])
+    try:
+        header = next(reader, [])
+    except csv.Error as error:
+        raise CommandError(f"the header of the CSV file is damaged: {error}") from None
     if column not in header:
         raise CommandError(f"the CSV file must have a column {column!r}, its header is {header}; name it with --column")
     place, identity = header.index(column), header.index("id") if "id" in header else None

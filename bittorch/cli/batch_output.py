@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bittorch.cli.batch_input import STANDARD_STREAM, Row
-from bittorch.cli.console import to_json
+from bittorch.cli.console import shown, to_json
 from bittorch.cli.errors import CommandError
 
 FIELDS = ("id", "text", "finish_reason", "prompt_tokens", "new_tokens")
@@ -100,7 +100,7 @@ class Output:
     def _append(self, data: bytes) -> None:
         if self._terminal:
             sys.stdout.flush()
-            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.write(shown(data.decode(), sys.stdout, json=self.format == "jsonl").encode())
             sys.stdout.buffer.flush()
             return
         before = os.lseek(self._file, 0, os.SEEK_END)

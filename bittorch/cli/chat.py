@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bittorch._env import cache_directory
+from bittorch._env import home_cache
 from bittorch.cli.answer import (
     Answer,
     Interrupted,
@@ -238,7 +238,11 @@ def _line_editing(interactive: bool) -> Iterator[None]:
     if not interactive:
         yield
         return
-    file = cache_directory() / "chat_history"
+    directory = home_cache()
+    if directory is None:  # what was typed is not for a temporary directory
+        yield
+        return
+    file = directory / "chat_history"
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         readline.read_history_file(file)

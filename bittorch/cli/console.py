@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TextIO
 
+_CONTROL = frozenset(map(chr, (*range(0x20), *range(0x7F, 0xA0)))) - {"\t", "\n"}
+_ESCAPES = str.maketrans({character: f"\\x{ord(character):02x}" for character in _CONTROL})
+_JSON_ESCAPES = str.maketrans({character: f"\\u{ord(character):04x}" for character in _CONTROL})
 SECONDS_BETWEEN_LINES = 5.0  # of a plain progress report that no terminal shows
 
 
@@ -49,7 +52,7 @@ class Console:
     def write(self, text: str) -> None:
         """Text of an answer, as it comes; nothing with ``json``."""
         if text and not self.json:
-            self.stdout.write(text)
+            self.stdout.write(shown(text, self.stdout))
             self.stdout.flush()
 
     def line(self, text: str = "") -> None:
@@ -61,7 +64,7 @@ class Console:
         if self.json:
             # A terminal's own escapes of what its encoding lacks are none of JSON's.
             ascii_only = codecs.lookup(getattr(self.stdout, "encoding", None) or "utf-8").name != "utf-8"
-            self.stdout.write(to_json(value, ascii_only) + "\n")
+            self.stdout.write(shown(to_json(value, ascii_only), self.stdout, json=True) + "\n")
             self.stdout.flush()
 
     def note(self, text: str) -> None:
@@ -75,9 +78,9 @@ class Console:
 
     def _say(self, text: str) -> None:
         if self._above_bar is not None:
-            self._above_bar(text)
+            self._above_bar(shown(text, self.stderr))
             return
-        self.stderr.write(text + "\n")
+        self.stderr.write(shown(text, self.stderr) + "\n")
         self.stderr.flush()
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -92,7 +95,7 @@ class Console:
             for column in columns:
                 table.add_column(column, overflow="fold")
             for row in rows:
-                table.add_row(*(cell.replace("[", "\\[") for cell in row))
+                table.add_row(*(shown(cell, self.stdout).replace("[", "\\[") for cell in row))
             RichConsole(file=self.stdout).print(table)
             return
         widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
@@ -150,6 +153,17 @@ class _PlainProgress:
         elif self._shown and self._text != self._shown:  # short work is not worth a line
             self._stream.write(f"bittorch: {self._text}\n")
         self._stream.flush()
+
+
+def shown(text: str, stream: TextIO, *, json: bool = False) -> str:
+    """Text for a stream: on a terminal, control characters but tabs and line ends are escaped.
+
+    A model's answer or a file's name may hold sequences that a terminal obeys: they move its cursor, or type.
+    In JSON the escapes are JSON's own, so the value is the same.
+    """
+    if not stream.isatty():
+        return text
+    return text.translate(_JSON_ESCAPES if json else _ESCAPES)
 
 
 def to_json(value: object, ascii_only: bool = False) -> str:

@@ -115,8 +115,12 @@ def cached_default(choice: Choice, console: Console) -> Path | LanguageModel:
     from bittorch.models import LanguageModel
 
     assert choice.conversion is not None
-    where = default_model.entry(choice.path, choice.conversion)
     source = f"{_about_default()}, {choice.conversion.text}"
+    try:
+        where = default_model.entry(choice.path, choice.conversion)
+    except OSError as error:
+        console.note(f"no model is named: converting {source}")
+        return _not_kept(choice, error, console)
     if default_model.is_whole(where):
         console.note(f"no model is named: taking {source}, from {where}")
         return where
@@ -128,9 +132,17 @@ def cached_default(choice: Choice, console: Console) -> Path | LanguageModel:
     try:
         default_model.store(where, converted.save_pretrained)
     except OSError as error:
-        console.note(f"the cache cannot be written ({error}); the conversion is not kept")
-        return LanguageModel.from_pretrained(choice.path, **planes, **choice.options)
+        return _not_kept(choice, error, console)
     return where
+
+
+def _not_kept(choice: Choice, error: OSError, console: Console) -> LanguageModel:
+    """The converted default model of this process alone."""
+    from bittorch.models import LanguageModel
+
+    assert choice.conversion is not None
+    console.note(f"the cache cannot be written ({error}); the conversion is not kept")
+    return LanguageModel.from_pretrained(choice.path, **dataclasses.asdict(choice.conversion), **choice.options)
 
 
 def _about_default() -> str:

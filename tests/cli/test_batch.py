@@ -134,6 +134,15 @@ def test_batch_names_a_missing_column(bittorch: Command, model: Path, tmp_path: 
     assert not (tmp_path / "out.jsonl").exists()
 
 
+@pytest.mark.parametrize("header", ['"prompt', '"prompt"x\nhello\n'])
+def test_batch_names_a_damaged_header(bittorch: Command, tmp_path: Path, header: str) -> None:  # FIELD R14
+    (tmp_path / "in.csv").write_text(header)
+    result = bittorch("batch", tmp_path / "in.csv", tmp_path / "out.jsonl")
+    assert (result.code, result.out) == (1, "")
+    assert result.err.startswith("bittorch: error: the header of the CSV file is damaged: ")
+    assert not (tmp_path / "out.jsonl").exists()
+
+
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "txt"])
 def test_a_torn_row_is_written_anew_at_any_byte(bittorch: Command, model: Path, tmp_path: Path, ending: str) -> None:
     rows = _jsonl(tmp_path / "in.jsonl", *({"prompt": f'row "{n}"\n'} for n in range(3)))

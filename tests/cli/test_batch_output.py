@@ -1,5 +1,7 @@
 """Answers of a batch on disk, with texts that are hard to write."""
 
+import io
+import json
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,28 @@ def test_a_file_cut_anywhere_becomes_whole_again(tmp_path: Path, monkeypatch: py
         counts.add(len(_write(path, format)))
         assert path.read_bytes() == whole, cut
     assert counts == set(range(1, len(TEXTS) + 1))
+
+
+class Terminal(io.TextIOWrapper):
+    """A terminal, and what it was given."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_terminal_gets_no_control_characters(monkeypatch: pytest.MonkeyPatch, format: str) -> None:  # FIELD R18
+    screen, text = io.BytesIO(), "a\x1b[2J\x9b31m\x7f\rü"
+    monkeypatch.setattr("sys.stdout", Terminal(screen))
+    record = {"text": text, "finish_reason": "eos", "prompt_tokens": 1, "new_tokens": 2}
+    with Output("-", format) as output:
+        output.write(Row(1, "1", "x"), record)
+    given = screen.getvalue().decode()
+    assert not set(given) & {"\x1b", "\x9b", "\x7f", "\r"}
+    if format == "jsonl":
+        assert json.loads(given)["text"] == text
+    else:
+        assert "a\\x1b[2J\\x9b31m\\x7f" in given
 
 
 def test_txt_leaves_lines_without_an_answer_empty(tmp_path: Path) -> None:

@@ -78,6 +78,44 @@ def test_quiet_says_nothing_but_errors() -> None:
     assert err.getvalue() == "bittorch: error: b\n"
 
 
+HOSTILE = "a\x1b[2J\x1b]0;title\x07b\r\x08\x7f\x9b31m\tc\nd é🌍"
+HARMLESS = "a\\x1b[2J\\x1b]0;title\\x07b\\x0d\\x08\\x7f\\x9b31m\tc\nd é🌍"
+
+
+@pytest.mark.parametrize("rich", [False, True])
+def test_a_terminal_gets_no_control_characters(rich: bool) -> None:  # FIELD R18
+    out, err = Screen(), Screen()
+    console = Console(stdout=out, stderr=err, plain=not rich)
+    console.write(HOSTILE)
+    console.line(HOSTILE)
+    console.note(HOSTILE)
+    console.error(HOSTILE)
+    assert out.getvalue() == HARMLESS * 2 + "\n"
+    assert err.getvalue() == f"bittorch: {HARMLESS}\nbittorch: error: {HARMLESS}\n"
+    if rich:
+        pytest.importorskip("rich", reason="drawn tables and bars need rich, of bittorch[demo]")
+    with console.progress("rows") as progress:
+        progress(1, 2)
+        console.error("\x1b]0;title\x07")
+    console.table(("name",), [("\x1b]0;title\x07",)])
+    assert "\x1b]0;" not in out.getvalue() + err.getvalue()
+    assert "\\x1b]0;title\\x07" in out.getvalue()
+    assert "\\x1b]0;title\\x07" in err.getvalue()
+
+
+def test_json_on_a_terminal_has_the_same_value() -> None:  # FIELD R18
+    screen = Screen()
+    Console(json=True, stdout=screen).object({"text": HOSTILE})
+    assert json.loads(screen.getvalue()) == {"text": HOSTILE}
+    assert not set(screen.getvalue()) & {"\x1b", "\x07", "\x7f", "\x9b", "\r"}
+
+
+def test_files_and_pipes_get_the_text_itself() -> None:  # FIELD R18
+    out = io.StringIO()
+    Console(stdout=out).write(HOSTILE)
+    assert out.getvalue() == HOSTILE
+
+
 def test_json_is_standard() -> None:
     text = to_json({"a": float("nan"), "b": [float("inf"), 1.5], "c": "\ud800 ü", 3: (1, None)})
     assert "\n" not in text

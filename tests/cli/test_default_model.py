@@ -177,6 +177,26 @@ def test_without_a_writable_cache_the_model_still_runs(bittorch: Command, wheel:
     assert list((tmp_path / "cache" / "bittorch").iterdir()) == []
 
 
+@pytest.mark.parametrize("usable", [True, False])
+def test_a_user_without_a_home_is_served(
+    bittorch: Command, wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, usable: bool
+) -> None:  # FIELD R16
+    def unknown(number: int) -> None:
+        raise KeyError(number)
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    where = tmp_path / f"bittorch-{os.getuid()}"
+    if not usable:
+        where.write_text("another's")
+    first, second = (bittorch("run", "hello", *FEW) for _ in range(2))
+    assert (first.code, second.out) == (0, first.out)
+    assert ("converting" in second.err, "cannot be written" in second.err) == (not usable, not usable)
+    assert where.is_dir() == usable
+
+
 def test_depth_0_leaves_the_default_model_dense(bittorch: Command, wheel: Path, tmp_path: Path) -> None:
     result = bittorch("run", "hello", "--depth", 0, "--json", *FEW)
     assert "dense" in result.err
