@@ -1,4 +1,4 @@
-"""The `bittorch` command: chat, run, batch, convert, info, bench, eval, doctor. See docs/command_line.md."""
+"""The `bittorch` command; docs/command_line.md lists what it does."""
 
 from bittorch.cli.program import main
 

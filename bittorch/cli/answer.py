@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from bittorch.cli.console import rate_text, size_text
@@ -121,6 +123,7 @@ def generate(
     config: GenerationConfig,
     show: Callable[[str], None],
     prefix: PrefixCache | None = None,
+    waiting: Callable[[str], AbstractContextManager[None]] = lambda text: nullcontext(),
 ) -> Answer:
     """Generates to the end.
 
@@ -130,13 +133,16 @@ def generate(
         config: how.
         show: is given each piece of text.
         prefix: keys and values of the conversation so far.
+        waiting: what to do while the prompt is read.
 
     Raises:
         KeyboardInterrupt: as it comes; `Interrupted` holds what was generated until then.
     """
     generation = model.stream([tokens], config, prefix=prefix)
     try:
-        for piece in generation:
+        with waiting(f"reading {len(tokens)} tokens"):
+            first = list(itertools.islice(generation, 1))
+        for piece in itertools.chain(first, generation):
             if piece.text:
                 show(piece.text)
     except KeyboardInterrupt:

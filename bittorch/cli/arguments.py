@@ -89,7 +89,7 @@ def model_options() -> argparse.ArgumentParser:
         "--group-size",
         type=int,
         metavar="G",
-        help="columns that share a scale in these planes; 0 for one scale a row; of SmolLM2 64",
+        help="columns that share a scale in these planes; 0 for one scale per row; default 64 up to depth 3, else 0",
     )
     group.add_argument("--head-depth", type=int, metavar="D", help="planes of trits of the language-model head")
     group.add_argument(

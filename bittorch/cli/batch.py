@@ -11,7 +11,7 @@ from bittorch.cli.answer import chat_tokens, prompt_tokens
 from bittorch.cli.arguments import generation_config, model_options, output_options, sampling_options, utf8_text
 from bittorch.cli.batch_input import FORMATS, STANDARD_STREAM, Row, format_of, read_rows
 from bittorch.cli.batch_output import Output, Record
-from bittorch.cli.console import Console, Progress
+from bittorch.cli.console import Console
 from bittorch.cli.errors import FAILURE, OK, CommandError, UsageError, one_line
 from bittorch.cli.model import load
 
@@ -76,7 +76,7 @@ class Batch:
     def __init__(self, args: argparse.Namespace, config: GenerationConfig, console: Console, output: Output) -> None:
         self.args, self.console, self.output = args, console, output
         self.config = config.changed(seed=config.seed or 0)
-        self.before = self.written = 0
+        self.before = self.written = self.blank = 0
         self.bad: list[tuple[Row, str]] = []
 
     def run(self, rows: Sequence[Row]) -> None:
@@ -84,18 +84,24 @@ class Batch:
         for row in rows:
             if row.problem:
                 self._report(row, row.problem)
-        todo = [row for row in rows if not row.problem and not self.output.has(row)]
-        self.before = len(rows) - len(self.bad) - len(todo)
+        good = [row for row in rows if not row.problem and not row.blank]
+        todo = [row for row in good if not self.output.has(row)]
+        self.before, self.blank = len(good) - len(todo), len(rows) - len(good) - len(self.bad)
+        if self.blank:
+            self.console.note(f"{self.blank} rows have an empty prompt and get no answer")
         if self.before:
-            self.console.note(f"{self.before} rows are in {self.args.output} already")
+            self.console.note(
+                f"{self.before} of {len(good)} rows are in {self.args.output} already: going on from there"
+            )
         if not todo:
             return
         model = load(self.args, self.console)
+        failed = len(self.bad)  # before the first answer, so not part of the work
         with self.console.progress("rows") as progress:
-            progress(self.before, len(rows))
+            progress(self.before, len(good))
             for chunk in _chunks(todo, self.args.batch_size):
                 self._answer(model, chunk)
-                self._show(progress, len(rows))
+                progress(self.before + self.written + len(self.bad) - failed, len(good))
 
     def report(self, total: int) -> int:
         """The last words. Returns the exit code."""
@@ -103,14 +109,15 @@ class Batch:
             "rows": total,
             "written": self.written,
             "already_there": self.before,
+            "blank": self.blank,
             "skipped": [{"row": row.number, "id": row.id, "error": problem} for row, problem in self.bad],
         }
         self.console.object(summary)
-        self.console.note(f"{total} rows: {self.written} answered, {self.before} were there, {len(self.bad)} skipped")
+        blank = f", {self.blank} without a prompt" if self.blank else ""
+        self.console.note(
+            f"{total} rows: {self.written} answered, {self.before} were there, {len(self.bad)} skipped{blank}"
+        )
         return FAILURE if self.bad else OK
-
-    def _show(self, progress: Progress, total: int) -> None:
-        progress(min(total, self.before + self.written + len(self.bad)), total)
 
     def _report(self, row: Row, problem: str) -> None:
         self.bad.append((row, problem))

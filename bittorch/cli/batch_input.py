@@ -34,12 +34,19 @@ class Row:
         id: of the row in the output; the number where the input has none.
         prompt: a text, or the messages of a conversation.
         problem: empty, or what is wrong; then there is no prompt.
+
+    Attributes:
+        blank: the prompt is empty, which is no mistake: such a row has no answer.
     """
 
     number: int
     id: str
     prompt: str | list[Message] = ""
     problem: str = ""
+
+    @property
+    def blank(self) -> bool:
+        return not self.problem and isinstance(self.prompt, str) and not self.prompt.strip()
 
 
 def format_of(path: str, given: str | None, option: str) -> str:
@@ -54,7 +61,7 @@ def format_of(path: str, given: str | None, option: str) -> str:
 
 
 def read_rows(path: str, format: str, column: str) -> list[Row]:
-    """All rows of a file, bad ones with their problem.
+    """All rows of a file, bad ones with their problem. Empty lines of JSONL and CSV are no rows.
 
     Args:
         path: of the file, or ``-`` for stdin.
@@ -75,7 +82,7 @@ def read_rows(path: str, format: str, column: str) -> list[Row]:
 
 def _txt(text: Iterable[str], column: str) -> Iterator[Value | None]:
     for line in text:
-        yield (None, line.rstrip("\n")) if line.strip() else None
+        yield None, line.rstrip("\n")
 
 
 def _jsonl(text: Iterable[str], column: str) -> Iterator[Value | None]:
@@ -140,7 +147,8 @@ def _row(number: int, value: Value) -> Row:
 
 def _check(prompt: Any) -> None:
     if isinstance(prompt, str):
-        check_text(prompt)
+        if prompt.strip():
+            check_text(prompt)
         return
     if not isinstance(prompt, list) or not prompt:
         raise BadRow(f"the prompt must be a text or a list of messages, got {type(prompt).__name__}")
@@ -156,7 +164,7 @@ def _unique(rows: Iterable[Row]) -> list[Row]:
     seen: dict[str, int] = {}
     result = []
     for row in rows:
-        if not row.problem and (first := seen.setdefault(row.id, row.number)) != row.number:
+        if not row.problem and not row.blank and (first := seen.setdefault(row.id, row.number)) != row.number:
             row = Row(row.number, row.id, problem=f"its id {row.id!r} is that of row {first} too")
         result.append(row)
     return result

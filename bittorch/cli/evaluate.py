@@ -34,14 +34,21 @@ def add_parser(commands: Any) -> None:
 def perplexity(args: argparse.Namespace, console: Console) -> int:
     from bittorch.models.perplexity import perplexity as measure
 
+    for name, least in (("window", 2), ("stride", 1), ("max_bytes", 1)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    if None not in (args.window, args.stride) and args.stride > args.window:
+        raise UsageError(f"--stride must be at most --window {args.window}, got {args.stride}")
     text = read_text(Path(args.file))
     if args.max_bytes is not None:
-        if args.max_bytes < 1:
-            raise UsageError(f"--max-bytes must be at least 1, got {args.max_bytes}")
         text = text.encode()[: args.max_bytes].decode(errors="ignore")
     if not text.strip():
         raise CommandError(f"{args.file} has no text")
     model = load(args, console)
+    context = model.config.max_positions
+    if args.window is not None and args.window > context:
+        raise UsageError(f"--window must be at most the model's context of {context}, got {args.window}")
     with console.progress("tokens") as progress:
         result = measure(
             model,

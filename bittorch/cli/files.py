@@ -14,12 +14,12 @@ def write_whole(path: Path, data: bytes) -> None:
     """Writes a file under a temporary name and renames it; what a link leads to is replaced, not the link.
 
     Raises:
-        OSError: the old file then stands as it was.
+        OSError: it names ``path``; the old file then stands as it was.
         CommandError: a device or the like, which must not be replaced by a file.
     """
-    path = Path(os.path.realpath(path))
+    named, path = path, Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
-        raise CommandError(f"{path} is no ordinary file; name another")
+        raise CommandError(f"{named} is no ordinary file; name another")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:
@@ -27,9 +27,11 @@ def write_whole(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(named)) from None
         raise
 
 

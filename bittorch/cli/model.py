@@ -11,7 +11,7 @@ import torch
 
 from bittorch.cli import default_model
 from bittorch.cli.arguments import reading
-from bittorch.cli.console import Console
+from bittorch.cli.console import Console, size_text
 from bittorch.cli.default_model import Conversion
 from bittorch.cli.errors import CommandError, UsageError
 
@@ -46,6 +46,8 @@ def apply_threads(args: argparse.Namespace) -> None:
 
 def choose(args: argparse.Namespace) -> Choice:
     """Reads the options of a model. Raises UsageError, and CommandError where there is no such model."""
+    from bittorch.models.load import DEFAULT_GROUP, default_group_size
+
     if args.depth is not None and not 0 <= args.depth <= 6:
         raise UsageError(f"--depth must be from 0 to 6, got {args.depth}")
     bits = {"auto": "auto", "none": None}.get(args.activation_bits, args.activation_bits)
@@ -57,7 +59,7 @@ def choose(args: argparse.Namespace) -> Choice:
     depth = default_model.DEPTH if args.model is None and args.depth is None else args.depth or None
     group_size = args.group_size
     if args.model is None and depth is not None and group_size is None:
-        group_size = default_model.GROUP_SIZE
+        group_size = default_group_size(depth, DEFAULT_GROUP)
     planes = {"depth": depth, "group_size": group_size, "head_depth": args.head_depth}
     _check({**options, **planes})
     options |= reading(args)
@@ -133,6 +135,8 @@ def cached_default(choice: Choice, console: Console) -> Path | LanguageModel:
         default_model.store(where, converted.save_pretrained)
     except OSError as error:
         return _not_kept(choice, error, console)
+    total = sum(entry.bytes for entry in default_model.entries())
+    console.note(f"converted models take {size_text(total)} now; bittorch cache lists them, --clear removes them")
     return where
 
 

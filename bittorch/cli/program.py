@@ -10,21 +10,32 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import NoReturn
 
 from bittorch._version import __version__
-from bittorch.cli import batch, bench, chat, convert, evaluate, info, run, self_test
+from bittorch.cli import batch, bench, cache, chat, completion, convert, evaluate, info, run, self_test
 from bittorch.cli.arguments import as_options
 from bittorch.cli.console import Console
 from bittorch.cli.errors import BROKEN_PIPE, FAILURE, INTERRUPTED, USAGE, UsageError, one_line
 
-COMMANDS = (chat, run, batch, convert, info, bench, evaluate, self_test)
+COMMANDS = (chat, run, batch, convert, info, bench, evaluate, cache, completion, self_test)
 EPILOG = """exit codes: 0 done; 1 failed, with one line on stderr; 2 wrong usage; 130 interrupted; 141 the reader of the
 output went away"""
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are kept, for JSON."""
+
+    message = ""
+
+    def error(self, message: str) -> NoReturn:
+        _Parser.message = message
+        super().error(message)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the whole program."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="bittorch",
         description="Ternary language models: talk to them, convert them, measure them.",
         epilog=EPILOG,
@@ -66,7 +77,10 @@ def _main(argv: Sequence[str] | None) -> int:
     try:
         args = parser.parse_args(argv)
     except SystemExit as end:  # argparse has printed what it had to say
-        return end.code if isinstance(end.code, int) else FAILURE
+        code = end.code if isinstance(end.code, int) else FAILURE
+        if code and "--json" in (sys.argv[1:] if argv is None else argv):
+            Console(json=True).failure(_Parser.message, code)
+        return code
     if args.command is None:
         parser.print_help(sys.stderr)
         return USAGE
@@ -82,16 +96,21 @@ def _run(args: argparse.Namespace, console: Console) -> int:
         return code
     except BrokenPipeError:
         raise
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         console.error("interrupted")
+        if type(error) is KeyboardInterrupt:  # others have said what there was
+            console.failure("interrupted", INTERRUPTED)
         return INTERRUPTED
     except SystemExit:
         raise
     except BaseException as error:  # a panic of a library in Rust is no Exception
         if args.debug:
             traceback.print_exc(file=console.stderr)
-        console.error(as_options(one_line(error)))
-        return USAGE if isinstance(error, UsageError) else FAILURE
+        code = USAGE if isinstance(error, UsageError) else FAILURE
+        text = as_options(one_line(error))
+        console.error(text)
+        console.failure(text, code)
+        return code
 
 
 @contextlib.contextmanager

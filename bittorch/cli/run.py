@@ -35,7 +35,7 @@ def execute(args: argparse.Namespace, console: Console) -> int:
     model = load(args, console)
     tokens = prompt_tokens(model, prompt, system=args.system, raw=args.raw)
     try:
-        answer = generate(model, tokens, config, console.write)
+        answer = generate(model, tokens, config, console.write, waiting=console.waiting)
     except Interrupted as stopped:
         console.line()
         console.object(stopped.answer.object())

@@ -75,6 +75,11 @@ class LoadOptions:
             raise TypeError(f"fuse_norms must be True, False or 'auto', got {self.fuse_norms!r}")
 
 
+def default_group_size(depth: int, columns: int) -> int:
+    """Columns that share a scale where nothing is said, 0 for a scale per row: deep planes do not gain from groups."""
+    return DEFAULT_GROUP if depth < 4 and columns % DEFAULT_GROUP == 0 else 0
+
+
 class Loader:
     """Builds the modules of one checkpoint; its methods are called once each, in the order of the model."""
 
@@ -175,7 +180,7 @@ class Loader:
     def _planes(self, name: str, depth: int) -> PackedWeight:
         weight, group_size = self.checkpoint.dense(name), self.options.group_size
         if group_size is None:
-            group_size = DEFAULT_GROUP if depth < 4 and weight.shape[1] % DEFAULT_GROUP == 0 else 0
+            group_size = default_group_size(depth, weight.shape[1])
         granularity: Granularity = "group" if group_size else "channel"
         parts = []
         for rows in weight.split(PLANE_ROWS):

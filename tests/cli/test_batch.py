@@ -84,7 +84,6 @@ BAD_ROWS = [
     (b'["prompt"]', "must be a JSON object"),
     (b'{"question": "x"}', "has neither 'prompt' nor 'messages', but 'question'"),
     (b'{"prompt": 3}', "must be a text or a list of messages, got int"),
-    (b'{"prompt": " "}', "the prompt is empty"),
     (b'{"prompt": "a\xffb"}', "not UTF-8 at character 1"),
     (b'{"prompt": "\\ud800"}', "not UTF-8 at character 0"),
     (b'{"messages": [{"content": "hi"}]}', "must have a role, and text as its content"),
@@ -122,7 +121,8 @@ def test_batch_reports_bad_rows_of_csv(bittorch: Command, model: Path, tmp_path:
     assert "has 3 fields, the header 2" in problems[2]
     assert "not CSV" in problems[3]
     assert "not UTF-8" in problems[4]
-    assert "empty" in problems[5]
+    assert 5 not in problems  # an empty prompt is no mistake
+    assert result.json["blank"] == 1
 
 
 def test_batch_names_a_missing_column(bittorch: Command, model: Path, tmp_path: Path) -> None:
@@ -132,6 +132,45 @@ def test_batch_names_a_missing_column(bittorch: Command, model: Path, tmp_path: 
     assert "'prompt'" in result.err
     assert "question" in result.err
     assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "txt"])
+def test_an_empty_prompt_has_no_answer_in_any_format(
+    bittorch: Command, model: Path, tmp_path: Path, ending: str
+) -> None:  # FIELD N15
+    prompts = ["one", "", " ", "two"]
+    path, out = tmp_path / f"in.{ending}", tmp_path / "out.txt"
+    lines = {
+        "txt": prompts,
+        "jsonl": [json.dumps({"prompt": prompt}) for prompt in prompts],
+        "csv": ["prompt,id", *(f"{prompt},{number}" for number, prompt in enumerate(prompts))],
+    }[ending]
+    path.write_text("\n".join(lines) + "\n")
+    arguments = "batch", path, out, "--model", model, "--json", *FEW
+    result = bittorch(*arguments)
+    assert result.code == 0
+    assert "2 rows have an empty prompt and get no answer" in result.err
+    assert [bool(line) for line in out.read_text().split("\n")] == [True, False, False, True, False]
+    counts = {"rows": 4, "written": 2, "already_there": 0, "blank": 2, "skipped": []}
+    assert result.json == counts
+    again = bittorch(*arguments)
+    assert again.json == {**counts, "written": 0, "already_there": 2}
+
+
+def test_progress_counts_answers_alone(
+    bittorch: Command, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # FIELD N15
+    monkeypatch.setattr("bittorch.cli.console.SECONDS_BETWEEN_LINES", -1.0)
+    bad = [{"other": 1}] * 5
+    rows = _jsonl(tmp_path / "in.jsonl", *bad, *({"prompt": f"row {n}"} for n in range(3)))
+    out = tmp_path / "out.jsonl"
+    arguments = "batch", rows, out, "--model", model, *FEW
+    shown = [line for line in bittorch(*arguments).err.splitlines() if line.startswith("bittorch: rows ")]
+    assert shown == [f"bittorch: rows {done}/3" for done in range(4)]
+    out.write_bytes(b"".join(out.read_bytes().splitlines(keepends=True)[:2]))
+    resumed = bittorch(*arguments).err.splitlines()
+    assert f"bittorch: 2 of 3 rows are in {out} already: going on from there" in resumed
+    assert [line for line in resumed if line.startswith("bittorch: rows ")] == [f"bittorch: rows {n}/3" for n in (2, 3)]
 
 
 @pytest.mark.parametrize("header", ['"prompt', '"prompt"x\nhello\n'])

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from bittorch.cli.chat import _line_editing
 from bittorch.models import LanguageModel
 from tests.cli import tiny_model
 from tests.cli.conftest import Command, command
@@ -206,13 +205,3 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(terminal: Terminal, tmp_pat
     assert "Traceback" not in terminal.text
     history = tmp_path / "cache" / "bittorch" / "chat_history"
     assert history.read_text().splitlines()[-3:] == ["hello", "/stats", f"/save {path}"]
-
-
-def test_a_chat_without_a_home_keeps_no_history(monkeypatch: pytest.MonkeyPatch) -> None:  # FIELD R16
-    readline = pytest.importorskip("readline")
-    written = []
-    monkeypatch.setattr("bittorch.cli.chat.home_cache", lambda: None)
-    monkeypatch.setattr(readline, "write_history_file", written.append)
-    with _line_editing(True):
-        pass
-    assert not written

@@ -3,10 +3,11 @@
 import io
 import json
 import sys
+import time
 
 import pytest
 
-from bittorch.cli.console import Console, size_text, to_json
+from bittorch.cli.console import Console, _bar_progress, size_text, to_json
 
 
 class Screen(io.StringIO):
@@ -51,6 +52,39 @@ def test_progress_on_a_terminal_ends_with_the_sum(plain: bool) -> None:
     assert "bittorch: error: row 1 [is] skipped\n" in screen.getvalue()
     console.note("after")
     assert screen.getvalue().endswith("bittorch: after\n")
+
+
+def test_a_bar_starts_where_the_work_does() -> None:  # FIELD N15
+    pytest.importorskip("rich", reason="bars need rich, of bittorch[demo]")
+    from rich.progress import Progress
+
+    with Progress(console=None, disable=True) as bar:
+        task = bar.add_task("rows", total=None)
+        progress = _bar_progress(bar, task)
+        progress(5, 12)
+        assert (bar.tasks[0].completed, bar.tasks[0].total, bar.tasks[0].speed) == (5, 12, None)
+        progress(6, 12)
+        assert bar.tasks[0].completed == 6
+
+
+def test_waiting_shows_life_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:  # FIELD N15
+    monkeypatch.setattr("bittorch.cli.console.SECONDS_BETWEEN_SIGNS", 0.001)
+    screen = Screen()
+    with Console(stderr=screen).waiting("reading 512 tokens"):
+        while "\r" not in screen.getvalue():
+            time.sleep(0.001)
+    line = "reading 512 tokens, 0 s"
+    assert screen.getvalue().startswith(f"\r{line}")
+    assert screen.getvalue().endswith("\r" + " " * len(line) + "\r")
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_waiting_shows_nothing_elsewhere(monkeypatch: pytest.MonkeyPatch, quiet: bool) -> None:  # FIELD N15
+    monkeypatch.setattr("bittorch.cli.console.SECONDS_BETWEEN_SIGNS", 0.001)
+    stream = Screen() if quiet else io.StringIO()
+    with Console(stderr=stream, quiet=quiet).waiting("reading 512 tokens"):
+        time.sleep(0.02)
+    assert stream.getvalue() == ""
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,17 @@ def test_a_failed_save_keeps_the_old_file(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["chat.json"]
 
 
+def test_a_save_that_fails_names_the_file(tmp_path: Path) -> None:  # FIELD N14
+    path = tmp_path / "nope" / "x.json"
+    with pytest.raises(FileNotFoundError) as caught:
+        _conversation(1).save(path)
+    assert caught.value.filename == str(path)
+    (tmp_path / "link").symlink_to(path)
+    with pytest.raises(FileNotFoundError) as caught:
+        _conversation(1).save(tmp_path / "link")
+    assert caught.value.filename == str(tmp_path / "link")
+
+
 def test_save_replaces_neither_links_nor_devices(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "chat.json")
     _conversation(1).save(tmp_path / "link")

