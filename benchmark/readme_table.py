@@ -9,20 +9,22 @@ Run: python benchmark/readme_table.py            (rewrites what stands between t
 import argparse
 import json
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
-BASE, PACKED = "nn.Linear fp32", "packed W1.58A16 fp32"
-PHASES = (None, "forward+backward")  # of a row of inference, of a training step
-INFERENCE = {
+BASE = "nn.Linear fp32"
+PHASE = "forward+backward"
+INFERENCE = {  # columns, each the first row whose name begins so: the kernel that the library chooses
     "nn.Linear bf16": "bf16",
     "torch dynamic int8": "torch int8",
-    "packed W1.58A16 fp32": "packed, fp32 x",
-    "packed W1.58A16 bf16": "packed, bf16 x",
-    "packed W1.58A8": "packed, int8 x",
+    "packed fp32 x": "packed, fp32 x",
+    "packed bf16 x": "packed, bf16 x",
+    "w2a8": "packed, int8 x",
 }
+INFERENCE_BATCHES = (1, 32)
 TRAINING = {
     "nn.Linear bf16": "bf16",
     "TernaryLinear fp32": "TernaryLinear fp32",
@@ -45,55 +47,72 @@ def cell(row: dict[str, Any] | None) -> str:
     return f"**{text}**" if ratio > 1 else text
 
 
-def table(record: dict[str, Any], columns: dict[str, str]) -> str:
-    machine = record["machine"]
-    rows = {(row["m"], row["k"], row["n"], row["name"]): row for row in record["rows"] if row.get("phase") in PHASES}
-    names = {name: title for name, title in columns.items() if any(key[3] == name for key in rows)}
-    sizes = any(key[3] == PACKED for key in rows)
-    titles = [BASE, *names.values(), *(["bytes, fp32 / packed"] if sizes else [])]
-    lines = [
+def training_table(record: dict[str, Any]) -> str:
+    rows = {(row["m"], row["k"], row["n"], row["name"]): row for row in record["rows"] if row["phase"] == PHASE}
+    names = {name: title for name, title in TRAINING.items() if any(key[3] == name for key in rows)}
+    lines = heading(record, names.values())
+    for m, k, n in dict.fromkeys(key[:3] for key in rows):
+        cells = [time_text(rows[m, k, n, BASE]["median_s"]), *(cell(rows.get((m, k, n, name))) for name in names)]
+        lines.append(f"| {m}, {k} → {n} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", origin(record)])
+
+
+def inference_table(record: dict[str, Any]) -> str:
+    """Of the record of all CPU kernels, whose other tables docs/benchmarks.md has: one record for both pages."""
+    hot = [row for row in record["rows"] if row["mode"] == "hot" and row["m"] in INFERENCE_BATCHES]
+    lines = heading(record, [*INFERENCE.values(), "bytes, fp32 / packed"])
+    for m, k, n in sorted(dict.fromkeys((row["m"], row["k"], row["n"]) for row in hot)):
+        rows = [row for row in hot if (row["m"], row["k"], row["n"]) == (m, k, n)]
+        base = next(row["median_s"] for row in rows if row["name"] == BASE)
+        cells = [time_text(base)]
+        for begin in INFERENCE:
+            seconds = next((row["median_s"] for row in rows if row["name"].startswith(begin)), None)
+            cells.append(cell(seconds and {"median_s": seconds, "speedup_over_fp32": base / seconds}))
+        packed = next(row["weight_bytes"] for row in rows if row["name"].startswith("w2a8"))
+        lines.append(f"| {m}, {k} → {n} | " + " | ".join([*cells, f"{4 * k * n / packed:.1f}"]) + " |")
+    return "\n".join([*lines, "", origin(record)])
+
+
+def heading(record: dict[str, Any], titles: Iterable[str]) -> list[str]:
+    machine, columns = record["machine"], [BASE, *titles]
+    return [
         f"**{machine['name']}, {machine['threads']} thread(s)**",
         "",
-        "| batch, in → out | " + " | ".join(titles) + " |",
-        "|---" * (len(titles) + 1) + "|",
+        "| batch, in → out | " + " | ".join(columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
     ]
-    for m, k, n in dict.fromkeys(key[:3] for key in rows):
-        base = rows[m, k, n, BASE]
-        cells = [time_text(base["median_s"]), *(cell(rows.get((m, k, n, name))) for name in names)]
-        if sizes:
-            cells.append(f"{base['parameter_bytes'] / rows[m, k, n, PACKED]['parameter_bytes']:.1f}")
-        lines.append(f"| {m}, {k} → {n} | " + " | ".join(cells) + " |")
-    busy = machine["busy_cpus_before"]
-    lines += [
-        "",
+
+
+def origin(record: dict[str, Any]) -> str:
+    machine = record["machine"]
+    return (
         f"`{machine['command']}`, {machine['date']}: torch {machine['torch']} ({machine['torch_cpu_capability']}), "
-        f"bittorch {machine['bittorch']}, {busy} CPUs busy with other work just before.",
-    ]
-    return "\n".join(lines)
+        f"bittorch {machine['bittorch']}, {machine['busy_cpus_before']} CPUs busy with other work just before."
+    )
 
 
-def tables(benchmark: str, columns: dict[str, str], one_thread: bool) -> list[str]:
+def tables(benchmark: str, table: Callable[[dict[str, Any]], str], one_thread: bool) -> list[str]:
     paths = sorted((ROOT / "benchmark" / "results").glob(f"{benchmark}_*.json"))
     if not paths:
         sys.exit(f"no benchmark/results/{benchmark}_*.json; run: python benchmark/bench_{benchmark}.py")
     records = [json.loads(path.read_text()) for path in paths]
     short = [record for record in records if record["machine"]["threads"] == 1]
-    return [table(record, columns) for record in (one_thread and short) or records]
+    return [table(record) for record in (one_thread and short) or records]
 
 
 def everything(one_thread: bool) -> str:
     inference = (
-        "Median latency of one layer and, in brackets, its speed over `nn.Linear` fp32 in the same run "
-        "(bold: faster, below 1: slower). Weights hot, calls interleaved; bytes are those of all parameters, "
-        "scales included."
+        "Median latency of one product and, in brackets, its speed over `nn.Linear` fp32 in the same run "
+        "(bold: faster, below 1: slower). Weights hot, calls interleaved, kernels called as compiled code calls them; "
+        "bytes are those of the weight, scales included."
     )
     training = "A training step, forward and backward, quantisation included:"
     return "\n\n".join(
         [
             inference,
-            *tables("packed_inference", INFERENCE, one_thread),
+            *tables("cpu_kernels", inference_table, one_thread),
             training,
-            *tables("ternary_vs_linear", TRAINING, one_thread),
+            *tables("ternary_vs_linear", training_table, one_thread),
         ]
     )
 

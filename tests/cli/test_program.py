@@ -117,7 +117,7 @@ def test_without_a_command_the_commands_are_listed(bittorch: Command) -> None:
     result = bittorch()
     assert (result.code, result.out) == (2, "")
     for name in ("chat", "run", "batch", "convert", "info", "bench", "eval", "cache", "completion", "doctor"):
-        assert f"  {name} " in result.err
+        assert re.search(rf"^    {name}\s", result.err, re.MULTILINE)
 
 
 def test_usage_errors_name_both_values(bittorch: Command) -> None:
