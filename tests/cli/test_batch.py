@@ -225,7 +225,7 @@ def test_an_interrupted_batch_keeps_its_rows(bittorch: Command, model: Path, tmp
     endless = "--max-new-tokens", 10**6, "--ignore-eos", "--model", model
     process = subprocess.Popen(command("batch", rows, out, *endless), stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
-    assert "1 rows are in" in process.stderr.readline()
+    assert "1 of 2 rows are in" in process.stderr.readline()
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)

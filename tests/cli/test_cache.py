@@ -36,7 +36,7 @@ def test_the_cache_is_listed(bittorch: Command, cache: Path) -> None:  # FIELD N
     assert result.code == 0
     assert result.out.count("smollm2-135m-instruct-depth") == 3
     assert result.out.count("unfinished") == 1
-    assert f"3 models, 2.6 kB, in {cache}" in result.out
+    assert f"3 models, 2.56 kB, in {cache}" in result.out
     value = bittorch("cache", "--json").json
     assert [entry["bytes"] > 999 for entry in value["entries"]] == [True, True, False]
     assert [entry["whole"] for entry in value["entries"]] == [True, True, False]
@@ -45,7 +45,7 @@ def test_the_cache_is_listed(bittorch: Command, cache: Path) -> None:  # FIELD N
 
 def test_the_cache_is_cleared_of_models_alone(bittorch: Command, cache: Path) -> None:  # FIELD N15
     result = bittorch("cache", "--clear")
-    assert (result.code, result.out.startswith("3 models removed, 2.6 kB")) == (0, True)
+    assert (result.code, result.out.startswith("3 models removed, 2.56 kB")) == (0, True)
     assert sorted(path.name for path in cache.iterdir()) == ["chat_history", "mine"]
     assert bittorch("cache").out == f"0 models, 0 B, in {cache}\n"
 
