@@ -18,6 +18,15 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import setuptools
+
+# What --no-build-isolation leaves unchecked; an older one fails in the middle of pyproject.toml.
+if 0 < int(setuptools.__version__.split(".")[0]) < 77:
+    raise SystemExit(
+        f"bittorch's build needs setuptools 77 or later, and {setuptools.__version__} is installed here: "
+        "pip install 'setuptools>=77'"
+    )
+
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 

@@ -30,7 +30,7 @@ PYTHON = Path(os.environ.get("VENV") or ".venv") / "bin" / "python"
 CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 HEARTBEAT = 20  # seconds between two signs of life
 SHOWN = 60  # lines of a log where a stage fails, outside CI
-COMMAND = re.compile(r"\S*(cc|\+\+|nvcc) -|if |make")
+COMMAND = re.compile(r"\S*(cc|\+\+|nvcc)\s+-|if |make")
 
 
 def _load_tools() -> ModuleType:

@@ -127,7 +127,7 @@ def test_a_program_that_is_not_there_is_a_failure(capsys: pytest.CaptureFixture[
 
 def test_a_long_stage_shows_its_last_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_stages, "HEARTBEAT", 0)
-    lines = ["cc native/module.o", "gcc -std=c11 -O3 -c module.c", "x" * 200]
+    lines = ["cc native/module.o", "gcc  -std=c11 -O3 -c module.c", "x" * 200]
     for shown, printed in ((lines[0], lines[:2]), ("x" * 100, lines)):
         code = f"import time; print({chr(10).join(printed)!r}, flush=True); time.sleep(1.5)"
         assert run_stages.run([_stage("a", code)]) == 0

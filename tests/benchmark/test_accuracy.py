@@ -88,6 +88,7 @@ def records(folder: Path, task: str) -> list[dict]:
     return [json.loads(line) for line in (folder / f"{task}.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_run_records_scores_and_resumes(passed: Callable[..., str], data: Path, tmp_path: Path) -> None:
     options = ["mnist_mlp", "--data", data, "--results", tmp_path, "--seeds", 0, "--methods", "fp32", "ternary", "ttq"]
     recipe = ["--set", "epochs=6", "batch=32"]
@@ -137,6 +138,7 @@ def test_resnet20_trains_and_exports(passed: Callable[..., str], data: Path, tmp
     assert record["curve"][-1]["step"] == 2
 
 
+@pytest.mark.slow
 def test_report_fills_the_document(passed: Callable[..., str], data: Path, tmp_path: Path) -> None:
     passed("run.py", "char_lm", "--data", data, "--results", tmp_path, "--seeds", 3, 4, "--final", "--set", "steps=2")
     text = (tmp_path / "char_lm.jsonl").read_text()

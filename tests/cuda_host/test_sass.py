@@ -69,6 +69,7 @@ cases = pytest.mark.parametrize(("op", "arch"), [(op, arch) for op in (W2A8, PAC
 
 
 @cases
+@pytest.mark.slow
 def test_every_shape_is_there(op: str, arch: int) -> None:
     types = 1 if op == W2A8 else 2
     shapes = Counter(_shape(code) for code in _skinny(op, arch))
@@ -79,12 +80,14 @@ def test_every_shape_is_there(op: str, arch: int) -> None:
 
 
 @cases
+@pytest.mark.slow
 def test_nothing_is_on_the_stack(op: str, arch: int) -> None:
     for code in _kernels(op, arch):
         assert code.count("LDL") + code.count("STL") == 0, code.name
 
 
 @cases
+@pytest.mark.slow
 def test_tensor_cores_and_wide_loads(op: str, arch: int) -> None:
     product = "IMMA.16832.S8.S8" if op == W2A8 else "HMMA.16816.F32"
     for code in _skinny(op, arch):
@@ -109,6 +112,7 @@ def test_tensor_cores_and_wide_loads(op: str, arch: int) -> None:
 
 
 @cases
+@pytest.mark.slow
 def test_a_weight_takes_few_instructions(op: str, arch: int) -> None:
     product = "IMMA" if op == W2A8 else "HMMA"
     for code in _skinny(op, arch):
@@ -125,6 +129,7 @@ def test_a_weight_takes_few_instructions(op: str, arch: int) -> None:
 
 
 @pytest.mark.parametrize("arch", sass.ARCHES)
+@pytest.mark.slow
 def test_activations_to_be_quantised_are_read_16_bytes_at_a_time(arch: int) -> None:
     """16 of them are four such loads in fp32 and two in halves: of x and of the weight of a norm, for the largest
     magnitude and for the codes."""

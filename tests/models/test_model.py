@@ -368,6 +368,7 @@ def test_loading_warns_of_nothing(tmp_path: Path) -> None:
     assert not model.training
 
 
+@pytest.mark.slow
 def test_loading_draws_no_random_numbers_and_compiles_nothing(tmp_path: Path) -> None:
     tiny.model(ternary=False).save_pretrained(tmp_path / "model")
     code = f"""

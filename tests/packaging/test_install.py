@@ -9,11 +9,9 @@ from __future__ import annotations
 import email
 import os
 import re
-import shutil
 import subprocess
 import sys
 import sysconfig
-import tarfile
 import zipfile
 from email.message import Message
 from pathlib import Path
@@ -23,16 +21,12 @@ import torch
 
 from bittorch import _build_info, _extension, _optional
 from bittorch._version import __version__
+from tests.packaging.common import INSTALL, PIP, ROOT, checkout, run, same_build, take_objects
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="an installed package has no setup.py"),
 ]
-LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", "*.egg-info", "*.so", "_build_info.py")
-PIP = ("-m", "pip", "--disable-pip-version-check", "--no-input")
-ALONE = ("--no-index", "--no-deps", "--no-build-isolation")
-INSTALL = ("install", "--ignore-installed", *ALONE)
 CHECK = """
 import sys, torch, bittorch
 assert bittorch.__file__.startswith(sys.prefix), bittorch.__file__
@@ -42,75 +36,14 @@ assert torch.equal(model(x), bittorch.export_for_inference(model)(x))
 """
 
 
-def _run(*command: object, cwd: Path, **variables: str) -> str:
-    """What a command printed; it must succeed. Without the checkout on the path, and without bittorch's variables."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("BITTORCH_", "PYTHONPATH", "PYTEST_"))}
-    done = subprocess.run(
-        [str(part) for part in command],
-        cwd=cwd,
-        env={**kept, **variables},
-        capture_output=True,
-        text=True,
-        timeout=1800,
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
-    return done.stdout
-
-
-def _same_build() -> dict[str, str]:
-    """The variables that make the build like the one that runs: with CUDA kernels or without them."""
-    arches = _build_info.CUDA_ARCHES
-    return {"BITTORCH_CUDA": "1", "TORCH_CUDA_ARCH_LIST": arches} if arches else {"BITTORCH_CUDA": "0"}
-
-
-def _take_objects(tree: Path) -> None:
-    """Objects of this checkout's last build for a tree with the same sources; setup.py looks whether they fit."""
-    if (ROOT / "build" / "objects").is_dir():
-        shutil.copytree(ROOT / "build" / "objects", tree / "build" / "objects")
-
-
-def _checkout(folder: Path) -> Path:
-    for name in ("bittorch", "csrc", "tests", "benchmark", "examples", "docs"):
-        shutil.copytree(ROOT / name, folder / name, ignore=LEFT_OUT)
-    for path in ROOT.iterdir():
-        if path.is_file():
-            shutil.copy2(path, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tree = _checkout(tmp_path_factory.mktemp("checkout"))
-    _run(sys.executable, "setup.py", "--quiet", "sdist", cwd=tree)
-    (archive,) = (tree / "dist").iterdir()
-    return archive
-
-
-@pytest.fixture(scope="module")
-def unpacked(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("unpacked")
-    with tarfile.open(sdist) as archive:
-        archive.extractall(folder, filter="data")
-    (tree,) = folder.iterdir()
-    return tree
-
-
-@pytest.fixture(scope="module")
-def wheel(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from the sdist's contents and nothing else."""
-    _take_objects(unpacked)
-    out = tmp_path_factory.mktemp("wheel")
-    _run(sys.executable, *PIP, "wheel", *ALONE, "-w", out, unpacked, cwd=out, **_same_build())
-    (built,) = out.iterdir()
-    return built
-
-
 @pytest.fixture
 def empty(tmp_path: Path) -> Path:
     """The Python of an environment without bittorch, which sees the requirements that are installed here."""
-    _run(sys.executable, "-m", "venv", tmp_path / "env", cwd=tmp_path)
+    run(sys.executable, "-m", "venv", tmp_path / "env", cwd=tmp_path)
     python = tmp_path / "env" / "bin" / "python"
-    site = _run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip()
+    # Up to Python 3.11 it comes with a setuptools of its own, which may be too old.
+    subprocess.run([python, *PIP, "uninstall", "-y", "setuptools"], capture_output=True, cwd=tmp_path)
+    site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip()
     # The checkout that may be installed here for development stays out: of a .pth file's folder no .pth file is read.
     (Path(site) / "requirements.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return python
@@ -126,9 +59,9 @@ def _assert_installed(python: Path) -> None:
     """It works from a folder that holds nothing, as library and as command; pip finds its requirements met."""
     folder = python.parent.parent / "nothing"
     folder.mkdir()
-    _run(python, "-W", "error", "-c", CHECK, cwd=folder)
-    assert _run(python.parent / "bittorch", "--version", cwd=folder) == f"bittorch {__version__}\n"
-    report = _run(python, "-m", "bittorch", "doctor", cwd=folder)
+    run(python, "-W", "error", "-c", CHECK, cwd=folder)
+    assert run(python.parent / "bittorch", "--version", cwd=folder) == f"bittorch {__version__}\n"
+    report = run(python, "-m", "bittorch", "doctor", cwd=folder)
     assert report.rstrip().endswith("all well")
     assert "simde" not in report  # tools of the tests are for a checkout
     assert "bittorch" not in subprocess.run([python, *PIP, "check"], capture_output=True, text=True, cwd=folder).stdout
@@ -136,7 +69,7 @@ def _assert_installed(python: Path) -> None:
 
 
 def test_a_wheel_of_the_sdist_installs_into_an_empty_environment(wheel: Path, empty: Path) -> None:  # FIELD N1
-    _run(empty, *PIP, *INSTALL, wheel, cwd=wheel.parent)
+    run(empty, *PIP, *INSTALL, wheel, cwd=wheel.parent)
     _assert_installed(empty)
 
 
@@ -161,7 +94,7 @@ def _copying(path: Path, compiler: str, objects: Path) -> Path:
 
 def _copying_compilers(folder: Path, objects: Path) -> dict[str, str]:
     found = {name: str(_copying(folder / name, name, objects)) for name in ("cc", "c++")}
-    variables = {"CC": found["cc"], "CXX": found["c++"], **_same_build()}
+    variables = {"CC": found["cc"], "CXX": found["c++"], **same_build()}
     if _build_info.CUDA_ARCHES:
         nvcc = str(_optional.nvcc(os.environ.get("CUDA_HOME", "")))
         dryrun = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
@@ -176,7 +109,7 @@ def _copying_compilers(folder: Path, objects: Path) -> dict[str, str]:
 
 def test_the_sdist_installs_into_an_empty_environment(sdist: Path, unpacked: Path, wheel: Path, empty: Path) -> None:
     compilers = _copying_compilers(empty.parents[2] / "compilers", unpacked / "build" / "objects")
-    _run(empty, *PIP, *INSTALL, sdist, cwd=empty.parents[2], **compilers)
+    run(empty, *PIP, *INSTALL, sdist, cwd=empty.parents[2], **compilers)
     _assert_installed(empty)
 
 
@@ -191,19 +124,80 @@ def _writes_nothing_there(tree: Path) -> list[str]:
 
 
 def test_a_read_only_source_tree_installs(empty: Path, tmp_path_factory: pytest.TempPathFactory) -> None:  # FIELD N1
-    tree = _checkout(tmp_path_factory.mktemp("readonly"))
-    _take_objects(tree)
+    tree = checkout(tmp_path_factory.mktemp("readonly"))
+    take_objects(tree)
     before = sorted(tree.rglob("*"))
     prefix = _writes_nothing_there(tree)
     refused = subprocess.run([*prefix, "touch", tree / "new"], capture_output=True, text=True)
     assert refused.returncode != 0, "the tree can be written to, so nothing is tested"
     try:
-        _run(*prefix, empty, *PIP, *INSTALL, tree, cwd=empty.parent, **_same_build())
+        run(*prefix, empty, *PIP, *INSTALL, tree, cwd=empty.parent, **same_build())
         _assert_installed(empty)
         assert sorted(tree.rglob("*")) == before
     finally:
         for path in [tree, *tree.rglob("*")]:
             path.chmod(0o755)
+
+
+def test_an_old_setuptools_is_one_clear_line(tmp_path: Path) -> None:  # FIELD N1
+    (tmp_path / "setuptools" / "command").mkdir(parents=True)
+    (tmp_path / "setuptools" / "__init__.py").write_text("__version__ = '66.1.1'\n")
+    command = [sys.executable, str(ROOT / "setup.py"), "--version"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "bittorch's build needs setuptools 77 or later, and 66.1.1 is installed here: pip install 'setuptools>=77'\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"BITTORCH_CUDA": "yes"}, "BITTORCH_CUDA must be auto, 0 or 1, got 'yes'"),
+        ({"BITTORCH_CUDA": "1", "CUDA_HOME": "/nowhere"}, "none of ['/nowhere'] holds bin/nvcc; set CUDA_HOME"),
+        ({"MAX_JOBS": "many"}, "MAX_JOBS must be a positive number, got 'many'"),
+        ({"CC": "no-such-compiler"}, "no-such-compiler is not installed; install a C and a C++ compiler"),
+    ],
+    ids=str,
+)
+def test_a_build_that_cannot_be_is_one_clear_line(
+    tmp_path_factory: pytest.TempPathFactory, variables: dict[str, str], message: str
+) -> None:
+    tree = checkout(tmp_path_factory.mktemp("checkout"))
+    for path in (tree / "csrc").rglob("*.cpp"):
+        path.unlink()  # the slow ones, which say nothing here
+    environment = {**os.environ, "BITTORCH_CUDA": "0", **variables}
+    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 1
+    assert message in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+SETTINGS = """
+import ast, json, os, re, shutil, subprocess, sys
+from pathlib import Path
+tree = ast.parse(Path({path!r}).read_text())
+wanted = ("setting", "find_cuda_home", "toolkits", "max_jobs")
+body = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in wanted]
+exec(compile(ast.Module(body, []), "setup.py", "exec"))
+cuda = find_cuda_home()
+print(json.dumps([str(cuda), max_jobs(), setting("CC", "cc"), setting("CXX", "c++"), setting("TORCH_CUDA_ARCH_LIST")]))
+"""
+
+
+def test_an_empty_variable_of_the_build_counts_as_unset(tmp_path: Path) -> None:  # FIELD R17
+    names = ("BITTORCH_CUDA", "CUDA_HOME", "MAX_JOBS", "CC", "CXX", "TORCH_CUDA_ARCH_LIST")
+    unset = {name: value for name, value in os.environ.items() if name not in names}
+    code = SETTINGS.format(path=str(ROOT / "setup.py"))
+    results = []
+    for environment in (unset, {**unset, **dict.fromkeys(names, "")}):
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        results.append(done.stdout)
+    assert results[0] == results[1]
+    assert '"cc", "c++", ""]' in results[0]
 
 
 def test_metadata_names_the_torch_that_it_was_built_against(wheel: Path) -> None:  # FIELD N10
@@ -242,7 +236,7 @@ def test_the_wheel_holds_the_package_alone(wheel: Path) -> None:
 def test_the_extension_names_no_folder_of_the_builder(wheel: Path, tmp_path: Path) -> None:  # FIELD N10
     with zipfile.ZipFile(wheel) as archive:
         extension = Path(archive.extract("bittorch/_C.abi3.so", tmp_path))
-    dynamic = _run("readelf", "--dynamic", "--wide", extension, cwd=tmp_path)
+    dynamic = run("readelf", "--dynamic", "--wide", extension, cwd=tmp_path)
     assert re.findall(r"\((?:RUNPATH|RPATH)\)\s+Library \w+: \[(.*)\]", dynamic) == ["$ORIGIN/../torch/lib"]
     content = extension.read_bytes()
     for folder in (ROOT, Path(torch.__file__).parent, Path(sys.prefix)):
