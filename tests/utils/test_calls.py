@@ -102,7 +102,7 @@ def test_a_call_is_noted_by_every_kind_of_program() -> None:  # FIELD T2
     x = helpers.randn(2, 4)
 
     def fresh() -> nn.Sequential:
-        return nn.Sequential(TernaryLinear(4, 4), TernaryLinear(4, 4, config=TernaryQuantConfig(method="lsq")))
+        return nn.Sequential(TernaryLinear(4, 4), TernaryLinear(4, 4, config=TernaryQuantConfig(ste="clipped")))
 
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
