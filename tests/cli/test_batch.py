@@ -223,12 +223,15 @@ def test_an_interrupted_batch_keeps_its_rows(bittorch: Command, model: Path, tmp
     out = tmp_path / "out.jsonl"
     assert bittorch("batch", _jsonl(tmp_path / "first.jsonl", {"prompt": "a"}), out, "--model", model, *FEW).code == 0
     endless = "--max-new-tokens", 10**6, "--ignore-eos", "--model", model
-    process = subprocess.Popen(command("batch", rows, out, *endless), stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    assert "1 of 2 rows are in" in process.stderr.readline()
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    with subprocess.Popen(command("batch", rows, out, *endless), stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            assert "1 of 2 rows are in" in process.stderr.readline()
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()  # endless where the signal did not end it
     # 130 to a shell either way: Python dies of the signal itself where that came inside some imports.
     assert process.returncode in (130, -signal.SIGINT)
     assert "Traceback" not in err
