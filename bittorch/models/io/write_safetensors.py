@@ -262,9 +262,12 @@ def _one_dtype(source: Checkpoint, names: list[str]) -> torch.dtype:
     kinds = {source.info(name).type for name in names}
     if len(kinds) == 1 and (kind := kinds.pop()) in DTYPES:
         return DTYPES[kind]
-    smallest_first = sorted(names, key=lambda name: source.info(name).bytes)
-    exact = all(_holds(torch.bfloat16, source.dense(name)) for name in smallest_first)
-    return torch.bfloat16 if exact else torch.float32
+    for name in sorted(names, key=lambda name: source.info(name).bytes):  # the embedding last
+        exact = _holds(torch.bfloat16, source.dense(name))
+        source.release(name)
+        if not exact:
+            return torch.float32
+    return torch.bfloat16
 
 
 def _holds(dtype: torch.dtype, values: Tensor) -> bool:
