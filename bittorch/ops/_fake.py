@@ -1,6 +1,15 @@
-"""What fakes check. A meta tensor among real ones makes torch run the fake, whose result would be unwritten memory."""
+"""What fakes and the reference check, with the words of the C++ side.
 
+A meta tensor among real ones makes torch run the fake, whose result would be unwritten memory. Sizes that a caller
+gives are checked here too: the product of two of them can exceed int64, where torch's own convolution wraps around.
+"""
+
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
+
+_LARGEST = 2**63 - 1
 
 
 def check_same_device(x: Tensor, **others: Tensor | None) -> None:
@@ -17,3 +26,68 @@ def check_packed_width(w_packed: Tensor, in_features: int) -> None:
             f"w_packed must be (out_features, {(in_features + 3) // 4}) for in_features={in_features}, "
             f"got {tuple(w_packed.shape)}"
         )
+
+
+def check_matrix(name: str, matrix: Tensor) -> None:
+    """Raises ValueError where ``matrix`` does not have two dimensions."""
+    if matrix.dim() != 2:
+        raise ValueError(f"{name} must be (out_features, in_features), got {tuple(matrix.shape)}")
+
+
+def check_group_size(in_features: int, group_size: int) -> None:
+    """Raises ValueError where groups of ``group_size`` columns do not cut a row into equal multiples of 4."""
+    if group_size <= 0 or group_size % 4:
+        raise ValueError(f"group_size must be a positive multiple of 4, got {group_size}")
+    if in_features % group_size:
+        raise ValueError(
+            f"group_size must divide in_features, got group_size={group_size} and in_features={in_features}"
+        )
+
+
+def _check_pair(name: str, values: Sequence[int], least: int) -> None:
+    if len(values) != 2 or min(values) < least:
+        raise ValueError(f"{name} must be two integers of at least {least}, got {list(values)}")
+
+
+def _check_size(what: str, size: int, terms: Sequence[int]) -> None:
+    if type(size) is int and size > _LARGEST:  # a symbolic size is one of torch's, which has checked it
+        raise ValueError(f"{what} must be below 2^63, got {size} from {list(terms)}")
+
+
+def conv2d_out_sizes(
+    x: Tensor,
+    out_channels: int,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> list[int]:
+    """Height and width of a convolution's result; ValueError where it has none."""
+    if x.dim() != 4:
+        raise ValueError(f"x must be (samples, channels, height, width), got {tuple(x.shape)}")
+    for name, values, least in (("kernel_size", kernel_size, 1), ("stride", stride, 1), ("padding", padding, 0)):
+        _check_pair(name, values, least)
+    _check_pair("dilation", dilation, 1)
+    if groups < 1 or x.shape[1] % groups or out_channels % groups:
+        raise ValueError(
+            f"groups must divide channels and out_channels, got groups={groups}, {x.shape[1]} channels in x and "
+            f"{out_channels} out_channels"
+        )
+    sizes = []
+    for d in (0, 1):
+        padded, reach = x.shape[2 + d] + 2 * padding[d], dilation[d] * (kernel_size[d] - 1)
+        _check_size("height or width and padding", padded, (x.shape[2 + d], padding[d], padding[d]))
+        _check_size("dilation times (kernel_size - 1)", reach, (dilation[d], kernel_size[d] - 1))
+        if padded < reach + 1:
+            raise ValueError(
+                f"the padded input is smaller than the kernel: x {list(x.shape)} with padding {list(padding)} against "
+                f"kernel_size {list(kernel_size)} with dilation {list(dilation)}"
+            )
+        sizes.append((padded - reach - 1) // stride[d] + 1)
+    return sizes
+
+
+def in_memory_format_of(x: Tensor, y: Tensor) -> Tensor:
+    """``y`` in channels_last where ``x`` is in it, as torch's convolution gives it."""
+    return y.contiguous(memory_format=torch._prims_common.suggest_memory_format(x))

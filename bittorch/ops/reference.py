@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bittorch.ops._fake import check_group_size, conv2d_out_sizes
+
 EPS = 1e-5
 
 
@@ -103,6 +105,8 @@ def scale_shape(n: int, k: int, granularity: str, group_size: int) -> tuple[int,
     """The shape of the scale of an (n, k) matrix; a row of one group has a channel's scale."""
     if granularity == "tensor":
         return (1,)
+    if granularity == "group":
+        check_group_size(k, group_size)
     return (n,) if granularity == "channel" or k in (0, group_size) else (n, k // group_size)
 
 
@@ -204,22 +208,12 @@ def ternary_linear_w2a8(
     return _add_bias(y.float(), bias, out_dtype or x.dtype)
 
 
-class _StraightThrough(torch.autograd.Function):
-    """Takes a value and passes its gradient to the tensor that it was made from."""
-
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, source: Tensor, value: Tensor) -> Tensor:
-        return value.clone()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
-
-
 def straight_through(source: Tensor, value: Tensor) -> Tensor:
-    """``value`` in the forward pass; its gradient goes to ``source`` unchanged, once."""
-    return _StraightThrough.apply(source, value)
+    """``value`` in the forward pass, with the gradient of ``source``; forward mode, vmap and fx see plain torch.
+
+    What is added is exactly zero where ``source`` is finite, so that ``value`` is not rounded once more.
+    """
+    return value + (source - source.detach())
 
 
 def fake_quantize(x: Tensor, activation_bits: int) -> Tensor:
@@ -278,6 +272,7 @@ def ternary_conv2d_packed(
     activation_bits: int = 0,
     variant: str = "auto",
 ) -> Tensor:
+    out = conv2d_out_sizes(x, len(w_packed), kernel_size, stride, padding, dilation, groups)
     k = x.shape[1] // groups * kernel_size[0] * kernel_size[1]
     codes = ternary_unpack(w_packed, None, k, torch.float64)
     steps = list(stride), list(padding), list(dilation), groups
@@ -289,8 +284,7 @@ def ternary_conv2d_packed(
         x_scale = x_scale[:, :, None, None]
         parts = scale.shape[1] if scale.dim() == 2 else 1
         scales = scale if scale.dim() == 2 else scale[:, None]
-        shape = torch.nn.functional.conv2d(x[:0], _unflattened(codes.to(x.dtype), x, kernel_size, groups), None, *steps)
-        y = torch.zeros(len(x), *shape.shape[1:], dtype=x_scale.dtype, device=x.device)
+        y = torch.zeros(len(x), len(codes), *out, dtype=x_scale.dtype, device=x.device)
         for g in range(parts):
             part = torch.zeros_like(codes)
             columns = slice(g * k // parts, (g + 1) * k // parts)
@@ -319,6 +313,7 @@ def ternary_conv2d(
     activation_bits: int = 0,
     variant: str = "auto",
 ) -> Tensor:
+    conv2d_out_sizes(x, len(weight), weight.shape[2:], stride, padding, dilation, groups)
     rows = weight.flatten(1)
     with torch.no_grad():
         w_packed, scale = ternary_quantize(rows, method, scale_rule, threshold_factor, granularity, group_size)

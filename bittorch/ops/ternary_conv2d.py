@@ -49,8 +49,8 @@ def ternary_conv2d(
         method, scale_rule, threshold_factor, granularity, group_size: as in `ternary_quantize`.
 
     Returns:
-        ``(samples, out_channels, out height, out width)`` of the dtype of ``x``, contiguous. Differentiable once; a
-        second derivative raises RuntimeError.
+        ``(samples, out_channels, out height, out width)`` of the dtype of ``x``, and channels_last where ``x`` is.
+        Differentiable once; a second derivative raises RuntimeError.
 
     Raises:
         TypeError, ValueError, RuntimeError: as in the two ops, and for ``x`` and ``weight`` of different dtypes.

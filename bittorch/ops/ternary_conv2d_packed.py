@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bittorch.ops._fake import check_packed_width, check_same_device
+from bittorch.ops._fake import check_packed_width, check_same_device, conv2d_out_sizes, in_memory_format_of
 
 
 def ternary_conv2d_packed(
@@ -41,12 +41,12 @@ def ternary_conv2d_packed(
             `torch.nn.functional.unfold` and the linear product, which is what CUDA runs.
 
     Returns:
-        ``(samples, out_channels, out height, out width)`` of the dtype of ``x``, contiguous. Differentiable in ``x``
-        and ``bias``, once.
+        ``(samples, out_channels, out height, out width)`` of the dtype of ``x``, and channels_last where ``x`` is.
+        Differentiable in ``x`` and ``bias``, once.
 
     Raises:
         TypeError, ValueError, RuntimeError: dtypes, shapes or devices that do not go together, a kernel that is larger
-            than the padded input, an unknown variant.
+            than the padded input, a padded size of 2^63 or more, an unknown variant.
     """
     return torch.ops.bittorch.ternary_conv2d_packed.default(
         x, w_packed, scale, bias, kernel_size, stride, padding, dilation, groups, activation_bits, variant
@@ -67,8 +67,8 @@ def _(
     activation_bits: int = 0,
     variant: str = "auto",
 ) -> Tensor:
-    samples, channels, *sizes = x.shape
-    check_packed_width(w_packed, channels // groups * kernel_size[0] * kernel_size[1])
+    rows = w_packed.shape[0] if w_packed.dim() == 2 else 0
+    out = conv2d_out_sizes(x, rows, kernel_size, stride, padding, dilation, groups)
+    check_packed_width(w_packed, x.shape[1] // groups * kernel_size[0] * kernel_size[1])
     check_same_device(x, w_packed=w_packed, scale=scale, bias=bias)
-    out = [(sizes[d] + 2 * padding[d] - dilation[d] * (kernel_size[d] - 1) - 1) // stride[d] + 1 for d in (0, 1)]
-    return x.new_empty((samples, w_packed.shape[0], *out))
+    return in_memory_format_of(x, x.new_empty((x.shape[0], w_packed.shape[0], *out)))

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from bittorch.ops._fake import check_matrix
+
 
 def ternary_pack(codes: Tensor, check: bool = True) -> Tensor:
     """Packs ternary codes four to a byte, least significant bits first.
@@ -26,4 +28,5 @@ def ternary_pack(codes: Tensor, check: bool = True) -> Tensor:
 
 @torch.library.register_fake("bittorch::ternary_pack")
 def _(codes: Tensor, check: bool = True) -> Tensor:
+    check_matrix("codes", codes)
     return codes.new_empty((codes.shape[0], (codes.shape[1] + 3) // 4), dtype=torch.uint8)

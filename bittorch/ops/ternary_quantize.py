@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from bittorch.ops import reference
+from bittorch.ops._fake import check_matrix
 
 
 def ternary_quantize(
@@ -49,6 +50,7 @@ def ternary_quantize(
 def _(
     w: Tensor, method: str, scale_rule: str, threshold_factor: float, granularity: str, group_size: int
 ) -> tuple[Tensor, Tensor]:
+    check_matrix("w", w)
     n, k = w.shape
     scale = w.new_empty(reference.scale_shape(n, k, granularity, group_size), dtype=torch.float32)
     return w.new_empty((n, (k + 3) // 4), dtype=torch.uint8), scale

@@ -71,11 +71,16 @@ def quantize_packed(w: Tensor, step: Tensor, method: str) -> tuple[Tensor, Tenso
 class _Route(torch.autograd.Function):
     """Takes the place of the dense quantised weight, without its value: backward gives its gradient to w and a."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, w: Tensor, a: Tensor, method: str) -> Tensor:
-        ctx.save_for_backward(w, a)
-        ctx.method = method
+    def forward(w: Tensor, a: Tensor, method: str) -> Tensor:
         return w.view_as(w)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: Tensor) -> None:
+        w, a, ctx.method = inputs
+        ctx.save_for_backward(w, a)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -100,10 +105,15 @@ def route(w: Tensor, step: Tensor, method: str) -> Tensor:
 class _Clipped(torch.autograd.Function):
     """The identity, whose gradient is zero where ``|w| > 1.5 scale``."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, w: Tensor, scale: Tensor) -> Tensor:
-        ctx.save_for_backward(w, scale)
+    def forward(w: Tensor, scale: Tensor) -> Tensor:
         return w.view_as(w)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -122,12 +132,18 @@ def clipped(w: Tensor, scale: Tensor) -> Tensor:
 class _TwoScales(torch.autograd.Function):
     """The dense weight of ttq."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, w: Tensor, scales: Tensor, codes: Tensor) -> Tensor:
-        ctx.save_for_backward(codes, scales)
-        ctx.dtype = w.dtype
+    def forward(w: Tensor, scales: Tensor, codes: Tensor) -> Tensor:
         (rows, positive), (_, negative) = _blocks(codes, scales[0]), _blocks(codes, scales[1])
         return (torch.where(rows > 0, positive, -negative) * rows.abs()).view(w.shape).to(w.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        w, scales, codes = inputs
+        ctx.save_for_backward(codes, scales)
+        ctx.dtype = w.dtype
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -21,6 +21,8 @@ std::tuple<at::Tensor, at::Tensor> act_quantize(const at::Tensor &x, int64_t bit
         sizes.insert(sizes.end() - 1, p.digits);
     at::Tensor q = at::empty(sizes, x.options().dtype(at::kChar));
     at::Tensor scale = at::empty(with_last(x, 1), x.options().dtype(one ? at::kFloat : at::kDouble));
+    if (scale.numel() == 0)
+        return {q, scale};
     p.x = rows.const_data_ptr();
     p.q = static_cast<int8_t *>(q.mutable_data_ptr());
     p.scale = one ? scale.mutable_data_ptr<float>() : nullptr;
@@ -34,7 +36,7 @@ std::tuple<at::Tensor, at::Tensor> act_quantize(const at::Tensor &x, int64_t bit
     if (kernel.device == BT_GPU)
         check_status(run(&p, 0, p.m), kernel);
     else
-        parallel_tiles(p.m, p.digits * p.m * p.k, [&](int64_t begin, int64_t end) { run(&p, begin, end); });
+        parallel_tiles(p.m, work_of({p.digits, p.m, p.k}), [&](int64_t begin, int64_t end) { run(&p, begin, end); });
     return {q, scale};
 }
 

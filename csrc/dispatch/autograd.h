@@ -1,6 +1,7 @@
 // What the autograd nodes of the products share: calls through the dispatcher, what a backward pass needs, autocast.
 #pragma once
 
+#include <ATen/FuncTorchTLS.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -50,17 +51,36 @@ inline std::tuple<Tensor, Tensor> call_quantize(const Tensor &w, const QuantizeA
     return op.call(w, a.method, a.scale_rule, a.threshold_factor, a.granularity, a.group_size);
 }
 
+// torch.func differentiates no autograd node of C++; torch's own error does not say what to do about it.
+inline void check_transforms() {
+    const auto &functorch = at::functorch::functorchTLSAccessor();
+    try {
+        if (functorch)
+            functorch->checkSupportsCppAutogradFunction();
+    } catch (const c10::Error &) {
+        TORCH_CHECK_NOT_IMPLEMENTED(false,
+                                    "bittorch: torch.func transforms (grad, vjp, jacrev, per-sample gradients) do not "
+                                    "differentiate the ternary products; make the layer with backend='python', which "
+                                    "is plain torch, or call backward() without torch.func");
+    }
+}
+
 // Whether the product has to be an autograd node. Forward mode is refused: its tangents would silently be zero.
 inline bool wants_grad(std::initializer_list<OptionalTensor> inputs) {
     bool wanted = false;
     for (const OptionalTensor &t : inputs) {
         if (!t || !t->defined())
             continue;
-        TORCH_CHECK_NOT_IMPLEMENTED(!t->_fw_grad(/*level=*/0).defined(),
-                                    "bittorch: the ternary products have no forward-mode derivative; use backward()");
+        TORCH_CHECK_NOT_IMPLEMENTED(
+            !t->_fw_grad(/*level=*/0).defined(),
+            "bittorch: the ternary products have no forward-mode derivative; use backward(), or a "
+            "layer with backend='python'");
         wanted = wanted || t->requires_grad();
     }
-    return wanted && at::GradMode::is_enabled();
+    wanted = wanted && at::GradMode::is_enabled();
+    if (wanted)
+        check_transforms();
+    return wanted;
 }
 
 // A second derivative would silently miss the quantiser, so asking for one raises.
@@ -71,7 +91,9 @@ inline variable_list once(variable_list grads) {
         if (grad.defined())
             grad = grad.detach().requires_grad_(); // else the error would wait for an output gradient that has a graph
     const auto error = std::make_shared<torch::autograd::DelayedError>(
-        "bittorch: the straight-through estimator has no second derivative; double backward is not supported",
+        "bittorch: the straight-through estimator has no second derivative; double backward is not supported, except "
+        "by "
+        "a layer with backend='python', which takes the quantisers for the identity",
         static_cast<int64_t>(grads.size()));
     return (*error)(std::move(grads));
 }

@@ -62,7 +62,7 @@ void check_same_device(std::initializer_list<std::pair<const char *, const at::T
 void check_packed(const at::Tensor &w_packed, int64_t in_features) {
     TORCH_CHECK_TYPE(w_packed.scalar_type() == at::kByte, "w_packed must be uint8, got ", dtype_name(w_packed));
     TORCH_CHECK_VALUE(in_features >= 0, "in_features must not be negative, got ", in_features);
-    const int64_t bytes = bt_div_up(in_features, 4);
+    const int64_t bytes = div_up(in_features, 4);
     TORCH_CHECK_VALUE(w_packed.dim() == 2 && w_packed.size(1) == bytes, "w_packed must be (out_features, ", bytes,
                       ") uint8 for in_features=", in_features, ", got ", w_packed.sizes());
 }
@@ -116,9 +116,9 @@ at::Tensor as_rows(const at::Tensor &x, const char *name) {
     const int64_t columns = x.size(-1);
     if (x.dim() == 2 && (columns <= 1 || x.stride(1) == 1))
         return x;
-    int64_t rows = 1;
+    int64_t rows = 1; // the product of all sizes but the last, which torch has not checked where the last one is 0
     for (int64_t d = 0; d < x.dim() - 1; d++)
-        rows *= x.size(d);
+        rows = size_product(name, {rows, x.size(d)});
     at::Tensor flat = x.reshape({rows, columns});
     return columns > 1 && flat.stride(1) != 1 ? flat.contiguous() : flat;
 }
@@ -182,9 +182,10 @@ int compute_capability(int device) {
 }
 
 bt_problem problem_of(int64_t m, int64_t n, int64_t k, int64_t group, int digits, bool halves, int device) {
+    size_product("rows of activations", {m, digits});
     bt_problem p{};
     p.m = m, p.n = n, p.k = k, p.group = group, p.digits = digits, p.halves = halves;
-    p.ldw = bt_div_up(k, 64) * 16;
+    p.ldw = size_product("bytes of a packed row", {div_up(k, 64), 16});
     p.sm = compute_capability(device);
     return p;
 }
@@ -196,7 +197,7 @@ at::Tensor aligned_rows(const at::Tensor &rows, const bt_kernel &kernel) {
     if (reinterpret_cast<uintptr_t>(rows.const_data_ptr()) % 16 == 0 && rows.stride(0) % step == 0)
         return rows;
     const int64_t columns = rows.size(1);
-    const at::Tensor padded = at::empty({rows.size(0), bt_div_up(columns, step) * step}, rows.options());
+    const at::Tensor padded = at::empty({rows.size(0), padded_size("columns", columns, step)}, rows.options());
     return padded.narrow(1, 0, columns).copy_(rows);
 }
 

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "kernel_table.h"
+#include "sizes.h"
 
 namespace bittorch {
 
@@ -100,7 +101,7 @@ class Scratch {
         return here;
     }
     template <typename T> static int64_t bytes_of(int64_t count) {
-        return bt_div_up(count * static_cast<int64_t>(sizeof(T)), 64) * 64;
+        return padded_size("bytes of scratch", size_product("bytes of scratch", {count, int64_t{sizeof(T)}}), 64);
     }
 
   private:

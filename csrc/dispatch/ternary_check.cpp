@@ -23,7 +23,7 @@ at::Tensor ternary_check(const at::Tensor &w_packed, int64_t in_features) {
     if (kernel.device == BT_GPU)
         check_status(run(&p, 0, n), kernel);
     else
-        parallel_tiles(n, n * in_features, [&](int64_t begin, int64_t end) { run(&p, begin, end); });
+        parallel_tiles(n, work_of({n, in_features}), [&](int64_t begin, int64_t end) { run(&p, begin, end); });
     return column;
 }
 

@@ -17,8 +17,9 @@ static void run_on_cpu(const bt_kernel &kernel, const bt_ternary_linear_packed &
     p.xp_type = bt_packed_xp_type(kernel.dtypes);
     p.xp_natural = bt_packed_natural(&p, kernel.needs);
     const bool is_x = p.xp_natural && p.x_type == BT_F32; // nothing to prepare
-    p.ldxp = is_x ? p.ldx : bt_div_up(p.k, BT_FLOAT_BLOCK) * BT_FLOAT_BLOCK;
-    const int64_t rows = is_x ? 0 : std::min(all.m, token_block), bytes = rows * p.ldxp * (p.xp_type == BT_F32 ? 4 : 2);
+    p.ldxp = is_x ? p.ldx : padded_size("columns", p.k, BT_FLOAT_BLOCK);
+    const int64_t rows = is_x ? 0 : std::min(all.m, token_block), element = p.xp_type == BT_F32 ? 4 : 2;
+    const int64_t bytes = size_product("bytes of scratch", {rows, p.ldxp, element});
     Scratch scratch(Scratch::bytes_of<char>(bytes));
     void *const prepared = scratch.take<char>(bytes);
     for (int64_t first = 0; first < all.m; first += token_block) {
@@ -27,9 +28,10 @@ static void run_on_cpu(const bt_kernel &kernel, const bt_ternary_linear_packed &
         p.y = static_cast<char *>(all.y) + first * all.ldy * y_bytes;
         p.xp = is_x ? const_cast<void *>(p.x) : prepared;
         if (!is_x)
-            parallel_tiles(p.m, p.m * p.k,
+            parallel_tiles(p.m, work_of({p.m, p.k}),
                            [&](int64_t begin, int64_t end) { bt_ternary_linear_packed_prepare(&p, begin, end); });
-        parallel_tiles(bt_tiles(p.m, p.n), p.m * p.n * p.k, [&](int64_t begin, int64_t end) { run(&p, begin, end); });
+        parallel_tiles(bt_tiles(p.m, p.n), work_of({p.m, p.n, p.k}),
+                       [&](int64_t begin, int64_t end) { run(&p, begin, end); });
     }
 }
 
@@ -39,7 +41,8 @@ constexpr int64_t decoded_bytes = 16 << 20;
 // The weight is decoded to the type of x, some rows at a time, and torch multiplies: cuBLAS on a GPU, with fp32 sums.
 static void run_unpacked(const at::Tensor &rows, const at::Tensor &w, const at::Tensor &scale,
                          const std::optional<at::Tensor> &bias, const at::Tensor &y) {
-    const int64_t n = w.size(0), k = rows.size(1), row_bytes = std::max<int64_t>(1, k * rows.element_size());
+    const int64_t n = w.size(0), k = rows.size(1),
+                  row_bytes = std::max<int64_t>(1, size_product("bytes of a row", {k, rows.element_size()}));
     const int64_t chunk = std::max<int64_t>(256, decoded_bytes / row_bytes / 64 * 64);
     const at::Tensor biases = bias ? bias->to(rows.scalar_type()) : at::Tensor();
     for (int64_t first = 0; first < n && rows.size(0) > 0; first += chunk) {
@@ -79,6 +82,8 @@ at::Tensor ternary_linear_packed(const at::Tensor &x, const at::Tensor &w_packed
     const bool unpack_on_cpu = device == BT_CPU && variant == "unpack";
     const bt_kernel &kernel =
         find_kernel(BT_OP_ternary_linear_packed, device, p.x_type, unpack_on_cpu ? "auto" : variant, &problem);
+    if (y.numel() == 0)
+        return y;
     if (unpack_on_cpu || kernel.needs & BT_GPU_UNPACK) {
         run_unpacked(rows, w, scales, bias, y.view({p.m, p.n}));
         return y;

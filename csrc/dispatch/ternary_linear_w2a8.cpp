@@ -41,7 +41,7 @@ static void run_on_cpu(const bt_kernel &kernel, const bt_ternary_linear_w2a8 &al
     const int64_t y_bytes = all.y_type == BT_F32 ? 4 : 2, token_block = code_rows / all.digits;
     const int64_t tokens = std::min(all.m, token_block);
     bt_ternary_linear_w2a8 p = all;
-    p.ldq = bt_div_up(p.k, BT_ACT_BLOCK) * BT_ACT_BLOCK;
+    p.ldq = padded_size("columns", p.k, BT_ACT_BLOCK);
     const int64_t rows = p.digits * tokens;
     Scratch scratch(Scratch::bytes_of<int8_t>(rows * p.ldq) + Scratch::bytes_of<double>(tokens) +
                     Scratch::bytes_of<int32_t>(rows));
@@ -57,8 +57,8 @@ static void run_on_cpu(const bt_kernel &kernel, const bt_ternary_linear_w2a8 &al
         p.q = a.q, p.q_sum = a.sum, p.q_scale = x.scale ? x.scale + first : a.scale, p.q_step = a.step;
         p.y = static_cast<char *>(all.y) + first * all.ldy * y_bytes;
         const int64_t columns = p.digits * p.k;
-        parallel_tiles(p.m, p.m * columns, [&](int64_t begin, int64_t end) { quantize(&a, begin, end); });
-        parallel_tiles(bt_tiles(p.m, p.n), p.m * p.n * columns / 4,
+        parallel_tiles(p.m, work_of({p.m, columns}), [&](int64_t begin, int64_t end) { quantize(&a, begin, end); });
+        parallel_tiles(bt_tiles(p.m, p.n), work_of({p.m, p.n, columns}) / 4,
                        [&](int64_t begin, int64_t end) { run(&p, begin, end); });
     }
 }
@@ -72,7 +72,7 @@ static void run_on_gpu(const bt_kernel &kernel, bt_ternary_linear_w2a8 p, const 
         return check_status(run(&p, 0, bt_tiles(p.m, p.n)), kernel);
     }
     const bt_kernel &quantizer = find_kernel(BT_OP_act_quantize, BT_GPU, x.type, "auto");
-    const int64_t ldq = bt_div_up(p.k, 16) * 16; // rows that loads of 16 bytes can read
+    const int64_t ldq = padded_size("columns", p.k, 16); // rows that loads of 16 bytes can read
     const at::Tensor codes = at::empty({p.digits * p.m, ldq}, x.rows.options().dtype(at::kChar));
     const at::Tensor scales = at::empty({p.m}, x.rows.options().dtype(p.digits == 1 ? at::kFloat : at::kDouble));
     bt_act_quantize a = quantize_params(x, p.digits, 0, p.m);
@@ -130,13 +130,15 @@ at::Tensor ternary_linear_w2a8(const at::Tensor &x, const at::Tensor &w_packed, 
     const bt_kernel &kernel = find_kernel(BT_OP_ternary_linear_w2a8, device, BT_I8, variant, &problem);
     const at::Tensor x_scales = x_scale ? x_scale->contiguous() : at::Tensor();
     at::Tensor y = at::empty(with_last(x, p.n), x.options().dtype(out_dtype.value_or(x.scalar_type())));
+    p.y_type = float_type(y, "out_dtype");
+    if (y.numel() == 0)
+        return y;
     const at::Tensor w_rows = aligned_rows(w, kernel);
     p.w = w_rows.const_data_ptr<uint8_t>();
     p.scale = scales.const_data_ptr<float>();
     p.bias = bias ? biases.const_data_ptr() : nullptr;
     p.bias_type = bias ? float_type(*bias, "bias") : BT_F32;
     p.y = y.mutable_data_ptr();
-    p.y_type = float_type(y, "out_dtype");
     p.ldw = w_rows.stride(0), p.ldy = p.n, p.lds = layout.lds, p.group = layout.group;
     p.stream = current_stream(x.device());
     const bool codes_given = x_type == BT_I8;

@@ -22,7 +22,9 @@ at::Tensor ternary_pack(const at::Tensor &codes, bool check) {
     const c10::DeviceGuard guard(codes.device());
     const int64_t n = codes.size(0), k = codes.size(1);
     const at::Tensor rows = as_rows(codes, "codes");
-    at::Tensor packed = at::empty({n, bt_div_up(k, 4)}, codes.options().dtype(at::kByte));
+    at::Tensor packed = at::empty({n, div_up(k, 4)}, codes.options().dtype(at::kByte));
+    if (packed.numel() == 0) // of any number of empty rows
+        return packed;
 
     bt_ternary_pack p{};
     p.codes = static_cast<const int8_t *>(rows.const_data_ptr());
@@ -33,7 +35,7 @@ at::Tensor ternary_pack(const at::Tensor &codes, bool check) {
     if (kernel.device == BT_GPU)
         check_status(run(&p, 0, n), kernel);
     else
-        parallel_tiles(n, n * k, [&](int64_t begin, int64_t end) { run(&p, begin, end); });
+        parallel_tiles(n, work_of({n, k}), [&](int64_t begin, int64_t end) { run(&p, begin, end); });
     if (check) // waits for the device
         refuse_illegal(codes, packed);
     return packed;

@@ -49,7 +49,7 @@ static void set_granularity(bt_ternary_quantize &p, const std::string &granulari
 static void run_on_cpu(const bt_kernel &kernel, const bt_ternary_quantize &params) {
     const auto run = reinterpret_cast<bt_ternary_quantize_fn *>(kernel.run);
     const size_t bytes = bt_ternary_quantize_workspace(&params);
-    parallel_tiles(bt_ternary_quantize_tiles(&params), params.n * params.k, [&](int64_t begin, int64_t end) {
+    parallel_tiles(bt_ternary_quantize_tiles(&params), work_of({params.n, params.k}), [&](int64_t begin, int64_t end) {
         const std::unique_ptr<char[]> workspace(new char[bytes]);
         bt_ternary_quantize p = params;
         p.workspace = workspace.get();
@@ -74,8 +74,10 @@ std::tuple<at::Tensor, at::Tensor> ternary_quantize(const at::Tensor &w, const s
 
     const c10::DeviceGuard guard(w.device());
     const at::Tensor rows = as_rows(w, "w");
-    at::Tensor packed = at::empty({p.n, bt_div_up(p.k, 4)}, w.options().dtype(at::kByte));
+    at::Tensor packed = at::empty({p.n, div_up(p.k, 4)}, w.options().dtype(at::kByte));
     at::Tensor scale = at::empty(scale_shape(p), w.options().dtype(at::kFloat));
+    if (w.numel() == 0)
+        return {packed, scale.fill_(BT_SCALE_EPS)};
     p.w = rows.const_data_ptr();
     p.packed = packed.mutable_data_ptr<uint8_t>();
     p.scale = scale.mutable_data_ptr<float>();

@@ -12,7 +12,9 @@ at::Tensor ternary_transpose(const at::Tensor &w_packed, int64_t in_features) {
     const c10::DeviceGuard guard(w_packed.device());
     const at::Tensor rows = as_rows(w_packed, "w_packed");
     const int64_t n = w_packed.size(0), k = in_features;
-    at::Tensor transposed = at::empty({k, bt_div_up(n, 4)}, w_packed.options());
+    at::Tensor transposed = at::empty({k, div_up(n, 4)}, w_packed.options());
+    if (transposed.numel() == 0)
+        return transposed;
 
     bt_ternary_transpose p{};
     p.w = rows.const_data_ptr<uint8_t>();
@@ -20,11 +22,11 @@ at::Tensor ternary_transpose(const at::Tensor &w_packed, int64_t in_features) {
     p.n = n, p.k = k, p.ldw = rows.stride(0), p.ldt = transposed.size(1);
     p.stream = current_stream(w_packed.device());
     const auto run = reinterpret_cast<bt_ternary_transpose_fn *>(kernel.run);
-    const int64_t tiles = bt_div_up(k, BT_TRANSPOSE_TILE);
+    const int64_t tiles = div_up(k, BT_TRANSPOSE_TILE);
     if (kernel.device == BT_GPU)
         check_status(run(&p, 0, tiles), kernel);
     else
-        parallel_tiles(tiles, n * k, [&](int64_t begin, int64_t end) { run(&p, begin, end); });
+        parallel_tiles(tiles, work_of({n, k}), [&](int64_t begin, int64_t end) { run(&p, begin, end); });
     return transposed;
 }
 

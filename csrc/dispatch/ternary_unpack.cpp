@@ -24,6 +24,8 @@ at::Tensor ternary_unpack(const at::Tensor &w_packed, const std::optional<at::Te
     bt_ternary_unpack p{};
     p.y_type = element_type(y, "dtype");
     const bt_kernel &kernel = find_kernel(BT_OP_ternary_unpack, device_kind(w_packed, "w_packed"), p.y_type, "auto");
+    if (y.numel() == 0)
+        return y;
     p.w = rows.const_data_ptr<uint8_t>();
     p.scale = scale ? scales.const_data_ptr<float>() : nullptr;
     p.y = y.mutable_data_ptr();
@@ -33,7 +35,7 @@ at::Tensor ternary_unpack(const at::Tensor &w_packed, const std::optional<at::Te
     if (kernel.device == BT_GPU)
         check_status(run(&p, 0, n), kernel);
     else
-        parallel_tiles(n, n * k, [&](int64_t begin, int64_t end) { run(&p, begin, end); });
+        parallel_tiles(n, work_of({n, k}), [&](int64_t begin, int64_t end) { run(&p, begin, end); });
     return y;
 }
 

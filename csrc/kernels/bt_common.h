@@ -96,6 +96,7 @@ typedef struct bt_tile {
     int64_t m0, m1, n0, n1;
 } bt_tile;
 
+/* ceil(a / b); csrc/dispatch has checked that a + b is an int64. */
 BT_INLINE int64_t bt_div_up(int64_t a, int64_t b) {
     return (a + b - 1) / b;
 }

@@ -21,8 +21,9 @@ static inline int bt_rows_fit_lanes(int64_t m, int64_t n, int64_t k, const bt_la
     const int64_t tokens = bt_div_up(m, 4) * 4 + other->gather * bt_div_up(m, BT_TILE_M);
     const int64_t rows = bt_div_up(n, other->lanes) * other->lanes, other_rows = bt_div_up(n, 4) * 4 + other->prepare;
     const int64_t other_k = bt_div_up(k, other->unit) * other->unit + other->reduction;
-    return 20 * tokens * rows * k <
-           other->twentieths * m * other_rows * (other_k + (k % other->unit ? other->part : 0));
+    const int64_t paid_k = other_k + (k % other->unit ? other->part : 0);
+    return 20.0 * (double)tokens * (double)rows * (double)k <
+           (double)(other->twentieths * m) * (double)other_rows * (double)paid_k; /* int64 would not hold it */
 }
 
 #endif
