@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from bittorch import ops
+from bittorch.nn.parts import narrowed
 from bittorch.ops import reference
 from bittorch.quant import TernaryQuantConfig, learned
 
@@ -73,7 +74,8 @@ class LearnedScale(nn.Module):
 
     def _rule(self, weight: Tensor) -> Tensor:
         """The scale of twn, which is near the best one of bell-shaped weights, as the step of the method."""
-        _, scale = ops.ternary_quantize(weight.detach().flatten(1), "twn", "ls", 0.75, *self.config.grouping)
+        rule = ("twn", "ls", 0.75, *self.config.grouping)
+        _, scale = ops.ternary_quantize(narrowed(weight.detach().flatten(1)), *rule)
         step = learned.initial_step(self.config.method, scale) if self.config.packs else scale
         return step.expand(self._scale_shape).clone()
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from bittorch import ops
+from bittorch.nn.parts import no_script
 from bittorch.nn.weight_stand_in import WeightStandIn
 from bittorch.quant.ternary import check_activation_bits
 from bittorch.quant.trit_planes import check_depth
@@ -84,6 +85,9 @@ class PackedLayer(nn.Module):
     def _weight_shape(self) -> tuple[int, ...]:
         """The shape of the dense weight."""
         return len(self.weight_packed) // self.depth, self.columns
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        no_script(self)
 
     @property
     def columns(self) -> int:

@@ -5,21 +5,31 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.fx
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.grad import conv2d_weight
 
 from bittorch import ops
-from bittorch.nn.ternary_conv2d_infer import PaddedConv2d, PaddingMode, Size, columns_of, geometry
+from bittorch.nn.parts import (
+    QuantizerArgs,
+    blended_input,
+    check_backend_of,
+    codes_of,
+    mixed,
+    two_scales,
+)
+from bittorch.nn.ternary_conv2d_infer import Around, PaddedConv2d, PaddingMode, Size, columns_of, geometry, padded
 from bittorch.nn.ternary_layer import (
     Backend,
     TernaryLayer,
-    blended_input,
     check_backend,
     check_dtype,
     points_to_config,
     resolve_config,
 )
 from bittorch.ops import reference
+from bittorch.ops._fake import in_memory_format_of
 from bittorch.quant import TernaryQuantConfig
 
 _Steps = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]  # stride, padding, dilation, groups
@@ -79,7 +89,7 @@ class TernaryConv2d(TernaryLayer, PaddedConv2d, nn.Conv2d):
     ) -> None:
         self.config = resolve_config(config, threshold_factor, per_channel, activation_bits)
         check_backend(backend)
-        check_dtype(dtype)
+        check_dtype(dtype, quantize, backend)
         super().__init__(
             in_channels,
             out_channels,
@@ -123,49 +133,92 @@ class TernaryConv2d(TernaryLayer, PaddedConv2d, nn.Conv2d):
         self._note_call()
         if not self.quantize:
             return super().forward(input)
-        if self.backend == "cuda" and not input.is_cuda:
-            raise RuntimeError(f"backend='cuda', but the input is on {input.device}; move it with .to('cuda')")
-        x = input.unsqueeze(0) if input.dim() == 3 else input
-        ops.check_conv2d_input(x, self.weight, self.groups)
-        y = self._forward_in_parts(x) if self._in_parts else self._forward_in_one(x)
-        return y.squeeze(0) if input.dim() == 3 else y
+        padding, bits = self._padding, self.config.activation_bits or 0
+        steps = self.stride, padding.inside, self.dilation, self.groups
+        around = padding.before, padding.mode
+        if self._in_parts:
+            parameters = self.weight, self._leaf_step(), self.bias
+            return _convolution_in_parts(input, *parameters, around, steps, self.config, self.backend, self._share)
+        return _convolution(input, self.weight, self.bias, around, steps, self.backend, self.config.op_args(), bits)
 
-    def _forward_in_one(self, x: Tensor) -> Tensor:
-        op: Any = reference.ternary_conv2d if self.backend == "python" else torch.ops.bittorch.ternary_conv2d.default
-        bits = self.config.activation_bits or 0
-        y: Tensor = op(self._padding.apply(x), self.weight, self.bias, *self._steps, *self.config.op_args(), bits)
-        return y
 
-    def _forward_in_parts(self, x: Tensor) -> Tensor:
-        dense = self._two_scales()
-        if dense is not None:
-            return self._conv_forward(x, dense, self.bias)
-        w_packed, scale, routed = self._codes()
-        bits = self.config.activation_bits or 0
-        if self._share < 1 or self.backend == "python":
-            weight = reference.straight_through(routed, self._mixed(w_packed, scale))
-            blended = blended_input(x.flatten(1), bits, self._share).view(x.shape)
-            return self._conv_forward(blended, weight, self.bias)
-        x = self._padding.apply(x)
-        sizes = self.kernel_size, *self._steps
-        y: Tensor = torch.ops.bittorch.ternary_conv2d_packed.default(x, w_packed, scale, self.bias, *sizes, bits)
-        return _weight_gradient(y, x.detach(), routed, self._steps, bits) if routed.requires_grad else y
+# To torch.fx each of these is one node: their checks are control flow that it could not trace.
 
-    @property
-    def _steps(self) -> _Steps:
-        return self.stride, self._padding.inside, self.dilation, self.groups
+
+@torch.fx.wrap
+def _convolution(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    around: Around,
+    steps: _Steps,
+    backend: str,
+    quantizer: QuantizerArgs,
+    activation_bits: int,
+) -> Tensor:
+    x = _checked(input, weight, steps, backend)
+    op: Any = reference.ternary_conv2d if backend == "python" else torch.ops.bittorch.ternary_conv2d.default
+    y: Tensor = op(padded(x, around), weight, bias, *steps, *quantizer, activation_bits)
+    if backend == "python":
+        y = in_memory_format_of(x, y)
+    return y.squeeze(0) if input.dim() == 3 else y
+
+
+@torch.fx.wrap
+def _convolution_in_parts(
+    input: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor | None,
+    bias: Tensor | None,
+    around: Around,
+    steps: _Steps,
+    config: TernaryQuantConfig,
+    backend: str,
+    share: float,
+) -> Tensor:
+    x = _checked(input, weight, steps, backend)
+    bits = config.activation_bits or 0
+    if weight_scale is not None and not config.packs:
+        y = functional.conv2d(padded(x, around), two_scales(weight, weight_scale, config, share), bias, *steps)
+    else:
+        w_packed, scale, routed = codes_of(weight, weight_scale, config)
+        if share < 1 or backend == "python":
+            dense = reference.straight_through(routed, mixed(weight, w_packed, scale, share))
+            blended = blended_input(x.flatten(1), bits, share).view(x.shape) if bits else x
+            y = functional.conv2d(padded(blended, around), dense, bias, *steps)
+        else:
+            x = padded(x, around)
+            sizes = tuple(weight.shape[2:]), *steps
+            y = torch.ops.bittorch.ternary_conv2d_packed.default(x, w_packed, scale, bias, *sizes, bits)
+            y = _weight_gradient(y, x.detach(), routed, steps, bits) if routed.requires_grad else y
+    y = in_memory_format_of(x, y)
+    return y.squeeze(0) if input.dim() == 3 else y
+
+
+def _checked(input: Tensor, weight: Tensor, steps: _Steps, backend: str) -> Tensor:
+    """The input as a batch."""
+    check_backend_of(input, weight, backend)
+    x = input.unsqueeze(0) if input.dim() == 3 else input
+    ops.check_conv2d_input(x, weight, steps[3])
+    return x
 
 
 class _WeightGradient(torch.autograd.Function):
     """The identity on the result of a convolution; gives the weight the gradient that frozen codes have not."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, y: Tensor, x: Tensor, weight: Tensor, steps: _Steps, activation_bits: int) -> Tensor:
+    def forward(y: Tensor, x: Tensor, weight: Tensor, steps: _Steps, activation_bits: int) -> Tensor:
+        return y.view_as(y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, _Steps, int], output: Tensor) -> None:
+        y, x, weight, steps, activation_bits = inputs
         x = x.to(y.dtype)  # what autocast makes of it
         kept = ops.act_quantize(x.flatten(1), 8) if activation_bits == 8 else (x,)
         ctx.save_for_backward(*kept)
         ctx.sizes, ctx.dtype, ctx.activation_bits = (x.shape, weight.shape, steps), weight.dtype, activation_bits
-        return y.view_as(y)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

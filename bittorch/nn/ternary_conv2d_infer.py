@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.utils import _pair
@@ -31,8 +32,14 @@ class Padding:
         high, wide = self.inside
         self.before = [left - wide, right - wide, top - high, bottom - high]
 
-    def apply(self, x: Tensor) -> Tensor:
-        return functional.pad(x, self.before, self.mode) if any(self.before) else x
+
+Around = tuple[list[int], str]
+"""Padding before the op, as `torch.nn.functional.pad` takes it: left, right, top, bottom, and the mode."""
+
+
+def padded(x: Tensor, around: Around) -> Tensor:
+    before, mode = around
+    return functional.pad(x, before, mode) if any(before) else x
 
 
 def _around(kernel_size: tuple[int, ...], padding: Size | str, dilation: Size) -> list[int]:
@@ -139,27 +146,18 @@ class TernaryConv2dInference(PaddedConv2d, PackedLayer):
         return self._scale_groups()
 
     def forward(self, input: Tensor) -> Tensor:
-        unbatched = input.dim() == 3
-        if not (unbatched or input.dim() == 4) or input.shape[-3] != self.in_channels:
-            raise ValueError(
-                f"input must be (samples, {self.in_channels}, height, width) or ({self.in_channels}, height, width), "
-                f"got {tuple(input.shape)}"
-            )
-        padding, buffers = self._padding, self._buffers
-        y: Tensor = torch.ops.bittorch.ternary_conv2d_packed.default(
-            padding.apply(input.unsqueeze(0) if unbatched else input),
+        padding = self._padding
+        buffers: dict[str, Any] = self._buffers
+        return _convolution(
+            input,
             buffers["weight_packed"],
             buffers["scale"],
             buffers["bias"],
-            self.kernel_size,
-            self.stride,
-            padding.inside,
-            self.dilation,
-            self.groups,
+            self.in_channels,
+            (padding.before, padding.mode),
+            (self.kernel_size, self.stride, padding.inside, self.dilation, self.groups),
             self.activation_bits or 0,
-            _env.INFER_VARIANT,
         )
-        return y.squeeze(0) if unbatched else y
 
     def extra_repr(self) -> str:
         parts = [f"{self.in_channels}, {self.out_channels}"]
@@ -168,3 +166,27 @@ class TernaryConv2dInference(PaddedConv2d, PackedLayer):
         if self.activation_bits:
             parts.append(f"activation_bits={self.activation_bits}")
         return ", ".join(parts)
+
+
+@torch.fx.wrap  # one node to torch.fx, which could not trace the checks
+def _convolution(
+    input: Tensor,
+    weight_packed: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    in_channels: int,
+    around: Around,
+    steps: tuple[Any, ...],
+    activation_bits: int,
+) -> Tensor:
+    unbatched = input.dim() == 3
+    if not (unbatched or input.dim() == 4) or input.shape[-3] != in_channels:
+        raise ValueError(
+            f"input must be (samples, {in_channels}, height, width) or ({in_channels}, height, width), "
+            f"got {tuple(input.shape)}"
+        )
+    x = padded(input.unsqueeze(0) if unbatched else input, around)
+    y: Tensor = torch.ops.bittorch.ternary_conv2d_packed.default(
+        x, weight_packed, scale, bias, *steps, activation_bits, _env.INFER_VARIANT
+    )
+    return y.squeeze(0) if unbatched else y

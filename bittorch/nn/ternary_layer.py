@@ -8,16 +8,17 @@ import inspect
 import sys
 from collections.abc import Callable
 from types import CodeType
-from typing import Any, Literal, ParamSpec
+from typing import Any, Literal, NoReturn, ParamSpec
 
 import torch
+import torch.fx
 from torch import Tensor
 from torch.nn.utils import fusion
 
 from bittorch import ops
 from bittorch._extension import has_cuda_ext
 from bittorch.nn.learned_scale import LearnedScale, gathered
-from bittorch.ops import reference
+from bittorch.nn.parts import narrowed, no_float64, no_script, unpacked
 from bittorch.quant import TernaryQuantConfig, TernaryQuantizer, learned
 from bittorch.quant.ternary import check_finite
 
@@ -75,7 +76,10 @@ def check_backend(backend: str) -> None:
             raise RuntimeError("backend='cuda', but torch.cuda.is_available() is False; use backend='auto'")
 
 
-def check_dtype(dtype: torch.dtype | None) -> None:
+def check_dtype(dtype: torch.dtype | None, quantize: bool = True, backend: str = "auto") -> None:
+    """Raises TypeError for dtypes that are not floating, and for float64 where no plain torch takes it."""
+    if quantize and backend != "python" and (dtype or torch.get_default_dtype()) == torch.float64:
+        raise TypeError(no_float64("dtype"))
     if isinstance(dtype, torch.dtype) and not dtype.is_floating_point:  # what is no dtype, torch refuses
         raise TypeError(f"dtype must be float32, float16 or bfloat16, got {dtype}")
 
@@ -127,6 +131,9 @@ class TernaryLayer(LearnedScale):
         self.quant_lambda = 1.0
         self._make_scale()
 
+    def __prepare_scriptable__(self) -> NoReturn:
+        no_script(self)
+
     @property
     def _in_parts(self) -> bool:
         """Whether codes come first, so that their gradient can go another way than straight through."""
@@ -137,33 +144,19 @@ class TernaryLayer(LearnedScale):
         """The share of quantisation, as it is now."""
         return self.quant_lambda if self.training else 1.0
 
-    def _two_scales(self) -> Tensor | None:
-        """The dense weight of ttq; None for the methods that have codes and a scale."""
-        if self.weight_scale is None or self.config.packs:
-            return None
-        rows = self.weight.flatten(1)
-        dense = learned.two_scales(rows, self._step(), float(self.config.threshold_factor or 0))
-        dense = dense.view(self.weight.shape)
-        return blend(self.weight, dense, self._share) if self._share < 1 else dense
-
-    def _codes(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Packed codes, scales, and what stands for the weight: its gradient becomes those of weight and scale."""
-        rows, config = self.weight.flatten(1), self.config
-        if self.weight_scale is not None:
-            step = self._step()
-            w_packed, scale = learned.quantize_packed(rows, step, config.method)
-            routed = learned.route(rows, step, config.method)
-        else:
-            w_packed, scale = ops.ternary_quantize(rows.detach(), *config.op_args())
-            routed = learned.clipped(rows, scale) if config.ste == "clipped" else rows
-        return w_packed, scale, routed.view(self.weight.shape)
-
-    @torch.no_grad()
-    def _mixed(self, w_packed: Tensor, scale: Tensor) -> Tensor:
-        """The weight with its share of quantisation."""
-        weight = self.weight
-        quantized = ops.ternary_unpack(w_packed, scale, weight.shape[1:].numel(), weight.dtype).view(weight.shape)
-        return blend(weight, quantized, self._share) if self._share < 1 else quantized
+    def _leaf_step(self) -> Tensor | None:
+        """`_step`; while torch.fx traces, when parameters are proxies, what they hold is brought up to date instead."""
+        if self.weight_scale is None or not isinstance(self.weight_scale, torch.fx.Proxy):
+            return None if self.weight_scale is None else self._step()
+        scale, weight, fresh = self._parameters["weight_scale"], self._parameters["weight"], self._fresh
+        if scale is not None and weight is not None and fresh is not None and torch.equal(scale, fresh[0].to(scale)):
+            rule = ("twn", "ls", 0.75, *self.config.grouping)
+            _, found = ops.ternary_quantize(narrowed(weight.detach().flatten(1)), *rule)
+            step = learned.initial_step(self.config.method, found) if self.config.packs else found
+            with torch.no_grad():
+                scale.copy_(step.expand(scale.shape))
+            self._fresh = scale.detach().clone(), fresh[1]
+        return self.weight_scale
 
     def quantize_packed(self) -> tuple[Tensor, Tensor]:
         """Packed codes and float32 scales of ``weight`` as it stands, an output or filter a row: what export keeps.
@@ -171,7 +164,7 @@ class TernaryLayer(LearnedScale):
         Raises:
             ValueError: NaN or Inf in the weight or the learned scale; method ttq, which has no packed form.
         """
-        rows = gathered(self.weight).detach().flatten(1)
+        rows = narrowed(gathered(self.weight).detach().flatten(1))
         if self.weight_scale is None:
             return TernaryQuantizer(self.config).quantize_packed(rows)
         if not self.config.packs:
@@ -212,7 +205,7 @@ class TernaryLayer(LearnedScale):
         if self.weight_scale is not None and not self.config.packs:
             factor = float(self.config.threshold_factor or 0)
             return learned.two_scales(rows, self._stored_step(), factor).view(weight.shape)
-        return ops.ternary_unpack(*self.quantize_packed(), rows.shape[1], weight.dtype).view(weight.shape)
+        return unpacked(*self.quantize_packed(), weight)
 
     def extra_repr(self) -> str:
         return ", ".join([super().extra_repr(), *_describe(self.config, self.quantize, self.backend)])
@@ -232,17 +225,3 @@ def _describe(config: TernaryQuantConfig, quantize: bool, backend: str) -> list[
     if backend != "auto":
         parts.append(f"backend={backend}")
     return parts
-
-
-def blend(start: Tensor, end: Tensor, share: float) -> Tensor:
-    """``start + share * (end - start)``: torch.compile keeps a float that multiplies as an input, where that of
-    `torch.lerp` is a constant, and so a new graph for each step of a warm-up."""
-    return start + share * (end - start)
-
-
-def blended_input(x: Tensor, activation_bits: int, share: float) -> Tensor:
-    """``x`` with a share of the quantisation of its last dimension, straight through."""
-    if not activation_bits:
-        return x
-    rounded = reference.fake_quantize(x.detach(), activation_bits)
-    return reference.straight_through(x, blend(x.detach(), rounded, share) if share < 1 else rounded)

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import torch
+import torch.fx
 from torch import Tensor, nn
+from torch.nn import functional
 
 from bittorch import ops
+from bittorch.nn.parts import (
+    QuantizerArgs,
+    blended_input,
+    check_backend_of,
+    codes_of,
+    mixed,
+    two_scales,
+)
 from bittorch.nn.ternary_layer import (
     Backend,
     TernaryLayer,
-    blended_input,
     check_backend,
     check_dtype,
     points_to_config,
@@ -72,7 +81,7 @@ class TernaryLinear(TernaryLayer, nn.Linear):
         self.config = resolve_config(config, threshold_factor, per_channel, activation_bits)
         self.config.check_in_features(in_features)
         check_backend(backend)
-        check_dtype(dtype)
+        check_dtype(dtype, quantize, backend)
         super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
         self._set_up(quantize, backend)
 
@@ -93,23 +102,44 @@ class TernaryLinear(TernaryLayer, nn.Linear):
         self._note_call()
         if not self.quantize:
             return super().forward(input)
-        if self.backend == "cuda" and not input.is_cuda:
-            raise RuntimeError(f"backend='cuda', but the input is on {input.device}; move it with .to('cuda')")
-        ops.check_input(input, self.weight)
         if self._in_parts:
-            return self._forward_in_parts(input)
-        op = reference.ternary_linear if self.backend == "python" else torch.ops.bittorch.ternary_linear.default
-        activation_bits = self.config.activation_bits or 0
-        return op(input, self.weight, self.bias, *self.config.op_args(), activation_bits)
-
-    def _forward_in_parts(self, input: Tensor) -> Tensor:
-        dense = self._two_scales()
-        if dense is not None:
-            return nn.functional.linear(input, dense, self.bias)
-        w_packed, scale, routed = self._codes()
+            parameters = self.weight, self._leaf_step(), self.bias
+            return _product_in_parts(input, *parameters, self.config, self.backend, self._share)
         bits = self.config.activation_bits or 0
-        if self._share < 1:
-            weight = reference.straight_through(routed, self._mixed(w_packed, scale))
-            return nn.functional.linear(blended_input(input, bits, self._share), weight, self.bias)
-        op = reference.ternary_linear_ste if self.backend == "python" else torch.ops.bittorch.ternary_linear_ste.default
-        return op(input, routed, w_packed, scale, self.bias, bits)
+        return _product(input, self.weight, self.bias, self.backend, self.config.op_args(), bits)
+
+
+# To torch.fx each of these is one node: their checks are control flow that it could not trace.
+
+
+@torch.fx.wrap
+def _product(
+    x: Tensor, weight: Tensor, bias: Tensor | None, backend: str, quantizer: QuantizerArgs, activation_bits: int
+) -> Tensor:
+    check_backend_of(x, weight, backend)
+    ops.check_input(x, weight)
+    op = reference.ternary_linear if backend == "python" else torch.ops.bittorch.ternary_linear.default
+    return op(x, weight, bias, *quantizer, activation_bits)
+
+
+@torch.fx.wrap
+def _product_in_parts(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor | None,
+    bias: Tensor | None,
+    config: TernaryQuantConfig,
+    backend: str,
+    share: float,
+) -> Tensor:
+    check_backend_of(x, weight, backend)
+    ops.check_input(x, weight)
+    if weight_scale is not None and not config.packs:
+        return functional.linear(x, two_scales(weight, weight_scale, config, share), bias)
+    w_packed, scale, routed = codes_of(weight, weight_scale, config)
+    bits = config.activation_bits or 0
+    if share < 1:
+        blended = reference.straight_through(routed, mixed(weight, w_packed, scale, share))
+        return functional.linear(blended_input(x, bits, share), blended, bias)
+    op = reference.ternary_linear_ste if backend == "python" else torch.ops.bittorch.ternary_linear_ste.default
+    return op(x, routed, w_packed, scale, bias, bits)

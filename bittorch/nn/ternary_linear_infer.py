@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from bittorch import _env, ops
@@ -10,6 +13,8 @@ from bittorch.nn.packed_layer import PackedLayer
 from bittorch.nn.ternary_layer import gathered
 from bittorch.quant import TernaryQuantConfig
 from bittorch.quant.trit_planes import check_grid, pack_trit_planes, unpack_trit_planes
+
+_Norm = tuple[Tensor, float] | tuple[()]
 
 
 def _autocast_dtype(device: str) -> torch.dtype | None:
@@ -125,47 +130,19 @@ class TernaryLinearInference(PackedLayer):
         return unpack_trit_planes(self.weight_packed, self.scale, self.depth, self.in_features, dtype)
 
     def forward(self, input: Tensor, norm: nn.RMSNorm | None = None) -> Tensor:
-        if input.dim() == 0 or input.shape[-1] != self.in_features:  # packed rows know it only to a whole byte
-            raise ValueError(f"input must be (..., {self.in_features}), got {tuple(input.shape)}")
-        fused: tuple[Tensor, float] | tuple[()] = ()
-        if norm is not None:
+        norm_weight, norm_eps = None, None
+        if norm is not None and not isinstance(norm, torch.fx.Proxy):  # as the root of a trace, which has none
             if self.activation_bits is None or norm.weight is None:
+                check_width(input, self.in_features)
                 input = norm(input)
             else:
-                fused = norm.weight, torch.finfo(input.dtype).eps if norm.eps is None else norm.eps
-        if self.depth != 1:
-            return self._forward_planes(input, fused)
-        buffers = self._buffers  # an attribute of a module takes as long to find as a small layer to run
+                norm_weight, norm_eps = norm.weight, norm.eps
+        buffers: dict[str, Any] = (
+            self._buffers
+        )  # an attribute of a module takes as long to find as a small layer to run
         weights = buffers["weight_packed"], buffers["scale"], buffers["bias"]
-        if self.activation_bits is None:
-            return torch.ops.bittorch.ternary_linear_packed.default(input, *weights, _env.INFER_VARIANT)
-        return torch.ops.bittorch.ternary_linear_w2a8.default(
-            input, *weights, None, None, self.activation_bits, _env.INFER_VARIANT, *fused
-        )  # by position: keywords cost half a microsecond
-
-    def _forward_planes(self, input: Tensor, norm: tuple[Tensor, float] | tuple[()]) -> Tensor:
-        if (dtype := _autocast_dtype(input.device.type)) is None:
-            return self._sum_of_planes(input, norm)
-        with torch.autocast(input.device.type, enabled=False):  # it would cast the float32 activations once more
-            return self._sum_of_planes(input if input.dtype == torch.float64 else input.to(dtype), norm)
-
-    def _sum_of_planes(self, x: Tensor, norm: tuple[Tensor, float] | tuple[()]) -> Tensor:
-        buffers = self._buffers
-        weights, bias = (buffers["weight_packed"], buffers["scale"], None), buffers["bias"]
-        if self.activation_bits is None:
-            # The op gives the dtype of x, and planes rounded to 16 bits would lose 1.6 times what the last cast loses.
-            wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-            rows = torch.ops.bittorch.ternary_linear_packed.default(wide, *weights, _env.INFER_VARIANT)
-        else:
-            rows = torch.ops.bittorch.ternary_linear_w2a8.default(
-                x, *weights, None, torch.float32, self.activation_bits, _env.INFER_VARIANT, *norm
-            )
-        y, *higher = rows.split(self.out_features, -1)
-        for plane in higher:  # the smallest first: fewer large partial sums to round
-            y = y + plane
-        if bias is not None:
-            y = y + (bias if bias.dtype == torch.float32 else bias.float())
-        return y if x.dtype == torch.float32 else y.to(x.dtype)
+        sizes = self.in_features, self.out_features, self.depth
+        return _product(input, *weights, *sizes, self.activation_bits, norm_weight, norm_eps)
 
     def extra_repr(self) -> str:
         parts = [f"in_features={self.in_features}", f"out_features={self.out_features}"]
@@ -175,3 +152,79 @@ class TernaryLinearInference(PackedLayer):
         if self.depth != 1:
             parts.append(f"depth={self.depth}")
         return ", ".join(parts)
+
+
+@torch.fx.wrap
+def check_width(x: Tensor, in_features: int) -> None:
+    """Raises ValueError for another width: packed rows know theirs only to a whole byte."""
+    if x.dim() == 0 or x.shape[-1] != in_features:
+        raise ValueError(f"input must be (..., {in_features}), got {tuple(x.shape)}")
+
+
+@torch.fx.wrap  # one node to torch.fx, which could not trace the check
+def _product(
+    x: Tensor,
+    weight_packed: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    in_features: int,
+    out_features: int,
+    depth: int,
+    activation_bits: int | None,
+    norm_weight: Tensor | None,
+    norm_eps: float | None,
+) -> Tensor:
+    check_width(x, in_features)
+    norm: _Norm = ()
+    if norm_weight is not None:
+        norm = norm_weight, torch.finfo(x.dtype).eps if norm_eps is None else norm_eps
+    if depth != 1:
+        return _product_of_planes(x, weight_packed, scale, bias, out_features, activation_bits, norm)
+    weights = weight_packed, scale, bias
+    if activation_bits is None:
+        return torch.ops.bittorch.ternary_linear_packed.default(x, *weights, _env.INFER_VARIANT)
+    return torch.ops.bittorch.ternary_linear_w2a8.default(
+        x, *weights, None, None, activation_bits, _env.INFER_VARIANT, *norm
+    )  # by position: keywords cost half a microsecond
+
+
+def _product_of_planes(
+    x: Tensor,
+    weight_packed: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    activation_bits: int | None,
+    norm: _Norm,
+) -> Tensor:
+    rest = weight_packed, scale, bias, out_features, activation_bits, norm
+    if (dtype := _autocast_dtype(x.device.type)) is None:
+        return _sum_of_planes(x, *rest)
+    with torch.autocast(x.device.type, enabled=False):  # it would cast the float32 activations once more
+        return _sum_of_planes(x if x.dtype == torch.float64 else x.to(dtype), *rest)
+
+
+def _sum_of_planes(
+    x: Tensor,
+    weight_packed: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    activation_bits: int | None,
+    norm: _Norm,
+) -> Tensor:
+    weights = weight_packed, scale, None
+    if activation_bits is None:
+        # The op gives the dtype of x, and planes rounded to 16 bits would lose 1.6 times what the last cast loses.
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        rows = torch.ops.bittorch.ternary_linear_packed.default(wide, *weights, _env.INFER_VARIANT)
+    else:
+        rows = torch.ops.bittorch.ternary_linear_w2a8.default(
+            x, *weights, None, torch.float32, activation_bits, _env.INFER_VARIANT, *norm
+        )
+    y, *higher = rows.split(out_features, -1)
+    for plane in higher:  # the smallest first: fewer large partial sums to round
+        y = y + plane
+    if bias is not None:
+        y = y + (bias if bias.dtype == torch.float32 else bias.float())
+    return y if x.dtype == torch.float32 else y.to(x.dtype)

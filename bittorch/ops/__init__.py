@@ -1,5 +1,6 @@
 """The ops of torch.ops.bittorch with their contracts; `reference` holds each of them in plain torch."""
 
+from bittorch.ops import _vmap
 from bittorch.ops.act_quantize import act_quantize
 from bittorch.ops.ternary_check import check_packed, ternary_check
 from bittorch.ops.ternary_conv2d import check_conv2d_input, ternary_conv2d
@@ -15,6 +16,8 @@ from bittorch.ops.ternary_pack import ternary_pack
 from bittorch.ops.ternary_quantize import ternary_quantize
 from bittorch.ops.ternary_transpose import ternary_transpose
 from bittorch.ops.ternary_unpack import ternary_unpack
+
+_vmap.register()
 
 __all__ = [
     "act_quantize",

@@ -79,7 +79,7 @@ def conv2d_out_sizes(
         padded, reach = x.shape[2 + d] + 2 * padding[d], dilation[d] * (kernel_size[d] - 1)
         _check_size("height or width and padding", padded, (x.shape[2 + d], padding[d], padding[d]))
         _check_size("dilation times (kernel_size - 1)", reach, (dilation[d], kernel_size[d] - 1))
-        if padded < reach + 1:
+        if padded <= reach:
             raise ValueError(
                 f"the padded input is smaller than the kernel: x {list(x.shape)} with padding {list(padding)} against "
                 f"kernel_size {list(kernel_size)} with dilation {list(dilation)}"

@@ -30,10 +30,9 @@ void check_pair(const char *name, IntArrayRef values, int64_t least) {
 int64_t out_size(const Geometry &g, int64_t in, int d, const Tensor &x) {
     const int64_t padded = size_sum("height or width and padding", {in, g.padding[d], g.padding[d]});
     const int64_t reach = size_product("dilation times (kernel_size - 1)", {g.dilation[d], g.kernel_size[d] - 1});
-    const int64_t kernel = size_sum("the kernel's reach", {reach, 1});
-    TORCH_CHECK_VALUE(padded >= kernel, "the padded input is smaller than the kernel: x ", x.sizes(), " with padding ",
+    TORCH_CHECK_VALUE(padded > reach, "the padded input is smaller than the kernel: x ", x.sizes(), " with padding ",
                       g.padding, " against kernel_size ", g.kernel_size, " with dilation ", g.dilation);
-    return (padded - kernel) / g.stride[d] + 1;
+    return (padded - reach - 1) / g.stride[d] + 1;
 }
 
 // Sizes and steps, checked. Steps that lead nowhere are 1, whatever the caller gives.
@@ -65,8 +64,11 @@ bt_ternary_conv2d_packed problem_of(const Tensor &x, const Tensor &w_packed, con
 Tensor patches_of(const Tensor &x, const bt_ternary_conv2d_packed &p) {
     if (x.numel() == 0) // torch refuses it
         return at::zeros({x.size(0), x.size(1) * p.kernel_h * p.kernel_w, p.out_h * p.out_w}, x.options());
+    // A step that leads nowhere is 1 in p, which would be a step to torch.
+    const int64_t stride_h = p.out_h == 1 ? p.height + 2 * p.pad_h : p.stride_h;
+    const int64_t stride_w = p.out_w == 1 ? p.width + 2 * p.pad_w : p.stride_w;
     return at::im2col(x, {p.kernel_h, p.kernel_w}, {p.dilation_h, p.dilation_w}, {p.pad_h, p.pad_w},
-                      {p.stride_h, p.stride_w});
+                      {stride_h, stride_w});
 }
 
 // Whether patches read so little of the padded input that a copy of it would be mostly zeros, or no memory holds it.

@@ -1,0 +1,317 @@
+"""Layers under torch.fx, torch.func, torch.jit, float64 and channels_last: they work, or say what does."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, hessian, jacrev, jvp, vmap
+
+from bittorch import TernaryConv2d, TernaryLinear, TernaryQuantConfig, export_for_inference
+from bittorch.nn import TernaryLinearInference
+from tests import helpers
+
+CONFIGS = {
+    "max": TernaryQuantConfig(),
+    "8 bits": TernaryQuantConfig(activation_bits=8),
+    "24 bits, groups": TernaryQuantConfig(granularity="group", group_size=4, activation_bits=24),
+    "lsq": TernaryQuantConfig(method="lsq"),
+    "seq, 8 bits": TernaryQuantConfig(method="seq", activation_bits=8),
+    "ttq": TernaryQuantConfig(method="ttq"),
+    "clipped": TernaryQuantConfig(ste="clipped"),
+}
+PACKED = [name for name in CONFIGS if name != "ttq"]
+
+
+def _linear(config: str, backend: str = "auto") -> TernaryLinear:
+    return TernaryLinear(16, 8, config=CONFIGS[config], backend=backend)
+
+
+def _conv(config: str, backend: str = "auto", **geometry: object) -> TernaryConv2d:
+    return TernaryConv2d(4, 6, 3, config=CONFIGS[config], backend=backend, **{"padding": 1, **geometry})
+
+
+def _x(kind: str) -> Tensor:
+    return helpers.randn(5, 16) if kind == "linear" else helpers.randn(2, 4, 9, 8)
+
+
+MAKERS = {"linear": _linear, "conv": _conv}
+kinds = pytest.mark.parametrize("kind", MAKERS)
+
+
+# FIELD T12: symbolic tracing met checks as control flow.
+
+
+def _assert_traces(layer: nn.Module, x: Tensor) -> None:
+    model = nn.Sequential(layer, nn.ReLU())
+    traced = torch.fx.symbolic_trace(model)
+    expected = model(x)
+    without_dead_code = copy.deepcopy(traced)
+    without_dead_code.graph.eliminate_dead_code()
+    without_dead_code.recompile()
+    for module in (traced, without_dead_code, pickle.loads(pickle.dumps(traced))):
+        assert torch.equal(module(x), expected)
+    assert dict(traced.named_parameters()).keys() == dict(model.named_parameters()).keys()
+    assert torch.equal(torch.fx.symbolic_trace(layer)(x), layer(x))
+    with pytest.raises(ValueError, match="must be"):
+        without_dead_code(x[:, :-1])
+
+
+@kinds
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("backend", ["auto", "python"])
+@pytest.mark.parametrize("mode", ["train", "eval", "warm-up"])
+def test_traced_training_layers_equal_the_layer(kind: str, config: str, backend: str, mode: str) -> None:
+    layer = MAKERS[kind](config, backend).train(mode != "eval")
+    layer.quant_lambda = 0.5 if mode == "warm-up" else 1.0
+    _assert_traces(layer, _x(kind))
+
+
+@kinds
+@pytest.mark.parametrize("config", PACKED)
+def test_traced_packed_layers_equal_the_layer(kind: str, config: str) -> None:
+    _assert_traces(export_for_inference(MAKERS[kind](config).eval()), _x(kind))
+
+
+def test_traced_padding_modes_and_planes_equal_the_layer() -> None:
+    for geometry in ({"padding": "same"}, {"padding_mode": "reflect"}, {"stride": 2, "dilation": 2, "groups": 2}):
+        layer = _conv("max", **geometry)
+        _assert_traces(layer, _x("conv"))
+        _assert_traces(export_for_inference(layer.eval()), _x("conv"))
+    _assert_traces(TernaryLinearInference.from_linear(nn.Linear(16, 8), depth=3), _x("linear"))
+
+
+def test_traced_models_train() -> None:
+    layer, x = _linear("max"), _x("linear")
+    torch.fx.symbolic_trace(nn.Sequential(layer))(x).sum().backward()
+    actual, layer.weight.grad = layer.weight.grad, None
+    layer(x).sum().backward()
+    assert torch.equal(actual, layer.weight.grad)
+
+
+# FIELD T11, T20: torch.func, forward mode and second derivatives.
+
+
+def _loss(layer: nn.Module, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+    return functional_call(layer, parameters, (x,)).square().sum()
+
+
+@kinds
+@pytest.mark.parametrize("config", CONFIGS)
+def test_python_backend_has_gradients_per_sample(kind: str, config: str) -> None:
+    """FIELD T11: the default methods, and the others."""
+    layer, x = MAKERS[kind](config, "python"), _x(kind)
+    samples = x[:, None]  # a batch of one each
+    parameters = dict(layer.named_parameters())
+    actual = vmap(grad(lambda p, sample: _loss(layer, p, sample)), (None, 0))(parameters, samples)
+    for i, sample in enumerate(samples):
+        expected = torch.autograd.grad(_loss(layer, parameters, sample), list(parameters.values()))
+        for name, gradient in zip(parameters, expected, strict=True):
+            torch.testing.assert_close(actual[name][i], gradient, rtol=1e-4, atol=1e-5)
+
+
+@kinds
+@pytest.mark.parametrize("config", ["max", "8 bits"])
+def test_kernels_have_the_gradients_per_sample_of_the_python_backend(kind: str, config: str) -> None:
+    layer, x = MAKERS[kind](config), _x(kind)
+    twin = copy.deepcopy(layer)
+    twin.backend = "python"
+    parameters = dict(twin.named_parameters())
+    per_sample = vmap(grad(lambda p, sample: _loss(twin, p, sample)), (None, 0))(parameters, x[:, None])
+    _loss(layer, dict(layer.named_parameters()), x).backward()
+    for name, parameter in layer.named_parameters():
+        helpers.assert_near(per_sample[name].sum(0), parameter.grad, 1e-4)
+
+
+@kinds
+@pytest.mark.parametrize("config", ["max", "8 bits", "lsq", "clipped"])
+def test_differentiating_transforms_of_kernels_name_the_way_out(kind: str, config: str) -> None:
+    layer, x = MAKERS[kind](config), _x(kind)
+    parameters = dict(layer.named_parameters())
+    for transformed in (
+        lambda: grad(lambda p: _loss(layer, p, x))(parameters),
+        lambda: vmap(grad(lambda p, s: _loss(layer, p, s)), (None, 0))(parameters, x[:, None]),
+        lambda: jacrev(lambda s: layer(s))(x),
+        lambda: jvp(lambda s: layer(s), (x,), (x,)),
+    ):
+        with pytest.raises(NotImplementedError, match="backend='python'"):
+            transformed()
+
+
+def test_packed_layers_name_the_way_out() -> None:
+    layer, x = export_for_inference(_linear("max").eval()), _x("linear")
+    with pytest.raises(NotImplementedError, match="backend='python'"):
+        grad(lambda s: layer(s).sum())(x)
+
+
+@kinds
+@pytest.mark.parametrize("config", ["max", "8 bits"])
+def test_second_derivatives_and_forward_mode_of_the_python_backend(kind: str, config: str) -> None:
+    """FIELD T20: what the refusals of the kernels promise."""
+    layer, x = MAKERS[kind](config, "python"), _x(kind)[:1]
+    _, tangent = jvp(layer, (x,), (x,))
+    step = torch.autograd.functional.vjp(layer, x, torch.ones_like(layer(x)))[1]
+    helpers.assert_near(tangent.sum(), (step * x).sum(), 1e-4)  # <J x, 1> = <x, J^T 1>
+    assert hessian(lambda s: layer(s).square().sum())(x).isfinite().all()
+    x.requires_grad_()
+    (first,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    first.square().sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+@kinds
+def test_second_derivatives_of_kernels_name_the_way_out(kind: str) -> None:
+    layer, x = MAKERS[kind]("max"), _x(kind).requires_grad_()
+    (first,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"no second derivative.*backend='python'"):
+        first.square().sum().backward()
+
+
+# FIELD T19: vmap looped with a warning of torch's, and jit.script spoke of annotations.
+
+
+@kinds
+@pytest.mark.parametrize("config", PACKED)
+def test_vmap_is_one_larger_batch(kind: str, config: str, capfd: pytest.CaptureFixture[str]) -> None:
+    layer, x = MAKERS[kind](config), _x(kind)
+    mapped = torch.stack([x, 2 * x, x.flip(0)], 1)
+    for module in (layer, export_for_inference(copy.deepcopy(layer).eval())):
+        y = vmap(module, in_dims=1, out_dims=1)(mapped)
+        for i in range(3):
+            assert torch.equal(y[:, i], module(mapped[:, i]))
+    assert "performance drop" not in capfd.readouterr().err
+
+
+@kinds
+@pytest.mark.parametrize("config", ["max", "24 bits, groups"])
+def test_vmap_over_weights_is_a_loop(kind: str, config: str) -> None:
+    layers = [MAKERS[kind](config) for _ in range(3)]
+    with torch.no_grad():
+        layers[1].weight.mul_(3)
+        layers[2].weight.neg_()
+    stacked = {name: torch.stack([dict(m.named_parameters())[name] for m in layers]) for name in ("weight", "bias")}
+    x = _x(kind)
+    y = vmap(lambda p: functional_call(layers[0], p, (x,)))(stacked)
+    for i, layer in enumerate(layers):
+        assert torch.equal(y[i], layer(x))
+
+
+def test_vmap_of_nothing() -> None:
+    assert vmap(_linear("max"))(torch.empty(0, 3, 16)).shape == (0, 3, 8)
+    assert vmap(_conv("max"))(torch.empty(0, 1, 4, 5, 5)).shape == (0, 1, 6, 5, 5)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.parametrize("packed", [False, True], ids=["trained", "packed"])
+@kinds
+def test_jit_script_is_refused_with_the_ways_that_work(kind: str, packed: bool) -> None:
+    layer = MAKERS[kind]("max").eval()
+    layer = export_for_inference(layer) if packed else layer
+    with pytest.raises(NotImplementedError, match=rf"torch.jit.script .* {type(layer).__name__}; use torch.export"):
+        torch.jit.script(nn.Sequential(layer))
+    x = _x(kind)
+    assert torch.equal(torch.jit.trace(layer, x)(x), layer(x))
+    assert torch.equal(torch.export.export(layer, (x,)).module()(x), layer(x))
+
+
+# FIELD T16: float64.
+
+
+@kinds
+@pytest.mark.parametrize("config", CONFIGS)
+def test_float64_runs_in_plain_torch(kind: str, config: str) -> None:
+    layer = MAKERS[kind](config, "python").double()
+    single = MAKERS[kind](config, "python")
+    single.load_state_dict(layer.state_dict())
+    x = _x(kind).double().requires_grad_()
+    y = layer(x)
+    assert y.dtype == torch.float64
+    helpers.assert_near(single(x.float()), y)
+    y.sum().backward()
+    assert x.grad.dtype == layer.weight.grad.dtype == torch.float64
+    if config in ("max", "lsq", "clipped", "ttq"):
+        assert torch.autograd.gradcheck(layer, (_x(kind)[:1, ...].double().requires_grad_(),), fast_mode=True)
+
+
+@kinds
+@pytest.mark.parametrize("config", ["max", "lsq", "ttq"])
+def test_float64_for_kernels_is_refused_where_it_is_asked_for(kind: str, config: str) -> None:
+    layer = MAKERS[kind](config)
+    with pytest.raises(TypeError, match=r"dtype must be .*, got torch.float64.*cast with .float\(\).*backend='python'"):
+        type(layer)(*(16, 8) if kind == "linear" else (4, 6, 3), config=CONFIGS[config], dtype=torch.float64)
+    layer.double()
+    with pytest.raises(TypeError, match=r"the weight must be .*, got torch.float64.*backend='python'"):
+        layer(_x(kind).double())
+    dense = nn.Linear(16, 8) if kind == "linear" else nn.Conv2d(4, 6, 3)
+    convert = TernaryLinear.from_linear if kind == "linear" else TernaryConv2d.from_conv2d
+    with pytest.raises(TypeError, match=r"must be .*, got torch.float64.*cast with .float\(\)"):
+        convert(dense.double())
+    layer.backend = "python"
+    assert layer(_x(kind).double()).dtype == torch.float64
+
+
+def test_float64_as_the_default_dtype_is_refused() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.raises(TypeError, match=r"got torch.float64"):
+            TernaryLinear(4, 4)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+# FIELD T17: channels_last.
+
+
+def _formats(y: Tensor) -> tuple[bool, bool]:
+    return y.is_contiguous(), y.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("backend", ["auto", "python"])
+@pytest.mark.parametrize("mode", ["train", "eval", "warm-up"])
+def test_convolutions_keep_the_memory_format(config: str, backend: str, mode: str) -> None:
+    layer, x = _conv(config, backend).train(mode != "eval"), _x("conv")
+    layer.quant_lambda = 0.5 if mode == "warm-up" else 1.0
+    last = x.to(memory_format=torch.channels_last)
+    assert _formats(layer(x)) == (True, False)
+    assert _formats(layer(last)) == (False, True) == _formats(nn.Conv2d(4, 6, 3)(last))
+    helpers.assert_near(layer(last), layer(x), 1e-6)
+    if backend == "auto" and mode != "warm-up" and config != "ttq":
+        assert torch.equal(layer(last), layer(x))
+
+
+@pytest.mark.parametrize("config", PACKED)
+def test_packed_convolutions_keep_the_memory_format(config: str) -> None:
+    layer, x = export_for_inference(_conv(config).eval()), _x("conv")
+    last = x.to(memory_format=torch.channels_last)
+    assert (_formats(layer(x)), _formats(layer(last))) == ((True, False), (False, True))
+    assert torch.equal(layer(last), layer(x))
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 9, 8), (3, 4, 1, 1), (1, 4, 1, 8), (0, 4, 5, 5), (3, 1, 5, 5), (1, 1, 1, 1)])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced", "expanded"])
+def test_fakes_have_the_strides_of_results(shape: tuple[int, ...], layout: str) -> None:
+    x = torch.ones(shape)
+    if layout == "channels_last":
+        x = x.to(memory_format=torch.channels_last)
+    elif layout == "sliced":
+        x = torch.ones(shape[0], shape[1] + 3, shape[2], shape[3]).to(memory_format=torch.channels_last)[:, : shape[1]]
+    elif layout == "expanded":
+        x = torch.ones(1, 1, 1, shape[3]).expand(shape)
+    layer = TernaryConv2d(shape[1], 6, 1)
+    y = layer(x)
+    assert layer.to("meta")(x.to("meta")).stride() == y.stride()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("packed", [False, True], ids=["trained", "packed"])
+def test_compiled_convolutions_keep_the_memory_format(packed: bool) -> None:
+    layer = nn.Sequential(_conv("max"), nn.ReLU())
+    layer = export_for_inference(layer.eval()) if packed else layer
+    last = _x("conv").to(memory_format=torch.channels_last)
+    for backend in ("aot_eager", "inductor"):
+        torch.compiler.reset()
+        y = torch.compile(layer, backend=backend, fullgraph=True)(last)
+        assert _formats(y) == (False, True)
+        assert torch.equal(y, layer(last))
