@@ -51,7 +51,7 @@ ISA_FLAGS = {
 # No compiler may fuse a multiplication with an addition: the epilogues' bits are part of the contract.
 COMMON = ["-O3", "-DNDEBUG", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
 # 8.7 is Jetson Orin; the PTX of 8.0 serves every later device. An older nvcc builds those that it knows.
-DEFAULT_CUDA_ARCHES = ("8.0+PTX", "8.7", "8.9", "9.0")
+DEFAULT_CUDA_ARCHES = ("8.0+PTX", "8.7", "8.9", "9.0", "10.0", "12.0")
 
 
 def setting(name, default=""):

@@ -17,8 +17,18 @@ QuantizerArgs = tuple[str, str, float, str, int]
 _KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
+def check_not_sharded(x: Tensor, weight: Tensor) -> None:
+    """Raises NotImplementedError for DTensors, in other words than torch's, which has no sharding of these ops."""
+    if "DTensor" in (type(x).__name__, type(weight).__name__):  # by name: the class takes long to import
+        raise NotImplementedError(
+            "the ternary products do not take a DTensor, such as tensor parallelism makes of weights or inputs; "
+            "gather it with .full_tensor(), or shard with fully_shard, which gathers weights before each forward"
+        )
+
+
 def check_backend_of(x: Tensor, weight: Tensor, backend: str) -> None:
     """Raises where the backend does not take the device of ``x`` or the dtype of the layer."""
+    check_not_sharded(x, weight)
     if backend == "cuda" and not x.is_cuda:
         raise RuntimeError(f"backend='cuda', but the input is on {x.device}; move it with .to('cuda')")
     if weight.dtype == torch.float64 and backend != "python":

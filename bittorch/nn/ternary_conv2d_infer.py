@@ -12,6 +12,7 @@ from torch.nn.modules.utils import _pair
 
 from bittorch import _env
 from bittorch.nn.packed_layer import PackedLayer
+from bittorch.nn.parts import check_not_sharded
 
 Size = int | tuple[int, int]
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
@@ -179,6 +180,7 @@ def _convolution(
     steps: tuple[Any, ...],
     activation_bits: int,
 ) -> Tensor:
+    check_not_sharded(input, weight_packed)
     unbatched = input.dim() == 3
     if not (unbatched or input.dim() == 4) or input.shape[-3] != in_channels:
         raise ValueError(

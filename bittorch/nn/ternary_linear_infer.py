@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bittorch import _env, ops
 from bittorch.nn.packed_layer import PackedLayer
+from bittorch.nn.parts import check_not_sharded
 from bittorch.nn.ternary_layer import gathered
 from bittorch.quant import TernaryQuantConfig
 from bittorch.quant.trit_planes import check_grid, pack_trit_planes, unpack_trit_planes
@@ -174,6 +175,7 @@ def _product(
     norm_weight: Tensor | None,
     norm_eps: float | None,
 ) -> Tensor:
+    check_not_sharded(x, weight_packed)
     check_width(x, in_features)
     norm: _Norm = ()
     if norm_weight is not None:

@@ -25,6 +25,8 @@
  * sizes that a variant leaves to it.
  *
  * CUDA: fp32 sums in an order that the shape alone decides; a token's result may differ from the CPU's in rounding.
+ * Tensor cores (skinny, bulk) sum doubled products and halve the sum, so a bf16 activation or a sum above 1.7e38, half
+ * the largest float, becomes Inf. No fp16 activation is that large.
  * cuda_unpack is ternary_unpack and a product by cuBLAS, which csrc/dispatch runs: the weight is rounded to x's type.
  */
 #ifndef BT_TERNARY_LINEAR_PACKED_H

@@ -177,6 +177,36 @@ static void special(Random &random, int type, int64_t ldw) {
     compare(a, channel, "special");
 }
 
+/* Tensor cores sum doubled products: the contract ends at half the largest float, the other kernels go on. */
+static void huge(Random &random, float value) {
+    const Grouping channel = {"channel", 1, 64, 40};
+    Problem a = make(random, 3, 40, 64, channel, BT_BF16, BT_F32, -1, 64, 16);
+    for (int64_t c = 0; c < 64; c++)
+        a.x.put(1, c, c == 5 ? value : 0.0f);
+    for (int64_t r = 0; r < 40; r++)
+        a.scale.put(0, r, 0.25f);
+    const Buffer xp(BT_F32, 3, 256, 256);
+    a.p.xp = xp.data<float>();
+    a.p.ldxp = 256;
+    bt_ternary_linear_packed_prepare(&a.p, 0, 3);
+    bt_ternary_linear_packed_scalar(&a.p, 0, bt_tiles(3, 40));
+    a.exact = exact_product(a.p, a.x, a.w, a.bias);
+    if (value < 1.7e38f)
+        return compare(a, channel, "huge");
+    for (const auto &kernel : KERNELS) {
+        const Buffer y(BT_F32, 3, 40, a.p.ldy);
+        a.p.y = y.data();
+        if ((kernel.needs & BT_GPU_UNPACK) || !(kernel.dtypes & BT_SET(BT_BF16)) || kernel.run(&a.p, 0, 0) != BT_OK)
+            continue;
+        int wrong = 0;
+        for (int64_t r = 0; r < 40; r++) {
+            const bool overflows = (kernel.needs & BT_GPU_SM80) && trit_at(a.w, r, 5);
+            wrong += std::isfinite(y.at(1, r)) == overflows || !std::isfinite(y.at(0, r)) || !std::isfinite(y.at(2, r));
+        }
+        check(wrong == 0, "ternary_linear_packed %s: %d outputs of a huge activation", kernel.variant, wrong);
+    }
+}
+
 /* More tokens than one tile, tiles that are not full, one stage and more than are under way, several parts of k, blocks
  * of 256 rows, long groups. */
 static void bulk(Random &random) {
@@ -209,6 +239,8 @@ void test_linear_packed() {
     shape(random, 5, 67, 260);
     shape(random, 4, 6, 256);
     all_types(random);
+    huge(random, 1.6e38f);
+    huge(random, 2e38f);
     for (int type = BT_F32; type <= BT_BF16; type++)
         for (const int64_t ldw : {33, 48})
             special(random, type, ldw);

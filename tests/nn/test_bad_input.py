@@ -94,7 +94,7 @@ def test_float64_runs_without_quantisation_alone() -> None:
     layer, x = TernaryLinear(8, 6, quantize=False, dtype=torch.float64), LINEAR_X.double()
     assert layer(x).dtype == torch.float64
     layer.quantize = True
-    with pytest.raises(TypeError, match="w must be float32, float16 or bfloat16, got float64"):
+    with pytest.raises(TypeError, match=r"the weight must be float32, float16 or bfloat16, got torch.float64"):
         layer(x)
 
 

@@ -2,10 +2,12 @@
 
 import copy
 import pickle
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import Replicate, distribute_module, distribute_tensor
 from torch.func import functional_call, grad, hessian, jacrev, jvp, vmap
 
 from bittorch import TernaryConv2d, TernaryLinear, TernaryQuantConfig, export_for_inference
@@ -258,6 +260,29 @@ def test_float64_as_the_default_dtype_is_refused() -> None:
             TernaryLinear(4, 4)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+# FIELD T15: tensor parallelism.
+
+
+@pytest.fixture
+def mesh() -> Iterator[object]:
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield torch.distributed.init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+@kinds
+@pytest.mark.parametrize("packed", [False, True], ids=["trained", "packed"])
+@pytest.mark.parametrize("sharded", ["weight", "input"])
+def test_distributed_tensors_are_refused_with_a_way_out(kind: str, packed: bool, sharded: str, mesh: object) -> None:
+    layer, x = MAKERS[kind]("max").eval(), _x(kind)
+    layer = export_for_inference(layer) if packed else layer
+    if sharded == "weight":
+        distribute_module(layer, mesh)
+    x = distribute_tensor(x, mesh, [Replicate()])
+    with pytest.raises(NotImplementedError, match="do not take a DTensor"):
+        layer(x)
 
 
 # FIELD T17: channels_last.

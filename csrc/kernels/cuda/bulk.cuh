@@ -103,7 +103,7 @@ template <class Op, int TILES, int WARPS> struct bt_bulk_block {
         if (Op::arranged(p))
             return;
         uint4 *const to = place_of_x(stage);
-        BT_UNROLL
+        BT_UNROLL_BY(2) /* four at once would spill */
         for (int of = 0; of < X_COPIES; of++) {
             uint4 in[Op::UNITS], out[Op::UNITS];
             for (int u = 0; u < Op::UNITS; u++)

@@ -20,12 +20,13 @@
          : (kernel<<<(grid), (block), (bytes), (cudaStream_t)(stream)>>>(__VA_ARGS__), bt_launch_status()))
 #define BT_DYNAMIC_SHARED(name) extern __shared__ uint4 name[]
 #define BT_UNROLL _Pragma("unroll")
-#define BT_UNROLL_TWICE _Pragma("unroll 2")
+#define BT_PRAGMA(text) _Pragma(#text)
+#define BT_UNROLL_BY(times) BT_PRAGMA(unroll times)
 #define BT_UNROLL_NOT _Pragma("unroll 1")
 #else
 #include "cusim.h"
 #define BT_UNROLL
-#define BT_UNROLL_TWICE
+#define BT_UNROLL_BY(times)
 #define BT_UNROLL_NOT
 #define BT_LAUNCH(kernel, grid, block, stream, ...)                                                                    \
     (cusim::launch((grid), (block), [&] { kernel(__VA_ARGS__); }), (void)(stream), bt_launch_status())

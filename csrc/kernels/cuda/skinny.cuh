@@ -193,6 +193,11 @@ static __global__ void __launch_bounds__(32 * WARPS, 16 / WARPS) bt_skinny_rows(
     typedef typename Op::Sum Sum;
     enum { WORDS = 4, STEP_BYTES = 16 * WORDS, ROWS = BT_SKINNY_ROWS * ROW_TILES, PLACE = 8 * TILES * BT_SKINNY_PITCH };
     enum { TURN = WARPS * STEP_BYTES }; /* from a warp's step to its next */
+    /* Steps that the loop has side by side: with 9 columns of halves or more a chunk has one step for each warp. */
+    enum {
+        LEAST = 8 * (TILES - 1) + 1,
+        AT_ONCE = 2 * WARPS * 4 * WORDS * Op::UNITS * LEAST <= BT_SKINNY_UNITS ? 2 : 1
+    };
     __shared__ uint4 xs[BT_SKINNY_UNITS];
     __shared__ Sum sums[WARPS][ROW_TILES][PLACE];
     const int columns = bt_skinny_columns<Op>(p), warp = (int)threadIdx.x / 32;
@@ -216,7 +221,7 @@ static __global__ void __launch_bounds__(32 * WARPS, 16 / WARPS) bt_skinny_rows(
             bt_skinny_stage<Op, WORDS>(p, 0, columns, columns, (int64_t)begin * 64 * WORDS, stop - begin, xs);
             __syncthreads();
             const uint4 *b = xs + warp * units;
-            BT_UNROLL_TWICE
+            BT_UNROLL_BY(AT_ONCE)
             for (; step < stop_whole; b += WARPS * units) {
                 const auto now = next;
                 step += WARPS;

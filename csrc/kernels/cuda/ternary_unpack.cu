@@ -16,10 +16,13 @@ struct values_t {
 static __device__ uint32_t bits_of(int type, float value) {
     if (type == BT_F32)
         return bt_float_bits(value);
-    return type == BT_F16 ? bt_to_f16(value) : type == BT_BF16 ? bt_to_bf16(value) : (uint8_t)(int8_t)value;
+    return type == BT_F16 ? bt_to_f16(value) : bt_to_bf16(value);
 }
 
-static __device__ values_t values_at(const bt_ternary_unpack &p, int64_t row, int64_t column) {
+/* int8 has no scale, so that one byte a value leaves most of this out. */
+template <int BYTES> static __device__ values_t values_at(const bt_ternary_unpack &p, int64_t row, int64_t column) {
+    if (BYTES == 1)
+        return {{0, 1, 0xff}};
     const int64_t group = p.lds > 1 ? column / p.group : 0;
     const float scale = p.scale ? p.scale[row * p.lds + group] : 1.0f;
     return {{bits_of(p.y_type, __fmul_rn(0.0f, scale)), bits_of(p.y_type, __fmul_rn(1.0f, scale)),
@@ -37,8 +40,8 @@ static __device__ uint4 sixteen(const bt_ternary_unpack &p, const uint8_t *from,
     uint32_t word[4] = {0};
     BT_UNROLL
     for (int i = 0; i < 16 / BYTES; i++) {
-        if (i % 4 == 0 && p.lds > 1)
-            values = values_at(p, row, column + i);
+        if (BYTES > 1 && i % 4 == 0 && p.lds > 1)
+            values = values_at<BYTES>(p, row, column + i);
         const uint32_t value = value_of(values, from[i / 4] >> (2 * (i % 4)) & 3u);
         word[i * BYTES / 4] |= value << (i * BYTES % 4 * 8);
     }
@@ -51,15 +54,15 @@ template <int BYTES> static __global__ void unpack(bt_ternary_unpack p, bool ali
     for (int64_t row = blockIdx.y; row < p.n; row += gridDim.y) {
         const uint8_t *const w = p.w + row * p.ldw;
         uint8_t *const y = (uint8_t *)p.y + row * p.ldy * BYTES;
-        const values_t values = values_at(p, row, 0);
+        const values_t values = values_at<BYTES>(p, row, 0);
         for (int64_t c = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * AT_ONCE; c < p.k; c += step) {
             if (aligned && c + AT_ONCE <= p.k) {
                 *(uint4 *)(y + c * BYTES) = sixteen<BYTES>(p, w + c / 4, row, c, values);
                 continue;
             }
             for (int64_t i = c; i < p.k && i < c + AT_ONCE; i++) {
-                const uint32_t value =
-                    value_of(p.lds > 1 ? values_at(p, row, i) : values, w[i / 4] >> (2 * (i % 4)) & 3u);
+                const uint32_t value = value_of(BYTES > 1 && p.lds > 1 ? values_at<BYTES>(p, row, i) : values,
+                                                w[i / 4] >> (2 * (i % 4)) & 3u);
                 memcpy(y + i * BYTES, &value, BYTES);
             }
         }
