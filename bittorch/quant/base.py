@@ -22,8 +22,6 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from bittorch.ops import reference
-
 Config = TypeVar("Config", bound="QuantConfig")
 
 
@@ -68,6 +66,31 @@ class QuantConfig:
         if unknown := sorted(set(fields) - known):
             raise ValueError(f"{cls.__name__} has no field {', '.join(unknown)}; it has {', '.join(sorted(known))}")
         return cls(**fields)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Takes a value and passes its gradient to the tensor that it was made from, once."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(source: Tensor, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+def straight_through_once(source: Tensor, value: Tensor) -> Tensor:
+    """``value`` with the gradient of ``source``; a second derivative, which would miss the quantiser, raises."""
+    result: Tensor = _StraightThrough.apply(source, value)
+    return result
 
 
 class Quantizer(ABC):
@@ -115,4 +138,4 @@ class Quantizer(ABC):
         therefore receives ``scale`` times the gradient of the product.
         """
         codes, scale = self.quantize(w.detach())
-        return reference.straight_through(w, codes.to(w.dtype)), scale.detach()
+        return straight_through_once(w, codes.to(w.dtype)), scale.detach()

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from bittorch import ops
-from bittorch.ops import reference
-from bittorch.quant.base import QuantConfig, Quantizer, QuantType
+from bittorch.quant.base import QuantConfig, Quantizer, QuantType, straight_through_once
 from bittorch.quant.learned import LEARNED, RULES, TWO_SCALES
 
 Method = Literal["max", "twn", "absmean", "absmedian", "optimal", "nm34", "lsq", "seq", "ttq"]
@@ -256,7 +255,7 @@ class TernaryQuantizer(Quantizer):
         """
         w_packed, scale = self.quantize_packed(w)
         value = ops.ternary_unpack(w_packed, scale, w.detach().flatten(1).shape[1], w.dtype)
-        return reference.straight_through(w, value.view(w.shape))
+        return straight_through_once(w, value.view(w.shape))
 
 
 def ternary_quantize(

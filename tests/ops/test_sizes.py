@@ -129,7 +129,7 @@ def test_layer_with_odd_steps_trains_and_exports() -> None:
     assert y.shape == (2, 3, 2, 2)
     y.sum().backward()
     read = torch.zeros_like(x)
-    read[:, :, 1, 1] = layer.get_quantized_weight()[:, :, 0, 0].sum(0)  # the one pixel that any patch holds
+    read[:, :, 1, 1] = layer.dequantized_weight()[:, :, 0, 0].sum(0)  # the one pixel that any patch holds
     helpers.assert_near(x.grad, read.double())
     assert torch.equal(export_for_inference(layer.eval())(x), layer(x))
 
