@@ -27,6 +27,7 @@ from bittorch import ops
 from bittorch.nn.parts import narrowed
 from bittorch.ops import reference
 from bittorch.quant import TernaryQuantConfig, learned
+from bittorch.quant.base import straight_through_once
 
 State = Literal["meta", "empty", "fresh", "kept"]
 
@@ -90,7 +91,7 @@ class LearnedScale(nn.Module):
             return scale
         if not self.training:
             value = self._present(gathered(self.weight), gathered(scale))
-            return reference.straight_through(scale, value) if not scale.is_meta else value
+            return straight_through_once(scale, value) if not scale.is_meta else value
         self._settle()
         settled = self.weight_scale
         assert settled is not None

@@ -211,9 +211,10 @@ def ternary_linear_w2a8(
 def straight_through(source: Tensor, value: Tensor) -> Tensor:
     """``value`` in the forward pass, with the gradient of ``source``; forward mode, vmap and fx see plain torch.
 
-    What is added is exactly zero where ``source`` is finite, so that ``value`` is not rounded once more.
+    What is added is exactly zero, so that ``value`` is not rounded once more; where ``source`` is not finite, no gradient
+    passes.
     """
-    return value + (source - source.detach())
+    return value + (source - source.detach()).nan_to_num(0.0)
 
 
 def fake_quantize(x: Tensor, activation_bits: int) -> Tensor:
