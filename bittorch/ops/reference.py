@@ -211,8 +211,8 @@ def ternary_linear_w2a8(
 def straight_through(source: Tensor, value: Tensor) -> Tensor:
     """``value`` in the forward pass, with the gradient of ``source``; forward mode, vmap and fx see plain torch.
 
-    What is added is exactly zero, so that ``value`` is not rounded once more; where ``source`` is not finite, no gradient
-    passes.
+    What is added is exactly zero, so that ``value`` is not rounded once more; where ``source`` is not finite, no
+    gradient passes.
     """
     return value + (source - source.detach()).nan_to_num(0.0)
 
