@@ -2,7 +2,6 @@
  * operands by their types. Memory, branches and what needs a whole warp are in parse.cpp and exec.cpp. */
 #include "ptx.h"
 
-#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -10,8 +9,6 @@
 #include <type_traits>
 #include <unordered_map>
 #include <utility>
-
-#include "../../csrc/kernels/cpu/half.h"
 
 namespace ptx {
 
@@ -21,13 +18,6 @@ static bool divided_by_zero;
 bool take_division_by_zero() {
     return std::exchange(divided_by_zero, false);
 }
-
-struct f16 {
-    uint16_t bits;
-};
-struct bf16 {
-    uint16_t bits;
-};
 
 template <class T> static T as(Word word) {
     if constexpr (std::is_integral_v<T>)
@@ -180,8 +170,6 @@ static void conversions() {
     conversions_to<float>("f32"), conversions_to<double>("f64");
     add("cvt.f64.f32", [](float a) { return (double)a; });
     add("cvt.rn.f32.f64", [](double a) { return (float)a; });
-    add("cvt.f32.f16", [](f16 a) { return bt_from_f16(a.bits); });
-    add("cvt.f32.bf16", [](bf16 a) { return bt_from_bf16(a.bits); });
     /* Global memory has the same addresses by name and generic. */
     add("cvta.to.global.u64 cvta.global.u64", [](uint64_t a) { return a; });
     add("cvta.to.shared.u64", [](uint64_t a) { return a - SHARED_WINDOW; });
@@ -204,22 +192,11 @@ static void words() {
         const uint64_t mask = ((1ull << std::min(length & 255, 32u)) - 1) << std::min(at & 255, 32u);
         return (uint32_t)((b & ~mask) | ((uint64_t)a << std::min(at & 255, 32u) & mask));
     });
-    add("bfe.u32", [](uint32_t a, uint32_t at, uint32_t length) {
-        return (uint32_t)((uint64_t)a >> std::min(at & 255, 32u) & ((1ull << std::min(length & 255, 32u)) - 1));
-    });
-    add("lop3.b32", [](uint32_t a, uint32_t b, uint32_t c, uint32_t table) {
-        uint32_t result = 0;
-        for (int i = 0; i < 8; i++)
-            result |= table >> i & 1 ? (i & 4 ? a : ~a) & (i & 2 ? b : ~b) & (i & 1 ? c : ~c) : 0;
-        return result;
-    });
     add("dp4a.s32.s32", [](uint32_t a, uint32_t b, uint32_t sum) {
         for (int i = 0; i < 32; i += 8)
             sum += (uint32_t)((int8_t)(a >> i) * (int8_t)(b >> i));
         return sum;
     });
-    add("popc.b32", [](uint32_t a) { return (uint32_t)std::popcount(a); });
-    add("clz.b32", [](uint32_t a) { return (uint32_t)std::countl_zero(a); });
 }
 
 static void fill() {

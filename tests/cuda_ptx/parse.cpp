@@ -5,8 +5,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <cxxabi.h>
-#include <fstream>
-#include <set>
 #include <sstream>
 
 namespace ptx {
@@ -235,8 +233,6 @@ std::vector<int> Parser::operands(const std::string &text) {
 
 /* [%rd1+16], [name+16], [%rd1] */
 void Parser::address(Instruction &at, const std::string &text) {
-    if (text[0] != '[')
-        stop_at("this is no address: " + text);
     const auto parts = split(inside(text), '+');
     at.offset = parts.size() > 1 ? strtoll(parts[1].c_str(), nullptr, 0) : 0;
     at.base = operand(parts[0]);
@@ -300,17 +296,18 @@ bool Parser::copies(Instruction &at, const std::vector<std::string> &arguments) 
 }
 
 bool Parser::moves(Instruction &at, const std::vector<std::string> &words, const std::vector<std::string> &arguments) {
+    static const std::string of_bytes = "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32";
+    static const std::string of_halves = "mma.sync.aligned.m16n8k16.row.col.f32.";
     const bool pack = words[0] == "mov" && arguments.size() == 2 && arguments[1][0] == '{';
     const bool unpack = words[0] == "mov" && arguments.size() == 2 && arguments[0][0] == '{';
     if (words[0] == "selp" && words.size() == 2 && arguments.size() == 4)
         at.kind = SELECT;
     else if (pack || unpack)
         at.kind = pack ? PACK : UNPACK;
-    else if (at.opcode == "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32" ||
-             at.opcode == "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32" ||
-             at.opcode == "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32") {
+    else if (at.opcode == of_bytes || at.opcode == of_halves + "f16.f16.f32" ||
+             at.opcode == of_halves + "bf16.bf16.f32") {
         at.kind = MMA;
-        at.number = words[3] == "m16n8k32" ? 4 : 2;
+        at.number = at.opcode == of_bytes ? 4 : 2;
     } else
         return false;
     at.out = operands(arguments[0]);
@@ -383,20 +380,12 @@ void Parser::read(std::istream &text) {
     }
 }
 
-void parse_text(const std::string &text, const std::string &name) {
-    std::istringstream stream(text);
+void parse(std::istream &text, const std::string &name) {
     Parser parser;
     parser.file = name;
-    parser.read(stream);
-}
-
-void parse_file(const std::string &path) {
-    std::ifstream stream(path);
-    Parser parser;
-    parser.file = path;
-    if (!stream)
+    if (!text)
         parser.stop_at("cannot be read");
-    parser.read(stream);
+    parser.read(text);
 }
 
 } // namespace ptx

@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <istream>
 #include <map>
 #include <string>
 #include <vector>
@@ -93,8 +94,7 @@ struct Kernel {
 };
 
 extern std::map<std::string, Kernel> kernels; /* by the names of the PTX */
-void parse_file(const std::string &path);
-void parse_text(const std::string &text, const std::string &name);
+void parse(std::istream &text, const std::string &file);
 void find_joins(Kernel &kernel); /* fills Instruction::join */
 [[noreturn]] void stop(const Kernel &kernel, int line, const std::string &why);
 
@@ -111,7 +111,6 @@ struct Byte {
     State state = UNDEFINED;
 };
 struct Region {
-    std::string name;
     Word base = 0;
     size_t size = 0, row_bytes = 0, step = 1; /* of a row of a buffer, and from one to the next */
     uint8_t *bytes = nullptr;

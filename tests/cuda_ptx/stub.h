@@ -17,10 +17,9 @@ struct Recording {
     uint64_t cost;                          /* and how many of them a warp executed */
 };
 
-extern bool execute;                               /* else launches are only checked */
-extern size_t shared_limit;                        /* bytes that a block of the device may have at most */
-extern std::vector<Recording> recordings;          /* enough launches to go wherever the tests go */
-extern std::map<std::string, ptx::Launch> tallest; /* the largest launch of each kernel that was checked */
+extern bool execute;                      /* else launches are only checked */
+extern size_t shared_limit;               /* bytes that a block of the device may have at most */
+extern std::vector<Recording> recordings; /* enough launches to go wherever the tests go */
 
 bool is_reversed(); /* of main.cpp: whether the last warp of a block comes first */
 /* cudaLaunchKernel, cudaFuncSetAttribute and __cudaRegisterFunction. */

@@ -2,6 +2,7 @@
 #include "../cuda_host/test.h"
 #include "stub.h"
 
+#include <sstream>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -48,14 +49,19 @@ static const char *const WAIT = "cp.async.wait_group 0;\n";
 static const char *const MULTIPLY = "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%r6,%r7,%r8,%r9}, "
                                     "{%r1,%r1,%r1,%r1}, {%r1,%r1}, {%r1,%r1,%r1,%r1};\n";
 
+static ptx::Kernel &parse(const std::string &body) {
+    std::istringstream text(HEAD + body);
+    ptx::parse(text, "probe.ptx");
+    return ptx::kernels.at("probe");
+}
+
 /* What the interpreter says of a kernel, with `blocks` blocks of 64 threads. */
 static std::string faults_of(const std::string &body, unsigned blocks, const Buffer &out) {
     std::vector<uint32_t> numbers(64);
     for (uint32_t i = 0; i < 64; i++)
         numbers[i] = i;
     const Buffer in = buffer_of(numbers);
-    ptx::parse_text(HEAD + body + "\nend:\nret;\n}\n", "probe.ptx");
-    ptx::Kernel &kernel = ptx::kernels.at("probe");
+    ptx::Kernel &kernel = parse(body + "\nend:\nret;\n}\n");
     const unsigned grid[] = {blocks, 1, 1}, block[] = {64, 1, 1};
     void *pointers[] = {in.data(), out.data()}, *arguments[] = {pointers, pointers + 1};
     ptx::run(kernel, ptx::make_launch(kernel, grid, block, 0, arguments));
@@ -141,7 +147,7 @@ static void unknown(const char *body) {
 static void launches() {
     static const char function = 0;
     stub::add(&function, "probe");
-    ptx::parse_text(HEAD + std::string("mov.u32 %r4, memory;\nret;\n}\n"), "probe.ptx");
+    parse("mov.u32 %r4, memory;\nret;\n}\n");
     stub::execute = false;
     void *pointer = nullptr, *arguments[] = {&pointer, &pointer};
     const auto launch = [&](dim3 grid, dim3 block, size_t shared) {
@@ -157,7 +163,6 @@ static void launches() {
           "stub: shared memory that was asked for");
     check(stub::allow_shared(&function, 99 * 1024) != 0, "stub: more shared memory than there is");
     stub::execute = true;
-    stub::tallest.erase("probe");
     ptx::kernels.erase("probe");
 }
 
