@@ -6,6 +6,7 @@ code that needs no device. Used by test_sass.py; by hand: python tests/cuda_host
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -17,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SOURCES = ROOT / "csrc" / "kernels" / "cuda"
-ARCHES = (80, 87, 89, 90)
+ARCHES = (80, 87, 89, 90, 100, 120)
 # As tests/cuda_host/Makefile and setup.py have them.
 FLAGS = ("-std=c++17", "-O3", "-DNDEBUG", "-fmad=false", "-DBT_WITH_CUDA")
 
@@ -35,6 +36,13 @@ def tool(name: str, variable: str) -> str:
         if place and Path(place).exists():
             return place
     raise FileNotFoundError(f"{name} not found; set {variable} (pip install nvidia-cuda-nvdisasm has nvdisasm)")
+
+
+@functools.cache
+def knows(arch: int) -> bool:
+    """Whether this nvcc compiles for the architecture: 100 and 120 came with CUDA 12.8."""
+    run = subprocess.run([tool("nvcc", "NVCC"), "--list-gpu-arch"], check=True, capture_output=True, text=True)
+    return f"compute_{arch}" in run.stdout.split()
 
 
 def tools() -> tuple[str, str]:
