@@ -1,6 +1,6 @@
 """A small language model, trained in ternary with transformers, then opened by bittorch: one line for each way out.
 
-Run: python examples/train_to_chat.py                    (40 seconds on two cores; nothing is downloaded)
+Run: python examples/train_to_chat.py                    (about a minute on two cores; nothing is downloaded)
      python examples/train_to_chat.py --out DIR          (keeps the files; then: bittorch chat --model DIR/own)
 Needs the extras lm and hf.
 """
