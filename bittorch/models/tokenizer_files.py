@@ -11,7 +11,13 @@ import tokenizers
 
 from bittorch.models.io import choices
 from bittorch.models.io.gguf_entries import check_tokenizer_entries
-from bittorch.models.io.tokenizer_files import checkpoint_file, read_json, templates_of
+from bittorch.models.io.tokenizer_files import (
+    checkpoint_file,
+    numbered_tokens,
+    read_json,
+    templates_of,
+    tokens_beside,
+)
 from bittorch.models.pretokenizers import BEGINS, PATTERNS, WHOLE_WORDS, patterns_of
 from bittorch.models.sentencepiece_model import read_model
 from bittorch.models.tokenizer import NAMES, Tokenizer, is_panic
@@ -71,6 +77,7 @@ def from_directory(path: Path) -> Tokenizer:
     special = {name: _text(token) for name in NAMES if (token := config.get(name) or mapped.get(name))}
     if checkpoint_file(path, "tokenizer.json"):
         backend = _parsed((path / "tokenizer.json").read_text(encoding="utf-8"), str(path / "tokenizer.json"))
+        _add_numbered(backend, path)
     elif checkpoint_file(path, "tokenizer.model"):
         backend, special = _from_model_file(path / "tokenizer.model", special, config)
     else:
@@ -79,7 +86,38 @@ def from_directory(path: Path) -> Tokenizer:
         *_listed(config.get("eos_token_ids")),
         *_listed(read_json(path, "generation_config.json").get("eos_token_id")),
     ]
+    end = special.get("eos_token")
+    if end is not None and backend.token_to_id(end) is None:
+        choices.warn(
+            "tokenizer-tokens",
+            f"{path} has the eos_token {end!r:.100}, which is no token of its vocabulary: no answer ends with it. Give it "
+            "its number in added_tokens_decoder of tokenizer_config.json",
+        )
     return Tokenizer(backend, special, ends, templates_of(path).get("default"))
+
+
+def _add_numbered(backend: tokenizers.Tokenizer, directory: Path, pieces: bool = False) -> None:
+    """Adds the tokens that a directory numbers beside its vocabulary, as transformers does, each with its number.
+
+    ``pieces``: of SentencePiece, whose programs find such tokens in the text as it is, whatever ``normalized`` says.
+    """
+    numbers, added = backend.get_vocab(with_added_tokens=True), backend.get_added_tokens_decoder()
+    numbered = numbered_tokens(directory)
+    more, lost = tokens_beside(numbers, numbered)
+    # Some are in the vocabulary, but only as what merges make.
+    whole = [token for n, token in numbered.items() if numbers.get(token["content"]) == n and n not in added]
+    tokens = []
+    for token in [*whole, *more]:
+        flags = {name: value for name, value in token.items() if name not in ("id", "content")}
+        tokens.append(tokenizers.AddedToken(token["content"], **(flags | {"normalized": False} if pieces else flags)))
+    backend.add_tokens(tokens)
+    if lost:
+        some = "; ".join(f"{text!r:.60} {why}" for text, why in list(lost.items())[:5])
+        choices.warn(
+            "tokenizer-tokens",
+            f"{directory} numbers {len(lost)} added tokens in another way than its vocabulary: {some}. The vocabulary is "
+            "taken; correct tokenizer_config.json or added_tokens.json",
+        )
 
 
 @contextlib.contextmanager
@@ -107,12 +145,14 @@ def _from_model_file(
     if len(head) == 2 and head[1].isdigit():
         with _naming(str(path)):
             backend = from_ranks(read_ranks(path), _numbered_tokens(config))
+        _add_numbered(backend, path.parent)
         special = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>", **special}
         begin_and_end(backend, special["bos_token"], None)
         return backend, special
     pieces = read_model(path.read_bytes(), str(path))
     with _naming(str(path)):
         backend = from_pieces(pieces)
+    _add_numbered(backend, path.parent, pieces=True)
     for name, token in (("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>")):
         if token in pieces.texts:
             special.setdefault(name, token)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.models.vocabularies import TEXTS, byte_tokenizer
 tokenizers = pytest.importorskip("tokenizers")
 
 from bittorch.models import Tokenizer  # noqa: E402
+from bittorch.models.io import CheckpointWarning  # noqa: E402
 from bittorch.models.pretokenizers import GPT2, LLAMA3, PATTERNS  # noqa: E402
 from bittorch.models.vocabulary import LONGEST, add_by_type, byte_characters, from_ranks  # noqa: E402
 
@@ -447,6 +449,65 @@ def test_special_tokens_may_have_a_file_of_their_own(tmp_path: Path) -> None:
     (tmp_path / "special_tokens_map.json").write_text('{"eos_token": {"content": "en"}, "bos_token": "er"}')
     (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "et"}')
     assert Tokenizer.from_source(tmp_path).special_tokens == {"bos_token": "et", "eos_token": "en"}
+
+
+END = {"content": "<|im_end|>", "special": True}
+NUMBERED = [
+    ("tokenizer_config.json", {"eos_token": "<|im_end|>", "added_tokens_decoder": {"300": END}}),
+    ("added_tokens.json", {"<|im_end|>": 300}),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), NUMBERED, ids=["config", "older file"])
+def test_tokens_beside_the_vocabulary_are_tokens(tmp_path: Path, name: str, value: dict[str, Any]) -> None:
+    """Their text was read as plain text, and no answer ended with them."""
+    transformers = pytest.importorskip("transformers")
+    byte_tokenizer().save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
+    (tmp_path / name).write_text(json.dumps(value))
+    ours, theirs = Tokenizer.from_source(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    text = "a<|im_end|>b"
+    assert ours.encode(text) == theirs(text)["input_ids"] == [*b"a", 300, *b"b"]
+    assert ours.eos_token_ids == (300,)
+    assert ours.decode([300, 97], skip_special_tokens=True) == "a"
+
+
+def test_numbers_of_added_tokens_leave_gaps(tmp_path: Path) -> None:
+    byte_tokenizer().save(tmp_path)
+    (tmp_path / "added_tokens.json").write_text('{"<a>": 303, "<b>": 301, "th": 304}')
+    ours = Tokenizer.from_source(tmp_path)
+    assert [ours.token_id(token) for token in ("<b>", "<a>", "th")] == [301, 303, 304]
+    (tmp_path / "added_tokens.json").write_text('{"an": 303, "<a>": 7, "<b>": 1000000000}')
+    with pytest.warns(CheckpointWarning, match=r"3 added tokens.*<a>' is number 7.*'an' is number 303.* has it as 256"):
+        assert Tokenizer.from_source(tmp_path).vocab_size == 300
+
+
+@pytest.mark.parametrize(("name", "value"), NUMBERED, ids=["config", "older file"])
+def test_tokens_beside_pieces_are_tokens(
+    sentencepiece_model: Path, tmp_path: Path, name: str, value: dict[str, Any]
+) -> None:
+    shutil.copy(sentencepiece_model / "tokenizer.model", tmp_path)
+    size = Tokenizer.from_source(tmp_path).vocab_size
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
+    (tmp_path / name).write_text(json.dumps(value).replace("300", str(size)))
+    tokenizer = Tokenizer.from_source(tmp_path)
+    assert tokenizer.encode("lazy<|im_end|>") == [*Tokenizer.from_source(sentencepiece_model).encode("lazy"), size]
+    assert tokenizer.eos_token_ids == (size,)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("tokenizer_config.json", {"added_tokens_decoder": ["<a>"]}, "a token with content for each number"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"1": "<a>"}}, "'1': '<a>'"),
+        ("added_tokens.json", {"<a>": "7"}, "'<a>' must have a number, got '7'"),
+    ],
+)
+def test_damaged_numbers_of_tokens_are_named(tmp_path: Path, name: str, value: dict[str, Any], message: str) -> None:
+    byte_tokenizer().save(tmp_path)
+    (tmp_path / name).write_text(json.dumps(value))
+    with pytest.raises(ValueError, match=f"{name}: .*{message}"):
+        Tokenizer.from_source(tmp_path)
 
 
 @pytest.mark.parametrize(

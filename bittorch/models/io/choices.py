@@ -88,6 +88,10 @@ CHOICES: dict[str, Choice] = {
         "warned",
         "The tokenizer of a GGUF file has an entry that no table knows: it is ignored.",
     ),
+    "tokenizer-tokens": Choice(
+        "warned",
+        "A directory numbers added tokens in another way than its vocabulary, or its end token is not in it.",
+    ),
     "write-gguf-tokenizer": Choice(
         "warned",
         "A GGUF file cannot hold something of a directory's tokenizer or generation_config.json: it is left out.",

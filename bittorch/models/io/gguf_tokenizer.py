@@ -20,8 +20,10 @@ from bittorch.models.io.tokenizer_files import (
     TEMPLATES,
     checkpoint_file,
     end_tokens,
+    numbered_tokens,
     read_json,
     templates_of,
+    tokens_beside,
 )
 from bittorch.models.pretokenizers import GPT2, PATTERNS
 
@@ -50,19 +52,22 @@ def tokenizer_entries(directory: Path, config: ModelConfig) -> dict[str, Any]:
         return parse_json(path.read_bytes(), str(path))
     lost: list[str] = []
     entries: dict[str, Any] = {}
-    given = read_json(directory, "tokenizer_config.json")
+    given, added = read_json(directory, "tokenizer_config.json"), numbered_tokens(directory)
     settings = read_json(directory, "special_tokens_map.json") | {k: v for k, v in given.items() if v is not None}
     if (path := checkpoint_file(directory, "tokenizer.json")) is not None:
         text = path.read_bytes()
         parsed = parse_json(text, str(path))
         entries[HF_JSON] = text.decode("utf-8", "surrogateescape")
         numbers = numbers_of(parsed)
+        if more := tokens_beside(numbers, added)[0]:
+            parsed["added_tokens"] = [*(parsed.get("added_tokens") or []), *more]
+            entries[HF_JSON], numbers = json.dumps(parsed, ensure_ascii=False), numbers_of(parsed)
         entries |= _vocabulary(parsed, numbers, config, lost)
         entries |= _special(settings, numbers, parsed)
         entries |= _ends(directory, settings, numbers, config, lost)
     elif (path := checkpoint_file(directory, "tokenizer.model")) is not None:
         settings = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True, **settings}
-        entries |= _pieces(path, settings, config, lost)
+        entries |= _pieces(path, added, config, lost)
         if entries:
             numbers = {text: number for number, text in enumerate(entries["tokenizer.ggml.tokens"])}
             entries |= _special(settings, numbers, {})
@@ -116,8 +121,10 @@ def _vocabulary(
     }
 
 
-def _pieces(path: Path, settings: Mapping[str, Any], config: ModelConfig, lost: list[str]) -> dict[str, Any]:
-    """The vocabulary of a SentencePiece model; nothing of another tokenizer.model."""
+def _pieces(
+    path: Path, added: Mapping[int, Mapping[str, Any]], config: ModelConfig, lost: list[str]
+) -> dict[str, Any]:
+    """The vocabulary of a SentencePiece model and the tokens beside it; nothing of another tokenizer.model."""
     data = path.read_bytes()
     ranks = data[:64].split(b"\n")[0].split()
     if len(ranks) == 2 and ranks[1].isdigit():  # tiktoken's lines of a token and its rank
@@ -132,11 +139,9 @@ def _pieces(path: Path, settings: Mapping[str, Any], config: ModelConfig, lost: 
     size = config.vocab_size
     tokens = [*pieces.texts, *(f"[PAD{number}]" for number in range(len(pieces.texts), size))][:size]
     types = [*pieces.types, *[UNUSED] * size][:size]
-    decoder = settings.get("added_tokens_decoder")
-    for number, token in (decoder if isinstance(decoder, dict) else {}).items():
-        if str(number).isdigit() and len(pieces.texts) <= int(number) < size and (text := _text(token)) is not None:
-            special = isinstance(token, dict) and token.get("special")
-            tokens[int(number)], types[int(number)] = text, CONTROL if special else USER_DEFINED
+    for number, token in added.items():
+        if len(pieces.texts) <= number < size:
+            tokens[number], types[number] = token["content"], CONTROL if token["special"] else USER_DEFINED
     charsmap = {"tokenizer.ggml.precompiled_charsmap": pieces.charsmap} if pieces.charsmap else {}
     return {
         "tokenizer.ggml.model": "t5" if pieces.unigram else "llama",

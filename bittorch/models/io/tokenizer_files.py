@@ -30,6 +30,7 @@ FILES = (
 )
 TEMPLATES = "additional_chat_templates"  # the directory of the templates besides the default one
 HF_JSON = "tokenizer.huggingface.json"
+LARGEST_GAP = 1 << 16  # numbers without a token before an added one; more are taken for damage
 
 
 def copy_tokenizer(source: Path, directory: Path) -> None:
@@ -77,6 +78,77 @@ def end_tokens(directory: Path) -> list[int]:
             f"{directory / 'generation_config.json'}: eos_token_id must be numbers of tokens, got {ends!r:.100}"
         )
     return listed
+
+
+def numbered_tokens(directory: Path) -> dict[int, dict[str, Any]]:
+    """The tokens that a directory numbers beside its vocabulary, as tokenizer.json writes added tokens.
+
+    Those of tokenizer_config.json (``added_tokens_decoder``); where it has none, as older files, of added_tokens.json.
+
+    Raises:
+        FormatError: a token without a text, or without a number.
+    """
+    config = read_json(directory, "tokenizer_config.json")
+    found: dict[int, dict[str, Any]] = {}
+    if given := config.get("added_tokens_decoder"):
+        for number, token in given.items() if isinstance(given, dict) else [("", given)]:
+            if not str(number).isdecimal() or not isinstance(token, dict) or not isinstance(token.get("content"), str):
+                raise FormatError(
+                    f"{directory / 'tokenizer_config.json'}: added_tokens_decoder must give a token with content for "
+                    f"each number, got {number!r:.40}: {token!r:.100}"
+                )
+            found[int(number)] = _added(token["content"], token, bool(token.get("special", False)))
+        return found
+    special = _special_texts(config) | _special_texts(read_json(directory, "special_tokens_map.json"))
+    for text, number in read_json(directory, "added_tokens.json").items():
+        if type(number) is not int or number < 0:
+            raise FormatError(f"{directory / 'added_tokens.json'}: {text!r:.100} must have a number, got {number!r:.40}")
+        found[number] = _added(text, {}, text in special)
+    return found
+
+
+def tokens_beside(
+    numbers: Mapping[str, int], numbered: Mapping[int, Mapping[str, Any]]
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """What a vocabulary lacks of `numbered_tokens`, and why some cannot have their numbers.
+
+    Args:
+        numbers: of the vocabulary's tokens.
+        numbered: what is to be there too.
+
+    Returns:
+        Tokens with ``id`` from the end of the vocabulary on, placeholders between them, as transformers names them;
+        texts of tokens whose numbers contradict the vocabulary, and how.
+    """
+    size = max(numbers.values(), default=-1) + 1
+    more: list[dict[str, Any]] = []
+    lost: dict[str, str] = {}
+    for number, token in sorted(numbered.items()):
+        text, own, end = token["content"], numbers.get(token["content"]), size + len(more)
+        if own is None and end <= number < end + LARGEST_GAP:
+            more += [{"id": n, **_added(f"<|reserved_token_{n}|>", {}, False)} for n in range(end, number)]
+            more.append({"id": number, **token})
+        elif own != number:
+            why = f"the vocabulary has {size} tokens" if own is None else f"the vocabulary has it as {own}"
+            lost[text] = f"is number {number}, but {why}"
+    return more, lost
+
+
+def _added(text: str, flags: Mapping[str, Any], special: bool) -> dict[str, Any]:
+    kept = {name: bool(flags.get(name, False)) for name in ("single_word", "lstrip", "rstrip", "normalized")}
+    return {"content": text, **kept, "special": special}
+
+
+def _special_texts(settings: Mapping[str, Any]) -> set[str]:
+    """The texts of what is called a special token, one or a list, each a text or an object with one."""
+    names = ("bos_token", "eos_token", "unk_token", "pad_token", "additional_special_tokens", "extra_special_tokens")
+    found = (settings.get(name) for name in names)
+    texts = (token.get("content") if isinstance(token, dict) else token for value in found for token in _items(value))
+    return {text for text in texts if isinstance(text, str)}
+
+
+def _items(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def templates_of(directory: Path) -> dict[str, str]:

@@ -141,6 +141,20 @@ def test_kinds_of_vocabulary_that_ggml_reads_otherwise(tmp_path: Path) -> None: 
         convert(first, tmp_path / "y.gguf", to="gguf-tq2_0")
 
 
+def test_tokens_beside_tokenizer_json_go_along(tmp_path: Path) -> None:
+    """Those that only tokenizer_config.json or added_tokens.json has were lost on the way."""
+    first = directory(tmp_path / "first", dataclasses.replace(CONFIG, vocab_size=266))
+    (first / "added_tokens.json").write_text('{"<later>": 264}')
+    convert(first, tmp_path / "x.gguf", to="gguf-tq2_0")
+    found = entries(tmp_path / "x.gguf")
+    assert found["tokenizer.ggml.tokens"][-3:] == ["<|reserved_token_263|>", "<later>", "[PAD265]"]
+    assert found["tokenizer.ggml.token_type"][-3:] == [4, 4, 5]
+    with open_checkpoint(tmp_path / "x.gguf") as opened:
+        ours = Tokenizer.from_source(opened.tokenizer_source)
+    assert ours.encode("a<later>", add_special_tokens=False)[-1] == 264
+    assert Tokenizer.from_source(first).encode("a<later>") == ours.encode("a<later>")
+
+
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
 def test_sentencepiece_models_go_along(kind: str, tmp_path: Path) -> None:  # FIELD L4
     sentencepiece = pytest.importorskip("sentencepiece")

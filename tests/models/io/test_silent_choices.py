@@ -24,6 +24,7 @@ from bittorch.models.io.choices import CHOICES, refusal, warn
 from bittorch.models.io.hf_config import config_to_hf
 from tests.models.io.gguf_files import dense_values, write
 from tests.models.io.tiny import BITNET, LLAMA, model
+from tests.models.vocabularies import byte_tokenizer
 
 Case = Callable[[Path], object]
 CASES: dict[str, Case] = {}
@@ -147,6 +148,14 @@ def _(tmp_path: Path) -> None:
     save(model(), tmp_path / "x", to="bittorch")
     (tmp_path / "x" / "generation_config.json").write_text('{"temperature": 0.7}')
     convert(tmp_path / "x", tmp_path / "y.gguf", to="gguf-tq2_0")
+
+
+@case("tokenizer-tokens")
+def _(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    byte_tokenizer().save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
+    Tokenizer.from_source(tmp_path)
 
 
 def test_every_choice_has_a_case() -> None:
