@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +93,7 @@ def _as_options(error: Exception) -> str:
     """The message, with the arguments of functions as options."""
     text = str(error)
     for name in ("allow_lossy", "overwrite"):
-        text = text.replace(f"say {name}", f"say --{name.replace('_', '-')}")
+        text = re.sub(rf"\b([Ss]ay) {name}\b", rf"\1 --{name.replace('_', '-')}", text)
     return text
 
 

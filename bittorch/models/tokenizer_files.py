@@ -90,8 +90,8 @@ def from_directory(path: Path) -> Tokenizer:
     if end is not None and backend.token_to_id(end) is None:
         choices.warn(
             "tokenizer-tokens",
-            f"{path} has the eos_token {end!r:.100}, which is no token of its vocabulary: no answer ends with it. Give it "
-            "its number in added_tokens_decoder of tokenizer_config.json",
+            f"{path} has the eos_token {end!r:.100}, which is no token of its vocabulary: no answer ends with it. Give "
+            "it its number in added_tokens_decoder of tokenizer_config.json",
         )
     return Tokenizer(backend, special, ends, templates_of(path).get("default"))
 
@@ -115,8 +115,8 @@ def _add_numbered(backend: tokenizers.Tokenizer, directory: Path, pieces: bool =
         some = "; ".join(f"{text!r:.60} {why}" for text, why in list(lost.items())[:5])
         choices.warn(
             "tokenizer-tokens",
-            f"{directory} numbers {len(lost)} added tokens in another way than its vocabulary: {some}. The vocabulary is "
-            "taken; correct tokenizer_config.json or added_tokens.json",
+            f"{directory} numbers {len(lost)} added tokens in another way than its vocabulary: {some}. The vocabulary "
+            "is taken; correct tokenizer_config.json or added_tokens.json",
         )
 
 
@@ -238,7 +238,12 @@ def _gguf_byte_level(
 ) -> tuple[tokenizers.Tokenizer, bool]:
     name = _pre_tokenizer(metadata, texts)
     merges = []
-    for line in metadata.get("tokenizer.ggml.merges", ()):
+    if "tokenizer.ggml.merges" not in metadata:
+        raise ValueError(
+            "the GGUF file has a byte-level vocabulary (tokenizer.ggml.model gpt2) without tokenizer.ggml.merges, so "
+            "text would be cut into single bytes; convert the model again, or use the tokenizer.json of its directory"
+        )
+    for line in metadata["tokenizer.ggml.merges"]:
         left, _, right = line.partition(" ")
         if not left or not right:
             raise ValueError(f"the GGUF file has the merge {line!r}, which is no pair")

@@ -59,6 +59,7 @@ def test_convert_says_what_a_format_cannot_hold(bittorch: Command, ternary: Path
     assert len(result.err.splitlines()) <= 2
     assert "--allow-lossy" in result.err
     assert not (tmp_path / "out.gguf").exists()
+    assert "--allow-lossy" in bittorch("convert", ternary, tmp_path / "out", "--to", "bitnet").err
     rounded = bittorch("convert", ternary, tmp_path / "out.gguf", "--to", "gguf-tq2_0", "--allow-lossy", "--json")
     assert rounded.code == 0
     assert 0 < rounded.json["scale_error"] < 2**-10

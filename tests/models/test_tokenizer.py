@@ -180,6 +180,13 @@ def test_bad_gguf_entries_are_named(trained: Any, changes: dict[str, Any], messa
         Tokenizer.from_source(gguf(trained, "gpt-2", **changes))
 
 
+def test_a_byte_level_vocabulary_without_merges_is_refused(trained: Any) -> None:
+    entries = gguf(trained, "gpt-2")
+    del entries["tokenizer.ggml.merges"]
+    with pytest.raises(ValueError, match=r"without tokenizer\.ggml\.merges, so text would be cut into single bytes"):
+        Tokenizer.from_source(entries)
+
+
 @pytest.mark.parametrize("value", [5, [1], [None], {"a": 1}, 10**30], ids=str)
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "t5"])
 def test_entries_of_any_type_are_one_kind_of_error(trained: Any, kind: str, value: Any) -> None:

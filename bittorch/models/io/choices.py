@@ -56,6 +56,10 @@ CHOICES: dict[str, Choice] = {
         "warned",
         "A config.json says tie_word_embeddings, and the files have a head that differs: the stored head is taken.",
     ),
+    "hf-rope": Choice(
+        "warned",
+        "A config.json has rope_parameters, and a rope_scaling or rope_theta that says otherwise: transformers' order.",
+    ),
     "hf-output-bias": Choice(
         "warned",
         "A config.json says attention_bias, and the files have none for o: o has no bias, which is a zero one.",

@@ -55,7 +55,7 @@ class GGUFDense(StoredTensor):
         kind = self.stored.type
         decode = gguf_blocks.DECODERS.get(kind.name)
         if decode is None:
-            known = ", ".join([*PLAIN, *gguf_blocks.DECODERS, *sorted(TERNARY)])
+            known = ", ".join(dict.fromkeys([*PLAIN, *gguf_blocks.DECODERS, *sorted(TERNARY)]))
             raise FormatError(f"{self.stored.name} is of type {kind.name}, which is not decoded; known are {known}")
         out = torch.empty(self.info.shape, dtype=dtype).view(-1, kind.weights)
         for begin, end in chunks(len(out), kind.weights):

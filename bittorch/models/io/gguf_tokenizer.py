@@ -121,9 +121,7 @@ def _vocabulary(
     }
 
 
-def _pieces(
-    path: Path, added: Mapping[int, Mapping[str, Any]], config: ModelConfig, lost: list[str]
-) -> dict[str, Any]:
+def _pieces(path: Path, added: Mapping[int, Mapping[str, Any]], config: ModelConfig, lost: list[str]) -> dict[str, Any]:
     """The vocabulary of a SentencePiece model and the tokens beside it; nothing of another tokenizer.model."""
     data = path.read_bytes()
     ranks = data[:64].split(b"\n")[0].split()

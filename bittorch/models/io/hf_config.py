@@ -10,6 +10,7 @@ from bittorch.models.io import choices
 from bittorch.models.io.errors import FormatError
 
 MODEL_TYPES = ("bitnet", "llama")
+ACTIVATION_NAMES = {"swish": "silu"}  # second names that transformers has
 
 
 def config_from_hf(
@@ -47,7 +48,7 @@ def config_from_hf(
             max_positions=values["max_position_embeddings"],
             rms_norm_eps=float(values.get("rms_norm_eps", 1e-5 if bitnet else 1e-6)),
             **_rope(values, 500000.0 if bitnet else 10000.0, what),
-            hidden_act=values.get("hidden_act", "relu2" if bitnet else "silu"),
+            hidden_act=ACTIVATION_NAMES.get(act := values.get("hidden_act", "relu2" if bitnet else "silu"), act),
             sub_norm="model.layers.0.self_attn.attn_sub_norm.weight" in names,
             tie_embeddings=bool(values.get("tie_word_embeddings", False)),
             attention_bias=bool(values.get("attention_bias", False)),
@@ -104,17 +105,34 @@ def _head_dim(values: Mapping[str, Any]) -> Any:
 
 
 def _rope(values: Mapping[str, Any], default_theta: float, what: str) -> dict[str, Any]:
-    """Base and scaling; newer files have both under rope_parameters."""
-    given = dict(values.get("rope_parameters") or values.get("rope_scaling") or {})
-    if (part := _or(given.pop("partial_rotary_factor", None), values.get("partial_rotary_factor"))) not in (None, 1):
+    """Base and scaling: all in rope_parameters, or, in older files, in rope_theta and rope_scaling.
+
+    transformers takes rope_scaling, else rope_parameters, and rope_theta where these have none.
+    """
+    newer, older, outer = (values.get(name) for name in ("rope_parameters", "rope_scaling", "rope_theta"))
+    given = _rope_entries(older or newer, outer, default_theta)
+    other = (
+        _rope_entries(newer, outer, default_theta) if older else {**given, "rope_theta": outer or given["rope_theta"]}
+    )
+    if newer and given != other:
+        choices.warn(
+            "hf-rope",
+            f"{what} says rope_parameters {newer!r:.150}, but rope_scaling {older!r:.150} and rope_theta "
+            f"{outer!r:.40}: {given!r:.150} is taken, as transformers does; remove the entries that are wrong",
+        )
+    if (part := given.pop("partial_rotary_factor", values.get("partial_rotary_factor"))) not in (None, 1):
         raise FormatError(f"{what}: partial_rotary_factor {part!r:.40} is not read; heads must be rotated whole")
-    theta = given.pop("rope_theta", None)
-    theta = _or(theta, _or(values.get("rope_theta"), default_theta))
-    kind = given.pop("rope_type", None) or given.pop("type", None) or "default"
-    given.pop("type", None)
+    theta, kind = given.pop("rope_theta"), given.pop("rope_type")
     if kind not in ("default", "linear", "llama3", "factors"):
         raise FormatError(f"{what}: rope_type {kind!r:.100} is not read; known are default, linear, llama3")
     return {"rope_theta": float(theta), "rope_scaling": None if kind == "default" else {"rope_type": kind, **given}}
+
+
+def _rope_entries(scaling: Any, theta: Any, default_theta: float) -> dict[str, Any]:
+    """Entries with rope_theta and rope_type, which older files call type."""
+    given = {name: value for name, value in dict(scaling or {}).items() if value is not None}
+    older = given.pop("type", None)
+    return {"rope_theta": _or(theta, default_theta), "rope_type": older or "default", **given}
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:

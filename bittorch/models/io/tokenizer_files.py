@@ -102,7 +102,9 @@ def numbered_tokens(directory: Path) -> dict[int, dict[str, Any]]:
     special = _special_texts(config) | _special_texts(read_json(directory, "special_tokens_map.json"))
     for text, number in read_json(directory, "added_tokens.json").items():
         if type(number) is not int or number < 0:
-            raise FormatError(f"{directory / 'added_tokens.json'}: {text!r:.100} must have a number, got {number!r:.40}")
+            raise FormatError(
+                f"{directory / 'added_tokens.json'}: {text!r:.100} must have a number, got {number!r:.40}"
+            )
         found[number] = _added(text, {}, text in special)
     return found
 

@@ -119,7 +119,10 @@ def _entry(
         flat = 128 if type_name == "I2_S" else kind.weights
         cut = info.shape[0] * info.shape[1] if type_name == "I2_S" else info.shape[1]
         if cut % flat or info.shape[1] % 4:
-            raise LossyError(f"{name} of shape {info.shape} is not cut into blocks of {flat} weights of {type_name}")
+            other = "write Q2_0 or bittorch" if flat > 64 and not info.shape[1] % 64 else "write bittorch"
+            raise LossyError(
+                f"{name} of shape {info.shape} is not cut into blocks of {flat} weights of {type_name}; {other}"
+            )
 
         def trits() -> Iterator[Any]:
             weight = source.packed(name)

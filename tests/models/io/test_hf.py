@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, BitNetConfig, BitNetForCausalLM, 
 from transformers.integrations import bitnet as reference
 
 from bittorch.models import LanguageModel
-from bittorch.models.io import FormatError, PackedWeight, convert, from_memory, open_checkpoint, save
+from bittorch.models.io import CheckpointWarning, FormatError, PackedWeight, convert, from_memory, open_checkpoint, save
 from bittorch.models.pretokenizers import LLAMA3
 from tests.helpers import randn, relative_l2
 from tests.models.io.tiny import BITNET, LLAMA, model, tensors
@@ -37,6 +37,41 @@ def _eager():
     """transformers decorates its BitNet layers with torch.compile, which takes minutes for what eager does at once."""
     with torch.compiler.set_stance("force_eager"):
         yield
+
+
+LINEAR = {"rope_type": "linear", "factor": 2.0}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_theta": 300.0},
+        {"rope_scaling": LINEAR},
+        {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_theta": 300.0},
+        {"rope_scaling": {"rope_theta": 100.0, "rope_type": "default"}},
+    ],
+    ids=str,
+)
+def test_contradicting_rotations_are_those_of_transformers(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Configurations that have the older entries beside rope_parameters, and both differ."""
+    torch.manual_seed(0)
+    net = LlamaForCausalLM(LlamaConfig(**SIZES, rope_parameters={"rope_type": "default", "rope_theta": 7.0}))
+    net.save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(values | changes))
+    with pytest.warns(CheckpointWarning, match=r"rope_parameters .* as transformers does") as caught:
+        ours = LanguageModel.from_pretrained(tmp_path, tokenizer=False)
+    assert [warning.message.choice for warning in caught] == ["hf-rope"]
+    tokens = torch.arange(20)[None]
+    with torch.no_grad():
+        theirs = AutoModelForCausalLM.from_pretrained(tmp_path)(tokens).logits
+        assert relative_l2(ours(tokens), theirs) < 1e-5
+
+
+def test_swish_is_silu(tmp_path: Path) -> None:
+    LlamaForCausalLM(LlamaConfig(**SIZES, hidden_act="swish")).save_pretrained(tmp_path)
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert checkpoint.config.hidden_act == "silu"
 
 
 def bitnet_model(**more: Any) -> nn.Module:

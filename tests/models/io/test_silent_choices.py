@@ -71,6 +71,13 @@ def _(tmp_path: Path) -> None:
     open_checkpoint(path).close()
 
 
+@case("hf-rope")
+def _(tmp_path: Path) -> None:
+    path, values = folder(tmp_path / "x")
+    configure(path, {**values, "rope_theta": 2 * values["rope_parameters"]["rope_theta"]})
+    open_checkpoint(path).close()
+
+
 @case("hf-output-bias")  # FIELD L14
 def _(tmp_path: Path) -> None:
     config = dataclasses.replace(BITNET, attention_bias=True, attention_output_bias=True)
