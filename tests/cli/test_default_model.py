@@ -135,6 +135,7 @@ def wheel(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return wide
 
 
+# FIELD N5: groups of 64 at depth 4 answered nonsense where a scale per row answers.
 def test_the_default_model_is_converted_once(bittorch: Command, wheel: Path, tmp_path: Path) -> None:
     first = bittorch("run", "hello", *FEW)
     assert first.code == 0, first.err
