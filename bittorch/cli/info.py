@@ -40,13 +40,13 @@ def execute(args: argparse.Namespace, console: Console) -> int:
         raise CommandError(f"no checkpoint at {path}")
     with open_checkpoint(path, **reading(args)) as checkpoint:
         tensors = [checkpoint.info(name) for name in checkpoint.names]
-        console.object(_object(checkpoint, tensors))
+        console.object(_object(checkpoint, tensors, not args.no_tensors))
         if not console.json:
             _print(checkpoint, tensors, console, not args.no_tensors)
     return 0
 
 
-def _object(checkpoint: Checkpoint, tensors: Sequence[TensorInfo]) -> dict[str, Any]:
+def _object(checkpoint: Checkpoint, tensors: Sequence[TensorInfo], each: bool) -> dict[str, Any]:
     import dataclasses
 
     rows = [{**dataclasses.asdict(info), "bits_per_weight": _bits([info])} for info in tensors]
@@ -58,8 +58,7 @@ def _object(checkpoint: Checkpoint, tensors: Sequence[TensorInfo]) -> dict[str, 
         "bytes": sum(info.bytes for info in tensors),
         "bits_per_weight": _bits(tensors),
         "types": {kind: _sums(group) for kind, group in _by_type(tensors).items()},
-        "tensors": rows,
-    }
+    } | ({"tensors": rows} if each else {})
 
 
 def _print(checkpoint: Checkpoint, tensors: Sequence[TensorInfo], console: Console, each: bool) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 NEW, OLD = "new", "old"
 _NOREPLACE, _EXCHANGE = 1, 2  # flags of Linux's renameat2
 _AT_FDCWD = -100
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of writing alone, which names no file
 _UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
@@ -56,7 +57,8 @@ def replacing(
         (_place_directory if directory else _place_file)(work, real, target, overwrite)
         _synchronise(real.parent, inside=False)
     except OSError as error:
-        if error.errno is None or work is None or not str(error.filename or "").startswith(f"{work}"):
+        ours = str(error.filename).startswith(f"{work}") if error.filename else error.errno in _FULL
+        if error.errno is None or work is None or not ours:
             raise
         raise OSError(error.errno, error.strerror, str(target)) from None  # the name that the caller knows
     finally:

@@ -34,6 +34,7 @@ def test_info_prints_a_row_for_each_tensor(bittorch: Command, model: Path) -> No
         len(result.out.splitlines()) == 4 + 22 + 1 + 3
     )  # head, tensors with their title, a line between, sums with theirs
     assert "down_proj" not in bittorch("info", model, "--no-tensors").out
+    assert "tensors" not in bittorch("info", model, "--no-tensors", "--json").json
 
 
 @pytest.mark.parametrize("damage", [b"", b"\xff" * 100, b"GGUF"])

@@ -282,7 +282,10 @@ def open_checkpoint(
 
         checkpoint = open_gguf(path, i2_s_layout, hidden_act)
     else:
-        raise FileNotFoundError(f"no checkpoint at {path}")
+        raise FileNotFoundError(
+            f"no checkpoint at {path}; give the path of a directory with config.json, or of a .gguf file: nothing is "
+            "downloaded"
+        )
     if pre_tokenizer is not None:
         from bittorch.models.io.tokenizer_files import with_pre_tokenizer
 
