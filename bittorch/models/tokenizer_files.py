@@ -10,6 +10,7 @@ from typing import Any
 import tokenizers
 
 from bittorch.models.io import choices
+from bittorch.models.io.errors import refuse_pointer
 from bittorch.models.io.gguf_entries import check_tokenizer_entries
 from bittorch.models.io.tokenizer_files import (
     checkpoint_file,
@@ -131,6 +132,7 @@ def _naming(what: str) -> Iterator[None]:
 
 
 def _parsed(text: str, what: str) -> tokenizers.Tokenizer:
+    refuse_pointer(text[:64].encode(errors="replace"), what)
     try:
         return tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises nothing narrower
@@ -141,7 +143,9 @@ def _from_model_file(
     path: Path, special: dict[str, str], config: Mapping[str, Any]
 ) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
     """Tiktoken ranks, which are lines of text, or a SentencePiece model, which is not."""
-    head = path.read_bytes()[:64].split(b"\n")[0].split()
+    data = path.read_bytes()[:64]
+    refuse_pointer(data, str(path))
+    head = data.split(b"\n")[0].split()
     if len(head) == 2 and head[1].isdigit():
         with _naming(str(path)):
             backend = from_ranks(read_ranks(path), _numbered_tokens(config))

@@ -19,3 +19,15 @@ class LossyError(ValueError):
     """
 
     choice: str | None = None
+
+
+_POINTER = b"version https://git-lfs.github.com/"
+
+
+def refuse_pointer(data: bytes, what: str) -> None:
+    """Raises FormatError where a file's first bytes are those of what Git LFS puts in its place."""
+    if data.startswith(_POINTER):
+        raise FormatError(
+            f"{what} is a pointer of Git LFS, not the file itself: the repository was cloned without it. Run git lfs "
+            "pull there, or download the file"
+        )

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bittorch.models.io.errors import refuse_pointer
+
 _PAGE = mmap.PAGESIZE
 _STEP = 1 << 20  # elements copied before their pages are let go
 
@@ -20,6 +22,10 @@ class MappedFile:
 
     The mapping is private: who writes into a view changes memory, not the file. Views keep the mapping alive after
     `close`. A file that another program shortens meanwhile ends the process (SIGBUS), as with every mapping.
+
+    Raises:
+        FormatError: a pointer of Git LFS.
+        OSError: the file cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
@@ -29,6 +35,7 @@ class MappedFile:
             # An empty file cannot be mapped.
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) if self.size else None
         self._bytes = np.frombuffer(self._map, dtype=np.uint8) if self._map is not None else np.empty(0, np.uint8)
+        refuse_pointer(self._bytes[:64].tobytes(), str(path))
 
     def view(self, offset: int, count: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """``count`` bytes from ``offset`` on, without a copy; callers have checked both against `size`."""

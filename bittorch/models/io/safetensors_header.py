@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bittorch.models.io.errors import FormatError
+from bittorch.models.io.errors import FormatError, refuse_pointer
 from bittorch.models.io.mapped_file import MappedFile
 
 DTYPES = {
@@ -125,6 +125,7 @@ def parse_json(text: bytes, what: str) -> dict[str, Any]:
             raise FormatError(f"{what} names {twice!r:.200} twice")
         return found
 
+    refuse_pointer(text[:64], what)
     try:
         parsed = json.loads(text, object_pairs_hook=once)
     except FormatError:

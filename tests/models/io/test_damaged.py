@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from bittorch.models import Tokenizer
 from bittorch.models.io import CheckpointWarning, FormatError, open_checkpoint, save
 from bittorch.models.io.gguf_header import read_gguf
 from bittorch.models.io.mapped_file import MappedFile
@@ -449,6 +450,22 @@ def test_shards_that_are_missing_or_wrong(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "e")
     with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*; give the path .*: nothing is downloaded"):
         open_checkpoint(tmp_path / "f")
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "tokenizer.model", "x.gguf"])
+def test_pointers_of_git_lfs_are_named(name: str, tmp_path: Path) -> None:
+    """A repository that was cloned without Git LFS has these in place of large files."""
+    save(model(), tmp_path / "x", to="bittorch")
+    (tmp_path / "x" / name).write_text(POINTER)
+    read: Callable[[Path], object] = open_checkpoint
+    if name.startswith("tokenizer"):
+        pytest.importorskip("tokenizers")
+        read = Tokenizer.from_source
+    with pytest.raises(FormatError, match=rf"x/{name} is a pointer of Git LFS.* Run git lfs pull"):
+        read(tmp_path / "x" / name if name == "x.gguf" else tmp_path / "x")
 
 
 @pytest.mark.parametrize(
