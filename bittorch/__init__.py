@@ -17,7 +17,12 @@ except Exception as error:
         _startup.end(error)
     raise
 
-from bittorch import _C, nn, ops, quant, train, utils
+from bittorch import _C as _C
+from bittorch import nn as nn
+from bittorch import ops as ops
+from bittorch import quant as quant
+from bittorch import train as train
+from bittorch import utils as utils
 from bittorch.nn import (
     TernaryConv2d,
     TernaryConv2dInference,
@@ -41,8 +46,8 @@ from bittorch.utils import (
     save_ternary_inference_checkpoint,
 )
 
+# Without the modules: a star import would put them in the place of torch's nn, or of a train and utils of the caller.
 __all__ = [
-    "_C",
     "TernaryConv2d",
     "TernaryConv2dInference",
     "TernaryLinear",
@@ -55,15 +60,10 @@ __all__ = [
     "export_linear_to_inference",
     "has_cuda_ext",
     "load_ternary_inference_checkpoint",
-    "nn",
-    "ops",
-    "quant",
     "quantize_",
     "quantize_model",
     "save_ternary_inference_checkpoint",
     "ternary_fake_quantize",
     "ternary_quantize",
     "ternary_quantize_ste",
-    "train",
-    "utils",
 ]

@@ -1,3 +1,5 @@
+import torch
+
 import bittorch
 from tests import helpers
 
@@ -43,3 +45,11 @@ def test_public_names_exist() -> None:
         assert len(set(module.__all__)) == len(module.__all__) > 0
         for name in module.__all__:
             assert hasattr(module, name), f"{module.__name__}.{name}"
+
+
+def test_star_import_takes_the_place_of_no_module() -> None:
+    space = {"nn": torch.nn}
+    exec("from bittorch import *", space)
+    assert space["nn"] is torch.nn
+    assert space["TernaryLinear"] is bittorch.TernaryLinear
+    assert not {"ops", "quant", "train", "utils"} & space.keys()

@@ -18,6 +18,7 @@ The state is an attribute of the layer, not of its state dict: a checkpoint that
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -126,9 +127,27 @@ class LearnedScale(nn.Module):
         value = self._rule(weight)
         if self._fresh is None:
             return value
-        fresh = self._fresh[0].to(scale)
-        untouched = ((scale == fresh) | (scale.isnan() & fresh.isnan())).all()
-        return torch.where(untouched, value.to(scale.dtype), scale)
+        return torch.where(_same(scale, self._fresh[0].to(scale)), value.to(scale.dtype), scale)
+
+    def refresh_scale(self) -> None:
+        """Computes a scale that follows the weights again, for those who read the parameter itself: a state dict, and
+        DistributedDataParallel, which copies parameters and no states from the first process to the others."""
+        scale, fresh = self._parameters.get("weight_scale"), self._fresh
+        if scale is None or self._scale_state not in ("fresh", "empty") or (fresh and fresh[1] is not scale):
+            return
+        readable = not (scale.is_meta or self.weight.is_meta or hasattr(self.weight, "full_tensor"))
+        writable = torch.is_inference_mode_enabled() or not scale.is_inference()
+        if readable and writable and (fresh is None or bool(_same(scale.detach(), fresh[0].to(scale)))):
+            self.reset_scale()
+
+    def apply(self, fn: Callable[[nn.Module], None]) -> LearnedScale:
+        super().apply(fn)  # the usual way to initialise a model
+        self.refresh_scale()
+        return self
+
+    def _save_to_state_dict(self, *args: Any) -> None:
+        self.refresh_scale()
+        super()._save_to_state_dict(*args)
 
     @property
     def _is_hf_initialized(self) -> bool:
@@ -167,6 +186,11 @@ class LearnedScale(nn.Module):
         super().reset_parameters()  # type: ignore[misc]
         if self._parameters.get("weight_scale") is not None:  # not yet there when torch's __init__ calls this
             self.reset_scale()
+
+
+def _same(scale: Tensor, value: Tensor) -> Tensor:
+    """Whether all values are equal, NaN to NaN; a tensor, since a branch on it would wait for the device."""
+    return ((scale == value) | (scale.isnan() & value.isnan())).all()
 
 
 def gathered(weight: Tensor) -> Tensor:

@@ -36,6 +36,10 @@ def call_ternary_layers(model: nn.Module) -> None:
 
 def _on_registration(parent: nn.Module, name: str, module: nn.Module | None) -> None:
     """Called by torch for each module that takes a place in another one."""
+    if isinstance(parent, nn.parallel.DistributedDataParallel) and module is not None:
+        for part in module.modules():  # whose scales are about to be sent to the other processes
+            if isinstance(part, TernaryLayer):
+                part.refresh_scale()
     if isinstance(module, _TERNARY):
         keep_apart(parent, name, module)
         if isinstance(parent, nn.TransformerEncoderLayer) and name in _SLOTS:

@@ -34,7 +34,13 @@ class _Rule(NamedTuple):
     clip: float  # of |v|
 
 
-RULES = {"lsq": _Rule(0.5, 1.0, 1.0), "seq": _Rule(1 / 3, 1 / 1.5, 0.99)}
+def _rule(method: str) -> _Rule:
+    """Numbers in code are constants of a compiled graph; those of a table are inputs where all is dynamic, and
+    torch.compile then fails at the second layer."""
+    return _Rule(0.5, 1.0, 1.0) if method == "lsq" else _Rule(1 / 3, 1 / 1.5, 0.99)
+
+
+RULES = {method: _rule(method) for method in ("lsq", "seq")}
 TWO_SCALES = "ttq"
 LEARNED = (*RULES, TWO_SCALES)
 
@@ -47,7 +53,7 @@ def _blocks(w: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
 
 def initial_step(method: str, ls_scale: Tensor) -> Tensor:
     """The step whose scale is the least-squares one of a good fixed rule."""
-    return ls_scale / RULES[method].level
+    return ls_scale / _rule(method).level
 
 
 def _codes(w: Tensor, threshold: Tensor) -> Tensor:
@@ -60,7 +66,7 @@ def _positive(step: Tensor) -> Tensor:
 
 def quantize_packed(w: Tensor, step: Tensor, method: str) -> tuple[Tensor, Tensor]:
     """Packed codes and scales of lsq or seq; a block that is not finite has scale NaN, so that it is not lost."""
-    rule = RULES[method]
+    rule = _rule(method)
     a = _positive(step.detach())
     rows, column = _blocks(w.detach().float(), a)
     codes = _codes(rows, column * rule.threshold).view(w.shape)
@@ -86,7 +92,7 @@ class _Route(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         w, a = ctx.saved_tensors
-        rule = RULES[ctx.method]
+        rule = _rule(ctx.method)
         g, _ = _blocks(grad.float(), a)
         rows, column = _blocks(w.float(), a)
         v = rows / column
@@ -98,6 +104,8 @@ class _Route(torch.autograd.Function):
 
 def route(w: Tensor, step: Tensor, method: str) -> Tensor:
     """What `ternary_linear_ste` takes as weight: its gradient becomes those of ``w`` and ``step``."""
+    if not torch.is_grad_enabled():  # calling an autograd.Function of this form takes longer than a small product
+        return w
     routed: Tensor = _Route.apply(w, _positive(step), method)
     return routed
 
@@ -125,6 +133,8 @@ class _Clipped(torch.autograd.Function):
 
 def clipped(w: Tensor, scale: Tensor) -> Tensor:
     """``w``, whose gradient stops where the codes do: beyond 1.5 scale, half a step past the last level."""
+    if not torch.is_grad_enabled():
+        return w
     result: Tensor = _Clipped.apply(w, scale)
     return result
 

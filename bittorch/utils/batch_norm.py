@@ -126,7 +126,8 @@ def fold_batch_norm_(model: nn.Module, pairs: Mapping[str, str] | None = None) -
     Raises:
         TypeError: a name of ``pairs`` is no packed layer, or no batch norm that can follow it.
         ValueError: a model that cannot be traced; a batch norm in training mode, without running statistics, of another
-            size, or not finite; forward hooks; a name of ``pairs`` that stands for several places.
+            size, or not finite; forward hooks; a name of ``pairs`` that stands for several places; one batch norm
+            behind two layers.
         AttributeError: a name of ``pairs`` that the model has not.
 
     >>> packed = bittorch.export_for_inference(model)
@@ -137,11 +138,14 @@ def fold_batch_norm_(model: nn.Module, pairs: Mapping[str, str] | None = None) -
     places: dict[int, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         places.setdefault(id(module), []).append(name)
+    taken: dict[int, str] = {}
     for names in found:
         layer, norm = (model.get_submodule(name) for name in names)
         if pairs is not None and (several := [n for m in (layer, norm) for n in places[id(m)][1:]]):
             raise ValueError(f"{names[0]} or {names[1]} also stands at {several[0]}, which may be called elsewhere")
         _check_pair(layer, norm, names)
+        if (other := taken.setdefault(id(norm), names[0])) != names[0]:
+            raise ValueError(f"{names[1]} is named behind {other} and {names[0]}, but one layer alone can take it")
     with normal_tensors(), torch.no_grad():
         for names in found:
             layer, norm = (model.get_submodule(name) for name in names)

@@ -17,6 +17,7 @@ from bittorch.nn import (
     TernaryLinearInference,
     call_ternary_layers,
 )
+from bittorch.nn.parts import narrowed
 from bittorch.nn.ternary_conv2d_infer import geometry
 from bittorch.nn.ternary_layer import gathered
 from bittorch.utils.calls import warn_of_uncalled
@@ -101,7 +102,7 @@ def _filled(twin: PackedLayer, layer: TernaryLinear | TernaryConv2d, name: str) 
     with normal_tensors():
         twin.weight_packed, twin.scale = packed_codes(layer, name, "export")
         if layer.bias is not None:
-            twin.bias = gathered(layer.bias).detach().clone()
+            twin.bias = narrowed(gathered(layer.bias).detach().clone())
     twin.name, twin.weight_dtype = ("" if name in _UNNAMED else name), layer.weight.dtype
     return twin.train(layer.training)
 

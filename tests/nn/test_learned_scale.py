@@ -67,6 +67,45 @@ def test_untrained_layers_export_and_load_what_they_compute(tmp_path: Path) -> N
     assert torch.equal(export_for_inference(layer)(X), layer.eval()(X))
 
 
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize("method", METHODS)
+def test_state_of_an_untrained_layer_gives_what_it_computes(method: str, init: str, assign: bool) -> None:
+    layer = make(method)
+    INITS[init](layer)
+    state = copy.deepcopy(layer.state_dict())
+    assert torch.equal(state["weight_scale"], scale_of(layer.weight, method))
+    loaded = TernaryLinear(48, 20, config=layer.config)
+    loaded.load_state_dict(state, assign=assign)
+    assert torch.equal(loaded.eval()(X), layer.eval()(X))
+    INITS["data"](layer)  # it follows until it is trained, also after it was saved
+    layer.train()(X)
+    assert torch.equal(layer.weight_scale.detach(), scale_of(layer.weight, method))
+
+
+@pytest.mark.parametrize("made", ["here", "on meta"])
+def test_apply_that_initialises_sets_the_parameter(made: str) -> None:
+    if made == "here":
+        layer = make()
+    else:
+        with torch.device("meta"):
+            layer = make()
+        layer.to_empty(device="cpu")
+    parameter = layer.weight_scale
+    nn.Sequential(layer).apply(lambda m: isinstance(m, TernaryLinear) and nn.init.normal_(m.weight, std=0.002))
+    assert layer.weight_scale is parameter
+    assert torch.equal(parameter.detach(), scale_of(layer.weight))
+
+
+def test_state_of_a_layer_made_in_inference_mode() -> None:
+    with torch.inference_mode():
+        layer = make()
+        nn.init.normal_(layer.weight, std=0.002)
+        state = layer.state_dict()
+        assert torch.equal(state["weight_scale"], scale_of(layer.weight))
+    assert layer.state_dict().keys() == state.keys()  # such a tensor cannot be written here
+
+
 def test_scale_is_kept_once_it_is_trained() -> None:
     layer = make()
     layer(X)
@@ -86,6 +125,7 @@ def test_scale_that_somebody_set_is_kept(copied: Any) -> None:
     scale = layer.weight_scale.detach().clone()
     layer = copied(layer)
     layer.weight.data.mul_(3)
+    assert torch.equal(layer.apply(id).state_dict()["weight_scale"], scale)
     for mode in (False, True):
         layer.train(mode)(X)
         assert torch.equal(layer.weight_scale.detach(), scale)

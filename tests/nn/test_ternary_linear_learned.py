@@ -209,6 +209,22 @@ def test_compiled_and_under_autocast(options: dict[str, str]) -> None:
     helpers.assert_near(y, eager(x).double())
 
 
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_two_layers_compile_with_dynamic_shapes(options: dict[str, str]) -> None:
+    torch._dynamo.reset()
+    eager, traced = (nn.Sequential(_layer(**options), nn.Linear(20, 48), _layer(**options)) for _ in range(2))
+    traced.load_state_dict(eager.state_dict())
+    run = torch.compile(traced, fullgraph=True, dynamic=True, backend="aot_eager")
+    for rows in (5, 3):
+        x = helpers.randn(rows, 48)
+        y = run(x)
+        helpers.assert_near(y, eager(x).double())
+        y.sum().backward()
+        eager(x).sum().backward()
+    for a, b in zip(traced.parameters(), eager.parameters(), strict=True):
+        helpers.assert_near(a.grad, b.grad.double())
+
+
 @pytest.mark.parametrize("options", [{}, {"method": "lsq"}, {"ste": "clipped"}, {"method": "ttq"}], ids=str)
 def test_quant_lambda_blends_in_training_alone(options: dict[str, str]) -> None:
     layer, x = _layer(**options), helpers.randn(5, 48)

@@ -145,6 +145,22 @@ def ddp_trains_as_one_process() -> None:
 
 
 @check
+def ddp_processes_have_one_scale() -> None:
+    """Each process makes other weights, and initialises them later: the first one's count, and its scale with them."""
+    for name in ("lsq", "seq", "ttq"):
+        torch.manual_seed(dist.get_rank())
+        layer = TernaryLinear(180, 32, config=LINEAR[name])
+        nn.init.normal_(layer.weight, std=0.002)
+        net = DistributedDataParallel(layer)
+        net(mine(X).flatten(1).repeat(1, 2)[:, :180]).sum().backward()
+        both = [torch.empty_like(layer.weight_scale) for _ in range(2)]
+        dist.all_gather(both, layer.weight_scale.detach())
+        expected = TernaryLinear.from_linear(layer, LINEAR[name]).weight_scale
+        assert torch.equal(both[0], both[1]), name
+        assert torch.equal(both[0], expected), name
+
+
+@check
 def fsdp_trains_as_one_process() -> None:
     for name in LINEAR:
         assert_same_training(name, sharded)

@@ -214,6 +214,15 @@ def test_wrong_pairs_are_refused(pairs: dict[str, str], error: type, message: st
         fold_batch_norm_(export_for_inference(_net()), pairs)
 
 
+def test_norm_behind_two_layers_is_refused_before_anything_changes() -> None:
+    model = nn.ModuleDict({"a": TernaryLinear(8, 4), "b": TernaryLinear(8, 4), "norm": nn.BatchNorm1d(4)})
+    packed = export_for_inference(model)
+    with pytest.raises(ValueError, match="norm is named behind a and b, but one layer alone can take it"):
+        fold_batch_norm_(packed, {"a": "norm", "b": "norm"})
+    assert isinstance(packed["norm"], nn.BatchNorm1d)
+    assert fold_batch_norm_(packed, {"a": "norm"}) == [("a", "norm")]
+
+
 def test_folded_model_is_saved_and_loaded(tmp_path: object) -> None:
     packed, x = export_for_inference(_net()), helpers.randn(3, 4, 6, 6)
     fold_batch_norm_(packed)

@@ -271,6 +271,13 @@ def test_export_of_a_half_model_keeps_the_dtype_of_the_bias() -> None:
     assert packed[0].scale.dtype == torch.float32
 
 
+def test_export_of_a_float64_layer_runs_in_float32() -> None:
+    layer = TernaryLinear(48, 20, backend="python", dtype=torch.float64)
+    packed, x = export_for_inference(layer), helpers.randn(5, 48)
+    assert packed.bias.dtype == torch.float32
+    helpers.assert_near(packed(x), layer.eval()(x.double()))
+
+
 def test_exported_model_survives_deepcopy() -> None:
     packed, x = export_for_inference(_Nested()), helpers.randn(4, 8)
     assert torch.equal(copy.deepcopy(packed)(x), packed(x))
