@@ -101,13 +101,13 @@ def _environment() -> Any:
     return environment
 
 
-def marked(value: Any, characters: Collection[str], mark: str) -> Any:
-    """A message with a mark before each of these characters, wherever in it texts are."""
+def marked(value: Any, characters: Collection[str], mark: str, keep: bool = True) -> Any:
+    """A message with a mark before each of these characters, or in its place, wherever in it texts are."""
     if isinstance(value, str):
-        return "".join(mark + character if character in characters else character for character in value)
+        return "".join(mark + character * keep if character in characters else character for character in value)
     if isinstance(value, Mapping):
-        return {key: marked(item, characters, mark) for key, item in value.items()}
-    return [marked(item, characters, mark) for item in value] if isinstance(value, list | tuple) else value
+        return {key: marked(item, characters, mark, keep) for key, item in value.items()}
+    return [marked(item, characters, mark, keep) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _raise(message: str) -> None:

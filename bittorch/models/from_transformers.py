@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tempfile
 import warnings
@@ -50,7 +51,14 @@ def checkpoint_of(model: nn.Module, fuse_norms: bool) -> Checkpoint:
         raise ValueError(f"{type(model).__name__} has no head, lm_head; give the model of class ...ForCausalLM")
     layers = [value for name, value in bits.items() if name != HEAD] or list(bits.values())
     config = config_from_hf({**values, "tie_word_embeddings": tied}, tensors, layers[0] if layers else None, what)
-    return from_memory(config, tensors, {}, bits)
+    ends = dict.fromkeys([*config.eos_token_ids, *_generation_ends(model)])
+    return from_memory(dataclasses.replace(config, eos_token_ids=tuple(ends)), tensors, {}, bits)
+
+
+def _generation_ends(model: nn.Module) -> list[int]:
+    """The end tokens of the model's generation_config, which may be more than those of its config."""
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return [] if ends is None else [int(end) for end in (ends if isinstance(ends, list | tuple) else [ends])]
 
 
 def _config_values(model: nn.Module) -> Mapping[str, Any]:
@@ -87,7 +95,6 @@ def tokenizer_of(tokenizer: Any, model: nn.Module) -> Tokenizer | None:
         )
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-        if ends is not None:
+        if ends := _generation_ends(model):
             (Path(folder) / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
         return Tokenizer.from_source(Path(folder))

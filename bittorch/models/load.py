@@ -68,7 +68,7 @@ class LoadOptions:
                 stacklevel=3,
             )
         if self.dtype is not None and self.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-            raise ValueError(f"dtype must be float32, float16 or bfloat16, got {self.dtype}")
+            raise ValueError(f"dtype must be torch.float32, torch.float16 or torch.bfloat16, got {self.dtype!r}")
         if self.activation_bits != "auto":
             check_activation_bits(self.activation_bits, 1)
         if self.fuse_norms != "auto" and not isinstance(self.fuse_norms, bool):

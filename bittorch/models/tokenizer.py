@@ -17,6 +17,7 @@ from bittorch.utils.replacement import replacing
 if TYPE_CHECKING:
     import tokenizers
 
+HARMLESS = "\ue000"  # of private use: no special token begins with it
 NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -162,11 +163,29 @@ class Tokenizer:
         Raises:
             ValueError: as `apply_chat_template` and `encode`.
         """
+        values["add_generation_prompt"] = add_generation_prompt
+        text = self.apply_chat_template(messages, **values)
+        as_it_is = self._encoding(text, False, True).ids
         mark = f"{secrets.randbits(128):039d}"  # nothing that a filter of the template changes
-        if not parse_special:
-            messages = [marked(message, self._control.beginnings, mark) for message in messages]
-        text = self.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, **values)
-        parts = text.split(mark)
+        marks = messages if parse_special else [marked(message, self._control.beginnings, mark) for message in messages]
+        if marks == messages:
+            return as_it_is
+        parts = self.apply_chat_template(marks, **values).split(mark)
+        if "".join(parts) != text and self._has_own_controls(as_it_is, messages, values):
+            return as_it_is
+        return self._plain_where_marked(parts)
+
+    def _has_own_controls(self, tokens: Sequence[int], messages: Sequence[Message], values: Mapping[str, Any]) -> bool:
+        """Whether the special tokens are those of the template alone, which it has around harmless messages too.
+
+        A template that looks into the messages, at their lengths or beginnings, must not see the marks.
+        """
+        harmless = [marked(message, self._control.beginnings, HARMLESS, keep=False) for message in messages]
+        others = self._encoding(self.apply_chat_template(harmless, **values), False, True).ids
+        return self._controls(tokens) == self._controls(others)
+
+    def _plain_where_marked(self, parts: Sequence[str]) -> list[int]:
+        """Tokens of a text in parts: where a special token begins between two, its text is plain text."""
         text = "".join(parts)
         encoding = self._encoding(text, False, True)
         begun = set(itertools.accumulate(map(len, parts[:-1])))  # characters of messages that may begin a token
@@ -181,6 +200,9 @@ class Tokenizer:
             else:
                 tokens.append(token)
         return tokens
+
+    def _controls(self, tokens: Sequence[int]) -> list[int]:
+        return [token for token in tokens if token in self._control.tokens and token != self._control.unknown]
 
     @functools.cached_property
     def _control(self) -> _Control:

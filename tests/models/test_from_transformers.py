@@ -220,6 +220,16 @@ def test_half_models_differ_by_rounding_alone() -> None:
     assert helpers.relative_l2(logits(ours), exact) < 1.2 * helpers.relative_l2(logits(model), exact)
 
 
+@pytest.mark.parametrize(("ends", "all_ends"), [([7, 2], (2, 7)), (9, (2, 9)), (None, (2,))], ids=str)
+def test_end_tokens_of_the_generation_config_count(ends: Any, all_ends: tuple[int, ...], tmp_path: Path) -> None:
+    """Without a tokenizer too, whose files alone had them: answers went on behind them."""
+    model = make()
+    model.generation_config.eos_token_id = ends
+    LanguageModel.from_transformers(model).save_pretrained(tmp_path / "out")
+    assert LanguageModel.from_transformers(model).config.eos_token_ids == all_ends
+    assert again(tmp_path / "out").config.eos_token_ids == all_ends
+
+
 def test_training_on_leaves_the_language_model_alone() -> None:
     model = trained()
     ours = LanguageModel.from_transformers(model)

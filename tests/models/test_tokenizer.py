@@ -149,6 +149,28 @@ def test_no_special_token_is_put_together_from_parts(trained: Any) -> None:
     assert tokenizer.decode(tokens) == "<|start|>a<|end|>b<|end|>"
 
 
+@pytest.mark.parametrize(
+    ("template", "content", "text"),
+    [
+        ("{{ messages[0].content[:3] }}<|end|>", "<abc", "<ab<|end|>"),
+        ("{{ messages[0].content|length }}", "a<b", "3"),
+        ("{{ messages[0].content.startswith('<t>') }}", "<t>", "True"),
+        (
+            "{{ messages[0].content.split('</think>')[0].strip('\n') }}<|end|>",
+            "<think>\na\n</think>",
+            "<think>\na<|end|>",
+        ),
+    ],
+)
+def test_templates_may_look_into_messages(trained: Any, template: str, content: str, text: str) -> None:
+    """What marks the beginnings of special tokens in messages was seen by the template, and cut into the text."""
+    tokenizer = Tokenizer.from_source(gguf(trained, "gpt-2", **{"tokenizer.chat_template": template}))
+    messages = [{"role": "user", "content": content}]
+    assert tokenizer.decode(tokenizer.encode_chat(messages)) == text
+    messages = [{"role": "user", "content": content + "<|end|>"}]
+    assert tokenizer.encode_chat(messages).count(0) == template.count("<|end|>")
+
+
 @pytest.mark.parametrize("unknown", [False, True])
 def test_messages_have_no_special_tokens_of_pieces(sentencepiece_model: Path, unknown: bool) -> None:
     entries = pieces_of(sentencepiece_model)
