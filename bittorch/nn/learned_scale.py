@@ -130,8 +130,8 @@ class LearnedScale(nn.Module):
         return torch.where(_same(scale, self._fresh[0].to(scale)), value.to(scale.dtype), scale)
 
     def refresh_scale(self) -> None:
-        """Computes a scale that follows the weights again, for those who read the parameter itself: a state dict, and
-        DistributedDataParallel, which copies parameters and no states from the first process to the others."""
+        """Computes a scale that follows the weights again, for those who read the parameter itself: a state dict,
+        fully_shard, and DistributedDataParallel, which copies parameters and no states from the first process."""
         scale, fresh = self._parameters.get("weight_scale"), self._fresh
         if scale is None or self._scale_state not in ("fresh", "empty") or (fresh and fresh[1] is not scale):
             return

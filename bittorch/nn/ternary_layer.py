@@ -101,6 +101,8 @@ class TernaryLayer(LearnedScale):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weight" and "weight" in self.__dict__.get("_parameters", ()):
             self._check_fusion(sys._getframe(1).f_code)
+            if hasattr(value, "full_tensor"):  # fully_shard, which takes the scale next, as it then stands
+                self.refresh_scale()
         super().__setattr__(name, value)
 
     def _check_fusion(self, caller: CodeType) -> None:

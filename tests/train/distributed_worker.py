@@ -161,6 +161,16 @@ def ddp_processes_have_one_scale() -> None:
 
 
 @check
+def fsdp_starts_at_the_scale_of_the_weights() -> None:
+    for name in ("lsq", "seq", "ttq"):
+        plain, net = model(name), model(name)
+        for one in (plain, net):
+            for i in (0, 3, 5):
+                nn.init.normal_(one[i].weight, std=0.002, generator=torch.Generator().manual_seed(i))
+        assert torch.equal(sharded(net)(X), plain(X)), name
+
+
+@check
 def fsdp_trains_as_one_process() -> None:
     for name in LINEAR:
         assert_same_training(name, sharded)
