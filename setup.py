@@ -179,7 +179,10 @@ class Compiler:
         self.cc = shlex.split(setting("CC", "cc"))
         self.cxx = shlex.split(setting("CXX", "c++"))
         self.defines = ["-DBT_WITH_CUDA"] if self.cuda_home else []
-        self.torch_includes = [f"-I{path}" for path in cpp_extension.include_paths()]
+        # Messages of torch's headers name their file: as torch/..., not as the folder of the machine that builds.
+        folder = Path(self.torch.__file__).parent
+        self.torch_includes = [f"-ffile-prefix-map={folder}=torch"]
+        self.torch_includes += [f"-I{path}" for path in cpp_extension.include_paths()]
         self.torch_libraries = cpp_extension.library_paths()
         self.cxx_standard = "c++17" if minor_of(self.torch) <= (2, 11) else "c++20"
 
