@@ -220,11 +220,13 @@ class Checkpoint:
                 "configuration"
             )
         expected = self.config.tensor_shapes()
+        unknown = [name for name in self._tensors if name not in expected]
         if missing := [name for name in expected if name not in self._tensors]:
+            others = f"; it has {len(unknown)} others, first {unknown[0]!r:.100}" if unknown else ""
             raise FormatError(
-                f"{self.path} lacks {len(missing)} tensors that its configuration calls for: {_some(missing)}"
+                f"{self.path} lacks {len(missing)} tensors that its configuration calls for: {_some(missing)}{others}"
             )
-        if unknown := [name for name in self._tensors if name not in expected]:
+        if unknown:
             raise FormatError(
                 f"{self.path} has {len(unknown)} tensors that no part of the model uses: {_some(unknown)}"
             )

@@ -36,7 +36,9 @@ def open_directory(path: Path) -> Checkpoint:
     """A directory's checkpoint. Raises as `open_checkpoint`."""
     config_path = path / "config.json"
     if not config_path.is_file():
-        raise FileNotFoundError(f"{path} has no config.json; name a checkpoint's directory or a .gguf file")
+        hub = sorted(path.glob("snapshots/*/config.json"))  # a repository in the cache of huggingface_hub
+        where = f"{hub[-1].parent}" if hub else "a checkpoint's directory or a .gguf file"
+        raise FileNotFoundError(f"{path} has no config.json; name {where}")
     what = str(config_path)
     values = parse_json(config_path.read_bytes(), what)
     stored, files, own = read_shards(path)

@@ -445,11 +445,24 @@ def test_shards_that_are_missing_or_wrong(tmp_path: Path) -> None:
     (tmp_path / "e").mkdir()
     with pytest.raises(FileNotFoundError, match=r"no config.json"):
         open_checkpoint(tmp_path / "e")
+    (tmp_path / "e" / "snapshots" / "1f").mkdir(parents=True)
+    (tmp_path / "e" / "snapshots" / "1f" / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"no config.json; name .*/e/snapshots/1f$"):
+        open_checkpoint(tmp_path / "e")
     (tmp_path / "e" / "config.json").write_text("{}")
     with pytest.raises(FormatError, match=r"neither model\.safetensors"):
         open_checkpoint(tmp_path / "e")
     with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*; give the path .*: nothing is downloaded"):
         open_checkpoint(tmp_path / "f")
+
+
+def test_names_that_the_model_does_not_have_are_told(tmp_path: Path) -> None:
+    """As torch.compile puts a prefix before them: what is there tells why everything is missing."""
+    save(model(), tmp_path / "x", to="compressed-tensors")
+    state = {f"_orig_mod.{name}": value for name, value in load_file(tmp_path / "x" / "model.safetensors").items()}
+    save_file(state, tmp_path / "x" / "model.safetensors")
+    with pytest.raises(FormatError, match=r"lacks \d+ tensors .*; it has \d+ others, first '_orig_mod\.model"):
+        open_checkpoint(tmp_path / "x")
 
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
