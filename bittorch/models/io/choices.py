@@ -88,6 +88,10 @@ CHOICES: dict[str, Choice] = {
         "warned",
         "A model whose activations are not 8-bit is written as I2_S, whose only other program has no others.",
     ),
+    "write-compressed-activations": Choice(
+        "warned",
+        "A model with 8-bit activations is written as compressed-tensors, whose other readers have none.",
+    ),
     "gguf-tokenizer-entry": Choice(
         "warned",
         "The tokenizer of a GGUF file has an entry that no table knows: it is ignored.",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bittorch.models.config import ModelConfig
+from bittorch.models.io import choices
 from bittorch.models.io.checkpoint import Checkpoint, PackedWeight, StoredTensor, TensorInfo, open_checkpoint
 from bittorch.models.io.errors import FormatError, LossyError
 from bittorch.models.io.gguf_tokenizer import write_entries
@@ -199,7 +200,15 @@ class _InMemory(StoredTensor):
 def _layout(to: str, source: Checkpoint, allow_lossy: bool) -> Layout:
     if to == "bitnet":
         return BitNetLayout(source.config, allow_lossy)
-    return CompressedLayout() if to == "compressed-tensors" else OwnLayout(source, base3=to == "bittorch-base3")
+    if to == "compressed-tensors":
+        if source.config.activation_bits is not None:
+            choices.warn(
+                "write-compressed-activations",
+                f"the model has activation_bits={source.config.activation_bits}, which bittorch alone reads from a "
+                "compressed-tensors directory; transformers and vLLM run it with floating activations, and differ",
+            )
+        return CompressedLayout()
+    return OwnLayout(source, base3=to == "bittorch-base3")
 
 
 def _check_activation_bits(source: Checkpoint, to: str) -> None:

@@ -80,7 +80,7 @@ def _(tmp_path: Path) -> None:
 
 @case("hf-output-bias")  # FIELD L14
 def _(tmp_path: Path) -> None:
-    config = dataclasses.replace(BITNET, attention_bias=True, attention_output_bias=True)
+    config = dataclasses.replace(LLAMA, attention_bias=True, attention_output_bias=True)
     path, values = folder(tmp_path / "x", "compressed-tensors", config, drop="o_proj.bias")
     del values["attention_output_bias"]
     configure(path, values)
@@ -89,7 +89,7 @@ def _(tmp_path: Path) -> None:
 
 @case("hf-compressed-scheme")  # FIELD L12
 def _(tmp_path: Path) -> None:
-    path, values = folder(tmp_path / "x", "compressed-tensors")
+    path, values = folder(tmp_path / "x", "compressed-tensors", LLAMA)
     float8 = {"num_bits": 8, "type": "float", "dynamic": True}
     values["quantization_config"]["config_groups"]["group_0"]["input_activations"] = float8
     configure(path, values)
@@ -148,6 +148,11 @@ def _(tmp_path: Path) -> None:
 @case("write-i2_s-activations")  # FIELD L9
 def _(tmp_path: Path) -> None:
     save(model(LLAMA), tmp_path / "x.gguf", to="gguf-i2_s")
+
+
+@case("write-compressed-activations")
+def _(tmp_path: Path) -> None:
+    save(model(BITNET), tmp_path / "x", to="compressed-tensors")
 
 
 @case("write-gguf-tokenizer")  # FIELD L4
