@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import random
 import re
 import selectors
 import subprocess
@@ -128,6 +129,9 @@ STAGES = {
         ),
     )
 }
+# One seed for all workers of pytest-xdist, which must collect the same names, also where a name comes from a set; and
+# threads of torch that wait without spinning, since the workers share the cores.
+ENVIRONMENT = {"PYTHONHASHSEED": str(random.randrange(1, 1 << 16)), "OMP_WAIT_POLICY": "passive"}
 READY = ("environment", "extension")
 KERNELS = ("native", "sanitizers", "simde", "neon")
 CUDA = ("emulated", "nvcc", "ptx")
@@ -200,9 +204,10 @@ def execute(stage: Stage) -> tuple[int, float]:
     start = time.monotonic()
     # make's own variables, such as TORCH, stay; its job server ends where this program begins.
     flags = re.sub(r"\s*(-j\d*|--jobserver-\S+)", "", os.environ.get("MAKEFLAGS", ""))
-    environment = {**os.environ, "MAKEFLAGS": flags, "PYTHONUNBUFFERED": "1"}
+    environment = {**ENVIRONMENT, **os.environ, "MAKEFLAGS": flags, "PYTHONUNBUFFERED": "1"}
     with (LOGS / f"{stage.name}.log").open("wb") as log:
-        log.write((" ".join(stage.command) + "\n").encode())
+        seed = f"PYTHONHASHSEED={environment['PYTHONHASHSEED']} " if stage.live else ""
+        log.write(f"{seed}{' '.join(stage.command)}\n".encode())
         try:
             process = subprocess.Popen(
                 stage.command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

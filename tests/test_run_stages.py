@@ -163,6 +163,17 @@ def test_make_runs_these_plans() -> None:
     assert set(run_stages.PLANS["test"]) == set(STAGES) - {"fast", "mnist"}
 
 
+def test_workers_of_one_run_share_their_hash_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+    code = "import os; print(os.environ['PYTHONHASHSEED'], hash('name'))"
+    printed = []
+    for name in ("a", "b"):
+        assert run_stages.execute(_stage(name, code, live=True))[0] == 0
+        printed.append((run_stages.LOGS / f"{name}.log").read_text().splitlines())
+    assert printed[0][-1] == printed[1][-1]
+    assert printed[0][0].startswith(f"PYTHONHASHSEED={printed[0][-1].split()[0]} ")
+
+
 def test_environment_of_make_keeps_its_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAKEFLAGS", " -j2 --jobserver-auth=3,4 -- TORCH=torch==2.13.0")
     stage = _stage("a", "import os; print('flags', os.environ['MAKEFLAGS'])")
