@@ -149,7 +149,7 @@ def test_a_missing_or_foreign_extension_is_named(broken: Path) -> None:
         (["-m"], ["python", "-Im", "bittorch"], True),
         (["-m"], ["python", "-m", "pytest", "bittorch"], False),
         (["/venv/bin/bittorch", "info"], ["/venv/bin/python", "/venv/bin/bittorch", "info"], True),
-        (["/work/train.py", "bittorch"], ["python", "/work/train.py", "bittorch"], False),
+        (["/srv/train.py", "bittorch"], ["python", "/srv/train.py", "bittorch"], False),
         (["-c"], ["python", "-c", "import bittorch"], False),
         ([""], ["python"], False),
         ([], ["python"], False),
