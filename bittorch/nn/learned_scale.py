@@ -47,14 +47,13 @@ class LearnedScale(nn.Module):
     def _make_scale(self) -> None:
         self.register_parameter("weight_scale", None)
         if self.config.learned:
-            scale = torch.empty(self._scale_shape, dtype=torch.float32, device=self.weight.device)
+            scale = torch.empty(self._scale_shape(self.weight), dtype=torch.float32, device=self.weight.device)
             self.weight_scale = nn.Parameter(scale, self.weight.requires_grad)
             self._scale_state = "meta" if scale.is_meta else "empty"
             self.reset_scale()
 
-    @property
-    def _scale_shape(self) -> tuple[int, ...]:
-        rows, columns = len(self.weight), self.weight.shape[1:].numel()
+    def _scale_shape(self, weight: Tensor) -> tuple[int, ...]:
+        rows, columns = len(weight), weight.shape[1:].numel()
         shape = reference.scale_shape(rows, columns, *self.config.grouping)
         return shape if self.config.packs else (2, *shape)
 
@@ -68,7 +67,7 @@ class LearnedScale(nn.Module):
         if self.weight_scale is None or self.weight.is_meta:
             return
         if self.weight_scale.is_meta:
-            scale = torch.empty(self._scale_shape, dtype=torch.float32, device=self.weight.device)
+            scale = torch.empty(self._scale_shape(self.weight), dtype=torch.float32, device=self.weight.device)
             self.weight_scale = nn.Parameter(scale, self.weight_scale.requires_grad)
         value = self._rule(gathered(self.weight))
         fill(self.weight_scale, value)
@@ -79,7 +78,7 @@ class LearnedScale(nn.Module):
         rule = ("twn", "ls", 0.75, *self.config.grouping)
         _, scale = ops.ternary_quantize(narrowed(weight.detach().flatten(1)), *rule)
         step = learned.initial_step(self.config.method, scale) if self.config.packs else scale
-        return step.expand(self._scale_shape).clone()
+        return step.expand(self._scale_shape(weight)).clone()
 
     def _step(self) -> Tensor:
         """The scale to use now: the parameter, or outside training what it would be before it was trained."""

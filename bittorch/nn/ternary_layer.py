@@ -152,12 +152,10 @@ class TernaryLayer(LearnedScale):
             return None if self.weight_scale is None else self._step()
         scale, weight, fresh = self._parameters["weight_scale"], self._parameters["weight"], self._fresh
         if scale is not None and weight is not None and fresh is not None and torch.equal(scale, fresh[0].to(scale)):
-            rule = ("twn", "ls", 0.75, *self.config.grouping)
-            _, found = ops.ternary_quantize(narrowed(weight.detach().flatten(1)), *rule)
-            step = learned.initial_step(self.config.method, found) if self.config.packs else found
+            value = self._rule(weight)
             with torch.no_grad():
-                scale.copy_(step.expand(scale.shape))
-            self._fresh = scale.detach().clone(), fresh[1]
+                scale.copy_(value)
+            self._fresh = value, fresh[1]
         return self.weight_scale
 
     def quantize_packed(self) -> tuple[Tensor, Tensor]:
