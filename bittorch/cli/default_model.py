@@ -68,7 +68,7 @@ class Entry:
 
 
 def entries() -> list[Entry]:
-    """What is in the cache, the oldest first. Raises OSError."""
+    """What is in the cache: whole ones first, then the oldest, then by name. Raises OSError."""
     directory = cache_directory()
     found = []
     for path in directory.iterdir() if directory.is_dir() else ():
@@ -77,7 +77,7 @@ def entries() -> list[Entry]:
         with contextlib.suppress(FileNotFoundError):  # another process may be removing it
             sizes = [file.lstat().st_size for file in path.rglob("*") if file.is_file()]
             found.append(Entry(path, sum(sizes), path.stat().st_mtime, (path / LIST).is_file()))
-    return sorted(found, key=lambda entry: entry.made)
+    return sorted(found, key=lambda entry: (not entry.whole, entry.made, entry.path.name))
 
 
 def remove(directory: Path) -> None:

@@ -1,5 +1,6 @@
 """`bittorch cache`."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -38,9 +39,20 @@ def test_the_cache_is_listed(bittorch: Command, cache: Path) -> None:  # FIELD N
     assert result.out.count("unfinished") == 1
     assert f"3 models, 2.56 kB, in {cache}" in result.out
     value = bittorch("cache", "--json").json
-    assert [entry["bytes"] > 999 for entry in value["entries"]] == [True, True, False]
-    assert [entry["whole"] for entry in value["entries"]] == [True, True, False]
+    assert sorted(entry["bytes"] > 999 for entry in value["entries"]) == [False, True, True]
     assert value["bytes"] == sum(entry["bytes"] for entry in value["entries"])
+
+
+@pytest.mark.parametrize(("made_4", "expected"), [(100, ["3", "4", "2"]), (99, ["4", "3", "2"])], ids=["tie", "older"])
+def test_the_list_is_whole_models_then_by_age_then_by_name(
+    bittorch: Command, cache: Path, made_4: int, expected: list[str]
+) -> None:
+    for depth, made in {"4": made_4, "3": 100, "2": 10}.items():
+        (path,) = cache.glob(f"*depth{depth}-*")
+        os.utime(path, (made, made))
+    entries = bittorch("cache", "--json").json["entries"]
+    assert [entry["path"].partition("-depth")[2][0] for entry in entries] == expected
+    assert [entry["whole"] for entry in entries] == [True, True, False]
 
 
 def test_the_cache_is_cleared_of_models_alone(bittorch: Command, cache: Path) -> None:  # FIELD N15
