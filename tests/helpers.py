@@ -6,10 +6,11 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -55,6 +56,16 @@ class Granularity:
 
 TENSOR, CHANNEL = Granularity("tensor"), Granularity("channel")
 GRANULARITIES = (TENSOR, CHANNEL, Granularity("group", 4), Granularity("group", 64))
+
+
+def slow_but(fast: Iterable[object], values: Iterable[object]) -> list[object]:
+    """Parameters of a test, a tuple where it has several: those in ``fast`` always run, the others count as slow."""
+    fast = list(fast)
+    tuples = [value if isinstance(value, tuple) else (value,) for value in values]
+    assert all((value if isinstance(value, tuple) else (value,)) in tuples for value in fast)
+    return [
+        pytest.param(*value, marks=() if value in fast or value[0] in fast else pytest.mark.slow) for value in tuples
+    ]
 
 
 def random_codes(n: int, k: int, seed: int = 0) -> Tensor:

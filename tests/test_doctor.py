@@ -22,6 +22,7 @@ def test_doctor_reports_and_succeeds() -> None:
     assert text.rstrip().endswith("all well")
 
 
+@pytest.mark.slow
 def test_doctor_without_a_command_says_what_there_is() -> None:
     result = subprocess.run([sys.executable, "-m", "bittorch"], capture_output=True, text=True, timeout=300)
     assert result.returncode == 2

@@ -31,16 +31,39 @@ def test_without_variables_the_first_usable_kernel_is_chosen() -> None:
     assert _chosen() == _automatic()
 
 
-@pytest.mark.parametrize("value", ["auto", "baseline", "tiled", *VARIANTS])
-def test_packed_kernel_changes_the_choice(value: str) -> None:
+VALUES = ["auto", "baseline", "tiled", *VARIANTS]
+EVERY_VALUE = f"""
+import json, os, bittorch
+found = {{}}
+for value in {VALUES}:
+    for op in {PRODUCTS}:
+        bittorch._C.set_default_kernel(op, "auto")
+    os.environ["BITTORCH_PACKED_KERNEL"] = value
+    bittorch._env.apply(bittorch._C)
+    found[value] = {{op: bittorch._C.chosen_kernel(op, "cpu", dtype) for op, dtype in {PRODUCTS}.items()}}
+print(json.dumps(found))
+"""
+
+
+def _expected(value: str) -> dict[str, str]:
     expected = {}
     for op, automatic in _automatic().items():
         names = helpers.variants(op, PRODUCTS[op])
         roles = {"auto": automatic, "baseline": "scalar", "tiled": automatic}
         expected[op] = roles.get(value) or (value if value in names else automatic)
-    if value == "tiled" and "scalar" in expected.values():
-        pytest.skip("this machine has no tiled kernel")
-    assert _chosen(BITTORCH_PACKED_KERNEL=value) == expected
+    return expected
+
+
+def test_every_value_of_packed_kernel_changes_the_choice() -> None:
+    found = _chosen(EVERY_VALUE)
+    for value in VALUES:
+        if value != "tiled" or "scalar" not in _automatic().values():  # a machine without a tiled kernel
+            assert found[value] == _expected(value), value
+
+
+@pytest.mark.parametrize("value", helpers.slow_but([VARIANTS[0]], VARIANTS))
+def test_packed_kernel_is_read_at_import(value: str) -> None:
+    assert _chosen(BITTORCH_PACKED_KERNEL=value) == _expected(value)
 
 
 @pytest.mark.parametrize(
@@ -51,15 +74,25 @@ def test_packed_kernel_changes_the_choice(value: str) -> None:
     ],
 )
 @pytest.mark.parametrize("value", ["nosuch", " ", "AVX2"])
-def test_unknown_value_is_an_error_that_lists_the_valid(variable: str, valid: list[str], value: str) -> None:
-    result = helpers.run_python("import bittorch", **{variable: value})
+def test_unknown_value_is_an_error_that_lists_the_valid(
+    monkeypatch: pytest.MonkeyPatch, variable: str, valid: list[str], value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ValueError, match=f"{variable} must be one of .*, got {value!r}") as error:
+        _env.apply(_C) if variable == _env.PACKED_KERNEL else _env._infer_variant()
+    assert all(name in str(error.value) for name in valid)
+
+
+@pytest.mark.parametrize(
+    "variable", ["BITTORCH_PACKED_KERNEL", pytest.param("BITTORCH_INFER_KERNEL", marks=pytest.mark.slow)]
+)
+def test_an_unknown_value_ends_the_import(variable: str) -> None:
+    result = helpers.run_python("import bittorch", **{variable: "nosuch"})
     assert result.returncode != 0
-    last = result.stderr.strip().splitlines()[-1]
-    assert f"{variable} must be one of" in last
-    assert f"got {value!r}" in last
-    assert all(name in last for name in valid)
+    assert f"{variable} must be one of" in result.stderr.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_an_empty_variable_counts_as_unset() -> None:  # FIELD R17
     assert _chosen(BITTORCH_PACKED_KERNEL="", BITTORCH_INFER_KERNEL="") == _automatic()
 
@@ -74,19 +107,21 @@ print(json.dumps(report))
 """
 
 
-@pytest.mark.parametrize("value", ["packed", "baseline"])
+@pytest.mark.parametrize("value", helpers.slow_but(["baseline"], ["packed", "baseline"]))
 def test_infer_kernel_is_the_choice_of_inference_layers_alone(value: str) -> None:
     best = _automatic()["ternary_linear_packed"]
     report = _chosen(LAYER, BITTORCH_INFER_KERNEL=value)
     assert report == {"layers": "scalar" if value == "baseline" else best, "others": best, "forced": best}
 
 
+@pytest.mark.slow
 def test_infer_kernel_goes_before_packed_kernel() -> None:
     best = _automatic()["ternary_linear_packed"]
     report = _chosen(LAYER, BITTORCH_INFER_KERNEL="baseline", BITTORCH_PACKED_KERNEL="tiled")
     assert report == {"layers": "scalar", "others": best, "forced": best}
 
 
+@pytest.mark.slow
 def test_taking_back_a_forced_kernel_returns_to_the_variable() -> None:
     code = "op = 'ternary_linear_packed'; bittorch._C.force_kernel(op, 'tiled'); bittorch._C.force_kernel(op, None)"
     chosen = _chosen(f"import bittorch; {code}\n{REPORT}", BITTORCH_PACKED_KERNEL="baseline")
@@ -107,6 +142,7 @@ print(json.dumps([first, bittorch._C.chosen_kernel(op, "cpu", "float32")]))
 """
 
 
+@pytest.mark.slow
 def test_force_kernel_goes_before_the_variable() -> None:
     best = _automatic()["ternary_linear_packed"]
     assert _chosen(PRECEDENCE % best, BITTORCH_PACKED_KERNEL="baseline") == ["scalar", best]

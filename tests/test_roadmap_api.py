@@ -187,6 +187,7 @@ def test_documented_commands_run(command: str, tmp_path: Path) -> None:
         assert "--cuda: PyTorch sees no CUDA device here; this runs on the CPU" in done.stderr
 
 
+@pytest.mark.slow
 def test_shapes_all_is_what_a_benchmark_measures_by_itself() -> None:
     code = (
         "import sys; sys.path.insert(0, 'benchmark'); import _timing as t; "
@@ -197,6 +198,7 @@ def test_shapes_all_is_what_a_benchmark_measures_by_itself() -> None:
     assert done.stdout.split() == ["True", "False"], done.stderr
 
 
+@pytest.mark.slow
 def test_download_answers_clearly_offline(tmp_path: Path) -> None:
     proxies = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")  # nothing listens there
     script = str(ROOT / "examples/tiny_char_lm_ternary.py")

@@ -125,6 +125,7 @@ def test_a_program_that_is_not_there_is_a_failure(capsys: pytest.CaptureFixture[
     assert "No such file or directory: 'no-such-program'" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_long_stage_shows_its_last_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_stages, "HEARTBEAT", 0)
     lines = ["cc native/module.o", "gcc  -std=c11 -O3 -c module.c", "x" * 200]

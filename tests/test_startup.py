@@ -15,6 +15,7 @@ import pytest
 import bittorch
 from bittorch import _startup
 from bittorch._version import __version__
+from tests import helpers
 
 PACKAGE = Path(bittorch.__file__).parent
 # As pip writes it.
@@ -47,7 +48,9 @@ def _run(
 
 @pytest.mark.parametrize(
     ("arguments", "script"),
-    [(["info", "a"], False), (["run", "a"], True), (["--help"], False), ([], True)],
+    helpers.slow_but(
+        [(["info", "a"], False)], [(["info", "a"], False), (["run", "a"], True), (["--help"], False), ([], True)]
+    ),
     ids=str,
 )
 def test_another_torch_is_one_line_for_every_command(broken: Path, arguments: list[str], script: bool) -> None:
@@ -58,6 +61,7 @@ def test_another_torch_is_one_line_for_every_command(broken: Path, arguments: li
     assert "pip install --no-build-isolation" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", [False, True], ids=["module", "script"])
 def test_the_version_is_printed_all_the_same(broken: Path, script: bool) -> None:  # FIELD N11
     result = _run(broken, "--version", script=script)
@@ -77,6 +81,7 @@ def test_doctor_diagnoses_another_torch(broken: Path) -> None:  # FIELD N11
     assert "nothing else was tested" in last
 
 
+@pytest.mark.slow
 def test_doctor_diagnoses_in_json(broken: Path) -> None:
     result = _run(broken, "doctor", "--json")
     report = json.loads(result.stdout)
@@ -84,6 +89,7 @@ def test_doctor_diagnoses_in_json(broken: Path) -> None:
     assert "built against torch 1.0.0 but torch" in report["checks"][0]["problem"]
 
 
+@pytest.mark.slow
 def test_debug_shows_the_traceback_too(broken: Path) -> None:
     result = _run(broken, "info", "a", "--debug")
     assert result.returncode == 1
@@ -91,6 +97,7 @@ def test_debug_shows_the_traceback_too(broken: Path) -> None:
     assert result.stderr.splitlines()[-1].startswith("bittorch: error: ")
 
 
+@pytest.mark.slow
 def test_without_torch_one_line_says_so(broken: Path) -> None:
     (broken / "torch.py").write_text("raise ModuleNotFoundError('No module', name='torch')\n")
     result = _run(broken, "info", "a")
@@ -99,6 +106,7 @@ def test_without_torch_one_line_says_so(broken: Path) -> None:
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_bad_variable_is_one_line(tmp_path: Path) -> None:
     result = _run(PACKAGE.parent, "info", "a", BITTORCH_PACKED_KERNEL="nosuch")
     assert (result.returncode, result.stdout) == (1, "")
@@ -106,6 +114,7 @@ def test_a_bad_variable_is_one_line(tmp_path: Path) -> None:
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_an_import_still_raises(broken: Path) -> None:
     for code in ("import bittorch", "import sys; sys.argv = ['/usr/bin/other']; import bittorch.cli"):
         result = subprocess.run([sys.executable, "-c", code], cwd=broken, capture_output=True, text=True, timeout=300)
@@ -113,6 +122,7 @@ def test_an_import_still_raises(broken: Path) -> None:
         assert result.stderr.splitlines()[-1].startswith("ImportError: bittorch was built against torch 1.0.0")
 
 
+@pytest.mark.slow
 def test_a_zip_is_refused_in_one_line(tmp_path: Path) -> None:  # FIELD R18
     archive = tmp_path / "it.zip"
     with zipfile.ZipFile(archive, "w") as target:
@@ -129,6 +139,7 @@ def test_a_zip_is_refused_in_one_line(tmp_path: Path) -> None:  # FIELD R18
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_missing_or_foreign_extension_is_named(broken: Path) -> None:
     (broken / "bittorch" / "_build_info.py").unlink()
     (broken / "bittorch" / "_build_info.py").symlink_to(PACKAGE / "_build_info.py")

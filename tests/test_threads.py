@@ -34,8 +34,13 @@ print(len(busy))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads thread times from /proc")
-@pytest.mark.parametrize("op", ["ternary_linear_packed", "ternary_linear_w2a8"])
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("op", "threads"),
+    helpers.slow_but(
+        [("ternary_linear_w2a8", 2)],
+        [(op, threads) for threads in (1, 2) for op in ("ternary_linear_packed", "ternary_linear_w2a8")],
+    ),
+)
 def test_products_use_as_many_threads_as_torch(op: str, threads: int) -> None:
     result = helpers.run_python(CODE.format(op=op, threads=threads))
     assert result.returncode == 0, result.stderr

@@ -210,6 +210,7 @@ def test_table_from_a_run(tiny_gguf: Path, tmp_path: Path, capsys: pytest.Captur
     assert "| dense |" in out
 
 
+@pytest.mark.slow
 def test_second_run_adds_only_what_is_missing(tiny_gguf: Path, tmp_path: Path) -> None:
     first = _run(tiny_gguf, tmp_path, "--rows", "dense")
     second = _run(tiny_gguf, tmp_path, "--rows", "dense", "int3 round to nearest, row")

@@ -196,6 +196,7 @@ def test_a_torn_row_is_written_anew_at_any_byte(bittorch: Command, model: Path, 
         assert out.read_bytes() == whole, cut
 
 
+@pytest.mark.slow
 def test_a_killed_batch_goes_on_where_it_was(bittorch: Command, model: Path, tmp_path: Path) -> None:
     rows = _jsonl(tmp_path / "in.jsonl", *({"prompt": f"row {n}"} for n in range(12)))
     out = tmp_path / "out.jsonl"

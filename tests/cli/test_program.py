@@ -186,6 +186,7 @@ def test_ctrl_c_is_exit_code_130(capsys: pytest.CaptureFixture[str], monkeypatch
     assert capsys.readouterr().err == "bittorch: error: interrupted\n"
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_traceback(model: Path) -> None:
     with subprocess.Popen(
         command("run", "a", "--model", model, "--max-new-tokens", 10**6, "--ignore-eos"),
@@ -200,6 +201,7 @@ def test_a_reader_that_goes_away_is_no_traceback(model: Path) -> None:
         assert process.wait(60) == 141
 
 
+@pytest.mark.slow
 def test_a_reader_that_was_never_there_is_no_traceback() -> None:
     # With PYTHONUNBUFFERED argparse would meet the error, and pass over it.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
@@ -212,6 +214,7 @@ def test_a_reader_that_was_never_there_is_no_traceback() -> None:
         assert process.wait(60) == 141
 
 
+@pytest.mark.slow
 def test_a_full_stdout_is_a_failure(model: Path) -> None:
     with open("/dev/full", "w") as full:
         result = subprocess.run(
@@ -225,9 +228,9 @@ def test_a_full_stdout_is_a_failure(model: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "closed", "code"),
     [
-        (["run", "-"], 0, 1),  # an empty prompt
+        pytest.param(["run", "-"], 0, 1, marks=pytest.mark.slow),  # an empty prompt
         (["--version"], 1, 0),
-        (["run", "a", "--max-new-tokens", "2"], 2, 0),
+        pytest.param(["run", "a", "--max-new-tokens", "2"], 2, 0, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -238,6 +241,7 @@ def test_a_closed_stream_is_an_empty_one(model: Path, arguments: list[str], clos
     assert "Error" not in result.stderr
 
 
+@pytest.mark.slow
 def test_arguments_are_utf8_whatever_the_locale(bittorch: Command, model: Path) -> None:
     expected = bittorch("run", "Grüße", "--model", model, "--max-new-tokens", 4, "--stop", "ß", "--json").json
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

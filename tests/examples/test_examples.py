@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests import helpers
+
 ROOT = Path(__file__).parents[2]
 pytest.importorskip("tqdm", reason="the examples need bittorch[demo]")
 
@@ -38,6 +40,7 @@ def test_xor_is_learned_and_exported() -> None:
     assert "OK: XOR learned" in passed("examples/xor_mlp.py")
 
 
+@pytest.mark.slow
 def test_xor_untrained_fails_with_advice() -> None:
     done = run("examples/xor_mlp.py", "--steps", 1)
     assert done.returncode == 1
@@ -101,6 +104,7 @@ def test_char_lm_compare(tmp_path: Path) -> None:
     assert "Sample of the exported model" in printed
 
 
+@pytest.mark.slow
 def test_char_lm_short_text_fails_with_advice(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("short")
@@ -116,6 +120,7 @@ def test_inference_demo_fresh_process_gives_same_bits(tmp_path: Path) -> None:
     assert "packed" in passed("examples/inference_demo.py", "--load", tmp_path / "inference_demo.safetensors")
 
 
+@pytest.mark.slow
 def test_inference_demo_missing_checkpoint_fails_with_advice(tmp_path: Path) -> None:
     done = run("examples/inference_demo.py", "--load", tmp_path / "none.safetensors")
     assert done.returncode == 1
@@ -132,6 +137,7 @@ def test_benchmark_quick_writes_json(name: str, tmp_path: Path) -> None:
     assert f'"benchmark": "{name}"' in path.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
 def test_cuda_benchmark_without_a_device_says_so() -> None:
     done = run("benchmark/bench_cuda_kernels.py", "--quick")
@@ -139,6 +145,9 @@ def test_cuda_benchmark_without_a_device_says_so() -> None:
     assert "torch.cuda.is_available() is False" in done.stderr
 
 
-@pytest.mark.parametrize("script", sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "examples").glob("*.py")))
+EXAMPLES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("script", helpers.slow_but(["examples/xor_mlp.py"], EXAMPLES))
 def test_help(script: str) -> None:
     assert "usage:" in passed(script, "--help")

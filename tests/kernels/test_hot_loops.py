@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import helpers
 from tests.kernels import hot_loops
 from tests.kernels.hot_loops import KERNELS, Kernel, Loop
 
@@ -28,19 +29,20 @@ def test_flags_come_from_setup() -> None:
     assert constants["ISA_FLAGS"]["avx512vnni"] == ("x86_64", [*constants["AVX512"], "-mavx512vnni"])
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", helpers.slow_but(["ternary_conv2d_packed_avx2", "ternary_linear_w2a8_neon"], KERNELS))
 def test_hot_loops(name: str, tmp_path: Path) -> None:
     assert hot_loops.complaints(_listing(name, tmp_path), KERNELS[name]) == []
 
 
 @pytest.mark.parametrize(
     ("name", "flag"),
-    [(X86, "-O0"), ("ternary_linear_w2a8_avx2", "-O1"), (ARM, "-O0")],
+    helpers.slow_but([(ARM, "-O0")], [(X86, "-O0"), ("ternary_linear_w2a8_avx2", "-O1"), (ARM, "-O0")]),
 )
 def test_less_optimised_code_is_noticed(name: str, flag: str, tmp_path: Path) -> None:
     assert hot_loops.complaints(_listing(name, tmp_path, extra=(flag,)), KERNELS[name])
 
 
+@pytest.mark.slow
 def test_a_plane_left_out_is_noticed(tmp_path: Path) -> None:
     source = (hot_loops.SOURCES / f"{X86}.c").read_text()
     assert "p < 4; p++" in source

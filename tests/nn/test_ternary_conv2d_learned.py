@@ -165,8 +165,8 @@ def test_quant_lambda_blends_in_training_alone(options: dict[str, str]) -> None:
     assert torch.equal(layer.eval()(X), ternary)
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("activation_bits", [None, 8])
+@pytest.mark.parametrize("options", helpers.slow_but(OPTIONS[:1], OPTIONS), ids=str)
+@pytest.mark.parametrize("activation_bits", helpers.slow_but([8], [None, 8]))
 def test_traced_and_under_autocast(options: dict[str, str], activation_bits: int | None) -> None:
     torch._dynamo.reset()
     layer = _layer("groups", activation_bits=activation_bits, **options)

@@ -209,7 +209,7 @@ def test_compiled_and_under_autocast(options: dict[str, str]) -> None:
     helpers.assert_near(y, eager(x).double())
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", helpers.slow_but(OPTIONS[:1], OPTIONS), ids=str)
 def test_two_layers_compile_with_dynamic_shapes(options: dict[str, str]) -> None:
     torch._dynamo.reset()
     eager, traced = (nn.Sequential(_layer(**options), nn.Linear(20, 48), _layer(**options)) for _ in range(2))

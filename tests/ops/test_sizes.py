@@ -122,6 +122,7 @@ def test_layer_with_impossible_padding_is_refused_when_it_runs(backend: str) -> 
         layer(torch.ones(1, 1, 2, 2))
 
 
+@pytest.mark.slow
 def test_layer_with_odd_steps_trains_and_exports() -> None:
     layer = TernaryConv2d(2, 3, 1, stride=2**30, padding=2**30 - 1)
     x = helpers.randn(2, 2, 2, 2).requires_grad_()

@@ -84,11 +84,12 @@ def _assert_compiled_trains_as_eager(name: str, backend: str) -> None:
         assert helpers.relative_l2(actual, expected) <= 1e-6
 
 
-@pytest.mark.parametrize("name", LINEAR)
+@pytest.mark.parametrize("name", helpers.slow_but(["fixed"], LINEAR))
 def test_traced_model_trains_as_eager(name: str) -> None:
     _assert_compiled_trains_as_eager(name, "aot_eager")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["two scales", "learned int8"])
 def test_warm_up_is_not_traced_anew_each_step(name: str) -> None:
     torch._dynamo.reset()
