@@ -40,10 +40,11 @@ QUICK_LAYERS, QUICK_TOKENS = [(2560, 2560)], (1, 8, 32)
 STEPS, QUICK_STEPS = [(4096, 4096, 4096), (2048, 2560, 6912)], [(512, 1024, 1024)]  # tokens, k, n
 CONFIGS = {
     "absmean, tensor": TernaryQuantConfig(method="absmean", per_channel=False),
-    "max, row": TernaryQuantConfig(),
-    "max, groups of 128": TernaryQuantConfig(granularity="group", group_size=128),
+    "max, row": TernaryQuantConfig(method="max", scale="ls"),
+    "max, row, rms": TernaryQuantConfig(method="max", scale="rms"),
+    "max, groups of 128": TernaryQuantConfig(method="max", scale="ls", granularity="group", group_size=128),
     "nm34, row": TernaryQuantConfig(method="nm34"),
-    "max, row, int8 x": TernaryQuantConfig(activation_bits=8),
+    "max, row, int8 x": TernaryQuantConfig(method="max", scale="ls", activation_bits=8),
 }
 # Operations from which on a kernel is left out: those without tensor cores would take most of the time of a run.
 LIMITS = {"cuda_baseline": 1e9, "cuda_tiled": 2e10}

@@ -85,17 +85,29 @@ def _kept(a: Tensor, mean: Tensor, method: str, f: Tensor) -> Tensor:
     return a * (1.0 / center.clamp(min=EPS)) > f
 
 
+def _scale_by(rule: str, a: Tensor, mean: Tensor, kept: Tensor, largest: float) -> Tensor:
+    """The scale of each row of magnitudes; ``largest`` is what its weights could hold."""
+    count = kept.sum(1, keepdim=True)
+    if rule == "mean":
+        return mean.clamp(min=EPS)
+    if rule == "max":
+        return a.amax(1, keepdim=True)
+    if rule == "ls":
+        scale = torch.where(kept, a.double(), 0.0).sum(1, keepdim=True) / count
+    else:
+        scale = (a.double().square().sum(1, keepdim=True) / count).sqrt().clamp(max=largest)
+    return scale.float().where(count > 0, EPS)
+
+
 def _quantize_rows(
-    w: Tensor, left: Tensor | None, method: str, scale_rule: str, threshold_factor: float
+    w: Tensor, left: Tensor | None, method: str, scale_rule: str, threshold_factor: float, largest: float
 ) -> tuple[Tensor, Tensor]:
     """Codes and scales of a matrix whose rows are the groups; ``left`` is what nm34 leaves of it."""
     a = w.abs()
     mean = a.double().mean(1, keepdim=True).float()
     f = torch.tensor(threshold_factor, dtype=torch.float32, device=w.device)
     kept = _kept(a, mean, method, f) if left is None else left != 0
-    count = kept.sum(1, keepdim=True)
-    ls = (torch.where(kept, a.double(), 0.0).sum(1, keepdim=True) / count).float()
-    scale = {"ls": ls.where(count > 0, EPS), "mean": mean.clamp(min=EPS), "max": a.amax(1, keepdim=True)}[scale_rule]
+    scale = _scale_by(scale_rule, a, mean, kept, largest)
     zero, finite = (a == 0).all(1, keepdim=True), a.isfinite().all(1, keepdim=True)
     scale = scale.where(~zero, EPS).where(finite, torch.nan)
     return (w.sign() * kept).where(finite, 0.0).to(torch.int8), scale[:, 0]
@@ -120,7 +132,8 @@ def ternary_quantize(
     width = {"tensor": n * k, "channel": k, "group": group_size}[granularity]
     with torch.no_grad():
         left = _drop_smallest(w.float()).reshape(-1, width) if method == "nm34" else None
-        codes, scale = _quantize_rows(w.float().reshape(-1, width), left, method, scale_rule, threshold_factor)
+        rows, largest = w.float().reshape(-1, width), torch.finfo(w.dtype).max
+        codes, scale = _quantize_rows(rows, left, method, scale_rule, threshold_factor, largest)
     return ternary_pack(codes.view(n, k)), scale.view(shape)
 
 

@@ -23,9 +23,11 @@ def ternary_quantize(
     nm34       ``a`` is not 0 nor the smallest of its four columns; f is unused
     ========== ==============================================================
 
-    and 0 elsewhere. Scale: ``ls`` the mean of the kept ``a``, ``mean`` the mean of all, ``max`` the largest. Sums are
-    in float64 and rounded once. A group that keeps nothing has scale 1e-5 with ``ls``; so has an all-zero group with
-    any rule. A non-finite group has codes 0 and scale NaN, so that the product is NaN without waiting for the device.
+    and 0 elsewhere. Scale: ``ls`` the mean of the kept ``a``, ``mean`` the mean of all, ``max`` the largest, ``rms``
+    ``sqrt(sum(a^2) / kept)`` over all ``a``, so that the codes times the scale have the norm of ``w``, but no more than
+    the dtype of ``w`` holds. Sums are in float64 and rounded once. A group that keeps nothing has scale 1e-5 with
+    ``ls`` and ``rms``; so has an all-zero group with any rule. A non-finite group has codes 0 and scale NaN, so that
+    the product is NaN without waiting for the device.
 
     Args:
         w: ``(out_features, in_features)`` float32, float16 or bfloat16.

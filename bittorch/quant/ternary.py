@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from numbers import Integral, Real
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -14,9 +14,14 @@ from bittorch.quant.base import QuantConfig, Quantizer, QuantType, straight_thro
 from bittorch.quant.learned import LEARNED, RULES, TWO_SCALES
 
 Method = Literal["max", "twn", "absmean", "absmedian", "optimal", "nm34", "lsq", "seq", "ttq"]
-ScaleRule = Literal["ls", "mean", "max", "learned"]
+ScaleRule = Literal["ls", "mean", "max", "rms", "learned"]
 Ste = Literal["identity", "clipped"]
 Granularity = Literal["tensor", "channel", "group"]
+
+
+DEFAULT_METHOD: Method = "max"
+DEFAULT_SCALE: ScaleRule = "ls"
+"""What a configuration is that names neither a method nor a threshold."""
 
 
 class _Defaults(NamedTuple):
@@ -38,7 +43,9 @@ _OWN_THRESHOLD = ("optimal", "nm34", *RULES)
 DEFAULT_GROUP_SIZE = 128
 ACTIVATION_BITS = (None, 8, 16, 24)
 _MAX_INT8_IN_FEATURES = 1 << 22
-_SCALES = ("ls", "mean", "max")
+_SCALES = tuple(rule for rule in get_args(ScaleRule) if rule != "learned")
+_ROADMAP_METHOD: Method = "max"
+_UNNAMED: Any = None  # of a field that __post_init__ resolves
 _STES = ("identity", "clipped")
 _GRANULARITIES = ("tensor", "channel", "group")
 
@@ -86,14 +93,15 @@ class TernaryQuantConfig(QuantConfig):
     Args:
         threshold_factor: in [0, 1], of the method's measure; None is the method's own: max 0.05 (of the largest),
             twn 0.75 (of the mean), absmean and absmedian 0.5 (round to nearest), ttq 0.05 (of the largest). The others
-            have their own.
+            have their own. Given without a method, it is one of the largest magnitude: method max.
         per_channel: False is ``granularity="tensor"``.
         method: ``max``, ``twn``, ``absmean`` (the codes of BitNet b1.58), ``absmedian``, ``optimal`` or ``nm34``
             (3:4 sparse: one of four columns is 0); or, with the scale a parameter of the layer, ``lsq``, ``seq`` or
-            ``ttq`` (`bittorch.quant.learned` has the formulas).
-        scale: ``ls`` (least squares: the mean of the kept magnitudes), ``mean`` or ``max``; None is the method's own,
-            ``ls`` but for absmean, whose is ``mean``, and ``learned`` where it is a parameter. ``max`` is
-            that of libraries that scale by the largest weight, and ruins trained weights: see docs/ternary_format.md.
+            ``ttq`` (`bittorch.quant.learned` has the formulas). None is max.
+        scale: ``ls`` (least squares: the mean of the kept magnitudes), ``rms`` (codes times scale have the norm of the
+            weights), ``mean`` or ``max``; None is the method's own, ``ls`` but for absmean, whose is ``mean``, and
+            ``learned`` where it is a parameter. ``max`` is that of libraries that scale by the largest weight, and
+            ruins trained weights: see docs/ternary_format.md.
         granularity: what shares a scale: ``tensor``, ``channel`` (the default) or ``group`` (the default where
             group_size is given).
         group_size: columns of a group, a multiple of 4 that divides in_features; None is 128.
@@ -116,7 +124,7 @@ class TernaryQuantConfig(QuantConfig):
     threshold_factor: float | None = None
     per_channel: bool = True
     _: dataclasses.KW_ONLY
-    method: Method = "max"
+    method: Method = _UNNAMED
     scale: ScaleRule | None = None
     granularity: Granularity | None = None
     group_size: int | None = None
@@ -124,8 +132,9 @@ class TernaryQuantConfig(QuantConfig):
     ste: Ste = "identity"
 
     def __post_init__(self) -> None:
-        _one_of("method", self.method, tuple(_METHODS))
-        own = _METHODS[self.method]
+        method, own_scale = self._named()
+        object.__setattr__(self, "method", method)
+        own = _METHODS[method]
         if self.threshold_factor is not None:
             _number("threshold_factor", self.threshold_factor, Real)
         _one_of("per_channel", self.per_channel, (True, False))
@@ -134,12 +143,12 @@ class TernaryQuantConfig(QuantConfig):
         threshold = own.threshold_factor if self.threshold_factor is None else float(self.threshold_factor)
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold_factor must be in [0, 1], got {self.threshold_factor!r}")
-        if self.method in _OWN_THRESHOLD and threshold != own.threshold_factor:
-            raise ValueError(f"method {self.method!r} finds its own threshold; leave out threshold_factor={threshold}")
-        scale = own.scale if self.scale is None else self.scale
+        if method in _OWN_THRESHOLD and threshold != own.threshold_factor:
+            raise ValueError(f"method {method!r} finds its own threshold; leave out threshold_factor={threshold}")
+        scale = own_scale if self.scale is None else self.scale
         _one_of("scale", scale, ("learned",) if self.learned else _SCALES)
         _one_of("ste", self.ste, ("identity",) if self.learned else _STES)
-        if self.method == TWO_SCALES and self.activation_bits is not None:
+        if method == TWO_SCALES and self.activation_bits is not None:
             raise ValueError(f"method 'ttq' takes floating activations, got activation_bits={self.activation_bits}")
         granularity = self.granularity or self._granularity()
         _one_of("granularity", granularity, _GRANULARITIES)
@@ -162,6 +171,20 @@ class TernaryQuantConfig(QuantConfig):
             ("activation_bits", None if self.activation_bits is None else int(self.activation_bits)),
         ):
             object.__setattr__(self, name, value)
+
+    @classmethod
+    def roadmap(cls) -> TernaryQuantConfig:
+        """What the documented arguments mean, whatever the default is: a threshold of 0.05 of the largest magnitude of
+        a row, and the least-squares scale of each row."""
+        return cls(0.05, True, method="max", scale="ls")
+
+    def _named(self) -> tuple[Method, ScaleRule]:
+        """The method, and the scale where none is given."""
+        if self.method is None and self.threshold_factor is None:
+            return DEFAULT_METHOD, DEFAULT_SCALE
+        method = _ROADMAP_METHOD if self.method is None else self.method
+        _one_of("method", method, tuple(_METHODS))
+        return method, _METHODS[method].scale
 
     def _granularity(self) -> Granularity:
         """What is meant where no granularity is given."""

@@ -101,7 +101,10 @@ class AccuracyDoctor:
         self._past[name] = _Past(past.first_scale if past else scale.clone(), codes, weight.clone() if half else None)
         if layer.config.scale == "max":
             yield Finding(
-                name, "scale_rule", 1.0, "scale='max' makes every kept weight as large as the largest; use scale='ls'"
+                name,
+                "scale_rule",
+                1.0,
+                "scale='max' makes every kept weight as large as the largest; use 'ls' or 'rms'",
             )
         dead = int((codes == 0).all(1).sum()) if codes.numel() else 0
         if dead:

@@ -21,8 +21,10 @@ static int parse(const std::string &name, const std::array<const char *, count> 
     TORCH_CHECK_VALUE(false, what, " must be one of ", listed, ", got '", name, "'");
 }
 
-constexpr std::array<const char *, 6> methods{"max", "twn", "absmean", "absmedian", "optimal", "nm34"};
-constexpr std::array<const char *, 3> scale_rules{"ls", "mean", "max"};
+#define BT_TEXT(name, text, property) text,
+constexpr std::array<const char *, BT_METHOD_COUNT> methods{BT_METHODS(BT_TEXT)};
+constexpr std::array<const char *, BT_SCALE_COUNT> scale_rules{BT_SCALES(BT_TEXT)};
+#undef BT_TEXT
 constexpr std::array<const char *, 3> granularities{"tensor", "channel", "group"};
 
 static std::vector<int64_t> scale_shape(const bt_ternary_quantize &p) {

@@ -3,7 +3,8 @@
 #include "test.h"
 
 static const Kernel<bt_ternary_quantize_fn> KERNELS[] = {BT_TERNARY_QUANTIZE(GPU_KERNEL)};
-static const char *const METHODS[] = {"max", "twn", "absmean", "absmedian", "optimal", "nm34"};
+#define BT_TEXT(name, text, property) text,
+static const char *const METHODS[] = {BT_METHODS(BT_TEXT)}, *const RULES[] = {BT_SCALES(BT_TEXT)};
 
 static bool same_scale(float a, float b) {
     if (std::isnan(a) || std::isnan(b))
@@ -41,8 +42,8 @@ static void compare(const Buffer &w, const Grouping &grouping, int method, int r
             const bt_status status = kernel.run(&p, 0, 0);
             const long scales = (long)different_scales(scale, scale2);
             check(status == BT_OK && packed2.equals(packed) && scales == 0,
-                  "ternary_quantize %s n=%ld k=%ld %s %s rule %d %s/%ld %s %s: %ld scales differ, codes %s",
-                  kernel.variant, (long)n, (long)k, type_name(w.type), METHODS[method], rule, grouping.name,
+                  "ternary_quantize %s n=%ld k=%ld %s %s %s %s/%ld %s %s: %ld scales differ, codes %s", kernel.variant,
+                  (long)n, (long)k, type_name(w.type), METHODS[method], RULES[rule], grouping.name,
                   (long)grouping.group, what, order, scales, packed2.equals(packed) ? "equal" : "differ");
         });
 }
@@ -53,8 +54,8 @@ static float usual_factor(int method) {
 
 static void all_methods(const Buffer &w, int rule, const char *what) {
     for (const auto &grouping : groupings(w.rows, w.columns))
-        for (int method = BT_METHOD_MAX; method <= BT_METHOD_NM34; method++)
-            compare(w, grouping, method, (rule + method) % 3, usual_factor(method), what);
+        for (int method = 0; method < BT_METHOD_COUNT; method++)
+            compare(w, grouping, method, (rule + method) % BT_SCALE_COUNT, usual_factor(method), what);
 }
 
 /* Magnitudes of a few values only: many ties, at the thresholds too. */
@@ -82,7 +83,7 @@ static void special(Random &random, int type) {
         all_methods(tensor, (int)i, "one special value in the tensor");
     }
     /* Every rule with every method in fp32, one of them with the halves. */
-    for (int rule = BT_SCALE_LS; rule <= (type == BT_F32 ? BT_SCALE_MAX : BT_SCALE_LS); rule++) {
+    for (int rule = BT_SCALE_LS; rule < (type == BT_F32 ? BT_SCALE_COUNT : 1); rule++) {
         all_methods(one, rule, "one special value a row");
         all_methods(all, rule, "rows of a special value");
         all_methods(mixed, rule, "a special value among zeros");
@@ -95,7 +96,8 @@ void test_quantize() {
         for (const int64_t n : {0, 1, 4})
             if (n * k < 400) {
                 const int type = (int)((n + k) % 3);
-                all_methods(random_floats(random, type, n, k, k + random.below(3)), (int)(k % 3), "random");
+                all_methods(random_floats(random, type, n, k, k + random.below(3)), (int)(k % BT_SCALE_COUNT),
+                            "random");
             }
     for (int type = BT_F32; type <= BT_BF16; type++) {
         all_methods(random_floats(random, type, 4, 60, 61), type, "random");
@@ -109,11 +111,11 @@ void test_quantize() {
                 compare(random_floats(random, method, 17, 257, 258), grouping, method, method, factor, "large");
     /* Four weights at a time, in several slices of a tensor and in rows; slices that end inside a row. */
     for (int type = BT_F32; type <= BT_BF16; type++)
-        for (int method = BT_METHOD_MAX; method <= BT_METHOD_NM34; method++)
+        for (int method = 0; method < BT_METHOD_COUNT; method++)
             for (const auto &grouping : {Grouping{"tensor", 0, 1030, 1}, Grouping{"channel", 1, 1030, 11}})
                 if (method != BT_METHOD_ABSMEDIAN && method != BT_METHOD_OPTIMAL)
-                    compare(random_floats(random, type, 11, 1030, 1032), grouping, method, method % 3,
-                            usual_factor(method), "fours");
+                    compare(random_floats(random, type, 11, 1030, 1032), grouping, method,
+                            (method + type) % BT_SCALE_COUNT, usual_factor(method), "fours");
     for (const float factor : {0.0f, 50.0f})
         compare(random_floats(random, BT_F32, 3, 33, 33), {"channel", 1, 33, 3}, BT_METHOD_ABSMEDIAN, BT_SCALE_LS,
                 factor, "factor");

@@ -49,7 +49,7 @@ static void others(int64_t n, int64_t k, void *memory) {
             for (act.order = BT_ORDER_NATURAL; act.order <= BT_ORDER_STRIDE4; act.order++)
                 expect(bt_act_quantize_cuda_baseline(&act, 0, 0), "act_quantize", 0, n, k);
     }
-    for (int method = BT_METHOD_MAX; method <= BT_METHOD_NM34; method++) {
+    for (int method = 0; method < BT_METHOD_COUNT; method++) {
         bt_ternary_quantize q = {};
         q.w = q.workspace = memory, q.packed = (uint8_t *)memory, q.scale = (float *)memory;
         q.n = n, q.k = q.ldx = q.group = k, q.ldw = bytes, q.method = method;

@@ -80,7 +80,7 @@ def test_pack_unpack_and_check_equal_the_cpu(k: int) -> None:
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("rule", ["ls", "mean", "max"])
+@pytest.mark.parametrize("rule", ["ls", "mean", "max", "rms"])
 def test_quantize_gives_the_codes_of_the_cpu(method: str, rule: str, dtype: torch.dtype) -> None:
     for (n, k), granularity in itertools.product(
         ((1, 1), (3, 5), (33, 64), (65, 257), (7, 4096)), ("tensor", "channel", "group")

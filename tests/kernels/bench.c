@@ -211,7 +211,8 @@ static void run_sum(const bt_kernel *kernel, const void *problem, int64_t group)
 /* Every method and rule; group: 0 for the whole matrix. `mean` and `max` cost the same. */
 static void measure_quantize(int64_t n, int64_t k, int64_t group, int type) {
     static const char *const methods[] = {"max", "twn", "absmean", "absmedian", "optimal"};
-    static const char *const rules[] = {"ls", "mean"};
+    static const char *const rules[] = {"ls", "mean", "rms"};
+    static const int scales[] = {BT_SCALE_LS, BT_SCALE_MEAN, BT_SCALE_RMS};
     const size_t size = type == BT_F32 ? sizeof(float) : sizeof(uint16_t);
     void *w = allocate(n * k, size);
     for (int64_t i = 0; i < n * k; i++)
@@ -234,11 +235,11 @@ static void measure_quantize(int64_t n, int64_t k, int64_t group, int type) {
     for (const bt_kernel *kernel = bt_kernels; kernel < bt_kernels + bt_kernel_count; kernel++) {
         if (kernel->op != BT_OP_ternary_quantize || kernel->device != BT_CPU || !bt_kernel_usable(kernel))
             continue;
-        for (int i = 0; i < 10; i++) {
-            p.method = i / 2, p.rule = i % 2 ? BT_SCALE_MEAN : BT_SCALE_LS;
+        for (int i = 0; i < 15; i++) {
+            p.method = i / 3, p.rule = scales[i % 3];
             p.workspace = malloc(bt_ternary_quantize_workspace(&p));
             printf("%5ld x %5ld  group %4ld  %-4s %-9s %-4s  ", (long)n, (long)k, (long)group, type_names[type],
-                   methods[i / 2], rules[i % 2]);
+                   methods[i / 3], rules[i % 3]);
             print_elements("ternary_quantize", kernel->variant, seconds(run_quantize, kernel, &p, group), n * k, size);
             free(p.workspace);
         }

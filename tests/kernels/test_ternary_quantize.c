@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ORDINARY, SPECIAL, NORMAL, TIES, NEAR_ONE }; /* weights */
+enum { ORDINARY, SPECIAL, NORMAL, TIES, NEAR_ONE, LARGE }; /* weights */
 enum { ZERO_GROUP = 1, NAN_GROUP = 2, INF_GROUP = 3, GROUP_KINDS = 5 };
 
 static int descending(const void *a, const void *b) {
@@ -66,9 +66,23 @@ static int keeps(const bt_ternary_quantize *p, float a, statistics_t of) {
 }
 
 /* One group, gathered into w[count], in rows of `width`. */
+static float scale_reference(const bt_ternary_quantize *p, float most, float mean, double kept, double squares,
+                             int64_t number) {
+    static const float largest[] = {3.40282347e38f, 65504.0f, 3.38953139e38f};
+    if (p->rule == BT_SCALE_MAX)
+        return most;
+    if (p->rule == BT_SCALE_MEAN)
+        return fmaxf(mean, 1e-5f);
+    if (number == 0)
+        return 1e-5f;
+    if (p->rule == BT_SCALE_RMS)
+        return (float)fminl(sqrtl((long double)squares / (long double)number), (long double)largest[p->w_type]);
+    return (float)(kept / (double)number);
+}
+
 static float quantize_reference(const bt_ternary_quantize *p, const float *w, int64_t count, int64_t width,
                                 int8_t *codes) {
-    double sum = 0.0, kept = 0.0;
+    double sum = 0.0, kept = 0.0, squares = 0.0;
     int64_t number = 0;
     float most = 0.0f;
     int finite = 1;
@@ -78,6 +92,7 @@ static float quantize_reference(const bt_ternary_quantize *p, const float *w, in
         finite = finite && isfinite(w[i]);
         most = fmaxf(most, sorted[i]);
         sum += (double)sorted[i];
+        squares += (double)w[i] * (double)w[i];
         codes[i] = 0;
     }
     const float mean = (float)(sum / (double)count);
@@ -97,11 +112,7 @@ static float quantize_reference(const bt_ternary_quantize *p, const float *w, in
         return NAN;
     if (count == 0 || !(most > 0.0f))
         return 1e-5f;
-    if (p->rule == BT_SCALE_MAX)
-        return most;
-    if (p->rule == BT_SCALE_MEAN)
-        return fmaxf(mean, 1e-5f);
-    return number ? (float)(kept / (double)number) : 1e-5f;
+    return scale_reference(p, most, mean, kept, squares, number);
 }
 
 /* SPECIAL: groups by turns ordinary, zero, with a NaN, with an Inf, ordinary. */
@@ -128,6 +139,9 @@ static void fill(const bt_ternary_quantize *p, void *w, int64_t groups, int weig
                 value = random_normal();
             if (weights == NEAR_ONE)
                 value = 1.0f + (float)random_below(200) * 0x1p-23f;
+            if (weights == LARGE)
+                value = ldexpf(random_below(2) ? 1.75f : -1.75f,
+                               (p->w_type == BT_F16 ? 15 : 127) - 3 * (random_below(64) == 0));
             if (weights == SPECIAL)
                 value = special_weight(g, c, p->group, value);
             store_value(w, p->w_type, r * p->ldx + c, value);
@@ -150,6 +164,26 @@ static void fill_ties(const bt_ternary_quantize *p, float *w) {
                                                                  : c % 8 == lane ? (float)count * 0x1p-55f
                                                                                  : 0x1p-100f;
             }
+        }
+}
+
+/* The same for rms: of a group in which only the large number is kept, the sum of squares is (1 + 2^-24)^2 + 2^-52,
+ * whose root is the middle between two fp32 in fp64, and above it where three of the little ones are added before the
+ * large. */
+static void fill_square_ties(const bt_ternary_quantize *p, float *w) {
+    const int64_t rows = p->lds == 0 ? p->n : 1, count = rows * p->group;
+    for (int64_t first = 0; first < p->n; first += rows)
+        for (int64_t begin = 0; begin < p->k; begin += p->group) {
+            const int64_t large = random_below(32), small = large + 1 + random_below(count - 4);
+            const int64_t lane = random_below(2) ? large % 8 : random_below(8);
+            for (int64_t i = 0; i < count; i++)
+                w[(first + i / p->group) * p->ldx + begin + i % p->group] =
+                    i % p->group % 8 == lane ? 0x1.cp-28f : 0x1p-60f;
+            const int64_t places[] = {large, small % count, (small + 1) % count, (small + 2) % count,
+                                      (small + 3) % count};
+            const float values[] = {1.0f, 0x1p-12f, 0x1p-12f, 0x1p-24f, 0x1p-26f};
+            for (int j = 0; j < 5; j++)
+                w[(first + places[j] / p->group) * p->ldx + begin + places[j] % p->group] = values[j];
         }
 }
 
@@ -215,14 +249,16 @@ static float check_quantize(int64_t n, int64_t k, int64_t group, int type, int m
                              .method = method,
                              .rule = rule};
     void *w = buffer(matrix_bytes(n, k, p.ldx, type));
-    if (weights == TIES)
+    if (weights == TIES && rule == BT_SCALE_RMS)
+        fill_square_ties(&p, w);
+    else if (weights == TIES)
         fill_ties(&p, w);
     else
         fill(&p, w, groups, weights);
     p.w = w;
     p.packed = buffer(matrix_bytes(n, bytes, p.ldw, BT_I8));
     p.scale = buffer((size_t)scales * sizeof *p.scale);
-    p.threshold_factor = weights == TIES                                 ? 0.0f
+    p.threshold_factor = weights == TIES                                 ? (rule == BT_SCALE_RMS ? 0.5f : 0.0f)
                          : weights == NEAR_ONE                           ? 1.0f
                          : weights == SPECIAL && method == BT_METHOD_MAX ? 1.5f
                                                                          : factors[method];
@@ -233,7 +269,7 @@ static float check_quantize(int64_t n, int64_t k, int64_t group, int type, int m
         bt_ternary_quantize_scalar(&p, 0, tiles / 2);
     if (k == 0)
         check(n == 0 || p.scale[0] == 1e-5f, "scale of empty rows");
-    else if (weights == ORDINARY || weights == SPECIAL || weights == NEAR_ONE)
+    else if (weights == ORDINARY || weights == SPECIAL || weights == NEAR_ONE || weights == LARGE)
         compare(&p, groups, bytes, 1);
     else if (weights == NORMAL && (method == BT_METHOD_ABSMEDIAN || method == BT_METHOD_OPTIMAL))
         compare(&p, groups, bytes, 0);
@@ -246,12 +282,14 @@ static float check_quantize(int64_t n, int64_t k, int64_t group, int type, int m
 /* Both ways of rounding must occur, or the order of the sums does not show. */
 static void check_order_of_sums(void) {
     static const int64_t columns[] = {36, 64, 100, 1024, 2052}, groups[] = {36, 64, 100, 128, 2052};
-    for (int rule = BT_SCALE_LS; rule <= BT_SCALE_MEAN; rule++)
+    static const int rules[] = {BT_SCALE_LS, BT_SCALE_MEAN, BT_SCALE_RMS};
+    for (int r = 0; r < 3; r++)
         for (int whole = 0; whole < 2; whole++) {
             int down = 0, up = 0;
             for (int i = 0; i < 100; i++) {
                 const int64_t k = columns[i % 5], group = whole ? 0 : groups[i % 5];
-                const float scale = check_quantize(3, k, group, BT_F32, BT_METHOD_TWN, rule, TIES);
+                const int method = rules[r] == BT_SCALE_RMS ? BT_METHOD_MAX : BT_METHOD_TWN;
+                const float scale = check_quantize(3, k, group, BT_F32, method, rules[r], TIES);
                 down += scale == 1.0f;
                 up += scale == 1.0f + 0x1p-23f;
             }
@@ -269,14 +307,29 @@ static void check_groups(int64_t n, int64_t k, int type, int method, int rule, i
             check_quantize(n, k, groups[i], type, method, rule, weights);
 }
 
+/* Magnitudes whose squares no fp32 holds: the scale stays finite in the type of w, its largest number where rms is
+ * more. */
+static void check_large(void) {
+    int clamped = 0, below = 0;
+    for (int method = 0; method < BT_METHOD_COUNT; method++)
+        for (int type = BT_F32; type <= BT_BF16; type++) {
+            const float scale =
+                check_quantize(3, 260, method == BT_METHOD_NM34 ? 4 : 52, type, method, BT_SCALE_RMS, LARGE);
+            clamped += scale == (float)bt_largest_of(type);
+            below += scale < (float)bt_largest_of(type);
+        }
+    check(clamped && below && clamped + below == 3 * BT_METHOD_COUNT, "scales of large weights");
+}
+
 void test_ternary_quantize(void) {
     static const int64_t rows[] = {0, 1, 5}, columns[] = {0, 1, 3, 4, 5, 33, 63, 64, 65, 108, 256, 257, 1000, 2560};
     int turn = 0;
     check_order_of_sums();
+    check_large();
     for (int method = BT_METHOD_ABSMEDIAN; method <= BT_METHOD_OPTIMAL; method++)
         check_groups(3, 2560, BT_F32, method, BT_SCALE_LS, NEAR_ONE);
-    for (int method = BT_METHOD_MAX; method <= BT_METHOD_NM34; method++)
-        for (int rule = BT_SCALE_LS; rule <= BT_SCALE_MAX; rule++)
+    for (int method = 0; method < BT_METHOD_COUNT; method++)
+        for (int rule = 0; rule < BT_SCALE_COUNT; rule++)
             for (int i = 0; i < 14; i++)
                 for (int j = 0; j < 3; j++)
                     for (int weights = ORDINARY; weights <= NORMAL; weights++)

@@ -12,6 +12,7 @@ from tests import helpers
 
 OP = "ternary_quantize"
 FACTORS = {"max": 0.05, "twn": 0.75, "absmean": 0.5, "absmedian": 0.5, "optimal": 0.0, "nm34": 0.0}
+RULES = ("ls", "mean", "max", "rms")
 EPS = np.float32(1e-5)
 
 
@@ -50,7 +51,9 @@ def _three_of_four(row: np.ndarray) -> np.ndarray:
     return kept
 
 
-def _group(w: np.ndarray, three: np.ndarray, method: str, rule: str, factor: float) -> tuple[np.ndarray, np.float32]:
+def _group(
+    w: np.ndarray, three: np.ndarray, method: str, rule: str, factor: float, largest: float
+) -> tuple[np.ndarray, np.float32]:
     """Codes and scale of one finite group, straight from the table of the documentation."""
     a = np.abs(w)
     if not a.any():
@@ -60,6 +63,9 @@ def _group(w: np.ndarray, three: np.ndarray, method: str, rule: str, factor: flo
         "ls": np.float32(math.fsum(a[kept].tolist()) / kept.sum()) if kept.any() else EPS,
         "mean": max(np.float32(math.fsum(a.tolist()) / len(a)), EPS),
         "max": a.max(),
+        "rms": np.float32(min(math.sqrt(math.fsum((a.astype(np.float64) ** 2).tolist()) / kept.sum()), largest))
+        if kept.any()
+        else EPS,
     }[rule]
     return (np.sign(w) * kept).astype(np.int8), scale
 
@@ -71,7 +77,8 @@ def _expected(
     width = {"tensor": n * k, "channel": k}.get(granularity.name, granularity.group)
     rows = w.float().numpy()
     three = np.stack([_three_of_four(row) for row in rows]).reshape(-1, width)
-    parts = [_group(*part, method, rule, factor) for part in zip(rows.reshape(-1, width), three, strict=True)]
+    largest = torch.finfo(w.dtype).max
+    parts = [_group(*part, method, rule, factor, largest) for part in zip(rows.reshape(-1, width), three, strict=True)]
     codes = torch.from_numpy(np.concatenate([codes for codes, _ in parts])).view(n, k)
     scale = torch.tensor(np.array([scale for _, scale in parts], dtype=np.float32)).view(granularity.scale_shape(n, k))
     return codes, scale.flatten() if scale.shape[-1] == 1 else scale
@@ -108,7 +115,7 @@ def _assert_quantized(
 
 
 @pytest.mark.parametrize("method", FACTORS)
-@pytest.mark.parametrize("rule", ["ls", "mean", "max"])
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("granularity", helpers.GRANULARITIES, ids=str)
 @pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
 def test_quantize_equals_definition(
@@ -152,7 +159,7 @@ def test_quantize_of_empty_matrix(shape: tuple[int, int], method: str, granulari
 
 
 @pytest.mark.parametrize("method", FACTORS)
-@pytest.mark.parametrize("rule", ["ls", "mean", "max"])
+@pytest.mark.parametrize("rule", RULES)
 def test_quantize_of_zero_rows_has_scale_eps(method: str, rule: str) -> None:
     w = helpers.randn(3, 10)
     w[1] = 0
@@ -163,8 +170,9 @@ def test_quantize_of_zero_rows_has_scale_eps(method: str, rule: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["max"])
-def test_quantize_that_keeps_nothing_has_scale_eps(method: str) -> None:
-    codes, scale = _quantize(helpers.randn(3, 10), method, factor=1.0)
+@pytest.mark.parametrize("rule", ["ls", "rms"])
+def test_quantize_that_keeps_nothing_has_scale_eps(method: str, rule: str) -> None:
+    codes, scale = _quantize(helpers.randn(3, 10), method, rule, factor=1.0)
     assert not codes.any()
     assert (scale == EPS.item()).all()
 
@@ -176,7 +184,7 @@ def test_quantize_of_single_element(method: str, value: float) -> None:
 
 
 @pytest.mark.parametrize("method", FACTORS)
-@pytest.mark.parametrize("rule", ["ls", "mean", "max"])
+@pytest.mark.parametrize("rule", RULES)
 def test_quantize_of_huge_values_stays_finite(method: str, rule: str) -> None:
     w = helpers.randn(3, 500).sign() * 3e38
     w[:, ::3] /= 7
@@ -246,6 +254,41 @@ def test_least_squares_scale_has_the_least_error(method: str) -> None:
     torch.testing.assert_close(scale.double(), best, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("method", FACTORS)
+@pytest.mark.parametrize("granularity", helpers.GRANULARITIES, ids=str)
+@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+def test_rms_keeps_the_norm_of_what_shares_a_scale(
+    method: str, granularity: helpers.Granularity, dtype: torch.dtype
+) -> None:
+    w = helpers.randn(5, 128, dtype=dtype)
+    codes, scale = _quantize(w, method, "rms", granularity=granularity)
+    width = {"tensor": w.numel(), "channel": 128}.get(granularity.name, granularity.group)
+    norms = (m.double().reshape(-1, width).norm(dim=1) for m in (helpers.dense(codes, scale), w))
+    torch.testing.assert_close(*norms, rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("value", [1e30, 3e38, 1e-30, 1e-40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=helpers.dtype_id)
+def test_rms_of_squares_beyond_float32(value: float, dtype: torch.dtype) -> None:
+    w = torch.tensor([[value, -value, value, 0.0, -value]]).to(dtype)
+    codes, scale = _quantize(w, "max", "rms")
+    assert codes.tolist() == [[1, -1, 1, 0, -1]]
+    assert scale.item() == w[0, 0].item()
+
+
+@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+def test_rms_is_no_more_than_the_dtype_holds(dtype: torch.dtype) -> None:
+    """Three of four are kept, so the norm wants 1.15 times the largest number."""
+    largest = torch.finfo(dtype).max
+    w = torch.full((2, 64), largest, dtype=dtype)
+    w[1] /= 2
+    _assert_quantized(w, "nm34", "rms")
+    codes, scale = _quantize(w, "nm34", "rms")
+    assert scale[0].item() == largest
+    assert scale[1].item() == pytest.approx(largest / 2 * (4 / 3) ** 0.5, rel=1e-6)
+    assert ops.ternary_unpack(ops.ternary_pack(codes), scale, 64, dtype).isfinite().all()
+
+
 def test_optimal_has_the_least_error_of_all_methods() -> None:
     w = helpers.randn(20, 300)
 
@@ -267,7 +310,7 @@ def test_group_of_the_whole_row_has_the_shape_of_channel() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("method", FACTORS)
-@pytest.mark.parametrize("rule", ["ls", "mean", "max"])
+@pytest.mark.parametrize("rule", RULES)
 def test_quantize_of_non_finite_group_has_codes_0_and_scale_nan(value: float, method: str, rule: str) -> None:
     w = helpers.randn(3, 12)
     clean, clean_scale = _quantize(w, method, rule, granularity=helpers.Granularity("group", 4))
@@ -312,7 +355,7 @@ def test_quantize_with_two_threads_equals_one(method: str, granularity: helpers.
             ("mode", "ls", 0.05, "channel", 0),
             "method must be one of max, twn, absmean, absmedian, optimal, nm34, got 'mode'",
         ),
-        (("max", "rms", 0.05, "channel", 0), "scale must be one of ls, mean, max, got 'rms'"),
+        (("max", "l2", 0.05, "channel", 0), "scale must be one of ls, mean, max, rms, got 'l2'"),
         (("max", "ls", 0.05, "row", 0), "granularity must be one of tensor, channel, group, got 'row'"),
         (("max", "ls", 1.5, "channel", 0), r"threshold_factor must be in \[0, 1\], got 1.5"),
         (("max", "ls", -0.1, "channel", 0), r"threshold_factor must be in \[0, 1\], got -0.1"),

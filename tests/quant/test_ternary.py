@@ -2,6 +2,7 @@ import copy
 import dataclasses
 import json
 import pickle
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -18,10 +19,12 @@ from bittorch.quant import (
     ternary_quantize,
     ternary_quantize_ste,
 )
+from bittorch.quant.learned import LEARNED
+from bittorch.quant.ternary import Method, ScaleRule
 from tests import helpers
 
-METHODS = ("max", "twn", "absmean", "absmedian", "optimal")
-RULES = ("ls", "mean", "max")
+METHODS = ("max", "twn", "absmean", "absmedian", "optimal", "nm34")
+RULES = ("ls", "mean", "max", "rms")
 few = settings(max_examples=40, deadline=None, derandomize=True)
 
 # Configuration
@@ -47,6 +50,25 @@ def test_config_resolves_none_to_the_methods_own(method: str, threshold: float, 
 
 def test_config_default_is_max() -> None:
     assert TernaryQuantConfig() == TernaryQuantConfig(0.05, True, method="max", scale="ls", granularity="channel")
+
+
+def test_config_of_a_threshold_alone_is_the_documented_one() -> None:
+    assert TernaryQuantConfig(0.05) == TernaryQuantConfig.roadmap()
+    assert TernaryQuantConfig.roadmap().op_args() == ("max", "ls", 0.05, "channel", 128)
+    assert TernaryQuantConfig(0.3).op_args()[:3] == ("max", "ls", 0.3)
+
+
+def test_config_names_are_those_of_the_kernels() -> None:
+    """One list is in C, one in Python; what one has, the other takes."""
+    fixed = [method for method in get_args(Method) if method not in LEARNED]
+    rules = [rule for rule in get_args(ScaleRule) if rule != "learned"]
+    w = torch.ones(1, 4)
+    with pytest.raises(ValueError, match=f"method must be one of {', '.join(fixed)}, got 'x'"):
+        ops.ternary_quantize(w, "x", "ls", 0.0, "channel")
+    with pytest.raises(ValueError, match=f"scale must be one of {', '.join(rules)}, got 'x'"):
+        ops.ternary_quantize(w, "max", "x", 0.0, "channel")
+    for method in get_args(Method):
+        assert TernaryQuantConfig(method=method).method == method
 
 
 def test_config_keeps_what_is_given() -> None:
@@ -96,12 +118,12 @@ def test_config_fields_after_per_channel_are_keyword_only() -> None:
             "got 'tern'",
         ),
         ({"method": "lsq", "scale": "ls"}, "scale must be one of 'learned', got 'ls'"),
-        ({"method": "max", "scale": "learned"}, "scale must be one of 'ls', 'mean', 'max', got 'learned'"),
+        ({"method": "max", "scale": "learned"}, "scale must be one of 'ls', 'mean', 'max', 'rms', got 'learned'"),
         ({"method": "seq", "threshold_factor": 0.2}, "'seq' finds its own threshold.*0.2"),
         ({"method": "lsq", "ste": "clipped"}, "ste must be one of 'identity', got 'clipped'"),
         ({"ste": "tanh"}, "ste must be one of 'identity', 'clipped', got 'tanh'"),
         ({"method": "ttq", "activation_bits": 8}, "method 'ttq' takes floating activations, got activation_bits=8"),
-        ({"scale": "rms"}, "scale must be one of 'ls', 'mean', 'max', got 'rms'"),
+        ({"scale": "l2"}, "scale must be one of 'ls', 'mean', 'max', 'rms', got 'l2'"),
         ({"granularity": "row"}, "granularity must be one of 'tensor', 'channel', 'group', got 'row'"),
         ({"threshold_factor": 1.5}, r"threshold_factor must be in \[0, 1\], got 1.5"),
         ({"threshold_factor": -0.1}, r"threshold_factor must be in \[0, 1\], got -0.1"),
@@ -318,7 +340,7 @@ def test_quantising_a_quantised_weight_changes_nothing(
     codes, scale = quantizer.quantize(w)
     again, same_scale = quantizer.quantize(quantizer.dequantize(codes, scale))
     assert torch.equal(again, codes)
-    if rule == "ls":
+    if rule in ("ls", "rms"):
         torch.testing.assert_close(same_scale, scale, rtol=1e-6, atol=0)
 
 

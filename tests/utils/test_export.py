@@ -51,7 +51,7 @@ def test_export_gives_the_same_bits(
 
 
 @pytest.mark.parametrize("method", ["max", "twn", "absmean", "absmedian", "optimal", "nm34"])
-@pytest.mark.parametrize("scale", ["ls", "mean", "max"])
+@pytest.mark.parametrize("scale", ["ls", "mean", "max", "rms"])
 def test_export_of_every_method_gives_the_same_bits(method: str, scale: str) -> None:
     model, x = _model(method=method, scale=scale), helpers.randn(5, 48)
     assert torch.equal(export_for_inference(model)(x), model.eval()(x))

@@ -1,8 +1,9 @@
 /* The frame of ternary_quantize on a CPU: which elements share a scale, the rule that keeps them, what the scale is.
  *
- * A variant brings the passes over a group: `measure` for its statistics, and `encode`, which writes the codes and
- * returns the scale that the rule ls wants, which is not read with another rule. Sums have eight fp64 lanes: lane i % 8
- * takes element i of a row of the group, row after row, in rising order. */
+ * A variant brings the passes over a group: `measure` for its statistics, and `encode`, which writes the codes, counts
+ * what is kept and adds up what the scale rule wants. Sums have eight fp64 lanes: lane i % 8 takes element i of a row
+ * of the group, row after row, in rising order. The square of an fp32 is exact in fp64, so a fused multiply-add adds it
+ * with the same rounding. */
 #ifndef BT_CPU_QUANTIZE_GROUP_H
 #define BT_CPU_QUANTIZE_GROUP_H
 
@@ -22,14 +23,14 @@ typedef struct bt_group_stats {
     double sum;      /* finite unless the group is not; not read unless bt_needs_mean() */
 } bt_group_stats;
 
-/* keep fl(|w| * multiplier) > threshold */
-typedef struct bt_keep_rule {
-    float multiplier, threshold;
-} bt_keep_rule;
+typedef struct bt_group_sum {
+    double sum;   /* by bt_scale_adds() */
+    int64_t kept; /* codes that are not 0 */
+} bt_group_sum;
 
 typedef struct bt_group_passes {
     bt_group_stats (*measure)(const bt_ternary_quantize *p, const bt_group *g);
-    float (*encode)(const bt_ternary_quantize *p, const bt_group *g, bt_keep_rule rule);
+    bt_group_sum (*encode)(const bt_ternary_quantize *p, const bt_group *g, bt_keep_rule rule);
 } bt_group_passes;
 
 /* function(p, ..., type, element size), with the type a constant. */
@@ -38,20 +39,15 @@ typedef struct bt_group_passes {
      : (p)->w_type == BT_F16 ? function(p, __VA_ARGS__, BT_F16, sizeof(uint16_t))                                      \
                              : function(p, __VA_ARGS__, BT_BF16, sizeof(uint16_t)))
 
-/* What a mean is divided by, and what the rule `mean` stores. */
-static inline float bt_at_least_eps(float mean) {
-    return mean > BT_SCALE_EPS ? mean : BT_SCALE_EPS;
-}
-
 /* One chain of additions a lane is slower than the memory: where no mean is wanted, `measure` leaves it out. */
 static inline int bt_needs_mean(const bt_ternary_quantize *p) {
-    return p->rule == BT_SCALE_MEAN || p->method == BT_METHOD_TWN || p->method == BT_METHOD_ABSMEAN;
+    return p->rule == BT_SCALE_MEAN || bt_method_by(p->method) == BT_BY_MEAN;
 }
 
 /* How far ahead `encode` fetches: to the next row or group, when it adds up and `measure` did not. Then the one is
  * slower than the memory and the other waits for it; in the other cases the fetches only stood in the way. */
 static inline uintptr_t bt_fetch_ahead(const bt_ternary_quantize *p, int64_t columns, size_t size) {
-    return p->rule == BT_SCALE_LS && !bt_needs_mean(p) ? (uintptr_t)columns * size : 0;
+    return bt_scale_adds(p->rule) != BT_ADDS_NOTHING && !bt_needs_mean(p) ? (uintptr_t)columns * size : 0;
 }
 
 /* May point past the end of w. */
@@ -65,10 +61,6 @@ static inline int64_t bt_group_count(const bt_group *g) {
 
 static inline double bt_sum_total(const double lane[8]) {
     return ((lane[0] + lane[1]) + (lane[2] + lane[3])) + ((lane[4] + lane[5]) + (lane[6] + lane[7]));
-}
-
-static inline float bt_ls_scale(const double lane[8], int64_t kept) {
-    return kept ? (float)(bt_sum_total(lane) / (double)kept) : BT_SCALE_EPS;
 }
 
 /* For all methods, in ternary_quantize_scalar.c. */
@@ -87,8 +79,8 @@ static inline float bt_encode_group(const bt_ternary_quantize *p, const bt_group
         return stats.absmax == 0 ? BT_SCALE_EPS : NAN;
     }
     const float absmax = bt_bits_float(stats.absmax), mean = (float)(stats.sum / (double)bt_group_count(g));
-    const float ls = passes->encode(p, g, bt_find_rule(p, g, absmax, mean));
-    return p->rule == BT_SCALE_MAX ? absmax : p->rule == BT_SCALE_MEAN ? bt_at_least_eps(mean) : ls;
+    const bt_group_sum encoded = passes->encode(p, g, bt_find_rule(p, g, absmax, mean));
+    return bt_scale_of(p, absmax, mean, encoded.sum, encoded.kept);
 }
 
 static inline float bt_quantize_group(const bt_ternary_quantize *p, const bt_group *g, const bt_group_passes *passes) {

@@ -28,6 +28,12 @@ BT_ALWAYS_INLINE void add8(sum_t *sum, __m256 a) {
     sum->high = _mm256_add_pd(sum->high, _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1)));
 }
 
+BT_ALWAYS_INLINE void add_squares8(sum_t *sum, __m256 v) {
+    const __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128(v)), high = _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1));
+    sum->low = _mm256_fmadd_pd(low, low, sum->low);
+    sum->high = _mm256_fmadd_pd(high, high, sum->high);
+}
+
 BT_ALWAYS_INLINE void store_sum(double lane[8], sum_t sum) {
     _mm256_storeu_pd(lane, sum.low);
     _mm256_storeu_pd(lane + 4, sum.high);
@@ -83,7 +89,7 @@ BT_ALWAYS_INLINE bt_group_stats measure_as(const bt_ternary_quantize *p, const b
 }
 
 /* One row of a group; returns how many it keeps. */
-BT_ALWAYS_INLINE int64_t encode_row(const char *w, int64_t left, int type, size_t size, bt_keep_rule rule, int ls,
+BT_ALWAYS_INLINE int64_t encode_row(const char *w, int64_t left, int type, size_t size, bt_keep_rule rule, bt_adds adds,
                                     uintptr_t ahead, uint8_t *packed, sum_t *sum) {
     const __m256 multiplier = _mm256_set1_ps(rule.multiplier), threshold = _mm256_set1_ps(rule.threshold);
     const __m256i one = _mm256_set1_epi32(1);
@@ -100,33 +106,35 @@ BT_ALWAYS_INLINE int64_t encode_row(const char *w, int64_t left, int type, size_
             const __m256i negative = _mm256_srli_epi32(_mm256_castps_si256(v), 31);
             code[i] = _mm256_and_si256(_mm256_castps_si256(keep), _mm256_add_epi32(one, negative));
             kept += __builtin_popcount((unsigned)_mm256_movemask_ps(keep));
-            if (ls)
+            if (adds == BT_ADDS_KEPT)
                 add8(sum, _mm256_and_ps(a, keep));
+            else if (adds == BT_ADDS_SQUARES)
+                add_squares8(sum, v);
         }
         store_codes(packed, left, code);
     }
     return kept;
 }
 
-BT_ALWAYS_INLINE float encode_as(const bt_ternary_quantize *p, const bt_group *g, bt_keep_rule rule, int type,
-                                 size_t size) {
+BT_ALWAYS_INLINE bt_group_sum encode_as(const bt_ternary_quantize *p, const bt_group *g, bt_keep_rule rule, int type,
+                                        size_t size) {
     double lane[8];
     sum_t sum = {_mm256_setzero_pd(), _mm256_setzero_pd()};
     int64_t kept = 0;
     for (int64_t r = g->r0; r < g->r1; r++) {
         const char *w = (const char *)p->w + (r * p->ldx + g->c0) * (int64_t)size;
-        kept += encode_row(w, g->c1 - g->c0, type, size, rule, p->rule == BT_SCALE_LS,
+        kept += encode_row(w, g->c1 - g->c0, type, size, rule, bt_scale_adds(p->rule),
                            bt_fetch_ahead(p, g->c1 - g->c0, size), p->packed + r * p->ldw + g->c0 / 4, &sum);
     }
     store_sum(lane, sum);
-    return bt_ls_scale(lane, kept);
+    return (bt_group_sum){bt_sum_total(lane), kept};
 }
 
 static bt_group_stats measure(const bt_ternary_quantize *p, const bt_group *g) {
     return BT_BY_W_TYPE(measure_as, p, g);
 }
 
-static float encode(const bt_ternary_quantize *p, const bt_group *g, bt_keep_rule rule) {
+static bt_group_sum encode(const bt_ternary_quantize *p, const bt_group *g, bt_keep_rule rule) {
     return BT_BY_W_TYPE(encode_as, p, g, rule);
 }
 

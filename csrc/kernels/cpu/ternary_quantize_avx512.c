@@ -62,6 +62,11 @@ BT_ALWAYS_INLINE __m512d add16(__m512d sum, __m512 a) {
     return _mm512_add_pd(_mm512_add_pd(sum, to_double(low_ps(a))), to_double(high_ps(a)));
 }
 
+BT_ALWAYS_INLINE __m512d add_squares16(__m512d sum, __m512 v) {
+    const __m512d low = to_double(low_ps(v)), high = to_double(high_ps(v));
+    return _mm512_fmadd_pd(high, high, _mm512_fmadd_pd(low, low, sum));
+}
+
 BT_ALWAYS_INLINE uint32_t largest(__m512 v) {
     const __m256i half = _mm256_max_epu32(_mm256_castps_si256(low_ps(v)), _mm256_castps_si256(high_ps(v)));
     __m128i most = _mm_max_epu32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
@@ -109,7 +114,7 @@ BT_ALWAYS_INLINE bt_group_stats measure_as(const bt_ternary_quantize *p, const b
 }
 
 /* One row of a group; returns how many it keeps. */
-BT_ALWAYS_INLINE int64_t encode_row(const char *w, int64_t left, int type, size_t size, bt_keep_rule rule, int ls,
+BT_ALWAYS_INLINE int64_t encode_row(const char *w, int64_t left, int type, size_t size, bt_keep_rule rule, bt_adds adds,
                                     uintptr_t ahead, uint8_t *packed, __m512d *sum) {
     const __m512 multiplier = _mm512_set1_ps(rule.multiplier), threshold = _mm512_set1_ps(rule.threshold);
     const __m512i one = _mm512_set1_epi32(1);
@@ -126,33 +131,35 @@ BT_ALWAYS_INLINE int64_t encode_row(const char *w, int64_t left, int type, size_
             const __m512i negative = _mm512_srli_epi32(_mm512_castps_si512(v), 31);
             code[i] = _mm512_maskz_mov_epi32(keep, _mm512_add_epi32(one, negative));
             kept += __builtin_popcount(keep);
-            if (ls)
+            if (adds == BT_ADDS_KEPT)
                 *sum = add16(*sum, _mm512_maskz_mov_ps(keep, a));
+            else if (adds == BT_ADDS_SQUARES)
+                *sum = add_squares16(*sum, v);
         }
         store_codes(packed, left, code);
     }
     return kept;
 }
 
-BT_ALWAYS_INLINE float encode_as(const bt_ternary_quantize *p, const bt_group *g, bt_keep_rule rule, int type,
-                                 size_t size) {
+BT_ALWAYS_INLINE bt_group_sum encode_as(const bt_ternary_quantize *p, const bt_group *g, bt_keep_rule rule, int type,
+                                        size_t size) {
     double lane[8];
     __m512d sum = _mm512_setzero_pd();
     int64_t kept = 0;
     for (int64_t r = g->r0; r < g->r1; r++) {
         const char *w = (const char *)p->w + (r * p->ldx + g->c0) * (int64_t)size;
-        kept += encode_row(w, g->c1 - g->c0, type, size, rule, p->rule == BT_SCALE_LS,
+        kept += encode_row(w, g->c1 - g->c0, type, size, rule, bt_scale_adds(p->rule),
                            bt_fetch_ahead(p, g->c1 - g->c0, size), p->packed + r * p->ldw + g->c0 / 4, &sum);
     }
     _mm512_storeu_pd(lane, sum);
-    return bt_ls_scale(lane, kept);
+    return (bt_group_sum){bt_sum_total(lane), kept};
 }
 
 static bt_group_stats measure(const bt_ternary_quantize *p, const bt_group *g) {
     return BT_BY_W_TYPE(measure_as, p, g);
 }
 
-static float encode(const bt_ternary_quantize *p, const bt_group *g, bt_keep_rule rule) {
+static bt_group_sum encode(const bt_ternary_quantize *p, const bt_group *g, bt_keep_rule rule) {
     return BT_BY_W_TYPE(encode_as, p, g, rule);
 }
 

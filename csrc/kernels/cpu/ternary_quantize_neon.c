@@ -18,6 +18,13 @@ BT_NEON_INLINE void add4(sum_t *sum, int i, float32x4_t a) {
     pair[1] = vaddq_f64(pair[1], vcvt_high_f64_f32(a));
 }
 
+BT_NEON_INLINE void add_squares4(sum_t *sum, int i, float32x4_t v) {
+    const float64x2_t low = vcvt_f64_f32(vget_low_f32(v)), high = vcvt_high_f64_f32(v);
+    float64x2_t *pair = &sum->pair[i % 2 * 2];
+    pair[0] = vfmaq_f64(pair[0], low, low);
+    pair[1] = vfmaq_f64(pair[1], high, high);
+}
+
 BT_NEON_INLINE void store_sum(double lane[8], const sum_t *sum) {
     for (int i = 0; i < 4; i++)
         vst1q_f64(lane + 2 * i, sum->pair[i]);
@@ -58,7 +65,7 @@ BT_NEON_INLINE bt_group_stats measure_as(const bt_ternary_quantize *p, const bt_
 }
 
 /* One row of a group; returns how many it keeps. */
-BT_NEON_INLINE int64_t encode_row(const char *w, int64_t left, int type, size_t size, bt_keep_rule rule, int ls,
+BT_NEON_INLINE int64_t encode_row(const char *w, int64_t left, int type, size_t size, bt_keep_rule rule, bt_adds adds,
                                   uint8_t *packed, sum_t *sum) {
     const float32x4_t threshold = vdupq_n_f32(rule.threshold);
     float copy[STEP];
@@ -73,33 +80,35 @@ BT_NEON_INLINE int64_t encode_row(const char *w, int64_t left, int type, size_t 
             const uint32x4_t negative = vshrq_n_u32(vreinterpretq_u32_f32(v), 31);
             code[i] = vandq_u32(keep, vaddq_u32(vdupq_n_u32(1), negative));
             kept = vsubq_u32(kept, keep);
-            if (ls)
+            if (adds == BT_ADDS_KEPT)
                 add4(sum, i, vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(a), keep)));
+            else if (adds == BT_ADDS_SQUARES)
+                add_squares4(sum, i, v);
         }
         store_codes(packed, left, code);
     }
     return (int64_t)vaddlvq_u32(kept);
 }
 
-BT_NEON_INLINE float encode_as(const bt_ternary_quantize *p, const bt_group *g, bt_keep_rule rule, int type,
-                               size_t size) {
+BT_NEON_INLINE bt_group_sum encode_as(const bt_ternary_quantize *p, const bt_group *g, bt_keep_rule rule, int type,
+                                      size_t size) {
     double lane[8];
     sum_t sum = {{vdupq_n_f64(0), vdupq_n_f64(0), vdupq_n_f64(0), vdupq_n_f64(0)}};
     int64_t kept = 0;
     for (int64_t r = g->r0; r < g->r1; r++) {
         const char *w = (const char *)p->w + (r * p->ldx + g->c0) * (int64_t)size;
-        kept += encode_row(w, g->c1 - g->c0, type, size, rule, p->rule == BT_SCALE_LS,
+        kept += encode_row(w, g->c1 - g->c0, type, size, rule, bt_scale_adds(p->rule),
                            p->packed + r * p->ldw + g->c0 / 4, &sum);
     }
     store_sum(lane, &sum);
-    return bt_ls_scale(lane, kept);
+    return (bt_group_sum){bt_sum_total(lane), kept};
 }
 
 static bt_group_stats measure(const bt_ternary_quantize *p, const bt_group *g) {
     return BT_BY_W_TYPE(measure_as, p, g);
 }
 
-static float encode(const bt_ternary_quantize *p, const bt_group *g, bt_keep_rule rule) {
+static bt_group_sum encode(const bt_ternary_quantize *p, const bt_group *g, bt_keep_rule rule) {
     return BT_BY_W_TYPE(encode_as, p, g, rule);
 }
 

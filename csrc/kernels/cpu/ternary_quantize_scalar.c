@@ -18,6 +18,11 @@ static void sum_add(sum_t *sum, const float *a, int64_t count) {
         sum->lane[i % LANES] += (double)a[i];
 }
 
+static void sum_add_squares(sum_t *sum, const float *w, int64_t count) {
+    for (int64_t i = 0; i < count; i++)
+        sum->lane[i % LANES] += (double)w[i] * (double)w[i];
+}
+
 static int64_t load_magnitudes(const bt_ternary_quantize *p, int64_t row, int64_t column, int64_t end, float *out) {
     const int64_t count = end - column < SEGMENT ? end - column : SEGMENT;
     bt_load_many(p->w, p->w_type, row * p->ldx + column, count, out);
@@ -127,27 +132,27 @@ static float optimal_threshold(const uint32_t *ascending, int64_t count) {
     return bt_bits_float(cut - 1);
 }
 
-bt_keep_rule bt_find_rule(const bt_ternary_quantize *p, const bt_group *g, float absmax, float mean) {
-    const float f = p->threshold_factor;
+static float measured(const bt_ternary_quantize *p, const bt_group *g, float absmax, float mean) {
     const int64_t count = bt_group_count(g);
-    switch (p->method) {
-    case BT_METHOD_MAX:
-        return (bt_keep_rule){1.0f, f * absmax};
-    case BT_METHOD_TWN:
-        return (bt_keep_rule){1.0f, f * mean};
-    case BT_METHOD_ABSMEAN:
-        return (bt_keep_rule){1.0f / bt_at_least_eps(mean), f};
-    case BT_METHOD_ABSMEDIAN: {
-        const float median = bt_bits_float(select_key(gather_keys(p, g), count, (count - 1) / 2));
-        return (bt_keep_rule){1.0f / bt_at_least_eps(median), f};
-    }
-    case BT_METHOD_NM34:
-        return (bt_keep_rule){1.0f, 0.0f}; /* of what `encode` leaves */
-    default: {
+    switch (bt_method_by(p->method)) {
+    case BT_BY_NOTHING:
+        break;
+    case BT_BY_MAX:
+        return absmax;
+    case BT_BY_MEAN:
+        return mean;
+    case BT_BY_MEDIAN:
+        return bt_bits_float(select_key(gather_keys(p, g), count, (count - 1) / 2));
+    case BT_BY_OPTIMUM: {
         uint32_t *const keys = gather_keys(p, g);
-        return (bt_keep_rule){1.0f, optimal_threshold(sort_keys(keys, keys + count, count), count)};
+        return optimal_threshold(sort_keys(keys, keys + count, count), count);
     }
     }
+    return 0.0f;
+}
+
+bt_keep_rule bt_find_rule(const bt_ternary_quantize *p, const bt_group *g, float absmax, float mean) {
+    return bt_keep_rule_of(p->method, p->threshold_factor, measured(p, g, absmax, mean));
 }
 
 /* Codes of one segment; kept[i] becomes |w| where it is kept, else 0. Returns how many are kept. All in 32-bit lanes,
@@ -169,8 +174,7 @@ static int64_t encode_segment(const float *w, int64_t count, bt_keep_rule rule, 
     return number;
 }
 
-/* Writes the codes of a group and returns the least-squares scale, the mean of what is kept. */
-static float encode(const bt_ternary_quantize *p, const bt_group *g, bt_keep_rule rule) {
+static bt_group_sum encode(const bt_ternary_quantize *p, const bt_group *g, bt_keep_rule rule) {
     float w[SEGMENT], kept[SEGMENT];
     sum_t sum = {{0}};
     int64_t number = 0;
@@ -178,12 +182,15 @@ static float encode(const bt_ternary_quantize *p, const bt_group *g, bt_keep_rul
         for (int64_t c = g->c0; c < g->c1; c += SEGMENT) {
             const int64_t count = g->c1 - c < SEGMENT ? g->c1 - c : SEGMENT;
             bt_load_many(p->w, p->w_type, r * p->ldx + c, count, w);
+            if (bt_scale_adds(p->rule) == BT_ADDS_SQUARES)
+                sum_add_squares(&sum, w, count);
             for (int64_t i = 0; p->method == BT_METHOD_NM34 && i + 4 <= count; i += 4)
                 bt_drop_smallest(w + i);
             number += encode_segment(w, count, rule, kept, p->packed + r * p->ldw + c / 4);
-            sum_add(&sum, kept, count);
+            if (bt_scale_adds(p->rule) == BT_ADDS_KEPT)
+                sum_add(&sum, kept, count);
         }
-    return bt_ls_scale(sum.lane, number);
+    return (bt_group_sum){bt_sum_total(sum.lane), number};
 }
 
 bt_status bt_ternary_quantize_scalar(const bt_ternary_quantize *p, int64_t tile_begin, int64_t tile_end) {

@@ -10,16 +10,17 @@
 
 static const uint32_t INFINITE = 0x7f800000u, QUIET_NAN = 0x7fc00000u, PADDING = 0xffffffffu;
 
-/* Of what is measured: sum and absmax of |w|, as bits. Of what is kept: sum and number. */
+/* Of what is measured: sum and absmax of |w|, as bits. Of what is encoded: the sum by bt_scale_adds(), and how many
+ * are kept. */
 typedef struct partial_t {
     double sum;
     int64_t number;
     uint32_t absmax;
 } partial_t;
 
-/* keep fl(|w| * multiplier) > threshold; {0, 0} keeps nothing, whatever w is. */
+/* A `keep` of {0, 0} keeps nothing, whatever w is. */
 typedef struct rule_t {
-    float multiplier, threshold;
+    bt_keep_rule keep;
     uint32_t absmax;
     float mean;
 } rule_t;

@@ -38,15 +38,13 @@ static __global__ void sort_pass(uint32_t *keys, int64_t pairs, int64_t padded, 
     }
 }
 
-static __global__ void median(plan_t plan, float threshold, int64_t first, int64_t number) {
+static __global__ void median(plan_t plan, int method, float factor, int64_t first, int64_t number) {
     const int64_t step = (int64_t)gridDim.x * blockDim.x;
     for (int64_t g = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; g < number; g += step) {
         rule_t *rule = plan.rule + first + g;
         const float value = bt_bits_float(plan.keys[g * plan.padded + (plan.count - 1) / 2]);
-        if (rule->multiplier != 0.0f) {
-            rule->multiplier = __fdiv_rn(1.0f, fmaxf(value, BT_SCALE_EPS));
-            rule->threshold = threshold;
-        }
+        if (rule->keep.multiplier != 0.0f)
+            rule->keep = bt_keep_rule_of(method, factor, value);
     }
 }
 
@@ -67,7 +65,7 @@ static __device__ optimum_t best_cut(const uint32_t *keys, int64_t count, int64_
 }
 
 /* A block takes a group, a thread a run of ranks. Of equal gains the one that keeps fewer wins. */
-static __global__ void optimum(plan_t plan, int64_t first, int64_t number) {
+static __global__ void optimum(plan_t plan, int method, float factor, int64_t first, int64_t number) {
     __shared__ double sums[BT_MAX_THREADS];
     __shared__ optimum_t scratch[BT_MAX_THREADS];
     const int64_t count = plan.count, length = bt_div_up(count, blockDim.x), begin = threadIdx.x * length;
@@ -85,8 +83,8 @@ static __global__ void optimum(plan_t plan, int64_t first, int64_t number) {
         best = bt_block_reduce(best, scratch, [](optimum_t a, optimum_t b) {
             return b.gain > a.gain || (b.gain == a.gain && b.cut > a.cut) ? b : a;
         });
-        if (threadIdx.x == 0 && plan.rule[first + g].multiplier != 0.0f)
-            plan.rule[first + g].threshold = bt_bits_float(best.cut - 1);
+        if (threadIdx.x == 0 && plan.rule[first + g].keep.multiplier != 0.0f)
+            plan.rule[first + g].keep = bt_keep_rule_of(method, factor, bt_bits_float(best.cut - 1));
     }
 }
 
@@ -119,11 +117,12 @@ static bt_status sorted_rules(const bt_ternary_quantize *p, const plan_t &plan) 
         bt_status status = BT_LAUNCH(fill, grid_for(keys), block_for(keys), p->stream, *p, plan, first, number);
         if (status == BT_OK)
             status = sort_keys(p, plan, number);
-        if (status == BT_OK && p->method == BT_METHOD_ABSMEDIAN)
-            status = BT_LAUNCH(median, grid_for(number), block_for(number), p->stream, plan, p->threshold_factor, first,
-                               number);
+        if (status == BT_OK && bt_method_by(p->method) == BT_BY_MEDIAN)
+            status = BT_LAUNCH(median, grid_for(number), block_for(number), p->stream, plan, p->method,
+                               p->threshold_factor, first, number);
         else if (status == BT_OK)
-            status = BT_LAUNCH(optimum, dim3(bt_blocks(number)), block_for(plan.count), p->stream, plan, first, number);
+            status = BT_LAUNCH(optimum, dim3(bt_blocks(number)), block_for(plan.count), p->stream, plan, p->method,
+                               p->threshold_factor, first, number);
         if (status != BT_OK)
             return status;
     }

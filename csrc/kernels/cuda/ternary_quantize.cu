@@ -90,21 +90,24 @@ static __device__ partial_t measure_fours(const bt_ternary_quantize &p, const pl
     return bt_block_reduce(own, scratch, add_t());
 }
 
-/* The same for what the rule keeps, whose codes are written. */
+/* The codes of the same fours, and what the scale wants of them. */
 static __device__ partial_t encode_fours(const bt_ternary_quantize &p, const plan_t &plan, const group_t &g,
                                          const rule_t &rule, int64_t begin, int64_t end, partial_t *scratch) {
+    const bool squares = bt_scale_adds(p.rule) == BT_ADDS_SQUARES;
     partial_t own = {0.0, 0, 0};
     cursor_t at = cursor_at(g, begin + threadIdx.x);
     for (int64_t index = begin + threadIdx.x; index < end; index += blockDim.x, advance(at, blockDim.x)) {
         four_t four = load_four(p, plan, g, at);
+        for (int i = 0; squares && i < 4; i++)
+            own.sum += (double)four.w[i] * (double)four.w[i];
         if (p.method == BT_METHOD_NM34)
             bt_drop_smallest(four.w);
         unsigned byte = 0;
         for (int i = 0; i < 4; i++) {
             const float w = four.w[i], a = fabsf(w);
-            const unsigned keep = i < four.count && __fmul_rn(a, rule.multiplier) > rule.threshold;
+            const unsigned keep = i < four.count && __fmul_rn(a, rule.keep.multiplier) > rule.keep.threshold;
             byte |= keep << (w < 0.0f) << (2 * i);
-            own.sum += keep ? (double)a : 0.0;
+            own.sum += keep && !squares ? (double)a : 0.0;
             own.number += keep;
         }
         *four.byte = (uint8_t)byte;
@@ -120,32 +123,22 @@ static __device__ partial_t total_of(const partial_t *partial, int64_t slices, p
     return bt_block_reduce(own, scratch, add_t());
 }
 
-static __device__ rule_t rule_of(const bt_ternary_quantize &p, uint32_t absmax, float mean) {
-    const float f = p.threshold_factor;
-    if (absmax == 0 || absmax >= INFINITE)
-        return {0.0f, 0.0f, absmax, mean};
-    if (p.method == BT_METHOD_MAX)
-        return {1.0f, __fmul_rn(f, bt_bits_float(absmax)), absmax, mean};
-    if (p.method == BT_METHOD_TWN)
-        return {1.0f, __fmul_rn(f, mean), absmax, mean};
-    if (p.method == BT_METHOD_ABSMEAN)
-        return {__fdiv_rn(1.0f, fmaxf(mean, BT_SCALE_EPS)), f, absmax, mean};
-    return {1.0f, 0.0f, absmax, mean}; /* the methods that sort replace it; for nm34 it keeps what is not zero */
+/* Methods that sort put in another rule, where this one keeps anything. */
+static __device__ rule_t rule_from(const bt_ternary_quantize &p, const plan_t &plan, const partial_t &found) {
+    const bool finite = found.absmax < INFINITE && plan.count > 0;
+    const float mean = finite ? (float)(found.sum / (double)plan.count) : 0.0f;
+    if (!finite || found.absmax == 0)
+        return {{0.0f, 0.0f}, found.absmax, mean};
+    const float by = bt_method_by(p.method) == BT_BY_MEAN ? mean : bt_bits_float(found.absmax);
+    return {bt_keep_rule_of(p.method, p.threshold_factor, by), found.absmax, mean};
 }
 
-static __device__ rule_t rule_from(const bt_ternary_quantize &p, const plan_t &plan, const partial_t &measured) {
-    const bool finite = measured.absmax < INFINITE && plan.count > 0;
-    return rule_of(p, measured.absmax, finite ? (float)(measured.sum / (double)plan.count) : 0.0f);
-}
-
-static __device__ float scale_of(const bt_ternary_quantize &p, const rule_t &rule, const partial_t &kept) {
+static __device__ float scale_of(const bt_ternary_quantize &p, const rule_t &rule, const partial_t &encoded) {
     if (rule.absmax >= INFINITE)
         return bt_bits_float(QUIET_NAN);
-    if (rule.absmax > 0 && p.rule == BT_SCALE_MAX)
-        return bt_bits_float(rule.absmax);
-    if (rule.absmax > 0 && p.rule == BT_SCALE_MEAN)
-        return fmaxf(rule.mean, BT_SCALE_EPS);
-    return kept.number > 0 ? (float)(kept.sum / (double)kept.number) : BT_SCALE_EPS;
+    if (rule.absmax == 0)
+        return BT_SCALE_EPS;
+    return bt_scale_of(&p, bt_bits_float(rule.absmax), rule.mean, encoded.sum, encoded.number);
 }
 
 static __global__ void whole_groups(bt_ternary_quantize p, plan_t plan) {
