@@ -1,5 +1,6 @@
 """Layers: `TernaryLinear` and `TernaryConv2d` train, their ``Inference`` twins run what was trained."""
 
+from bittorch.nn import init
 from bittorch.nn.packed_layer import PackedLayer
 from bittorch.nn.registration import call_ternary_layers
 from bittorch.nn.ternary_conv2d import TernaryConv2d
@@ -14,4 +15,5 @@ __all__ = [
     "TernaryLinear",
     "TernaryLinearInference",
     "call_ternary_layers",
+    "init",
 ]

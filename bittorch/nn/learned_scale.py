@@ -107,6 +107,12 @@ class LearnedScale(nn.Module):
             return scale
         return self._present(gathered(self.weight), scale)
 
+    @property
+    def _scale_follows(self) -> bool:
+        """Whether the parameter is one that the layer made, and nobody trained or loaded it."""
+        replaced = self._fresh is not None and self._fresh[1] is not self.weight_scale
+        return self._scale_state != "kept" and not replaced
+
     def _keep(self) -> None:
         self._scale_state, self._fresh = "kept", None
 

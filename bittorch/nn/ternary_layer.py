@@ -17,7 +17,8 @@ from torch.nn.utils import fusion
 
 from bittorch import ops
 from bittorch._extension import has_cuda_ext
-from bittorch.nn.learned_scale import LearnedScale, gathered
+from bittorch.nn.first_weights import FirstWeights
+from bittorch.nn.learned_scale import gathered
 from bittorch.nn.parts import narrowed, no_float64, no_script, unpacked
 from bittorch.quant import TernaryQuantConfig, TernaryQuantizer, learned
 from bittorch.quant.ternary import check_finite
@@ -84,7 +85,7 @@ def check_dtype(dtype: torch.dtype | None, quantize: bool = True, backend: str =
         raise TypeError(f"dtype must be float32, float16 or bfloat16, got {dtype}")
 
 
-class TernaryLayer(LearnedScale):
+class TernaryLayer(FirstWeights):
     """Stands before `torch.nn.Linear` or `torch.nn.Conv2d` among the bases; a row is an output or a filter."""
 
     quantize: bool
@@ -132,6 +133,7 @@ class TernaryLayer(LearnedScale):
         self.backend = backend
         self.quant_lambda = 1.0
         self._make_scale()
+        self._preserve_norm()
 
     def __prepare_scriptable__(self) -> NoReturn:
         no_script(self)

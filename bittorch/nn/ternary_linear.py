@@ -33,7 +33,8 @@ class TernaryLinear(TernaryLayer, nn.Linear):
 
     ``y = x @ (codes * scale)^T + bias`` with ``codes, scale`` the quantised ``weight``. The optimiser updates the
     full-precision ``weight``; its gradient is straight-through. In ``eval()`` the layer gives, bit for bit, what
-    `bittorch.export_for_inference` makes of it.
+    `bittorch.export_for_inference` makes of it. First weights are those of `torch.nn.Linear`, stretched so that
+    ``codes * scale`` has their norm (`bittorch.nn.init.norm_preserving_`).
 
     Args:
         in_features, out_features, bias, device, dtype: as in `torch.nn.Linear`.

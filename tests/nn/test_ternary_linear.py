@@ -43,10 +43,13 @@ def test_layer_is_a_linear_with_the_promised_signature() -> None:
 
 def test_layer_initialises_as_linear() -> None:
     torch.manual_seed(5)
+    dense = TernaryLinear(7, 3, quantize=False)
+    torch.manual_seed(5)
     layer = TernaryLinear(7, 3)
     torch.manual_seed(5)
     plain = nn.Linear(7, 3)
-    assert torch.equal(layer.weight, plain.weight)
+    assert torch.equal(dense.weight, plain.weight)
+    assert torch.equal(layer.get_quantized_weight()[0], TernaryLinear.from_linear(plain).get_quantized_weight()[0])
     assert torch.equal(layer.bias, plain.bias)
 
 
