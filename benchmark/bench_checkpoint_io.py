@@ -19,6 +19,7 @@ import torch
 
 import bittorch
 from bittorch.models.config import ModelConfig
+from bittorch.models.decoder import tensor_shapes
 from bittorch.models.io import TARGETS, PackedWeight, from_memory, open_checkpoint, save
 
 READ, LOAD = "read", "load"
@@ -26,7 +27,7 @@ READ, LOAD = "read", "load"
 
 def random_model(layers: int) -> dict[str, torch.Tensor | PackedWeight]:
     tensors: dict[str, torch.Tensor | PackedWeight] = {}
-    for name, shape in config(layers).tensor_shapes().items():
+    for name, shape in tensor_shapes(config(layers)).items():
         if name.endswith("_proj.weight"):
             codes = torch.randint(-1, 2, shape, dtype=torch.int8)
             tensors[name] = PackedWeight(bittorch.ops.ternary_pack(codes), torch.tensor([0.75]), shape[1])
@@ -38,7 +39,9 @@ def random_model(layers: int) -> dict[str, torch.Tensor | PackedWeight]:
 def config(layers: int) -> ModelConfig:
     sizes = {"vocab_size": 32064, "hidden_size": 2560, "intermediate_size": 6912, "num_layers": layers}
     heads = {"num_heads": 20, "num_kv_heads": 5, "head_dim": 128, "max_positions": 4096}
-    return ModelConfig(**sizes, **heads, hidden_act="relu2", sub_norm=True, tie_embeddings=True, activation_bits=8)
+    return ModelConfig(
+        **sizes, **heads, hidden_act="relu2", architecture="bitnet", tie_embeddings=True, activation_bits=8
+    )
 
 
 def file_of(path: Path) -> Path:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from bittorch.models import LanguageModel, LoadOptions, ModelConfig
+from bittorch.models.decoder import tensor_shapes
 from bittorch.models.io import Checkpoint, PackedWeight, TensorInfo
 from bittorch.models.io.checkpoint import StoredTensor
 from bittorch.nn import TernaryLinearInference
@@ -45,7 +46,7 @@ def config_2b4t(layers: int, tied: bool = True) -> ModelConfig:
         max_positions=4096,
         rope_theta=500000.0,
         hidden_act="relu2",
-        sub_norm=True,
+        architecture="bitnet",
         tie_embeddings=tied,
         activation_bits=8,
     )
@@ -77,7 +78,7 @@ def random_checkpoint(config: ModelConfig, ternary: bool) -> Checkpoint:
     """Random weights, the linear layers of the decoder ternary or not, and a head of its own in planes."""
     tensors = {
         name: RandomTensor(name, shape, ternary and name.endswith(("_proj.weight", "lm_head.weight")))
-        for name, shape in config.tensor_shapes().items()
+        for name, shape in tensor_shapes(config).items()
     }
     return Checkpoint(Path("random"), "memory", config, tensors, {}, {})
 

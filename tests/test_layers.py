@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import bittorch
+from bittorch.models import architectures
 
 PACKAGE = Path(bittorch.__file__).parent
 ROOT = PACKAGE.parent
@@ -54,6 +55,59 @@ def test_the_import_rule_sees_imports() -> None:
     assert {"_extension", "ops", "quant"} <= _imported(Path("nn/ternary_layer.py"))
     assert _floor("utils") > _floor("nn") > _floor("quant") > _floor("ops") > _floor("_C")
     assert _floor("doctor") == _floor("cli") == TOP > _floor("models")
+
+
+def _name(path: Path) -> str:
+    """The module of a file: a package is its __init__."""
+    return ".".join(("bittorch", *path.with_suffix("").parts)).removesuffix(".__init__")
+
+
+FILES = {_name(path): path for path in MODULES}
+
+
+def _edges(path: Path) -> set[str]:
+    """The modules that a file imports: at its top, in functions, for type checkers, and lazily by a REGISTER.
+
+    Importing a name of a package counts as importing the package's __init__; that of a submodule counts as that alone.
+    """
+    found: set[str] = set()
+    for node in ast.walk(ast.parse((PACKAGE / path).read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names = {f"{node.module}.{alias.name}" for alias in node.names} - {"bittorch._C"}
+            found |= {name if name in FILES else str(node.module) for name in names}
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "REGISTER":
+            found |= {f"{_name(path.parent / '__init__.py')}.{name}" for name in ast.literal_eval(node.value)}
+    return found & FILES.keys() - {_name(path)}
+
+
+def _circles(edges: dict[str, set[str]]) -> list[str]:
+    """What is left when modules that import nothing of the rest are taken away again and again."""
+    left = dict(edges)
+    while done := {name for name, imported in left.items() if not imported & left.keys()}:
+        left = {name: imported for name, imported in left.items() if name not in done}
+    while idle := {name for name in left if not any(name in imported for imported in left.values())}:
+        left = {name: imported for name, imported in left.items() if name not in idle}
+    return sorted(left)
+
+
+def test_no_file_imports_itself_through_others() -> None:
+    edges = {name: _edges(path) for name, path in FILES.items()}
+    assert _circles(edges) == []
+    assert "bittorch.models.architectures.llama" in edges["bittorch.models.architectures"]
+    assert "bittorch.models.io.own" in edges["bittorch.models.io.formats"]
+    back = edges | {"bittorch.models.engine": edges["bittorch.models.engine"] | {"bittorch.models.generate"}}
+    assert _circles(back) == ["bittorch.models.engine", "bittorch.models.generate"]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((PACKAGE / "models" / "architectures").glob("*.py")), ids=lambda path: path.name
+)
+def test_an_architecture_is_a_small_file_of_the_register(path: Path) -> None:
+    if path.stem not in ("__init__", "base"):
+        assert len(path.read_text().splitlines()) <= 120
+        assert architectures.find(path.stem).name == path.stem
 
 
 @pytest.mark.parametrize("path", MODULES, ids=str)

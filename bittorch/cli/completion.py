@@ -46,10 +46,8 @@ def add_parser(commands: Any) -> None:
 
 
 def execute(args: argparse.Namespace, console: Console) -> int:
-    from bittorch.cli.program import make_parser
-
     writers: dict[str, Callable[[argparse.ArgumentParser], str]] = {"bash": bash, "zsh": zsh, "fish": fish}
-    script = writers[args.shell](make_parser())
+    script = writers[args.shell](args.program)
     console.write(script)
     console.object({"shell": args.shell, "script": script})
     return OK

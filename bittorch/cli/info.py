@@ -66,11 +66,10 @@ def _print(checkpoint: Checkpoint, tensors: Sequence[TensorInfo], console: Conso
     console.line(f"{checkpoint.path}")
     console.line(f"format   {checkpoint.format}")
     console.line(
-        f"model    {config.num_layers} layers, hidden {config.hidden_size}, inner {config.intermediate_size}, "
-        f"heads {config.num_heads} / {config.num_kv_heads} of {config.head_dim}, vocabulary {config.vocab_size}, "
-        f"context {config.max_positions}, {config.hidden_act}"
-        + (", sub-norms" if config.sub_norm else "")
-        + (", tied embeddings" if config.tie_embeddings else "")
+        f"model    {config.architecture}, {config.num_layers} layers, hidden {config.hidden_size}, "
+        f"inner {config.intermediate_size}, heads {config.num_heads} / {config.num_kv_heads} of {config.head_dim}, "
+        f"vocabulary {config.vocab_size}, "
+        f"context {config.max_positions}, {config.hidden_act}" + (", tied embeddings" if config.tie_embeddings else "")
     )
     if config.activation_bits:
         console.line(f"inputs   {config.activation_bits}-bit in ternary layers")

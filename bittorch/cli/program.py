@@ -45,6 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for command in COMMANDS:
         command.add_parser(commands)
+    parser.set_defaults(program=parser)  # what `completion` describes
     return parser
 
 

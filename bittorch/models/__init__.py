@@ -5,10 +5,11 @@ chat templates need the extra ``lm``.
 """
 
 from bittorch.models.config import ModelConfig
-from bittorch.models.generate import Generation, GenerationConfig, GenerationStats, Piece
+from bittorch.models.generate import Generation, GenerationStats, Piece
+from bittorch.models.generation_config import GenerationConfig
 from bittorch.models.kv_cache import KVCache, PrefixCache
+from bittorch.models.language_model import LanguageModel
 from bittorch.models.load import LoadOptions
-from bittorch.models.model import LanguageModel
 from bittorch.models.perplexity import Perplexity, perplexity
 from bittorch.models.tokenizer import Tokenizer
 

@@ -11,6 +11,7 @@ from bittorch.models.config import ModelConfig
 from bittorch.models.linear import normed
 from bittorch.models.norm import RMSNorm
 from bittorch.models.rope import Rotation
+from bittorch.models.rules import Block, Linear, Part
 
 
 def attend(q: Tensor, kv: Tensor) -> Tensor:
@@ -43,23 +44,29 @@ def causal_mask(count: int, length: int, device: torch.device) -> Tensor:
     return torch.ones(count, length, dtype=torch.bool, device=device).tril(length - count)
 
 
-class Attention(nn.Module):
+class Attention(Block):
     """``o_proj(sub_norm(attend(rope(q), rope(k), v)))``, q, k and v from one product.
 
     Args:
         config: the model's.
         layer: which of the cache's layers is this one's.
-        qkv_proj: gives the rows of q, then k, then v.
-        o_proj: the output projection.
+        sub_norm: whether there is a norm, ``attn_sub_norm``, before the output projection.
     """
 
-    def __init__(self, config: ModelConfig, layer: int, qkv_proj: nn.Module, o_proj: nn.Module) -> None:
+    qkv_proj: nn.Module
+    o_proj: nn.Module
+    attn_sub_norm: nn.Module
+
+    def __init__(self, config: ModelConfig, layer: int, *, sub_norm: bool = False) -> None:
         super().__init__()
         self.layer, self.fuse = layer, config.fuse_norms
         self.heads, self.kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
-        self.qkv_proj, self.o_proj = qkv_proj, o_proj
-        size = config.num_heads * config.head_dim
-        self.attn_sub_norm = RMSNorm(size, config.rms_norm_eps) if config.sub_norm else nn.Identity()
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        rows = {"q_proj": q, "k_proj": kv, "v_proj": kv}
+        parts = tuple(Part(name, count, config.has_bias(name)) for name, count in rows.items())
+        self.hold("qkv_proj", Linear(config.hidden_size, parts))
+        self.hold("o_proj", Linear(q, (Part("o_proj", config.hidden_size, config.has_bias("o_proj")),)))
+        self.hold_norm(config, "attn_sub_norm", q, sub_norm)
 
     def forward(self, x: Tensor, norm: RMSNorm, rotation: Rotation, batch: Batch) -> Tensor:
         """``norm(x)``, ``(tokens, hidden)``, to the same; the tokens are those of the batch, one sequence behind the

@@ -5,28 +5,34 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bittorch.models.attention import Attention
 from bittorch.models.batch import Batch
 from bittorch.models.config import ModelConfig
 from bittorch.models.linear import normed
 from bittorch.models.norm import RMSNorm
 from bittorch.models.rope import Rotation
+from bittorch.models.rules import Block, Linear, Part
 
 
-class MLP(nn.Module):
+class MLP(Block):
     """``down_proj(sub_norm(act(gate) * up))``, gate and up from one product; act is SiLU, or the square of ReLU.
 
     Args:
         config: the model's.
-        gate_up_proj: gives the rows of gate, then up.
-        down_proj: back to the hidden size.
+        sub_norm: whether there is a norm, ``ffn_sub_norm``, before the last projection.
     """
 
-    def __init__(self, config: ModelConfig, gate_up_proj: nn.Module, down_proj: nn.Module) -> None:
+    gate_up_proj: nn.Module
+    down_proj: nn.Module
+    ffn_sub_norm: nn.Module
+
+    def __init__(self, config: ModelConfig, *, sub_norm: bool = False) -> None:
         super().__init__()
         self.relu2, self.fuse = config.hidden_act == "relu2", config.fuse_norms
-        self.gate_up_proj, self.down_proj = gate_up_proj, down_proj
-        self.ffn_sub_norm = RMSNorm(config.intermediate_size, config.rms_norm_eps) if config.sub_norm else nn.Identity()
+        hidden, inner = config.hidden_size, config.intermediate_size
+        gate_up = tuple(Part(name, inner, config.has_bias(name)) for name in ("gate_proj", "up_proj"))
+        self.hold("gate_up_proj", Linear(hidden, gate_up))
+        self.hold("down_proj", Linear(inner, (Part("down_proj", hidden, config.has_bias("down_proj")),)))
+        self.hold_norm(config, "ffn_sub_norm", inner, sub_norm)
 
     def forward(self, x: Tensor, norm: RMSNorm) -> Tensor:
         """Of ``norm(x)``, ``(tokens, hidden)``."""
@@ -39,19 +45,25 @@ class MLP(nn.Module):
         return normed(self.down_proj, self.ffn_sub_norm, inner, self.fuse)
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(Block):
     """``x + attention(norm(x))``, then ``x + mlp(norm(x))``.
+
+    A layer of another kind is a `Block` of its own with the same ``forward``.
 
     Args:
         config: the model's.
-        self_attn, mlp: the two halves.
+        self_attn: takes ``(x, norm, rotation, batch)``.
+        mlp: takes ``(x, norm)``.
     """
 
-    def __init__(self, config: ModelConfig, self_attn: Attention, mlp: MLP) -> None:
+    input_layernorm: RMSNorm
+    post_attention_layernorm: RMSNorm
+
+    def __init__(self, config: ModelConfig, self_attn: Block, mlp: Block) -> None:
         super().__init__()
         self.self_attn, self.mlp = self_attn, mlp
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.hold_norm(config, "input_layernorm", config.hidden_size)
+        self.hold_norm(config, "post_attention_layernorm", config.hidden_size)
 
     def forward(self, x: Tensor, rotation: Rotation, batch: Batch) -> Tensor:
         x = x + self.self_attn(x, self.input_layernorm, rotation, batch)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 ACTIVATIONS = ("silu", "relu2")
+# The matrices of a layer that may have a bias, each on its own.
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ROPE_ENTRIES = {
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
@@ -21,9 +23,10 @@ def _is_positive(value: Any, below: float = 2.0**127) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A LLaMA-like decoder: RMSNorm, rotary positions, grouped-query attention, gated MLP; BitNet adds sub-norms.
+    """Sizes and rules of a decoder; its architecture says what they are the sizes of.
 
     Args:
+        architecture: a name of `bittorch.models.architectures`, which builds the layers.
         vocab_size, hidden_size, intermediate_size, num_layers, num_heads, num_kv_heads, head_dim: sizes.
         max_positions: the longest sequence the model was trained for.
         rms_norm_eps: added to the mean square of every norm.
@@ -33,11 +36,8 @@ class ModelConfig:
             ``original_max_position_embeddings``; ``factors`` with ``factors``, head_dim / 2 floats by which the
             frequencies are divided (a GGUF file keeps only these of ``llama3``).
         hidden_act: ``silu``, or ``relu2``, the square of ReLU.
-        sub_norm: RMSNorm before the output projections, ``self_attn.attn_sub_norm`` and ``mlp.ffn_sub_norm``.
         tie_embeddings: the head is the embedding.
-        attention_bias: q, k and v have a bias.
-        attention_output_bias: o has a bias.
-        mlp_bias: gate, up and down have a bias.
+        biases: names of `PROJECTIONS`, those that have a bias; kept in that order.
         activation_bits: 8 for W1.58A8 checkpoints, None where activations stay floating.
         fuse_norms: where activations are quantised, the norm before a packed layer is part of its quantiser. That is
             faster and rounds once less. False computes the norms as transformers does.
@@ -55,15 +55,13 @@ class ModelConfig:
     num_kv_heads: int
     head_dim: int
     max_positions: int
+    architecture: str = "llama"
     rms_norm_eps: float = 1e-5
     rope_theta: float = 10000.0
     rope_scaling: Mapping[str, Any] | None = None
     hidden_act: str = "silu"
-    sub_norm: bool = False
     tie_embeddings: bool = False
-    attention_bias: bool = False
-    attention_output_bias: bool = False
-    mlp_bias: bool = False
+    biases: tuple[str, ...] = ()
     activation_bits: int | None = None
     fuse_norms: bool = True
     bos_token_id: int | None = None
@@ -92,6 +90,9 @@ class ModelConfig:
         for token in (self.bos_token_id, *self.eos_token_ids):
             if token is not None and (type(token) is not int or token < 0):
                 raise ValueError(f"bos_token_id and eos_token_ids must be numbers of tokens, got {token!r}")
+        if not isinstance(self.biases, tuple) or not set(self.biases) <= set(PROJECTIONS):
+            raise ValueError(f"biases must be a tuple of {', '.join(PROJECTIONS)}, got {self.biases!r:.200}")
+        object.__setattr__(self, "biases", tuple(name for name in PROJECTIONS if name in self.biases))
         if self.rope_scaling is not None:
             self._check_rope_scaling(self.rope_scaling)
 
@@ -112,31 +113,6 @@ class ModelConfig:
         if kind == "llama3" and scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
             raise ValueError("rope_scaling of llama3 must have low_freq_factor below high_freq_factor")
 
-    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The canonical name of every tensor of the model, biases included, and its shape."""
-        hidden, inner = self.hidden_size, self.intermediate_size
-        q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        linears = {
-            "self_attn.q_proj": (q, hidden, self.attention_bias),
-            "self_attn.k_proj": (kv, hidden, self.attention_bias),
-            "self_attn.v_proj": (kv, hidden, self.attention_bias),
-            "self_attn.o_proj": (hidden, q, self.attention_output_bias),
-            "mlp.gate_proj": (inner, hidden, self.mlp_bias),
-            "mlp.up_proj": (inner, hidden, self.mlp_bias),
-            "mlp.down_proj": (hidden, inner, self.mlp_bias),
-        }
-        norms = {"input_layernorm": hidden, "post_attention_layernorm": hidden}
-        if self.sub_norm:
-            norms |= {"self_attn.attn_sub_norm": q, "mlp.ffn_sub_norm": inner}
-        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, hidden)}
-        for layer in range(self.num_layers):
-            prefix = f"model.layers.{layer}."
-            for name, (*shape, biased) in linears.items():
-                shapes[f"{prefix}{name}.weight"] = tuple(shape)
-                if biased:
-                    shapes[f"{prefix}{name}.bias"] = (shape[0],)
-            shapes |= {f"{prefix}{name}.weight": (size,) for name, size in norms.items()}
-        shapes["model.norm.weight"] = (hidden,)
-        if not self.tie_embeddings:
-            shapes["lm_head.weight"] = (self.vocab_size, hidden)
-        return shapes
+    def has_bias(self, projection: str) -> bool:
+        """Whether a matrix of every layer, a name of `PROJECTIONS`, has a bias."""
+        return projection in self.biases

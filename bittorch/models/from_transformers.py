@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from bittorch.models import architectures
 from bittorch.models.io import Checkpoint, PackedWeight, from_memory
-from bittorch.models.io.hf_config import MODEL_TYPES, config_from_hf
+from bittorch.models.io.hf_config import config_from_hf
 from bittorch.nn import TernaryLinearInference
 from bittorch.utils.adapters import adapter_parts
 from bittorch.utils.export import export_for_inference
@@ -66,7 +67,7 @@ def _config_values(model: nn.Module) -> Mapping[str, Any]:
     if not isinstance(model, nn.Module) or to_dict is None:
         raise TypeError(
             f"model must be a model of transformers, which has a config; got {type(model).__name__}. Supported model "
-            f"types: {', '.join(MODEL_TYPES)}"
+            f"types: {', '.join(architectures.hf_types())}"
         )
     values: Mapping[str, Any] = to_dict()
     return values

@@ -7,19 +7,26 @@ import secrets
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from bittorch.models.engine import Engine, Running, Stepper
 from bittorch.models.generation_config import GenerationConfig
 from bittorch.models.kv_cache import KVCache, PrefixCache
 from bittorch.models.sampling import History, check_logits, draw, penalize
 from bittorch.models.streaming import TextStream
 
 if TYPE_CHECKING:
-    from bittorch.models.model import LanguageModel
+    from bittorch.models.tokenizer import Tokenizer
 
-__all__ = ["Generation", "GenerationConfig", "GenerationStats", "Piece"]
+
+class Speaker(Stepper, Protocol):
+    """What a generation needs of a model: `bittorch.models.LanguageModel` has it."""
+
+    tokenizer: Tokenizer | None
+
+    def new_cache(self, rows: int = 1, capacity: int | None = None) -> KVCache: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +87,6 @@ class _Sequence:
     index: int
     tokens: list[int]  # of the prompt, then of the answer
     prompt_length: int
-    pending: list[int]  # what the cache does not hold yet
     stream: TextStream
     generator: torch.Generator
     history: History | None
@@ -119,7 +125,7 @@ class Generation:
 
     def __init__(
         self,
-        model: LanguageModel,
+        model: Speaker,
         prompts: str | Sequence[str | Sequence[int]],
         config: GenerationConfig | None = None,
         *,
@@ -184,7 +190,7 @@ class Generation:
         generator = torch.Generator(model.device).manual_seed(seed)
         history = History.of_prompt(tokens, model.config.vocab_size, model.device) if config.penalizes else None
         stream = TextStream(model.tokenizer, config.stop, config.skip_special_tokens)
-        return _Sequence(index, tokens, len(tokens), list(tokens), stream, generator, history)
+        return _Sequence(index, tokens, len(tokens), stream, generator, history)
 
     def _check_prompt(self, index: int, tokens: list[int]) -> None:
         config = self.config
@@ -212,41 +218,45 @@ class Generation:
             )
 
     def _run(self) -> Iterator[Piece]:
-        cache = self._cache()
-        active = self._sequences
-        while active:
+        engine, running = self._begin()
+        while engine.running:
             begin = time.perf_counter()
-            for sequence in active:
-                if cache.lengths[sequence.index] + len(sequence.pending) > self.context:
-                    sequence.pending = self._slid(sequence.tokens)
-                    cache.truncate(sequence.index, 0)
+            active = [running[sequence] for sequence in engine.running]
+            for sequence, own in zip(engine.running, active, strict=True):
+                if len(sequence.tokens) > self.context:
+                    engine.restart(sequence, self._slid(own.tokens))
                     if self.prefix is not None:
                         self.prefix.tokens.clear()
-            counts = [len(sequence.pending) for sequence in active]
-            tokens = torch.tensor([t for sequence in active for t in sequence.pending], device=self.model.device)
+            if self.prefix is not None:
+                read = list(engine.running[0].pending)
             with torch.inference_mode():
-                rows = [sequence.index for sequence in active]
-                logits = self.model.step(tokens, counts, cache, rows=rows, last_only=True).float()
+                logits = engine.step().float()
                 if self.prefix is not None:
-                    self.prefix.tokens += active[0].pending
-                check_logits(logits, rows, active[0].answer_length)
-                new = [self._choose(sequence, logits[i]) for i, sequence in enumerate(active)]
-            pieces = [self._push(sequence, token) for sequence, token in zip(active, new, strict=True)]
+                    self.prefix.tokens += read
+                check_logits(logits, [own.index for own in active], active[0].answer_length)
+                new = [self._choose(own, logits[i]) for i, own in enumerate(active)]
+            pieces = [self._push(own, token) for own, token in zip(active, new, strict=True)]
+            for sequence, own, token in zip(list(engine.running), active, new, strict=True):
+                if own.finish_reason is None:
+                    sequence.append(token)
+                else:
+                    engine.drop(sequence)
             self._count(len(new), time.perf_counter() - begin)
             yield from pieces
-            active = [sequence for sequence in active if sequence.finish_reason is None]
 
-    def _cache(self) -> KVCache:
-        """For what is to come; the one given, cut to where the prompt goes another way."""
+    def _begin(self) -> tuple[Engine, dict[Running, _Sequence]]:
+        """An engine that has all prompts; its cache is for what is to come, or the one given."""
         _reset_peak(self.model.device)
         if self.prefix is not None:
-            (sequence,) = self._sequences
-            self.stats.kept_tokens = self.prefix.reuse(sequence.tokens)
-            sequence.pending = sequence.tokens[self.stats.kept_tokens :]
-            return self.prefix.cache
-        longest = max(sequence.prompt_length for sequence in self._sequences) + self.config.max_new_tokens
+            (own,) = self._sequences
+            self.stats.kept_tokens = self.prefix.reuse(own.tokens)
+            engine = Engine(self.model, self.prefix.cache)
+            return engine, {engine.add(own.tokens, self.stats.kept_tokens): own}
+        longest = max(own.prompt_length for own in self._sequences) + self.config.max_new_tokens
         with torch.inference_mode():
-            return self.model.new_cache(len(self._sequences), min(self.context, longest))
+            cache = self.model.new_cache(len(self._sequences), min(self.context, longest))
+        engine = Engine(self.model, cache)
+        return engine, {engine.add(own.tokens): own for own in self._sequences}
 
     def _choose(self, sequence: _Sequence, logits: torch.Tensor) -> int:
         if sequence.history is not None:
@@ -256,7 +266,6 @@ class Generation:
     def _push(self, sequence: _Sequence, token: int) -> Piece:
         """Takes the new token in, and says what the answer gains and whether it ends."""
         sequence.tokens.append(token)
-        sequence.pending = [token]
         if sequence.history is not None:
             sequence.history.add(token)
         text = sequence.stream.push(token)
@@ -288,7 +297,7 @@ class Generation:
         stats.peak_bytes = _peak_bytes(self.model.device)
 
 
-def _eos_tokens(model: LanguageModel) -> list[int]:
+def _eos_tokens(model: Speaker) -> list[int]:
     """Of configuration and tokenizer: chat models often end a turn with another token than a text.
 
     What the vocabulary lacks never comes.

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bittorch.models.io import PackedWeight
 from bittorch.models.norm import RMSNorm
+from bittorch.models.packed_weight import PackedWeight
 from bittorch.nn import TernaryLinearInference
 
 

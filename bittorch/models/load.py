@@ -1,4 +1,4 @@
-"""A model from a checkpoint, one layer after the other, straight to its device."""
+"""Modules with the weights of a checkpoint, straight to their device."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from bittorch.models.attention import Attention
-from bittorch.models.block import MLP, DecoderLayer
-from bittorch.models.io import Checkpoint, FormatError, PackedWeight
+from bittorch.models.io import Checkpoint, FormatError
 from bittorch.models.linear import Concatenated, StoredLinear, dense_linear, fuse_packed, linear_of, packed_linear
-from bittorch.models.norm import RMSNorm
+from bittorch.models.packed_weight import PackedWeight
 from bittorch.quant import check_depth, pack_trit_planes
 from bittorch.quant.ternary import Granularity, check_activation_bits
 
@@ -81,7 +79,7 @@ def default_group_size(depth: int, columns: int) -> int:
 
 
 class Loader:
-    """Builds the modules of one checkpoint; its methods are called once each, in the order of the model."""
+    """Builds the modules of one checkpoint: the `bittorch.models.rules.Source` of `Decoder.fill`."""
 
     def __init__(self, checkpoint: Checkpoint, options: LoadOptions) -> None:
         self.checkpoint, self.config, self.options = checkpoint, checkpoint.config, options
@@ -100,41 +98,26 @@ class Loader:
         on_cpu = self.device.type == "cpu"
         return (torch.float32 if on_cpu else torch.bfloat16), on_cpu
 
-    def layer(self, index: int) -> DecoderLayer:
-        """One layer of the decoder with its weights."""
-        prefix = f"model.layers.{index}."
-        qkv = self._linear([f"{prefix}self_attn.{part}_proj" for part in "qkv"])
-        attention = Attention(self.config, index, qkv, self._linear([f"{prefix}self_attn.o_proj"]))
-        gate_up = self._linear([f"{prefix}mlp.gate_proj", f"{prefix}mlp.up_proj"])
-        mlp = MLP(self.config, gate_up, self._linear([f"{prefix}mlp.down_proj"]))
-        layer = DecoderLayer(self.config, attention, mlp)
-        for name, module in layer.named_modules():
-            if isinstance(module, RMSNorm):
-                self._fill_norm(module, f"{prefix}{name}.weight")
-        return layer
+    def vector(self, name: str) -> Tensor:
+        """The weight of a norm."""
+        return self._dense(f"{name}.weight", copy=True)
 
-    def norm(self) -> RMSNorm:
-        """The last norm."""
-        norm = RMSNorm(self.config.hidden_size, self.config.rms_norm_eps)
-        self._fill_norm(norm, "model.norm.weight")
-        return norm
-
-    def _fill_norm(self, norm: RMSNorm, name: str) -> None:
-        norm.fill(self._dense(name, copy=True))
-
-    def embedding_and_head(self) -> tuple[nn.Embedding, nn.Module]:
-        """Both, with one weight where they are tied and the head is dense."""
-        name = "model.embed_tokens.weight"
+    def embedding(self, name: str) -> nn.Embedding:
+        """The embedding; with one weight for the head too where they are tied and the head is dense."""
+        weight = f"{name}.weight"
         shared = self.config.tie_embeddings and self.options.head_depth is None
         # A half that is widened after the lookup gives the same values at half the memory.
         widened = shared and not self.stored_head
-        dtype = self.dtype if widened or self.checkpoint.info(name).type not in STORED else None
-        embedding = nn.Embedding.from_pretrained(self.checkpoint.dense(name, dtype).to(self.device))
-        if not shared:
-            return embedding, self._head(name if self.config.tie_embeddings else "lm_head.weight")
+        dtype = self.dtype if widened or self.checkpoint.info(weight).type not in STORED else None
+        return nn.Embedding.from_pretrained(self.checkpoint.dense(weight, dtype).to(self.device))
+
+    def head(self, name: str, embedding: nn.Module | None) -> nn.Module:
+        """The head; ``embedding`` is what it is tied to."""
+        if not isinstance(embedding, nn.Embedding) or self.options.head_depth is not None:
+            return self._head(f"{name}.weight")
         head = linear_of(embedding.weight, kind=StoredLinear if self.stored_head else nn.Linear)
         head.weight = embedding.weight
-        return embedding, head
+        return head
 
     def _head(self, name: str) -> nn.Module:
         stored, depth = self.checkpoint.info(name).ternary, self.options.head_depth
@@ -148,16 +131,15 @@ class Loader:
             bits = CONVERTED_ACTIVATION_BITS
         return packed_linear([planes], None, activation_bits=bits, device=self.device)
 
-    def _linear(self, names: Sequence[str]) -> nn.Module:
+    def linear(self, names: Sequence[str], biased: Sequence[bool]) -> nn.Module:
         """The layers of these names, which have one input, side by side."""
         weights = [f"{name}.weight" for name in names]
-        biased = f"{names[0]}.bias" in self.config.tensor_shapes()
-        bias = torch.cat([self._bias(f"{name}.bias") for name in names]) if biased else None
         ternary = [self.checkpoint.info(name).ternary for name in weights]
         depth = self.options.depth
         bits = {self._bits(name if trits else None) for name, trits in zip(weights, ternary, strict=True)}
         if len(bits) > 1 or (any(ternary) and not all(ternary) and depth is None):
-            return Concatenated([self._linear([name]) for name in names])
+            return Concatenated([self.linear([name], [own]) for name, own in zip(names, biased, strict=True)])
+        bias = self._biases(names, biased)
         if all(ternary):
             parts = [self.checkpoint.packed(name) for name in weights]
             return packed_linear(parts, bias, activation_bits=bits.pop(), device=self.device)
@@ -188,6 +170,17 @@ class Loader:
             scale = scale.expand(depth * len(rows)) if scale.numel() == 1 else scale
             parts.append(PackedWeight(packed, scale, weight.shape[1], depth))
         return fuse_packed(parts, self.device)
+
+    def _biases(self, names: Sequence[str], biased: Sequence[bool]) -> Tensor | None:
+        """Of the layers side by side, 0 for those that have none; None where none has."""
+        if not any(biased):
+            return None
+        rows = [self.checkpoint.info(f"{name}.weight").shape[0] for name in names]
+        parts = [
+            self._bias(f"{name}.bias") if own else torch.zeros(count, device=self.device, dtype=self.dtype)
+            for name, own, count in zip(names, biased, rows, strict=True)
+        ]
+        return torch.cat(parts)
 
     def _bias(self, name: str) -> Tensor:
         bias = self._dense(name)

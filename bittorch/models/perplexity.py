@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bittorch.models.batch import Batch
-from bittorch.models.model import LanguageModel
+from bittorch.models.language_model import LanguageModel
 
 _CHUNK = 128  # tokens whose logits are in memory at once
 

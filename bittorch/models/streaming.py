@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from bittorch.models.tokenizer import Tokenizer
+from typing import Protocol
 
 REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are no character, such as the first half of one
+
+
+class Decodes(Protocol):
+    """What a text needs of a tokenizer."""
+
+    def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = False) -> str: ...
 
 
 class Detokenizer:
@@ -18,7 +21,7 @@ class Detokenizer:
     character can take several tokens. So the last few tokens are decoded again, together with the new one.
     """
 
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:
+    def __init__(self, tokenizer: Decodes, skip_special_tokens: bool = True) -> None:
         self._tokenizer, self._skip = tokenizer, skip_special_tokens
         self._tokens: list[int] = []
         self._given = 0  # tokens before this one have been given as text
@@ -59,7 +62,7 @@ class TextStream:
         stopped: whether a stop text came.
     """
 
-    def __init__(self, tokenizer: Tokenizer | None, stop: Sequence[str] = (), skip_special_tokens: bool = True) -> None:
+    def __init__(self, tokenizer: Decodes | None, stop: Sequence[str] = (), skip_special_tokens: bool = True) -> None:
         self._detokenizer = None if tokenizer is None else Detokenizer(tokenizer, skip_special_tokens)
         self._stop = tuple(stop)
         self._held = ""

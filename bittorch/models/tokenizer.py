@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import tokenizers
 
 HARMLESS = "\ue000"  # of private use: no special token begins with it
-NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 class _Control(NamedTuple):
@@ -74,14 +73,10 @@ class Tokenizer:
             ValueError: a vocabulary that is damaged, or of a kind that is not read; the message names it.
         """
         try:
-            from bittorch.models import tokenizer_files
+            from bittorch.models.tokenizer_files import from_source
         except ImportError as error:
             raise ImportError(f"tokenizers need {error.name}; install bittorch[lm]") from error
-        if isinstance(source, Mapping):
-            with tokenizer_files.damage_of("the GGUF file"):
-                return tokenizer_files.from_gguf(source)
-        with tokenizer_files.damage_of(str(source)):
-            return tokenizer_files.from_directory(Path(source))
+        return cls(*from_source(source))
 
     @property
     def vocab_size(self) -> int:
@@ -226,12 +221,9 @@ class Tokenizer:
         _write(directory / "tokenizer_config.json", json.dumps(values, ensure_ascii=False, indent=2) + "\n")
 
 
-def is_panic(error: BaseException) -> bool:
-    """Whether an error is a failed assertion inside the tokenizers library, which is no `Exception` in Python."""
-    return type(error).__name__ == "PanicException"
-
-
 def _raise_panic(error: BaseException, what: str) -> None:
+    from bittorch.models.tokenizer_files import is_panic
+
     if is_panic(error):
         raise ValueError(f"the tokenizer is damaged: the tokenizers library failed to {what}: {error}") from None
 

@@ -1,11 +1,11 @@
-"""Tokenizers from the files of a checkpoint."""
+"""What a tokenizer is made of, from the files of a checkpoint."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tokenizers
 
@@ -21,7 +21,6 @@ from bittorch.models.io.tokenizer_files import (
 )
 from bittorch.models.pretokenizers import BEGINS, PATTERNS, WHOLE_WORDS, patterns_of
 from bittorch.models.sentencepiece_model import read_model
-from bittorch.models.tokenizer import NAMES, Tokenizer, is_panic
 from bittorch.models.vocabulary import (
     CONTROL,
     NORMAL,
@@ -34,6 +33,7 @@ from bittorch.models.vocabulary import (
     read_ranks,
 )
 
+NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 GGUF_ENTRIES = "gguf_tokenizer.json"  # what `bittorch.models.io` makes of a GGUF file's tokenizer in a directory
 HF_JSON = "tokenizer.huggingface.json"  # the entry of a GGUF file that holds a tokenizer.json
 # Tokens that end a text or a turn by their names: files often name one alone. Source: llama.cpp.
@@ -56,6 +56,29 @@ DEFAULT_IDS = {("llama", "bos"): 1, ("llama", "eos"): 2, ("t5", "eos"): 1}
 LLAMA3_SIZE, LLAMA3_BEGIN = 128256, (128000, "<|begin_of_text|>")
 
 
+class TokenizerParts(NamedTuple):
+    """The arguments of `bittorch.models.Tokenizer`, in its order."""
+
+    backend: tokenizers.Tokenizer
+    special_tokens: dict[str, str]
+    eos_token_ids: list[int]
+    chat_template: str | None
+
+
+def from_source(source: Path | str | Mapping[str, Any]) -> TokenizerParts:
+    """See `Tokenizer.from_source`."""
+    if isinstance(source, Mapping):
+        with damage_of("the GGUF file"):
+            return from_gguf(source)
+    with damage_of(str(source)):
+        return from_directory(Path(source))
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether an error is a failed assertion inside the tokenizers library, which is no `Exception` in Python."""
+    return type(error).__name__ == "PanicException"
+
+
 @contextlib.contextmanager
 def damage_of(what: str) -> Iterator[None]:
     """Values of unexpected types, and whatever the tokenizers library makes of them, as ValueError."""
@@ -69,7 +92,7 @@ def damage_of(what: str) -> Iterator[None]:
         raise ValueError(f"the tokenizer of {what} is damaged: {type(error).__name__}: {error}") from None
 
 
-def from_directory(path: Path) -> Tokenizer:
+def from_directory(path: Path) -> TokenizerParts:
     """The tokenizer that lies in a directory. See `Tokenizer.from_source`."""
     if (path / GGUF_ENTRIES).is_file():
         return from_gguf(read_json(path, GGUF_ENTRIES))
@@ -94,7 +117,7 @@ def from_directory(path: Path) -> Tokenizer:
             f"{path} has the eos_token {end!r:.100}, which is no token of its vocabulary: no answer ends with it. Give "
             "it its number in added_tokens_decoder of tokenizer_config.json",
         )
-    return Tokenizer(backend, special, ends, templates_of(path).get("default"))
+    return TokenizerParts(backend, special, ends, templates_of(path).get("default"))
 
 
 def _add_numbered(backend: tokenizers.Tokenizer, directory: Path, pieces: bool = False) -> None:
@@ -174,7 +197,7 @@ def _numbered_tokens(config: Mapping[str, Any]) -> list[str] | None:
     return [_text(entries[number]) for number in sorted(entries, key=int)]
 
 
-def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
+def from_gguf(metadata: Mapping[str, Any]) -> TokenizerParts:
     """The tokenizer that a GGUF file carries. See `Tokenizer.from_source`."""
     kind = metadata.get("tokenizer.ggml.model")
     if "tokenizer.ggml.tokens" not in metadata:
@@ -205,7 +228,7 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
         bos = special.get("bos_token") if metadata.get("tokenizer.ggml.add_bos_token", begins) else None
         eos = special.get("eos_token") if metadata.get("tokenizer.ggml.add_eos_token", kind == "t5") else None
         begin_and_end(backend, bos, eos)
-    return Tokenizer(backend, special, ends, metadata.get("tokenizer.chat_template"))
+    return TokenizerParts(backend, special, ends, metadata.get("tokenizer.chat_template"))
 
 
 def _ends(metadata: Mapping[str, Any], texts: Sequence[str]) -> list[int]:

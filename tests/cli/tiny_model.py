@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from bittorch.models import ModelConfig
+from bittorch.models.decoder import tensor_shapes
 
 SPECIAL = ("<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
 TEMPLATE = (
@@ -59,7 +60,7 @@ def make(directory: Path, *, template: bool = True, poison: bool = False, **chan
     generator = torch.Generator().manual_seed(0)
     tensors = {
         name: torch.ones(shape) if len(shape) == 1 else torch.randn(shape, generator=generator) / shape[-1] ** 0.5
-        for name, shape in config.tensor_shapes().items()
+        for name, shape in tensor_shapes(config).items()
     }
     if poison:
         tensors["model.norm.weight"].fill_(float("inf"))

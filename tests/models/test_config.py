@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from bittorch.models.config import PROJECTIONS
+from bittorch.models.decoder import tensor_shapes
 from tests.models.io.tiny import BITNET, LLAMA
 
 
@@ -45,14 +47,14 @@ def test_llama3_needs_its_frequencies_in_order() -> None:
 
 def test_tensor_shapes() -> None:
     """Against what is written down here: GQA, sub-norms, ties, biases."""
-    shapes = BITNET.tensor_shapes()
+    shapes = tensor_shapes(BITNET)
     assert "lm_head.weight" not in shapes
-    assert LLAMA.tensor_shapes()["lm_head.weight"] == (24, 256)
+    assert tensor_shapes(LLAMA)["lm_head.weight"] == (24, 256)
     assert shapes["model.layers.1.self_attn.k_proj.weight"] == (128, 256)
     assert shapes["model.layers.0.mlp.ffn_sub_norm.weight"] == (512,)
     assert len(shapes) == 2 + 2 * (7 + 4)
-    biased = dataclasses.replace(LLAMA, attention_bias=True, attention_output_bias=True, mlp_bias=True).tensor_shapes()
-    assert len(biased) == len(LLAMA.tensor_shapes()) + 2 * 7
+    biased = tensor_shapes(dataclasses.replace(LLAMA, biases=PROJECTIONS))
+    assert len(biased) == len(tensor_shapes(LLAMA)) + 2 * 7
     assert biased["model.layers.0.self_attn.o_proj.bias"] == (256,)
-    qkv = dataclasses.replace(LLAMA, attention_bias=True).tensor_shapes()
+    qkv = tensor_shapes(dataclasses.replace(LLAMA, biases=("q_proj", "k_proj", "v_proj")))
     assert {name.split(".")[-2] for name in qkv if name.endswith(".bias")} == {"q_proj", "k_proj", "v_proj"}

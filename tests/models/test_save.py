@@ -11,22 +11,23 @@ import torch
 
 from bittorch.models import LanguageModel
 from bittorch.models.io import PackedWeight, from_memory, open_checkpoint, save
-from bittorch.models.save import canonical_tensors
+from bittorch.models.rules import named_tensors
 from bittorch.nn import TernaryLinearInference
 from tests import helpers
 from tests.models import tiny
 from tests.models.vocabularies import TEXTS, byte_tokenizer
 
 IDS = torch.tensor(tiny.prompts(30))
+QKV_MLP = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj")
 CASES: dict[str, tuple[Any, bool, dict[str, Any]]] = {
     "ternary": (tiny.CONFIG, True, {}),
     "ternary, dense head": (tiny.CONFIG, True, {"head_depth": None}),
     "floating activations": (tiny.CONFIG, True, {"activation_bits": None}),
     "dense bf16": (tiny.CONFIG, False, {"dtype": torch.bfloat16}),
-    "planes": (tiny.changed(sub_norm=False, tie_embeddings=False), False, {"depth": 3, "group_size": 16}),
-    "planes and biases": (tiny.changed(attention_bias=True, mlp_bias=True), False, {"depth": 2, "head_depth": 5}),
-    "biases": (tiny.changed(attention_bias=True, mlp_bias=True, hidden_act="silu"), True, {}),
-    "output bias": (tiny.changed(attention_output_bias=True), True, {}),
+    "planes": (tiny.changed(architecture="llama", tie_embeddings=False), False, {"depth": 3, "group_size": 16}),
+    "planes and biases": (tiny.changed(biases=QKV_MLP), False, {"depth": 2, "head_depth": 5}),
+    "biases": (tiny.changed(biases=QKV_MLP, hidden_act="silu"), True, {}),
+    "output bias": (tiny.changed(biases=("o_proj",)), True, {}),
 }
 
 
@@ -45,7 +46,7 @@ def test_a_model_comes_back_bit_for_bit(name: str, tmp_path: Path) -> None:
 def test_the_tensors_are_those_of_the_checkpoint() -> None:
     tensors = tiny.tensors(tiny.CONFIG)
     model = LanguageModel.from_checkpoint(tiny.checkpoint(tiny.CONFIG, tensors), tokenizer=False)
-    found = dict(canonical_tensors(model))
+    found = dict(named_tensors(model))
     assert found.keys() == tensors.keys()
     for name, value in tensors.items():
         other = found[name]
@@ -73,7 +74,7 @@ def test_the_tokenizer_comes_back(tmp_path: Path) -> None:
 def test_other_formats_give_the_same_model(target: str, tmp_path: Path) -> None:
     wide = tiny.changed(hidden_size=256, intermediate_size=256, head_dim=64, tie_embeddings=False)
     model = tiny.model(wide, head_depth=None)
-    tensors = dict(canonical_tensors(model))
+    tensors = dict(named_tensors(model))
     if target == "gguf-tq2_0":  # its scales are halves
         for name, value in tensors.items():
             if isinstance(value, PackedWeight):

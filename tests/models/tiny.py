@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bittorch.models import LanguageModel, LoadOptions, ModelConfig
+from bittorch.models.decoder import tensor_shapes
 from bittorch.models.io import Checkpoint, PackedWeight, from_memory
 from tests import helpers
 
@@ -23,7 +24,7 @@ CONFIG = ModelConfig(
     head_dim=16,
     max_positions=128,
     hidden_act="relu2",
-    sub_norm=True,
+    architecture="bitnet",
     tie_embeddings=True,
     activation_bits=8,
 )
@@ -45,7 +46,7 @@ def random_packed(n: int, k: int, seed: int, scale: str = "tensor") -> PackedWei
 def tensors(config: ModelConfig, ternary: bool = True, seed: int = 0) -> dict[str, Tensor | PackedWeight]:
     """Random values of everything that the configuration calls for."""
     values: dict[str, Tensor | PackedWeight] = {}
-    for index, (name, shape) in enumerate(config.tensor_shapes().items(), seed * 1000):
+    for index, (name, shape) in enumerate(tensor_shapes(config).items(), seed * 1000):
         if len(shape) == 1:
             values[name] = helpers.randn(*shape, seed=index) * 0.1 + (0 if name.endswith("bias") else 1)
         elif ternary and name.split(".")[-2] in LINEARS:

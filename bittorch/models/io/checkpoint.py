@@ -11,33 +11,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from bittorch.models.config import ACTIVATIONS, ModelConfig
+from bittorch.models.config import ModelConfig
+from bittorch.models.decoder import tensor_shapes
 from bittorch.models.io import choices
 from bittorch.models.io.errors import FormatError
-from bittorch.utils.replacement import recover
-
-
-@dataclasses.dataclass(frozen=True)
-class PackedWeight:
-    """Ternary weights as the kernels read them.
-
-    ``weight = code * scale``; with ``depth`` D, the sum of D such planes, stacked along the rows.
-
-    Args:
-        weight_packed: ``(depth * N, ceil(in_features / 4))`` uint8, canonical.
-        scale: float32 multipliers ``[1]``, ``[depth * N]`` or ``[depth * N, G]``, a power of 3 per plane included.
-        in_features: columns K of the dense matrix.
-        depth: planes.
-    """
-
-    weight_packed: Tensor
-    scale: Tensor
-    in_features: int
-    depth: int = 1
-
-    @property
-    def out_features(self) -> int:
-        return self.weight_packed.shape[0] // self.depth
+from bittorch.models.packed_weight import PackedWeight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +197,7 @@ class Checkpoint:
                 f"{self.path} has {len(self._tensors)} tensors, too few for the {self.config.num_layers} layers of its "
                 "configuration"
             )
-        expected = self.config.tensor_shapes()
+        expected = tensor_shapes(self.config)
         unknown = [name for name in self._tensors if name not in expected]
         if missing := [name for name in expected if name not in self._tensors]:
             others = f"; it has {len(unknown)} others, first {unknown[0]!r:.100}" if unknown else ""
@@ -237,59 +215,3 @@ class Checkpoint:
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-
-
-def open_checkpoint(
-    path: str | Path,
-    *,
-    i2_s_layout: str = "128x32",
-    hidden_act: str | None = None,
-    pre_tokenizer: str | None = None,
-) -> Checkpoint:
-    """Opens a language model's checkpoint without reading its tensors.
-
-    Args:
-        path: a directory with config.json and safetensors, in one file or in shards by index; or one GGUF file.
-        i2_s_layout: the order of weights in I2_S tensors, which a GGUF file does not tell: ``128x32`` of converters
-            and most builds of bitnet.cpp; ``64x16`` of its builds for ARM; ``rows4``, four rows a byte, of a build for
-            x86. A wrong one gives noise instead of text.
-        hidden_act: the activation of the MLP, ``silu`` or ``relu2``; None takes what the checkpoint says. A GGUF file
-            of architecture ``bitnet`` often says nothing.
-        pre_tokenizer: how a byte-level vocabulary of a GGUF file cuts text into words, by llama.cpp's name such as
-            ``llama-bpe``; None takes what the file says.
-
-    Returns:
-        The open checkpoint; use it in a ``with`` statement.
-
-    Warns:
-        CheckpointWarning: the checkpoint leaves something open; the message names it, what is taken, and the option.
-
-    Raises:
-        FileNotFoundError: nothing there.
-        FormatError: damaged, incomplete, or of a format or architecture that is not read; the message names it.
-        ValueError: options out of range, and ``pre_tokenizer`` of a tokenizer that has rules of its own.
-    """
-    if hidden_act not in (None, *ACTIVATIONS):
-        raise ValueError(f"hidden_act must be None or one of {', '.join(ACTIVATIONS)}, got {hidden_act!r}")
-    path = Path(path)
-    recover(path)
-    if path.is_dir():
-        from bittorch.models.io.hf import open_directory
-
-        checkpoint = open_directory(path)
-        if hidden_act is not None:
-            checkpoint.config = dataclasses.replace(checkpoint.config, hidden_act=hidden_act)
-    elif path.is_file():
-        from bittorch.models.io.gguf import open_gguf
-
-        checkpoint = open_gguf(path, i2_s_layout, hidden_act)
-    else:
-        raise FileNotFoundError(
-            f"no checkpoint at {path}; give the path of a directory with config.json, or of a .gguf file: nothing is "
-            "downloaded"
-        )
-    if pre_tokenizer is not None:
-        from bittorch.models.io.tokenizer_files import with_pre_tokenizer
-
-        checkpoint.tokenizer_source = with_pre_tokenizer(checkpoint.tokenizer_source, pre_tokenizer)
-    return checkpoint

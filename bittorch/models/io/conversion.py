@@ -13,21 +13,21 @@ import torch
 from torch import Tensor
 
 from bittorch.models.config import ModelConfig
-from bittorch.models.io import choices
-from bittorch.models.io.checkpoint import Checkpoint, PackedWeight, StoredTensor, TensorInfo, open_checkpoint
+from bittorch.models.io.checkpoint import Checkpoint, StoredTensor, TensorInfo
 from bittorch.models.io.errors import FormatError, LossyError
+from bittorch.models.io.formats import targets
 from bittorch.models.io.gguf_tokenizer import write_entries
+from bittorch.models.io.gguf_writer import GGUF_TARGETS, write_gguf
+from bittorch.models.io.hf_writer import write_directory
+from bittorch.models.io.open import open_checkpoint
 from bittorch.models.io.target import check_replaced
 from bittorch.models.io.ternary_tensor import chunks
 from bittorch.models.io.tokenizer_files import copy_tokenizer
-from bittorch.models.io.write_gguf import write_gguf
-from bittorch.models.io.write_safetensors import BitNetLayout, CompressedLayout, Layout, OwnLayout, write_directory
+from bittorch.models.packed_weight import PackedWeight
 from bittorch.models.rope import rope_frequencies
 from bittorch.utils.replacement import check_place, replacing
 
-DIRECTORIES = ("bittorch", "bittorch-base3", "bitnet", "compressed-tensors")
-GGUF_TYPES = {"gguf-tq1_0": "TQ1_0", "gguf-tq2_0": "TQ2_0", "gguf-q2_0": "Q2_0", "gguf-i2_s": "I2_S"}
-TARGETS = (*DIRECTORIES, *GGUF_TYPES)
+TARGETS = (*targets(), *GGUF_TARGETS)
 HALF_EPS = 2**-10  # the most that rounding to float16 moves a scale, relative
 
 Progress = Callable[[int, int, str], None]
@@ -123,11 +123,11 @@ def save(
             source.release(name)
             report(count, 2 * len(names), name)
 
-        if to in GGUF_TYPES:
-            write_gguf(source, path, GGUF_TYPES[to], allow_lossy, dense_dtype, seen)
+        if to in GGUF_TARGETS:
+            write_gguf(source, path, GGUF_TARGETS[to], allow_lossy, dense_dtype, seen)
         else:
             path.mkdir()
-            write_directory(source, path, _layout(to, source, allow_lossy), dense_dtype, seen)
+            write_directory(source, path, targets()[to].layout(to, source, allow_lossy), dense_dtype, seen)
             if isinstance(source.tokenizer_source, Path):
                 copy_tokenizer(source.tokenizer_source, path)
             else:
@@ -146,7 +146,7 @@ def check_target(dst: str | os.PathLike[str], *, to: str, overwrite: bool = Fals
 def _place(to: str, overwrite: bool) -> dict[str, Any]:
     if to not in TARGETS:
         raise ValueError(f"to must be one of {', '.join(TARGETS)}, got {to!r}")
-    directory = to in DIRECTORIES
+    directory = to in targets()
     check = functools.partial(check_replaced, directory=directory)
     return {"directory": directory, "overwrite": overwrite, "check": check}
 
@@ -195,20 +195,6 @@ class _InMemory(StoredTensor):
         codes, scale = self.value.weight_packed.cpu(), self.value.scale.cpu()
         scale = scale[:, 0] if scale.dim() == 2 and scale.shape[1] == 1 else scale
         return PackedWeight(codes, scale, self.value.in_features, self.value.depth)
-
-
-def _layout(to: str, source: Checkpoint, allow_lossy: bool) -> Layout:
-    if to == "bitnet":
-        return BitNetLayout(source.config, allow_lossy)
-    if to == "compressed-tensors":
-        if source.config.activation_bits is not None:
-            choices.warn(
-                "write-compressed-activations",
-                f"the model has activation_bits={source.config.activation_bits}, which bittorch alone reads from a "
-                "compressed-tensors directory; transformers and vLLM run it with floating activations, and differ",
-            )
-        return CompressedLayout()
-    return OwnLayout(source, base3=to == "bittorch-base3")
 
 
 def _check_activation_bits(source: Checkpoint, to: str) -> None:

@@ -10,15 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bittorch.models.architectures.base import permuted_rows
 from bittorch.models.io import codecs, gguf_blocks
-from bittorch.models.io.checkpoint import Checkpoint, PackedWeight, StoredTensor, TensorInfo
+from bittorch.models.io.checkpoint import Checkpoint, StoredTensor, TensorInfo
 from bittorch.models.io.codecs import Bytes
 from bittorch.models.io.errors import FormatError
 from bittorch.models.io.exact_ternary import recognised
 from bittorch.models.io.gguf_header import GGUFTensor
-from bittorch.models.io.gguf_names import PERMUTED, ROPE_FACTORS, canonical_name, config_from_gguf
+from bittorch.models.io.gguf_names import ROPE_FACTORS, architecture_of, canonical_name, config_from_gguf
 from bittorch.models.io.gguf_split import read_parts
 from bittorch.models.io.ternary_tensor import Floats, TernaryTensor, chunks, collapse_scale
+from bittorch.models.packed_weight import PackedWeight
 
 TERNARY = {"TQ1_0", "TQ2_0", "Q2_0", "Q2_0_128", "I2_S"}
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -144,12 +146,9 @@ _BLOCK_DECODERS: dict[str, Callable[[Bytes], tuple[Bytes, codecs.Halves]]] = {
 class Permuted(StoredTensor):
     """q or k as ggml's rotation of neighbours wants it, its rows put back into halves."""
 
-    def __init__(self, inner: StoredTensor, heads: int) -> None:
+    def __init__(self, inner: StoredTensor, order: Tensor) -> None:
         super().__init__(inner.info)
-        self.inner = inner
-        n = inner.info.shape[0]
-        # Row 2 i + j of a head here is row j * head_dim / 2 + i there.
-        self.order = torch.arange(n).view(heads, n // heads // 2, 2).transpose(1, 2).reshape(n)
+        self.inner, self.order = inner, order
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         rows = self.inner.dense(dtype)[self.order]
@@ -170,9 +169,9 @@ def open_gguf(path: Path, i2_s_layout: str = "128x32", hidden_act: str | None = 
     if i2_s_layout not in codecs.I2S_LAYOUTS:
         raise ValueError(f"i2_s_layout must be one of {', '.join(codecs.I2S_LAYOUTS)}, got {i2_s_layout!r}")
     files, entries, table = read_parts(path)
-    stored = {}
+    architecture, stored = architecture_of(entries, str(path)), {}
     for name, tensor in table.items():
-        if (canonical := canonical_name(name)) is not None and not name.endswith(".scale"):
+        if (canonical := canonical_name(name, architecture.gguf_layer)) is not None and not name.endswith(".scale"):
             stored[canonical] = tensor
     factors = _rope_factors(table)
     config = config_from_gguf(entries, stored, factors, str(path), hidden_act)
@@ -183,11 +182,10 @@ def open_gguf(path: Path, i2_s_layout: str = "128x32", hidden_act: str | None = 
         used.add(factor_name)
         tensors[name] = _stored(name, tensor, _factor(table.get(factor_name)), i2_s_layout)
     tensors = recognised(tensors, str(path))
-    if entries["general.architecture"] in PERMUTED:
-        for name, tensor in stored.items():
-            heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(name.split(".")[-2])
-            if heads and tensor.shape[0] == heads * config.head_dim:
-                tensors[name] = Permuted(tensors[name], heads)
+    for name, tensor in stored.items():
+        order = permuted_rows(architecture, config, name)
+        if order is not None and len(order) == tensor.shape[0]:
+            tensors[name] = Permuted(tensors[name], order.argsort())
     if unknown := [name for name in table if name not in used]:
         raise FormatError(
             f"{path} has {len(unknown)} tensors that no part of the model uses, first {unknown[0]!r:.100}"

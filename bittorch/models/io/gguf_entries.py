@@ -6,7 +6,7 @@ llama.cpp, and what its architectures ``llama`` and ``bitnet`` do with them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from bittorch.models.io import choices
@@ -138,18 +138,19 @@ TOKENIZER_NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
-def check_entries(entries: Mapping[str, Any], arch: str, what: str) -> None:
+def check_entries(entries: Mapping[str, Any], arch: str, what: str, also: Collection[str | None] = ()) -> None:
     """Refuses entries that may change what the model computes.
 
     Args:
         entries: of the header.
         arch: the architecture, which is supported.
         what: names the file.
+        also: what is read of this architecture beyond `READ`.
 
     Raises:
         FormatError: names each entry and its value.
     """
-    unknown = {key: value for key, value in entries.items() if not _is_known(key, value, entries, arch)}
+    unknown = {key: value for key, value in entries.items() if not _is_known(key, value, entries, arch, also)}
     if unknown:
         some = ", ".join(f"{key!r:.100} = {value!r:.60}" for key, value in list(unknown.items())[:10])
         more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
@@ -172,14 +173,14 @@ def check_tokenizer_entries(entries: Mapping[str, Any]) -> None:
         )
 
 
-def _is_known(key: str, value: Any, entries: Mapping[str, Any], arch: str) -> bool:
+def _is_known(key: str, value: Any, entries: Mapping[str, Any], arch: str, also: Collection[str | None]) -> bool:
     if key == "general.type":
         return bool(value == "model")
     if key.startswith(f"{arch}."):
         name = key.removeprefix(f"{arch}.")
         if name == "attention.sliding_window" and type(value) is int:  # no sequence is longer than the context
             return value == 0 or value >= int(entries.get(f"{arch}.context_length", value + 1))
-        return name in READ or name in HARMLESS or value in NEUTRAL.get(name, ())
+        return name in READ or name in also or name in HARMLESS or value in NEUTRAL.get(name, ())
     return key in READ_ELSEWHERE or key.startswith((*HARMLESS_PREFIXES, "tokenizer."))
 
 

@@ -4,56 +4,64 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
-from bittorch.models.config import ModelConfig
+from bittorch.models import architectures
+from bittorch.models.architectures.base import (
+    ENTRIES,
+    GGUF_LAYER,
+    GGUF_WHOLE,
+    REQUIRED,
+    SUB_NORM,
+    Architecture,
+    read_entries,
+    written_entries,
+)
+from bittorch.models.config import PROJECTIONS, ModelConfig
 from bittorch.models.io import choices
 from bittorch.models.io.errors import FormatError
 from bittorch.models.io.gguf_entries import check_entries
 from bittorch.models.io.gguf_header import GGUFTensor
 
-PERMUTED = ("llama",)  # architectures that keep the rows of q and k interleaved for ggml's rotation
-RELU2 = ("bitnet-b1.58", "bitnet-25")
-ARCHITECTURES = (*PERMUTED, "bitnet", *RELU2)
 ROPE_FACTORS = "rope_freqs.weight"
 
-_WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_IN_LAYER = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_sub_norm": "self_attn.attn_sub_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-    "ffn_sub_norm": "mlp.ffn_sub_norm",
-}
-_IN_LAYER_INVERSE = {canonical: name for name, canonical in _IN_LAYER.items()}
-_WHOLE_INVERSE = {canonical: name for name, canonical in _WHOLE.items()}
 
+def canonical_name(name: str, layer: Mapping[str, str] = GGUF_LAYER) -> str | None:
+    """``blk.3.attn_q.weight`` as ``model.layers.3.self_attn.q_proj.weight``; None for what has no such name.
 
-def canonical_name(name: str) -> str | None:
-    """``blk.3.attn_q.weight`` as ``model.layers.3.self_attn.q_proj.weight``; None for what has no such name."""
+    Args:
+        name: in the file.
+        layer: the `gguf_layer` of the architecture.
+    """
     stem, _, kind = name.rpartition(".")
-    if stem in _WHOLE:
-        return f"{_WHOLE[stem]}.{kind}"
+    if stem in GGUF_WHOLE:
+        return f"{GGUF_WHOLE[stem]}.{kind}"
     found = re.fullmatch(r"blk\.(\d{1,6})\.(\w+)", stem)
-    if not found or found[2] not in _IN_LAYER:
+    if not found or found[2] not in layer:
         return None
-    return f"model.layers.{int(found[1])}.{_IN_LAYER[found[2]]}.{kind}"
+    return f"model.layers.{int(found[1])}.{layer[found[2]]}.{kind}"
 
 
-def gguf_name(name: str) -> str:
+def gguf_name(name: str, layer: Mapping[str, str] = GGUF_LAYER) -> str:
     """The inverse of `canonical_name`."""
     stem, _, kind = name.rpartition(".")
-    if stem in _WHOLE_INVERSE:
-        return f"{_WHOLE_INVERSE[stem]}.{kind}"
-    layer, _, part = stem.removeprefix("model.layers.").partition(".")
-    return f"blk.{layer}.{_IN_LAYER_INVERSE[part]}.{kind}"
+    whole = {canonical: own for own, canonical in GGUF_WHOLE.items()}
+    if stem in whole:
+        return f"{whole[stem]}.{kind}"
+    own = {canonical: name for name, canonical in layer.items()}
+    number, _, part = stem.removeprefix("model.layers.").partition(".")
+    return f"blk.{number}.{own[part]}.{kind}"
+
+
+def architecture_of(entries: Mapping[str, Any], what: str) -> Architecture:
+    """What a file says it is. Raises FormatError."""
+    arch = entries.get("general.architecture")
+    architecture = architectures.by_gguf(arch)
+    if architecture is None:
+        known = ", ".join(architectures.gguf_names())
+        raise FormatError(f"{what} is of architecture {arch!r:.100}; known are {known}")
+    return architecture
 
 
 def config_from_gguf(
@@ -78,28 +86,23 @@ def config_from_gguf(
     Raises:
         FormatError: an architecture, activation or rope type that is not read, missing or impossible sizes.
     """
-    arch = entries.get("general.architecture")
-    if arch not in ARCHITECTURES:
-        raise FormatError(f"{what} is of architecture {arch!r:.100}; known are {', '.join(ARCHITECTURES)}")
-
-    check_entries(entries, arch, what)
+    architecture, arch = architecture_of(entries, what), entries["general.architecture"]
+    fields = ENTRIES + architecture.entries
+    check_entries(entries, arch, what, [entry.gguf for entry in architecture.entries])
 
     def get(key: str, default: Any = None) -> Any:
         value = entries.get(f"{arch}.{key}", default)
+        if value is REQUIRED:
+            raise FormatError(f"{what} has no entry {arch}.{key}")
         if not isinstance(value, list):
             return value
         return _of_all_layers(f"{arch}.{key}", value, entries.get(f"{arch}.block_count"), what)
-
-    def need(key: str) -> Any:
-        if (value := get(key)) is None:
-            raise FormatError(f"{what} has no entry {arch}.{key}")
-        return value
 
     embedding = tensors.get("model.embed_tokens.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise FormatError(f"{what} has no tensor token_embd.weight of two dimensions")
     try:
-        hidden, heads = need("embedding_length"), need("attention.head_count")
+        hidden, heads = get("embedding_length", REQUIRED), get("attention.head_count", REQUIRED)
         if type(heads) is not int or heads < 1:
             raise FormatError(f"{what} has {arch}.attention.head_count {heads!r:.40}; it must be a positive integer")
         head_dim = get("attention.key_length", hidden // heads)
@@ -110,24 +113,18 @@ def config_from_gguf(
         eos = entries.get("tokenizer.ggml.eos_token_id")
         eos_ids = entries.get("bittorch.eos_token_ids", [] if eos is None else [eos])
         return ModelConfig(
+            architecture=architecture.of_tensors(tensors),
+            **read_entries(fields, "gguf", get),
             vocab_size=embedding.shape[0],
-            hidden_size=hidden,
-            intermediate_size=need("feed_forward_length"),
-            num_layers=need("block_count"),
-            num_heads=heads,
             num_kv_heads=get("attention.head_count_kv", heads),
             head_dim=head_dim,
-            max_positions=need("context_length"),
-            rms_norm_eps=need("attention.layer_norm_rms_epsilon"),
+            rms_norm_eps=get("attention.layer_norm_rms_epsilon", REQUIRED),
             rope_theta=get("rope.freq_base", 10000.0),
             rope_scaling=_rope_scaling(get, factors, what),
-            hidden_act=hidden_act or _activation(arch, get, tensors, what),
-            sub_norm="model.layers.0.self_attn.attn_sub_norm.weight" in tensors,
+            hidden_act=hidden_act or _activation(architecture.gguf[arch], get, tensors, what),
             tie_embeddings="lm_head.weight" not in tensors,
-            attention_bias="model.layers.0.self_attn.q_proj.bias" in tensors,
-            attention_output_bias="model.layers.0.self_attn.o_proj.bias" in tensors,
-            mlp_bias="model.layers.0.mlp.up_proj.bias" in tensors,
-            activation_bits=_activation_bits(entries, arch, tensors, what),
+            biases=tuple(name for name in PROJECTIONS if _has_bias(tensors, name)),
+            activation_bits=_activation_bits(entries, architecture.activation_bits, tensors, what),
             fuse_norms=entries.get("bittorch.fuse_norms", True),
             bos_token_id=entries.get("bittorch.bos_token_id", entries.get("tokenizer.ggml.bos_token_id")),
             eos_token_ids=tuple(eos_ids),
@@ -136,6 +133,10 @@ def config_from_gguf(
         raise
     except (TypeError, ValueError, ArithmeticError) as error:
         raise FormatError(f"{what}: {error}") from None
+
+
+def _has_bias(tensors: Container[str], projection: str) -> bool:
+    return any(f"model.layers.0.{part}.{projection}.bias" in tensors for part in ("self_attn", "mlp"))
 
 
 def _of_all_layers(key: str, values: list[Any], layers: Any, what: str) -> Any:
@@ -152,8 +153,8 @@ def _of_all_layers(key: str, values: list[Any], layers: Any, what: str) -> Any:
     return values[0]
 
 
-def _activation(arch: str, get: Any, tensors: Mapping[str, GGUFTensor], what: str) -> str:
-    """What the file names; else relu2 for `RELU2`, SiLU for ``llama``, and a guess for ``bitnet``, with a warning.
+def _activation(implied: str | None, get: Any, tensors: Mapping[str, GGUFTensor], what: str) -> str:
+    """What the file names; else what the architecture implies, or a guess for ``bitnet``, with a warning.
 
     Converters write no activation for ``bitnet``. llama.cpp then runs SiLU, as the first BitNet models do. These have
     as many key heads as query heads and the rotary base 10000. BitNet b1.58 2B-4T and its heirs have relu2.
@@ -164,11 +165,11 @@ def _activation(arch: str, get: Any, tensors: Mapping[str, GGUFTensor], what: st
         if named not in names:
             raise FormatError(f"{what} has hidden_activation {named!r:.40}; known are {', '.join(names)}")
         return names[named]
-    if arch != "bitnet":
-        return "relu2" if arch in RELU2 else "silu"
+    if implied is not None:
+        return implied
     heads = get("attention.head_count")
     grouped, base = get("attention.head_count_kv", heads) != heads, get("rope.freq_base", 10000.0)
-    newer = "model.layers.0.self_attn.attn_sub_norm.weight" in tensors and (grouped or base != 10000.0)
+    newer = SUB_NORM in tensors and (grouped or base != 10000.0)
     taken, other = ("relu2", "silu") if newer else ("silu", "relu2")
     sizes = "like those of BitNet b1.58 2B-4T" if newer else "those of the first BitNet models, as llama.cpp takes it"
     choices.warn(
@@ -179,13 +180,15 @@ def _activation(arch: str, get: Any, tensors: Mapping[str, GGUFTensor], what: st
     return taken
 
 
-def _activation_bits(entries: Mapping[str, Any], arch: str, tensors: Mapping[str, GGUFTensor], what: str) -> int | None:
-    """Our own entry, 0 for floating; else 8 for the BitNet family and for I2_S tensors.
+def _activation_bits(
+    entries: Mapping[str, Any], trained: int | None, tensors: Mapping[str, GGUFTensor], what: str
+) -> int | None:
+    """Our own entry, 0 for floating; else what the architecture is trained with, and 8 for I2_S tensors.
 
     BitNet is trained with 8-bit activations, and bitnet.cpp, the only program with I2_S, runs the type with them.
     """
-    eight = arch in ("bitnet", *RELU2) or any(tensor.type.name == "I2_S" for tensor in tensors.values())
-    bits = entries.get("bittorch.activation_bits", 8 if eight else 0)
+    eight = any(tensor.type.name == "I2_S" for tensor in tensors.values())
+    bits = entries.get("bittorch.activation_bits", 8 if eight else trained or 0)
     if bits not in (0, 8, 16, 24):
         raise FormatError(f"{what} has bittorch.activation_bits {bits!r:.40}; it must be 0, 8, 16 or 24")
     return bits or None
@@ -207,12 +210,9 @@ def _rope_scaling(get: Any, factors: tuple[float, ...] | None, what: str) -> dic
 
 def config_entries(config: ModelConfig, arch: str) -> dict[str, Any]:
     """The inverse of `config_from_gguf`: entries of sizes and rules."""
+    architecture = architectures.find(config.architecture)
     entries: dict[str, Any] = {
-        "context_length": config.max_positions,
-        "embedding_length": config.hidden_size,
-        "block_count": config.num_layers,
-        "feed_forward_length": config.intermediate_size,
-        "attention.head_count": config.num_heads,
+        **written_entries(ENTRIES + architecture.entries, "gguf", config),
         "attention.head_count_kv": config.num_kv_heads,
         "attention.key_length": config.head_dim,
         "attention.value_length": config.head_dim,
@@ -221,7 +221,7 @@ def config_entries(config: ModelConfig, arch: str) -> dict[str, Any]:
         "rope.freq_base": float(config.rope_theta),
         "vocab_size": config.vocab_size,
     }
-    if config.sub_norm:
+    if architecture.gguf[next(iter(architecture.gguf))] is None:
         entries["hidden_activation"] = config.hidden_act
     if config.rope_scaling and config.rope_scaling["rope_type"] == "linear":
         entries |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(config.rope_scaling["factor"])}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,12 @@ from bittorch.models.config import ModelConfig
 from bittorch.models.io import choices
 from bittorch.models.io.checkpoint import Checkpoint, StoredTensor
 from bittorch.models.io.dense_tensor import DenseTensor
+from bittorch.models.io.directory_format import Directory, Found
 from bittorch.models.io.errors import FormatError
 from bittorch.models.io.exact_ternary import recognised
-from bittorch.models.io.hf_bitnet import read_bitnet
-from bittorch.models.io.hf_compressed import activation_bits as activation_bits_of
-from bittorch.models.io.hf_compressed import read_compressed
-from bittorch.models.io.hf_config import config_from_hf, note
-from bittorch.models.io.hf_masters import are_masters, read_masters
+from bittorch.models.io.formats import formats
+from bittorch.models.io.hf_config import config_from_hf
 from bittorch.models.io.mapped_file import MappedFile
-from bittorch.models.io.own import read_own
 from bittorch.models.io.safetensors_header import RawTensor, parse_json, read_header
 from bittorch.models.io.ternary_tensor import chunks
 from bittorch.models.io.tokenizer_files import end_tokens
@@ -46,16 +43,27 @@ def open_directory(path: Path) -> Checkpoint:
     raw = {canonical_name(name, prefix): entry for name, entry in stored.items() if not name.endswith(IGNORED)}
     if len(raw) < len({name for name in stored if not name.endswith(IGNORED)}):
         raise FormatError(f"{path} has tensors under an old and under a new name at once")
-    format, tensors, activation_bits = _read(raw, values, own, path)
-    if format == "masters":  # of a model that runs in transformers; a tied weight is ternary in the head alone
-        tied = bool(values.get("tie_word_embeddings")) and not (HEAD in tensors and tensors[HEAD].info.ternary)
-        values = {**values, "bittorch": {"fuse_norms": False}, "tie_word_embeddings": tied}
-    config = config_from_hf(values, tensors, activation_bits, what)
+    quantization = values.get("quantization_config")
+    if quantization is not None and not isinstance(quantization, dict):
+        raise FormatError(f"{what}: quantization_config must be an object with quant_method, got {quantization!r:.100}")
+    found = _read(Directory(path, raw, values, quantization, own), what)
+    said, tensors = found.values or values, found.tensors
+    config = config_from_hf(said, tensors, found.activation_bits, what)
     ends = dict.fromkeys([*config.eos_token_ids, *end_tokens(path)])
     config = _tied(tensors, dataclasses.replace(config, eos_token_ids=tuple(ends)), what)
-    if format == "safetensors":
+    if found.format == "safetensors":
         tensors = recognised(tensors, str(path))
-    return Checkpoint(path, format, config, tensors, {"config": values, "safetensors": own}, path, files)
+    return Checkpoint(path, found.format, config, tensors, {"config": said, "safetensors": own}, path, files)
+
+
+def _read(directory: Directory, what: str) -> Found:
+    """What the first format that knows the directory makes of it."""
+    for format in formats():
+        if format.matches(directory):
+            return format.read(directory)
+    method = (directory.quantization or {}).get("quant_method")
+    known = ", ".join(method for format in formats() for method in format.methods)
+    raise FormatError(f"{what}: quant_method {method!r:.100} is not read; known are {known}")
 
 
 def _tied(tensors: dict[str, StoredTensor], config: ModelConfig, what: str) -> ModelConfig:
@@ -86,39 +94,6 @@ def _equal(one: StoredTensor, other: StoredTensor) -> bool:
     one.release()
     other.release()
     return same
-
-
-def _read(
-    raw: Mapping[str, RawTensor], values: Mapping[str, Any], own: Mapping[str, str], path: Path
-) -> tuple[str, dict[str, StoredTensor], int | None]:
-    """Format, tensors and activation_bits by the quantisation method that config.json names."""
-    what = str(path)
-    recorded = note(values).get("activation_bits")
-    quantization = values.get("quantization_config")
-    if quantization is None and values.get("weight_bits") == 1:  # the first BitNet models, which had code of their own
-        quantization = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
-    if quantization is not None and not isinstance(quantization, dict):
-        raise FormatError(
-            f"{path / 'config.json'}: quantization_config must be an object with quant_method, "
-            f"got {quantization!r:.100}"
-        )
-    if quantization is None:
-        return "safetensors", {name: DenseTensor(name, entry) for name, entry in raw.items()}, None
-    method = quantization.get("quant_method")
-    if method == "bitnet":
-        online = quantization.get("quantization_mode") == "online"
-        return "bitnet-online" if online else "bitnet", read_bitnet(raw, quantization, what), 8
-    if method == "compressed-tensors":
-        tensors, bits = read_compressed(raw, quantization, what), activation_bits_of(quantization, what)
-        return "compressed-tensors", tensors, recorded or bits
-    if are_masters(quantization):
-        return ("masters", *read_masters(raw, quantization, what))
-    if method == "bittorch":
-        return "bittorch", read_own(raw, own, what), recorded
-    raise FormatError(
-        f"{path / 'config.json'}: quant_method {method!r:.100} is not read; known are bitnet, compressed-tensors and "
-        "bittorch"
-    )
 
 
 def canonical_name(name: str, prefix: str = "") -> str:

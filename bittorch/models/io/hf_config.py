@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Container, Mapping
 from typing import Any
 
+from bittorch.models import architectures
+from bittorch.models.architectures.base import ENTRIES, REQUIRED, Architecture, read_entries, written_entries
 from bittorch.models.config import ModelConfig
 from bittorch.models.io import choices
 from bittorch.models.io.errors import FormatError
 
-MODEL_TYPES = ("bitnet", "llama")
 ACTIVATION_NAMES = {"swish": "silu"}  # second names that transformers has
 
 
@@ -20,40 +22,37 @@ def config_from_hf(
 
     Args:
         values: of config.json.
-        names: of the stored tensors; no entry tells of sub-norms.
+        names: of the stored tensors, which tell what no entry does.
         activation_bits: by the quantisation method.
         what: names the file in errors.
 
     Raises:
         FormatError: an architecture, activation or rope type that is not read, missing or impossible sizes.
     """
-    model_type = values.get("model_type")
-    if model_type not in MODEL_TYPES:
+    architecture = architectures.by_hf(values.get("model_type"))
+    if architecture is None:
         raise FormatError(
-            f"{what}: model_type {model_type!r:.100} (architectures {values.get('architectures')!r:.100}) is not read; "
-            f"known are {', '.join(MODEL_TYPES)}"
+            f"{what}: model_type {values.get('model_type')!r:.100} (architectures "
+            f"{values.get('architectures')!r:.100}) is not read; known are {', '.join(architectures.hf_types())}"
         )
-    bitnet = model_type == "bitnet"
+
+    def value_of(key: str, default: Any) -> Any:
+        value = values.get(key, architecture.hf_defaults.get(key, default))
+        return values[key] if value is REQUIRED else value
+
     try:
-        heads = values["num_attention_heads"]
-        eos = values.get("eos_token_id")
+        act, eos = value_of("hidden_act", None), values.get("eos_token_id")
         return ModelConfig(
+            architecture=architecture.of_tensors(names),
+            **read_entries(ENTRIES + architecture.entries, "hf", value_of),
             vocab_size=values["vocab_size"],
-            hidden_size=values["hidden_size"],
-            intermediate_size=values["intermediate_size"],
-            num_layers=values["num_hidden_layers"],
-            num_heads=heads,
-            num_kv_heads=_or(values.get("num_key_value_heads"), heads),
-            head_dim=_head_dim(values),
-            max_positions=values["max_position_embeddings"],
-            rms_norm_eps=float(values.get("rms_norm_eps", 1e-5 if bitnet else 1e-6)),
-            **_rope(values, 500000.0 if bitnet else 10000.0, what),
-            hidden_act=ACTIVATION_NAMES.get(act := values.get("hidden_act", "relu2" if bitnet else "silu"), act),
-            sub_norm="model.layers.0.self_attn.attn_sub_norm.weight" in names,
-            tie_embeddings=bool(values.get("tie_word_embeddings", False)),
-            attention_bias=bool(values.get("attention_bias", False)),
-            attention_output_bias=_output_bias(values, names, what),
-            mlp_bias=bool(values.get("mlp_bias", False)),
+            num_kv_heads=_or(values.get("num_key_value_heads"), values["num_attention_heads"]),
+            head_dim=_head_dim(values, architecture),
+            rms_norm_eps=float(value_of("rms_norm_eps", None)),
+            **_rope(values, architecture.hf_defaults["rope_theta"], what),
+            hidden_act=ACTIVATION_NAMES.get(act, act),
+            tie_embeddings=bool(value_of("tie_word_embeddings", False)),
+            biases=_biases(architecture, values, names, what),
             activation_bits=activation_bits,
             fuse_norms=note(values).get("fuse_norms", True),
             bos_token_id=values.get("bos_token_id"),
@@ -75,31 +74,39 @@ def note(values: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def note_of(config: ModelConfig) -> dict[str, Any]:
     """What a config.json written here says under ``bittorch``."""
-    return {"activation_bits": config.activation_bits, **({} if config.fuse_norms else {"fuse_norms": False})}
+    return {
+        "activation_bits": config.activation_bits,
+        **({"biases": list(config.biases)} if config.biases else {}),
+        **({} if config.fuse_norms else {"fuse_norms": False}),
+    }
 
 
 def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
 
 
-def _output_bias(values: Mapping[str, Any], names: Container[str], what: str) -> bool:
-    """Whether o has a bias: transformers has one entry for q, k, v and o, and starts with zeros what is not stored."""
-    biased = bool(values.get("attention_output_bias", values.get("attention_bias", False)))
-    if biased and "attention_output_bias" not in values and "model.layers.0.self_attn.o_proj.bias" not in names:
+def _biases(architecture: Architecture, values: Mapping[str, Any], names: Container[str], what: str) -> tuple[str, ...]:
+    """Which projections have a bias: as bittorch wrote it, else as transformers has it, where a missing one is zero."""
+    given = note(values).get("biases")
+    if isinstance(given, list):
+        return tuple(given)
+    found = architecture.hf_biases(values)
+    if "o_proj" in found and "model.layers.0.self_attn.o_proj.bias" not in names:
+        others = [name for name in found if name != "o_proj"]
         choices.warn(
             "hf-output-bias",
             f"{what} says attention_bias true, but no o_proj.bias is stored: o has no bias here, as transformers "
-            "starts it at zero; say attention_output_bias false to silence this",
+            f'starts it at zero; add "bittorch": {{"biases": {json.dumps(others)}}} to silence this',
         )
-        return False
-    return biased
+        return tuple(others)
+    return found
 
 
-def _head_dim(values: Mapping[str, Any]) -> Any:
+def _head_dim(values: Mapping[str, Any], architecture: Architecture) -> Any:
     hidden, heads = values["hidden_size"], values["num_attention_heads"]
     if type(heads) is not int or heads < 1:
         raise ValueError(f"num_attention_heads must be a positive integer, got {heads!r:.100}")
-    if (given := values.get("head_dim")) is not None:
+    if (given := values.get("head_dim", architecture.hf_defaults.get("head_dim"))) is not None:
         return given
     return hidden // heads if type(hidden) is int else hidden  # what is no size is refused by its own name
 
@@ -136,31 +143,26 @@ def _rope_entries(scaling: Any, theta: Any, default_theta: float) -> dict[str, A
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
-    """The entries of a config.json that transformers reads: model type ``bitnet`` where there are sub-norms.
+    """The entries of a config.json that transformers reads.
 
-    transformers has no ``attention_output_bias``: ``attention_bias`` is that of o too.
+    It has one entry for the biases of attention, and one for those of the MLP: `note_of` has what they cannot say.
     """
+    architecture = architectures.find(config.architecture)
     rope = {"rope_theta": config.rope_theta, **(config.rope_scaling or {"rope_type": "default"})}
     eos = list(config.eos_token_ids)
-    bitnet = config.sub_norm
     return {
-        "architectures": ["BitNetForCausalLM" if bitnet else "LlamaForCausalLM"],
-        "model_type": "bitnet" if bitnet else "llama",
+        "architectures": [architecture.hf_class],
+        "model_type": architecture.hf_types[0],
         "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
+        **written_entries(ENTRIES + architecture.entries, "hf", config),
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
-        "max_position_embeddings": config.max_positions,
         "rms_norm_eps": config.rms_norm_eps,
         "rope_parameters": rope,
         "hidden_act": config.hidden_act,
         "tie_word_embeddings": config.tie_embeddings,
-        "attention_bias": config.attention_bias,
-        "attention_output_bias": config.attention_output_bias,
-        "mlp_bias": config.mlp_bias,
+        "attention_bias": "q_proj" in config.biases,
+        "mlp_bias": "up_proj" in config.biases,
         "bos_token_id": config.bos_token_id,
         "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
     }

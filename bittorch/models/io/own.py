@@ -6,6 +6,7 @@ Packed layers stand as ``<module>.weight_packed`` and ``<module>.scale``, or, in
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,12 +14,15 @@ from torch import Tensor
 
 from bittorch import ops
 from bittorch.models.io import codecs
-from bittorch.models.io.checkpoint import PackedWeight, StoredTensor, TensorInfo
+from bittorch.models.io.checkpoint import Checkpoint, StoredTensor, TensorInfo
 from bittorch.models.io.codecs import Bytes
 from bittorch.models.io.dense_tensor import DenseTensor
+from bittorch.models.io.directory_format import Directory, DirectoryFormat, Found, Layout, Parts, encode_rows
 from bittorch.models.io.errors import FormatError
+from bittorch.models.io.hf_config import note
 from bittorch.models.io.safetensors_header import RawTensor, parse_json
 from bittorch.models.io.ternary_tensor import TernaryTensor, check_scale, chunks
+from bittorch.models.packed_weight import PackedWeight
 from bittorch.quant.ternary import ACTIVATION_BITS
 from bittorch.utils.checkpoint import FORMAT_VERSION, LAYOUT
 
@@ -134,3 +138,58 @@ def _layer(module: str, config: Any, stored: RawTensor, scale: RawTensor, per_by
         raise FormatError(f"{where} has activation_bits {bits!r:.40}; it must be one of {ACTIVATION_BITS}")
     info = TensorInfo(f"{module}.weight", kind, (n, k), stored.bytes + scale.bytes, ternary=True, activation_bits=bits)
     return (OwnPacked if per_byte == 4 else OwnBase3)(info, stored, scale, depth)
+
+
+class OwnLayout(Layout):
+    """bittorch's own; five trits a byte with ``base3``."""
+
+    one_dtype = False
+    own = True
+
+    def __init__(self, source: Checkpoint, base3: bool) -> None:
+        self.layout = BASE3_LAYOUT if base3 else LAYOUT
+        self.source = source
+        self.layers: dict[str, dict[str, Any]] = {}
+
+    def parts(self, name: str, weight: PackedWeight) -> Parts:
+        scale = weight.scale
+        groups = (
+            scale.shape[1] if scale.dim() == 2 else 0 if scale.numel() == 1 and len(weight.weight_packed) > 1 else 1
+        )
+        sizes = {"in_features": weight.in_features, "out_features": weight.out_features}
+        # The bias is entered once it is seen, after its weight.
+        rest = {"bias": False, "groups": groups, "activation_bits": self.source.activation_bits(name)}
+        depth = {"depth": weight.depth} if weight.depth > 1 else {}
+        self.layers[name.removesuffix(".weight")] = {**sizes, **rest, **depth}
+        codes = weight.weight_packed
+        if self.layout == BASE3_LAYOUT:
+            codes = encode_rows(weight, codecs.encode_base3)
+        return {LAYOUTS[self.layout][0]: codes, "scale": scale}
+
+    def bias(self, module: str, bias: Tensor, weight: PackedWeight) -> Tensor:
+        self.layers[module]["bias"] = True
+        return bias
+
+    def metadata(self) -> dict[str, str]:
+        header = {"version": FORMAT_VERSION, "layout": self.layout, "layers": self.layers, "aliases": {}}
+        return {"format": "pt", "bittorch": json.dumps(header)}
+
+    def quantization(self, dense: list[str]) -> dict[str, Any]:
+        return {"quant_method": "bittorch"}
+
+
+class Own(DirectoryFormat):
+    """See `DirectoryFormat`."""
+
+    methods = ("bittorch",)
+    targets = ("bittorch", "bittorch-base3")
+
+    def read(self, directory: Directory) -> Found:
+        tensors = read_own(directory.raw, directory.metadata, str(directory.path))
+        return Found("bittorch", tensors, note(directory.values).get("activation_bits"))
+
+    def layout(self, to: str, source: Checkpoint, allow_lossy: bool) -> OwnLayout:
+        return OwnLayout(source, base3=to == "bittorch-base3")
+
+
+FORMAT = Own()

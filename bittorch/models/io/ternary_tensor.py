@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from bittorch import ops
-from bittorch.models.io.checkpoint import PackedWeight, StoredTensor
+from bittorch.models.io.checkpoint import StoredTensor
 from bittorch.models.io.codecs import Bytes, ReservedCode, reserved_kept
 from bittorch.models.io.errors import FormatError
+from bittorch.models.packed_weight import PackedWeight
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 Flags = np.ndarray[Any, np.dtype[np.bool_]]

@@ -10,6 +10,7 @@ import gguf
 import numpy as np
 
 from bittorch.models.config import ModelConfig
+from bittorch.models.decoder import tensor_shapes
 from bittorch.models.io.gguf_names import gguf_name
 from tests.models.io.tiny import random_scale
 
@@ -24,7 +25,7 @@ def permuted(w: np.ndarray, heads: int) -> np.ndarray:
 def dense_values(config: ModelConfig, kind: str) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     values = {}
-    for seed, (name, shape) in enumerate(config.tensor_shapes().items()):
+    for seed, (name, shape) in enumerate(tensor_shapes(config).items()):
         if name.endswith("_proj.weight") and kind.startswith("TQ"):
             scale = random_scale("tensor", *shape, seed).numpy()
             values[name] = rng.integers(-1, 2, shape).astype(np.float32) * scale

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from bittorch.models.config import PROJECTIONS
+from bittorch.models.decoder import tensor_shapes
 from bittorch.models.io import (
     TARGETS,
     FormatError,
@@ -14,10 +16,10 @@ from bittorch.models.io import (
     PackedWeight,
     convert,
     from_memory,
+    gguf_writer,
+    hf_writer,
     open_checkpoint,
     save,
-    write_gguf,
-    write_safetensors,
 )
 from tests.models.io.tiny import BITNET, LLAMA, assert_same, model, tensors
 
@@ -111,7 +113,7 @@ def test_bitnet_of_transformers_means_8_bit_activations(tmp_path: Path) -> None:
 
 
 def test_biases(tmp_path: Path) -> None:
-    config = dataclasses.replace(BITNET, attention_bias=True, attention_output_bias=True, mlp_bias=True)
+    config = dataclasses.replace(BITNET, biases=PROJECTIONS)
     source = model(config)
     for to in TARGETS:
         if to == "bitnet":
@@ -129,15 +131,15 @@ def test_biases(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("to", TARGETS)
 def test_biases_of_q_k_v_alone(to: str, tmp_path: Path) -> None:  # FIELD L14
-    source = model(dataclasses.replace(BITNET, attention_bias=True))
+    source = model(dataclasses.replace(BITNET, biases=("q_proj", "k_proj", "v_proj")))
     if to in ("bitnet", "compressed-tensors"):
-        with pytest.raises(LossyError, match="attention_bias=True and attention_output_bias=False"):
+        with pytest.raises(LossyError, match="the model has biases of q_proj, k_proj, v_proj; transformers reads"):
             save(source, tmp_path / "out", to=to, allow_lossy=True)
         return
     save(source, tmp_path / "out", to=to)
     with open_checkpoint(tmp_path / "out") as written:
         assert_same(source, written)
-        assert not written.config.attention_output_bias
+        assert written.config.biases == source.config.biases
 
 
 @pytest.mark.parametrize("to", TARGETS)
@@ -156,7 +158,7 @@ def test_a_full_disk_leaves_nothing(to: str, tmp_path: Path, monkeypatch: pytest
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    module = write_gguf if to.startswith("gguf") else write_safetensors
+    module = gguf_writer if to.startswith("gguf") else hf_writer
     monkeypatch.setattr(module.os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         save(model(), tmp_path / "out", to=to)
@@ -292,7 +294,7 @@ def test_a_writer_that_errs_is_found_out(to: str, tmp_path: Path, monkeypatch: p
         return codes
 
     if to == "bittorch":  # stores what it is given
-        file = write_safetensors.SafetensorsFile
+        file = hf_writer.SafetensorsFile
         add = file.add
         monkeypatch.setattr(
             file, "add", lambda self, name, t: add(self, name, t ^ 1 if "up_proj.weight_p" in name else t)
@@ -305,7 +307,7 @@ def test_a_writer_that_errs_is_found_out(to: str, tmp_path: Path, monkeypatch: p
 
 
 def test_a_dense_model_is_converted_only_when_asked(tmp_path: Path) -> None:  # FIELD N12
-    values = {name: torch.randn(shape) for name, shape in LLAMA.tensor_shapes().items()}
+    values = {name: torch.randn(shape) for name, shape in tensor_shapes(LLAMA).items()}
     save(from_memory(LLAMA, values, {}), tmp_path / "dense", to="bittorch")  # who saves a model asks for it
     with pytest.raises(ValueError, match=r"dense has no ternary tensor.*say allow_dense"):
         convert(tmp_path / "dense", tmp_path / "x", to="gguf-tq1_0")

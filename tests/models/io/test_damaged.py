@@ -362,7 +362,7 @@ def test_the_place_of_a_reserved_code_is_named(
         ("gguf-tq1_0", 3 * 54 + 10, b"\x01", "holds byte 1, which no five trits make at row 3, column 10;"),
         ("gguf-tq1_0", 3 * 54 + 40, b"\xff", None),
         ("gguf-tq1_0", 3 * 54 + 52, b"\x00\x7e", "not finite, nan, at row 3, columns 0 to 255;"),
-        ("gguf-q2_0", 6 * 18, b"\x00\x7c", "not finite, inf, at row 1, columns 128 to 191;"),
+        ("gguf-q2_0", 7 * 18, b"\x00\x7c", "not finite, inf, at row 1, columns 192 to 255;"),  # its first code is 1
         ("gguf-i2_s", 512 * 64, np.float32([np.nan]).tobytes(), "not finite, nan;"),
     ],
 )

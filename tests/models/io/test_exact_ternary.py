@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bittorch.models import LanguageModel
+from bittorch.models.decoder import tensor_shapes
 from bittorch.models.io import CheckpointWarning, convert, open_checkpoint
 from bittorch.models.io.hf_config import config_to_hf
 from tests import helpers
@@ -30,7 +31,7 @@ def scale_of(kind: str, n: int, k: int, seed: int) -> Tensor:
 
 
 def codes_of(name: str) -> Tensor:
-    n, k = LLAMA.tensor_shapes()[name]
+    n, k = tensor_shapes(LLAMA)[name]
     return random_codes(n, k, seed=len(name) + n)
 
 
@@ -49,7 +50,7 @@ def write(path: Path, kind: str, dtype: torch.dtype, change: Callable[[dict[str,
     """A dense directory whose projections are trits times scales; returns the scales."""
     path.mkdir()
     state, scales = {}, {}
-    for number, (name, (n, *k)) in enumerate(LLAMA.tensor_shapes().items()):
+    for number, (name, (n, *k)) in enumerate(tensor_shapes(LLAMA).items()):
         state[name] = torch.randn((n, *k), generator=seeded(number)).to(dtype)
         if name.endswith("_proj.weight"):
             scales[name] = scale_of(kind, n, k[0], number)

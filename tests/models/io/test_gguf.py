@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from bittorch.models.config import ModelConfig
+from bittorch.models.decoder import tensor_shapes
 from bittorch.models.io import CheckpointWarning, FormatError, LossyError, convert, open_checkpoint, save
 from bittorch.models.io.gguf_names import canonical_name, gguf_name, rope_factors
 from tests.models.io.gguf_files import TYPE, dense_values, permuted, write
@@ -61,12 +62,12 @@ def test_the_activation_follows_from_the_architecture(
     with open_checkpoint(tmp_path / "x.gguf") as found:
         assert found.config.hidden_act == expected
         assert found.config.activation_bits == (None if arch == "llama" else 8)
-        assert found.config.sub_norm == (arch != "llama")
+        assert found.config.architecture == ("llama" if arch == "llama" else "bitnet")
         assert found.config.head_dim == 64
 
 
 FIRST_BITNET = dataclasses.replace(BITNET, num_kv_heads=BITNET.num_heads, rope_theta=10000.0)
-NO_SUB_NORM = dataclasses.replace(BITNET, sub_norm=False)
+NO_SUB_NORM = dataclasses.replace(BITNET, architecture="llama")
 
 
 # FIELD L1
@@ -141,7 +142,7 @@ def test_gguf_py_reads_ours(config: ModelConfig, scale: str, name: str, tmp_path
 def test_names_are_those_of_gguf_py() -> None:
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.BITNET, 2)
     old = {"attn_sub_norm": "inner_attn_ln", "ffn_sub_norm": "ffn_layernorm"}
-    for name in BITNET.tensor_shapes():
+    for name in tensor_shapes(BITNET):
         theirs = next((name.replace(new, was) for new, was in old.items() if new in name), name)
         assert gguf_name(name) == names.get_name(theirs, try_suffixes=(".weight",))
         assert canonical_name(gguf_name(name)) == name
@@ -197,7 +198,7 @@ def test_q2_0_of_a_fork(tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(TYPES, 42, dataclasses.replace(Q2_0_FORK, name="Q2_0"))
-        patch.setattr("bittorch.models.io.write_gguf._ENCODERS", {"Q2_0": forked})
+        patch.setattr("bittorch.models.io.gguf_writer._ENCODERS", {"Q2_0": forked})
         patch.setattr("bittorch.models.io.conversion._compare", lambda *args: 0.0)
         save(source, path, to="gguf-q2_0")
     with open_checkpoint(path) as found:

@@ -193,5 +193,5 @@ def test_files_of_the_writers_leave_nothing_open(tmp_path: Path, recwarn: pytest
         for to in ("gguf-tq2_0", "gguf-tq1_0", "gguf-q2_0", "gguf-i2_s", "bittorch"):
             save(model(dataclasses.replace(config, activation_bits=8)), tmp_path / "x", to=to, overwrite=True)
             open_checkpoint(tmp_path / "x").close()
-            (tmp_path / "x").rename(tmp_path / f"{to}-{config.sub_norm}")
+            (tmp_path / "x").rename(tmp_path / f"{to}-{config.architecture}")
     assert not [warning for warning in recwarn if isinstance(warning.message, CheckpointWarning)]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bittorch.models import LanguageModel, ModelConfig
+from bittorch.models.decoder import tensor_shapes
 from bittorch.models.io import CheckpointWarning, open_checkpoint, save
 from tests import helpers
 from tests.models.io.gguf_files import write
@@ -24,7 +25,7 @@ IDS = torch.randint(0, 24, (2, 20), generator=helpers.seeded(3))
 
 def theirs(config: ModelConfig, **more: Any) -> nn.Module:
     """transformers' model of these sizes, with values of trained size."""
-    bitnet = config.sub_norm
+    bitnet = config.architecture == "bitnet"
     kind = transformers.BitNetConfig if bitnet else transformers.LlamaConfig
     rope = {"rope_type": "default", "rope_theta": config.rope_theta}
     made = kind(
@@ -52,7 +53,7 @@ def theirs(config: ModelConfig, **more: Any) -> nn.Module:
 
 def values(net: nn.Module, config: ModelConfig) -> dict[str, np.ndarray]:
     state = net.state_dict()
-    return {name: state[name].numpy() for name in config.tensor_shapes()}
+    return {name: state[name].numpy() for name in tensor_shapes(config)}
 
 
 @torch.inference_mode()
@@ -78,7 +79,7 @@ def test_bitnet_without_an_activation_runs_relu2(tmp_path: Path) -> None:  # FIE
 
 
 def test_biases_of_q_k_v_without_one_of_o(tmp_path: Path) -> None:  # FIELD L14
-    config = dataclasses.replace(LLAMA, attention_bias=True)
+    config = dataclasses.replace(LLAMA, biases=("q_proj", "k_proj", "v_proj"))
     net = theirs(LLAMA, attention_bias=True)
     with torch.no_grad():
         for name, parameter in net.named_parameters():
@@ -86,7 +87,7 @@ def test_biases_of_q_k_v_without_one_of_o(tmp_path: Path) -> None:  # FIELD L14
                 parameter.zero_()
     write(tmp_path / "x.gguf", "llama", config, "F32", values(net, config))
     found = ours(tmp_path / "x.gguf")
-    assert not found.config.attention_output_bias
+    assert found.config.biases == ("q_proj", "k_proj", "v_proj")
     assert float((logits(found) - logits(net)).abs().max()) < 1e-4
     found.save_pretrained(tmp_path / "own")
     assert torch.equal(logits(ours(tmp_path / "own")), logits(found))

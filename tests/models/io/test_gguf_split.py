@@ -7,11 +7,12 @@ import gguf
 import numpy as np
 import pytest
 
+from bittorch.models.decoder import tensor_shapes
 from bittorch.models.io import FormatError, convert, open_checkpoint
 from tests.models.io.gguf_files import add_entry, dense_values, write
 from tests.models.io.tiny import LLAMA, assert_same
 
-TENSORS = len(LLAMA.tensor_shapes())
+TENSORS = len(tensor_shapes(LLAMA))
 
 
 def parts(path: Path, each: int = 8) -> list[Path]:

@@ -112,7 +112,7 @@ def test_dense_models(kind: str, shards: str, tmp_path: Path) -> None:
         assert found.format == "safetensors"
         assert found.config.hidden_act == ("relu2" if kind == "bitnet" else "silu")
         assert found.config.rope_theta == (500000.0 if kind == "bitnet" else 1234.0)
-        assert found.config.sub_norm == (kind == "bitnet")
+        assert found.config.architecture == kind
         assert found.config.activation_bits is None
         assert found.tokenizer_source == tmp_path
         state = net.state_dict()
@@ -223,7 +223,7 @@ def test_first_bitnet_models(tmp_path: Path) -> None:
     with open_checkpoint(tmp_path) as found:
         assert set(found.names) == set(net.state_dict())
         assert found.info("model.layers.0.mlp.up_proj.weight").ternary
-        assert found.config.sub_norm
+        assert found.config.architecture == "bitnet"
         assert found.config.rope_theta == 77.0
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bittorch.models.decoder import tensor_shapes
 from bittorch.models.io import PackedWeight, from_memory, save
 from tests.helpers import pack, random_codes
 from tests.models.io.tiny import BITNET
@@ -47,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """About 100 MB; all layers have one layer's weights."""
     made: dict[tuple[int, ...], PackedWeight] = {}
     tensors = {}
-    for name, shape in CONFIG.tensor_shapes().items():
+    for name, shape in tensor_shapes(CONFIG).items():
         if name.endswith("_proj.weight"):
             if shape not in made:
                 made[shape] = PackedWeight(pack(random_codes(*shape)), torch.tensor([0.5]), shape[1])

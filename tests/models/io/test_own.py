@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import bittorch
+from bittorch.models.decoder import tensor_shapes
 from bittorch.models.io import FormatError, PackedWeight, open_checkpoint, save
 from tests.models.io.tiny import BITNET, assert_same, model
 
@@ -17,7 +18,7 @@ from tests.models.io.tiny import BITNET, assert_same, model
 def skeleton() -> nn.Module:
     """Modules of the right names and shapes, and nothing that runs."""
     root = nn.Module()
-    for name, shape in BITNET.tensor_shapes().items():
+    for name, shape in tensor_shapes(BITNET).items():
         *path, last, _ = name.split(".")
         parent = root
         for part in path:

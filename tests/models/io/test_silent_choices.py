@@ -19,6 +19,7 @@ from torch import Tensor
 
 import bittorch
 from bittorch.models import LanguageModel, ModelConfig, Tokenizer
+from bittorch.models.decoder import tensor_shapes
 from bittorch.models.io import CheckpointWarning, FormatError, LossyError, convert, open_checkpoint, save
 from bittorch.models.io.choices import CHOICES, refusal, warn
 from bittorch.models.io.hf_config import config_to_hf
@@ -80,9 +81,9 @@ def _(tmp_path: Path) -> None:
 
 @case("hf-output-bias")  # FIELD L14
 def _(tmp_path: Path) -> None:
-    config = dataclasses.replace(LLAMA, attention_bias=True, attention_output_bias=True)
+    config = dataclasses.replace(LLAMA, biases=("q_proj", "k_proj", "v_proj", "o_proj"))
     path, values = folder(tmp_path / "x", "compressed-tensors", config, drop="o_proj.bias")
-    del values["attention_output_bias"]
+    del values["bittorch"]["biases"]
     configure(path, values)
     open_checkpoint(path).close()
 
@@ -104,7 +105,7 @@ def _(tmp_path: Path) -> None:
 
 @case("exact-ternary")  # FIELD L5
 def _(tmp_path: Path) -> None:
-    values = {name: torch.randn(shape) for name, shape in LLAMA.tensor_shapes().items()}
+    values = {name: torch.randn(shape) for name, shape in tensor_shapes(LLAMA).items()}
     values["model.layers.1.mlp.up_proj.weight"].sign_()
     save_file(values, tmp_path / "model.safetensors")
     configure(tmp_path, config_to_hf(LLAMA))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bittorch.models.config import ModelConfig
+from bittorch.models.decoder import tensor_shapes
 from bittorch.models.io import Checkpoint, PackedWeight, from_memory
 from tests.helpers import pack, random_codes, seeded
 
@@ -25,13 +26,13 @@ BITNET = ModelConfig(
     max_positions=128,
     rope_theta=500000.0,
     hidden_act="relu2",
-    sub_norm=True,
+    architecture="bitnet",
     tie_embeddings=True,
     activation_bits=8,
     bos_token_id=1,
     eos_token_ids=(2, 3),
 )
-LLAMA = dataclasses.replace(BITNET, hidden_act="silu", sub_norm=False, tie_embeddings=False, activation_bits=None)
+LLAMA = dataclasses.replace(BITNET, hidden_act="silu", architecture="llama", tie_embeddings=False, activation_bits=None)
 
 
 def random_scale(kind: str, n: int, k: int, seed: int) -> Tensor:
@@ -49,7 +50,7 @@ def _packed(n: int, k: int, seed: int) -> Tensor:
 def tensors(config: ModelConfig, scale: str = "tensor", dtype: torch.dtype = torch.bfloat16) -> dict[str, Any]:
     """Random ternary projections, everything else of ``dtype``."""
     made: dict[str, Any] = {}
-    for seed, (name, shape) in enumerate(config.tensor_shapes().items()):
+    for seed, (name, shape) in enumerate(tensor_shapes(config).items()):
         if name.endswith("_proj.weight"):
             n, k = shape
             made[name] = PackedWeight(_packed(n, k, seed), random_scale(scale, n, k, seed), k)

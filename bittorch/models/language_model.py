@@ -1,35 +1,34 @@
-"""A decoder-only language model: token numbers in, logits out."""
+"""A language model: a decoder with its tokenizer, from checkpoints to answers and back."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from bittorch.models.batch import Batch
-from bittorch.models.block import DecoderLayer
 from bittorch.models.config import ModelConfig
+from bittorch.models.decoder import Decoder
+from bittorch.models.generate import Generation
+from bittorch.models.generation_config import GenerationConfig
 from bittorch.models.io import Checkpoint, Report, open_checkpoint
-from bittorch.models.kv_cache import KVCache, PrefixCache
+from bittorch.models.kv_cache import PrefixCache
 from bittorch.models.load import Loader, LoadOptions
-from bittorch.models.norm import RMSNorm
-from bittorch.models.rope import Rotation, rope_frequencies
+from bittorch.models.save import save_model
 
 if TYPE_CHECKING:
     from bittorch.models.chat_template import ChatTemplate
-    from bittorch.models.generate import Generation, GenerationConfig
     from bittorch.models.tokenizer import Tokenizer
 
 
-class LanguageModel(nn.Module):
-    """A LLaMA or BitNet b1.58 decoder for inference, its linear layers packed or dense.
+class LanguageModel(Decoder):
+    """A decoder for inference, its linear layers packed or dense, with its tokenizer.
 
     Args:
         config: sizes and rules.
-        embed_tokens, layers, norm, lm_head: the parts, with their weights.
         dtype: of activations, keys and values.
         tokenizer: None where text is not wanted.
 
@@ -40,23 +39,10 @@ class LanguageModel(nn.Module):
     """
 
     def __init__(
-        self,
-        config: ModelConfig,
-        embed_tokens: nn.Embedding,
-        layers: Iterable[DecoderLayer],
-        norm: RMSNorm,
-        lm_head: nn.Module,
-        *,
-        dtype: torch.dtype,
-        tokenizer: Tokenizer | None = None,
+        self, config: ModelConfig, dtype: torch.dtype = torch.float32, *, tokenizer: Tokenizer | None = None
     ) -> None:
-        super().__init__()
-        self.config, self.dtype, self.tokenizer = config, dtype, tokenizer
-        self.embed_tokens, self.layers = embed_tokens, nn.ModuleList(layers)
-        self.norm, self.lm_head = norm, lm_head
-        self.frequencies: Tensor
-        self.register_buffer("frequencies", rope_frequencies(config).to(self.device), persistent=False)
-        self.eval()
+        super().__init__(config, dtype)
+        self.tokenizer = tokenizer
 
     @classmethod
     def from_pretrained(
@@ -106,14 +92,13 @@ class LanguageModel(nn.Module):
     ) -> LanguageModel:
         """The same from an open checkpoint, which may be closed afterwards."""
         loader = Loader(checkpoint, options or LoadOptions())
-        embedding, head = loader.embedding_and_head()
-        layers = [loader.layer(index) for index in range(checkpoint.config.num_layers)]
-        found = None
+        model = cls(loader.config, loader.dtype)
+        model.fill(loader)
         if tokenizer:
             from bittorch.models.tokenizer import Tokenizer
 
-            found = Tokenizer.from_source(checkpoint.tokenizer_source)
-        return cls(loader.config, embedding, layers, loader.norm(), head, dtype=loader.dtype, tokenizer=found)
+            model.tokenizer = Tokenizer.from_source(checkpoint.tokenizer_source)
+        return model
 
     @classmethod
     def from_transformers(
@@ -150,95 +135,9 @@ class LanguageModel(nn.Module):
         return result
 
     @property
-    def device(self) -> torch.device:
-        return self.embed_tokens.weight.device
-
-    @property
     def chat_template(self) -> ChatTemplate | None:
         """Of the tokenizer; None where the model was not trained on conversations, or has no tokenizer."""
         return None if self.tokenizer is None else self.tokenizer.chat_template
-
-    def new_cache(self, rows: int = 1, capacity: int | None = None) -> KVCache:
-        """An empty cache for ``rows`` sequences of up to ``capacity`` tokens, the context of the model by default."""
-        capacity = self.config.max_positions if capacity is None else capacity
-        return KVCache(self.config, rows, capacity, device=self.device, dtype=self.dtype)
-
-    def forward(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Logits of every token.
-
-        Args:
-            input_ids: ``(rows, tokens)`` of int64.
-            cache: keys and values before these tokens, to which theirs are added; None for none.
-
-        Returns:
-            ``(rows, tokens, vocab_size)``.
-
-        Raises:
-            ValueError: another shape, no token, token numbers outside the vocabulary, no room in the cache.
-        """
-        if input_ids.dim() != 2:
-            raise ValueError(f"input_ids must be (rows, tokens), got {tuple(input_ids.shape)}")
-        rows, count = input_ids.shape
-        return self.step(input_ids.flatten(), [count] * rows, cache).unflatten(0, (rows, count))
-
-    def step(
-        self,
-        tokens: Tensor,
-        counts: Sequence[int],
-        cache: KVCache | None = None,
-        *,
-        rows: Sequence[int] | None = None,
-        last_only: bool = False,
-    ) -> Tensor:
-        """Logits of sequences of any lengths, which stand one behind the other without padding.
-
-        Each sequence attends to its own tokens as it would alone. Packed layers give each token the same bits in any
-        company; dense ones depend on the number of tokens in a call through the matrix product that torch chooses.
-
-        Args:
-            tokens: ``(sum of counts,)`` of int64.
-            counts: tokens of each sequence.
-            cache: keys and values before these tokens, to which theirs are added; None for none.
-            rows: the row of the cache of each sequence; all in order by default.
-            last_only: logits of each sequence's last token alone.
-
-        Returns:
-            ``(sum of counts, vocab_size)``, or with ``last_only`` ``(sequences, vocab_size)``.
-
-        Raises:
-            ValueError: as `forward`.
-        """
-        batch = Batch.of(counts, cache, rows)
-        x = self.hidden_states(tokens, batch)
-        if last_only and len(x) != len(batch.counts):
-            x = x[batch.last(self.device)]
-        return self.logits(x)
-
-    def hidden_states(self, tokens: Tensor, batch: Batch) -> Tensor:
-        """What the last layer gives, ``(tokens, hidden_size)``; arguments and errors as of `step`."""
-        self._check(tokens, batch)
-        x = self.embed_tokens(tokens).to(self.dtype)
-        rotation = Rotation(self.frequencies, batch.positions(self.device), self.dtype)
-        for layer in self.layers:
-            x = layer(x, rotation, batch)
-        if batch.cache is not None:
-            batch.cache.advance(batch.rows, batch.counts)
-        return x
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """The logits ``(tokens, vocab_size)`` of `hidden_states`, or of some of them."""
-        return self.lm_head(self.norm(hidden))
-
-    def _check(self, tokens: Tensor, batch: Batch) -> None:
-        if tokens.shape != (sum(batch.counts),):
-            raise ValueError(f"tokens must be ({sum(batch.counts)},) for counts={batch.counts}, got {tokens.shape}")
-        longest = max(past + count for past, count in zip(batch.past, batch.counts, strict=True))
-        if longest > self.config.max_positions:
-            context = self.config.max_positions
-            raise ValueError(f"the model has a context of {context} tokens, got a sequence of {longest}; shorten it")
-        if not tokens.is_cuda and not bool(((tokens >= 0) & (tokens < self.config.vocab_size)).all()):
-            low, high = int(tokens.min()), int(tokens.max())
-            raise ValueError(f"token numbers must be from 0 to {self.config.vocab_size - 1}, got {low} to {high}")
 
     def generate(
         self, prompts: str | Sequence[str | Sequence[int]], config: GenerationConfig | None = None, **changes: Any
@@ -258,8 +157,6 @@ class LanguageModel(nn.Module):
 
         ``prefix`` keeps a conversation's keys and values from turn to turn.
         """
-        from bittorch.models.generate import Generation, GenerationConfig
-
         return Generation(self, prompts, (config or GenerationConfig()).changed(**changes), prefix=prefix)
 
     def save_pretrained(
@@ -284,6 +181,7 @@ class LanguageModel(nn.Module):
             bittorch.models.io.LossyError: the format cannot hold the model exactly.
             OSError: a disk that is full, say; nothing is left behind.
         """
-        from bittorch.models.save import save_pretrained
-
-        return save_pretrained(self, Path(path), to=to, allow_lossy=allow_lossy, overwrite=overwrite)
+        with tempfile.TemporaryDirectory() as folder:
+            if self.tokenizer is not None:
+                self.tokenizer.save(folder)
+            return save_model(self, Path(folder), Path(path), to=to, allow_lossy=allow_lossy, overwrite=overwrite)

@@ -9,15 +9,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bittorch.models.io import choices, codecs
-from bittorch.models.io.checkpoint import StoredTensor, TensorInfo
+from bittorch.models.io.checkpoint import Checkpoint, StoredTensor, TensorInfo
 from bittorch.models.io.codecs import Bytes
 from bittorch.models.io.dense_tensor import DenseTensor
+from bittorch.models.io.directory_format import (
+    Directory,
+    DirectoryFormat,
+    Found,
+    Layout,
+    Parts,
+    encode_rows,
+    refuse_depth,
+)
 from bittorch.models.io.errors import FormatError
+from bittorch.models.io.hf_config import note
 from bittorch.models.io.safetensors_header import RawTensor
 from bittorch.models.io.ternary_tensor import TernaryTensor, chunks
+from bittorch.models.packed_weight import PackedWeight
 
 PARTS = ("weight_packed", "weight_scale", "weight_shape")
 
@@ -175,3 +187,54 @@ def scheme(strategies: Mapping[tuple[str, int | None], list[str]], dense: list[s
         }
     kind = {"quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed"}
     return {**kind, "config_groups": groups, "ignore": dense}
+
+
+class CompressedLayout(Layout):
+    """compressed-tensors, pack-quantized with 2 bits."""
+
+    def __init__(self) -> None:
+        self.strategies: dict[tuple[str, int | None], list[str]] = {}
+
+    def parts(self, name: str, weight: PackedWeight) -> Parts:
+        refuse_depth(name, weight, "compressed-tensors")
+        scale = weight.scale
+        by_group = scale.dim() == 2
+        strategy = "group" if by_group else "tensor" if scale.numel() == 1 else "channel"
+        group_size = weight.in_features // scale.shape[1] if by_group else None
+        self.strategies.setdefault((strategy, group_size), []).append(name.removesuffix(".weight"))
+        shape = torch.tensor([weight.out_features, weight.in_features])
+        words = encode_rows(weight, codecs.encode_int32)
+        return {
+            "weight_packed": words,
+            "weight_scale": scale[:, None] if strategy == "channel" else scale,
+            "weight_shape": shape,
+        }
+
+    def quantization(self, dense: list[str]) -> dict[str, Any]:
+        return scheme(self.strategies, dense)
+
+
+class CompressedTensors(DirectoryFormat):
+    """See `DirectoryFormat`."""
+
+    methods = ("compressed-tensors",)
+    targets = ("compressed-tensors",)
+
+    def read(self, directory: Directory) -> Found:
+        what, quantization = str(directory.path), directory.quantization
+        assert quantization is not None
+        tensors = read_compressed(directory.raw, quantization, what)
+        recorded = note(directory.values).get("activation_bits")
+        return Found("compressed-tensors", tensors, recorded or activation_bits(quantization, what))
+
+    def layout(self, to: str, source: Checkpoint, allow_lossy: bool) -> CompressedLayout:
+        if source.config.activation_bits is not None:
+            choices.warn(
+                "write-compressed-activations",
+                f"the model has activation_bits={source.config.activation_bits}, which bittorch alone reads from a "
+                "compressed-tensors directory; transformers and vLLM run it with floating activations, and differ",
+            )
+        return CompressedLayout()
+
+
+FORMAT = CompressedTensors()

@@ -13,19 +13,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bittorch.models import architectures
+from bittorch.models.architectures.base import Architecture, permuted_rows
 from bittorch.models.config import ModelConfig
 from bittorch.models.io import choices, codecs
-from bittorch.models.io.checkpoint import Checkpoint, PackedWeight
+from bittorch.models.io.checkpoint import Checkpoint
+from bittorch.models.io.directory_format import refuse_depth
 from bittorch.models.io.errors import FormatError, LossyError
 from bittorch.models.io.gguf import PLAIN, GGUFDense
-from bittorch.models.io.gguf_names import PERMUTED, ROPE_FACTORS, config_entries, gguf_name, rope_factors
+from bittorch.models.io.gguf_names import ROPE_FACTORS, config_entries, gguf_name, rope_factors
 from bittorch.models.io.gguf_tokenizer import tokenizer_entries
 from bittorch.models.io.gguf_types import TYPES
 from bittorch.models.io.ternary_tensor import chunks
-from bittorch.models.io.write_safetensors import refuse_depth
+from bittorch.models.packed_weight import PackedWeight
 
 ALIGNMENT = 32
 CHARSMAP = "tokenizer.ggml.precompiled_charsmap"  # which llama.cpp takes as bytes alone
+GGUF_TARGETS = {"gguf-tq1_0": "TQ1_0", "gguf-tq2_0": "TQ2_0", "gguf-q2_0": "Q2_0", "gguf-i2_s": "I2_S"}
 TYPE_IDS = {kind.name: number for number, kind in TYPES.items()}
 FILE_TYPES = {"TQ1_0": 36, "TQ2_0": 37, "I2_S": 40, "Q2_0": 41}
 # What says how a file is laid out, not what the model is.
@@ -64,14 +68,15 @@ def write_gguf(
             or precision, planes.
         OSError: the file cannot be written.
     """
-    arch = _architecture(source.config, type_name)
+    architecture = architectures.find(source.config.architecture)
+    arch = _name(architecture, source.config, type_name)
     if type_name == "I2_S" and source.config.activation_bits != 8:
         choices.warn(
             "write-i2_s-activations",
             f"bitnet.cpp, the only program with I2_S, runs it with 8-bit activations; the model has activation_bits="
             f"{source.config.activation_bits}, which bittorch alone reads from the file",
         )
-    table = [_entry(source, name, arch, type_name, allow_lossy, dense_dtype) for name in source.names]
+    table = [_entry(source, name, architecture, type_name, allow_lossy, dense_dtype) for name in source.names]
     if (factors := rope_factors(source.config)) is not None:
         values = np.array(factors, "<f4")
         table.append(Entry(ROPE_FACTORS, "F32", values.shape, lambda: iter([values])))
@@ -92,13 +97,15 @@ def write_gguf(
         os.fsync(file.fileno())
 
 
-def _architecture(config: ModelConfig, type_name: str) -> str:
-    if config.sub_norm:
-        # bitnet.cpp, which reads I2_S, knows the activation by the architecture; llama.cpp by an entry.
-        return "bitnet-b1.58" if type_name == "I2_S" and config.hidden_act == "relu2" else "bitnet"
-    if config.hidden_act != "silu":
-        raise LossyError(f"GGUF has no architecture with hidden_act={config.hidden_act} but no sub-norms")
-    return "llama"
+def _name(architecture: Architecture, config: ModelConfig, type_name: str) -> str:
+    """The file's general.architecture. Raises LossyError where it would imply another activation."""
+    name = architecture.gguf_name(config, type_name)
+    if architecture.gguf[name] not in (None, config.hidden_act):
+        raise LossyError(
+            f"GGUF has no architecture with hidden_act={config.hidden_act} for {config.architecture}: {name} implies "
+            f"{architecture.gguf[name]}; write bittorch"
+        )
+    return name
 
 
 def _carried(source: Checkpoint) -> dict[str, Any]:
@@ -111,9 +118,15 @@ def _carried(source: Checkpoint) -> dict[str, Any]:
 
 
 def _entry(
-    source: Checkpoint, name: str, arch: str, type_name: str, allow_lossy: bool, dense_dtype: torch.dtype | None
+    source: Checkpoint,
+    name: str,
+    architecture: Architecture,
+    type_name: str,
+    allow_lossy: bool,
+    dense_dtype: torch.dtype | None,
 ) -> Entry:
-    info, order = source.info(name), _order(source.config, name, arch)
+    info, order = source.info(name), permuted_rows(architecture, source.config, name)
+    own_name = gguf_name(name, architecture.gguf_layer)
     if info.ternary:
         kind = TYPES[TYPE_IDS[type_name]]
         flat = 128 if type_name == "I2_S" else kind.weights
@@ -130,11 +143,11 @@ def _entry(
             weight = weight if order is None else _reordered(weight, order)
             return _i2_s(name, weight) if type_name == "I2_S" else _blocks(name, weight, type_name, allow_lossy)
 
-        return Entry(gguf_name(name), type_name, info.shape, trits)
+        return Entry(own_name, type_name, info.shape, trits)
     stored = source.stored(name)
     if isinstance(stored, GGUFDense) and stored.factor is None and dense_dtype is None and info.type not in PLAIN:
         raw = stored.file.view(stored.stored.offset, stored.stored.bytes)
-        return Entry(gguf_name(name), info.type, info.shape, lambda: iter([raw]))
+        return Entry(own_name, info.type, info.shape, lambda: iter([raw]))
     dtype = torch.float32 if len(info.shape) == 1 else dense_dtype or PLAIN.get(info.type, torch.float32)
 
     def floats() -> Iterator[Any]:
@@ -142,16 +155,7 @@ def _entry(
         values = values if order is None else values[order]
         yield values.contiguous().reshape(-1).view(torch.uint8).numpy()
 
-    return Entry(gguf_name(name), next(key for key, value in PLAIN.items() if value == dtype), info.shape, floats)
-
-
-def _order(config: ModelConfig, name: str, arch: str) -> Tensor | None:
-    """Rows of q and k in the order of ggml's ``llama``: row j * head_dim / 2 + i of a head goes to 2 i + j."""
-    heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(name.split(".")[-2])
-    if arch not in PERMUTED or heads is None:
-        return None
-    rows = torch.arange(heads * config.head_dim)
-    return rows.view(heads, 2, config.head_dim // 2).transpose(1, 2).reshape(-1)
+    return Entry(own_name, next(key for key, value in PLAIN.items() if value == dtype), info.shape, floats)
 
 
 def _reordered(weight: PackedWeight, order: Tensor) -> PackedWeight:

@@ -25,13 +25,16 @@ import torch
 from torch import Tensor
 
 from bittorch import ops
+from bittorch.models.config import ModelConfig
 from bittorch.models.io import codecs
-from bittorch.models.io.checkpoint import StoredTensor, TensorInfo
+from bittorch.models.io.checkpoint import Checkpoint, StoredTensor, TensorInfo
 from bittorch.models.io.codecs import Bytes
 from bittorch.models.io.dense_tensor import DenseTensor
-from bittorch.models.io.errors import FormatError
+from bittorch.models.io.directory_format import Directory, DirectoryFormat, Found, Layout, Parts, refuse_depth
+from bittorch.models.io.errors import FormatError, LossyError
 from bittorch.models.io.safetensors_header import RawTensor
 from bittorch.models.io.ternary_tensor import TernaryTensor, chunks
+from bittorch.models.packed_weight import PackedWeight
 
 FLOATS = ("F32", "F16", "BF16")
 ABSMEAN_EPS = 1e-5
@@ -185,3 +188,79 @@ def _skipped(quantization: Mapping[str, Any], what: str) -> tuple[str, ...]:
 def _is_linear(module: str, skipped: tuple[str, ...]) -> bool:
     linear = module == "lm_head" or module.endswith("_proj")
     return linear and not any(f"{module}.".startswith(f"{name}.") or module.endswith(name) for name in skipped)
+
+
+class BitNetLayout(Layout):
+    """Packed as transformers packs it, with multipliers: ``autobitlinear``, offline."""
+
+    rounds_biases = True
+
+    def __init__(self, config: ModelConfig, allow_lossy: bool) -> None:
+        self.allow_lossy = allow_lossy
+        if config.activation_bits != 8 and not allow_lossy:
+            raise LossyError(
+                f"transformers runs BitNet layers with 8-bit activations, the model has activation_bits="
+                f"{config.activation_bits}; its outputs would change. Say allow_lossy to write it nevertheless"
+            )
+
+    def parts(self, name: str, weight: PackedWeight) -> Parts:
+        refuse_depth(name, weight, "bitnet")
+        if weight.scale.numel() != 1:
+            raise LossyError(
+                f"{name} has scales {tuple(weight.scale.shape)}, transformers' BitNet one for the tensor; "
+                "write bittorch or compressed-tensors"
+            )
+        if weight.out_features % 4:
+            raise LossyError(f"{name} has {weight.out_features} rows; transformers packs multiples of 4")
+        return {"weight": _encode_bitnet(weight), "weight_scale": weight.scale.reshape(1)}
+
+    def bias(self, module: str, bias: Tensor, weight: PackedWeight) -> Tensor:
+        if not self.allow_lossy:
+            raise LossyError("autobitlinear multiplies a bias by the weight's scale; dividing by it first rounds")
+        return (bias.float() / weight.scale).to(bias.dtype)
+
+    def quantization(self, dense: list[str]) -> dict[str, Any]:
+        mode = {"linear_class": "autobitlinear", "quantization_mode": "offline"}
+        return {"quant_method": "bitnet", **mode, "modules_to_not_convert": dense}
+
+
+def _encode_bitnet(weight: PackedWeight) -> Tensor:
+    packed = weight.weight_packed.numpy()
+    rows = len(packed) // 4
+    out = torch.empty((rows, weight.in_features), dtype=torch.uint8)
+    for begin, end in chunks(rows, 4 * weight.in_features):
+        quarters = [packed[i * rows + begin : i * rows + end] for i in range(4)]
+        codes = [codecs.unpack(quarter, weight.in_features) for quarter in quarters]
+        out[begin:end] = torch.from_numpy(codecs.encode_bitnet(np.concatenate(codes)))
+    return out
+
+
+class BitNet(DirectoryFormat):
+    """See `DirectoryFormat`."""
+
+    methods = ("bitnet",)
+    targets = ("bitnet",)
+
+    def matches(self, directory: Directory) -> bool:
+        return super().matches(directory) or _is_first(directory)
+
+    def read(self, directory: Directory) -> Found:
+        quantization = FIRST if _is_first(directory) else directory.quantization
+        assert quantization is not None
+        online = quantization.get("quantization_mode") == "online"
+        tensors = read_bitnet(directory.raw, quantization, str(directory.path))
+        return Found("bitnet-online" if online else "bitnet", tensors, 8)
+
+    def layout(self, to: str, source: Checkpoint, allow_lossy: bool) -> BitNetLayout:
+        return BitNetLayout(source.config, allow_lossy)
+
+
+# What the first BitNet models, which had code of their own, say by weight_bits.
+FIRST = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
+
+
+def _is_first(directory: Directory) -> bool:
+    return directory.quantization is None and directory.values.get("weight_bits") == 1
+
+
+FORMAT = BitNet()

@@ -15,6 +15,7 @@ from torch import Tensor
 from bittorch.models.io.checkpoint import StoredTensor, TensorInfo
 from bittorch.models.io.codecs import Bytes
 from bittorch.models.io.dense_tensor import DenseTensor
+from bittorch.models.io.directory_format import Directory, DirectoryFormat, Found
 from bittorch.models.io.errors import FormatError
 from bittorch.models.io.safetensors_header import RawTensor
 from bittorch.models.io.ternary_tensor import TernaryTensor
@@ -127,3 +128,22 @@ def _config_of(
         "with the configuration of a ternary one, or the layer was replaced. Save the trained model again, or remove "
         "quantization_config from config.json to load the weights dense"
     )
+
+
+class Masters(DirectoryFormat):
+    """See `DirectoryFormat`."""
+
+    def matches(self, directory: Directory) -> bool:
+        return are_masters(directory.quantization)
+
+    def read(self, directory: Directory) -> Found:
+        """Norms are those of a model that runs in transformers; a tied weight is ternary in the head alone."""
+        assert directory.quantization is not None
+        tensors, bits = read_masters(directory.raw, directory.quantization, str(directory.path))
+        head = tensors.get(f"{HEAD}.weight")
+        tied = bool(directory.values.get("tie_word_embeddings")) and not (head is not None and head.info.ternary)
+        values = {**directory.values, "bittorch": {"fuse_norms": False}, "tie_word_embeddings": tied}
+        return Found("masters", tensors, bits, values)
+
+
+FORMAT = Masters()

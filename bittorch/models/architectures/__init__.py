@@ -1,0 +1,45 @@
+"""The architectures that are known: a file for each, and a line here.
+
+A file is imported when an architecture is looked for, and not before.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+
+from bittorch.models.architectures.base import Architecture
+
+REGISTER = (
+    "llama",
+    "bitnet",
+)
+
+
+@functools.cache
+def find(name: str) -> Architecture:
+    """The architecture of this name. Raises ValueError where there is none."""
+    if name not in REGISTER:
+        raise ValueError(f"architecture {name!r:.100} is not known; known are {', '.join(REGISTER)}")
+    found: Architecture = importlib.import_module(f"{__name__}.{name}").ARCHITECTURE
+    return found
+
+
+def by_hf(model_type: object) -> Architecture | None:
+    """The architecture of a model_type of config.json."""
+    return next((found for found in map(find, REGISTER) if model_type in found.hf_types), None)
+
+
+def by_gguf(name: object) -> Architecture | None:
+    """The architecture of a GGUF file's general.architecture."""
+    return next((found for found in map(find, REGISTER) if name in tuple(found.gguf)), None)
+
+
+def hf_types() -> tuple[str, ...]:
+    """Every model_type that is read."""
+    return tuple(sorted(name for found in map(find, REGISTER) for name in found.hf_types))
+
+
+def gguf_names() -> tuple[str, ...]:
+    """Every general.architecture that is read."""
+    return tuple(name for found in map(find, REGISTER) for name in found.gguf)

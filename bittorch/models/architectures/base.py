@@ -1,0 +1,139 @@
+"""What a file of an architecture says: its names in other formats, its defaults, and what its layers are made of.
+
+Each mapping is one rule for reading and for writing: an `Entry` names a field in both formats, `GGUF_LAYER` the tensors
+of a layer, `rope_rows` the order of rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Container, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from bittorch.models.config import ModelConfig
+from bittorch.models.rules import Block
+
+REQUIRED: Any = object()
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A field of `ModelConfig` as config.json and GGUF files have it.
+
+    Args:
+        field: of `ModelConfig`.
+        hf: the key in config.json.
+        gguf: the key in a GGUF file, without the architecture before it; None where GGUF has none.
+        default: where a file says nothing; without one the key must be there.
+    """
+
+    field: str
+    hf: str
+    gguf: str | None
+    default: Any = REQUIRED
+
+
+# Of every architecture.
+ENTRIES = (
+    Entry("hidden_size", "hidden_size", "embedding_length"),
+    Entry("intermediate_size", "intermediate_size", "feed_forward_length"),
+    Entry("num_layers", "num_hidden_layers", "block_count"),
+    Entry("num_heads", "num_attention_heads", "attention.head_count"),
+    Entry("max_positions", "max_position_embeddings", "context_length"),
+)
+
+GGUF_WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+GGUF_LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_sub_norm": "self_attn.attn_sub_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "ffn_sub_norm": "mlp.ffn_sub_norm",
+}
+SUB_NORM = "model.layers.0.self_attn.attn_sub_norm.weight"
+
+
+class Architecture:
+    """One architecture; a subclass in a file of its own has other values and methods.
+
+    Attributes:
+        name: in the register, and of the file.
+        hf_types: model types of config.json; the first is written.
+        hf_class: of transformers, that is written.
+        hf_defaults: what transformers takes where config.json says nothing, by its keys.
+        gguf: names in GGUF files; the first is written. Each with the activation that it implies, None where an entry
+            must say it.
+        gguf_layer: names of a layer's tensors in GGUF files, and canonical ones.
+        gguf_permuted: whether GGUF files keep the rows of q and k in the order of `rope_rows`.
+        activation_bits: what models of this kind are trained with.
+        entries: fields of `ModelConfig` that this architecture has beyond `ENTRIES`.
+    """
+
+    name: ClassVar[str]
+    hf_types: ClassVar[tuple[str, ...]]
+    hf_class: ClassVar[str]
+    hf_defaults: ClassVar[Mapping[str, Any]] = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "hidden_act": "silu"}
+    gguf: ClassVar[Mapping[str, str | None]]
+    gguf_layer: ClassVar[Mapping[str, str]] = GGUF_LAYER
+    gguf_permuted: ClassVar[bool] = False
+    activation_bits: ClassVar[int | None] = None
+    entries: ClassVar[tuple[Entry, ...]] = ()
+
+    def layer(self, config: ModelConfig, index: int) -> Block:
+        """The recipe of layer ``index``: a block that takes ``(x, rotation, batch)``, without weights."""
+        raise NotImplementedError
+
+    def of_tensors(self, names: Container[str]) -> str:
+        """The name in the register of a model with these tensors; some say more than their file's name does."""
+        return self.name
+
+    def hf_biases(self, values: Mapping[str, Any]) -> tuple[str, ...]:
+        """Which projections have a bias in transformers, by the entries of config.json."""
+        attention = ("q_proj", "k_proj", "v_proj", "o_proj") if values.get("attention_bias") else ()
+        return attention + (("gate_proj", "up_proj", "down_proj") if values.get("mlp_bias") else ())
+
+    def gguf_name(self, config: ModelConfig, type_name: str) -> str:
+        """The name that a GGUF file with ternary tensors of this type is written under."""
+        return next(iter(self.gguf))
+
+
+def read_entries(entries: tuple[Entry, ...], key: str, value_of: Callable[[str, Any], Any]) -> dict[str, Any]:
+    """Fields of `ModelConfig` from a file.
+
+    Args:
+        entries: what to read.
+        key: ``hf`` or ``gguf``.
+        value_of: gives the value for a key, or the default; `REQUIRED` stands for none, and must raise.
+    """
+    named = ((entry, getattr(entry, key)) for entry in entries)
+    return {entry.field: value_of(name, entry.default) for entry, name in named if name is not None}
+
+
+def written_entries(entries: tuple[Entry, ...], key: str, config: ModelConfig) -> dict[str, Any]:
+    """The inverse of `read_entries`."""
+    named = ((entry, getattr(entry, key)) for entry in entries)
+    return {name: getattr(config, entry.field) for entry, name in named if name is not None}
+
+
+def rope_rows(heads: int, head_dim: int) -> Tensor:
+    """``order``: row i of a file whose rotation turns neighbours is row ``order[i]`` of one that turns halves.
+
+    Row j * head_dim / 2 + i of a head goes to 2 i + j. ``order.argsort()`` is the way back.
+    """
+    rows = torch.arange(heads * head_dim)
+    return rows.view(heads, 2, head_dim // 2).transpose(1, 2).reshape(-1)
+
+
+def permuted_rows(architecture: Architecture, config: ModelConfig, name: str) -> Tensor | None:
+    """`rope_rows` of a tensor by its canonical name; None where a GGUF file has its rows in their order."""
+    heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(name.split(".")[-2])
+    return rope_rows(heads, config.head_dim) if architecture.gguf_permuted and heads else None

@@ -1,0 +1,141 @@
+"""The decoder: token numbers in, logits out. It knows no text and no files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bittorch.models import architectures, rules
+from bittorch.models.batch import Batch
+from bittorch.models.config import ModelConfig
+from bittorch.models.kv_cache import KVCache
+from bittorch.models.rope import Rotation, rope_frequencies
+from bittorch.models.rules import Block, Embedding, Head, Source
+
+
+class Decoder(Block):
+    """A stack of layers between an embedding and a head, without weights until `fill`.
+
+    The architecture of the configuration says what the layers are.
+
+    Args:
+        config: sizes and rules.
+        dtype: of activations, keys and values.
+
+    Raises:
+        ValueError: an architecture that is not in the register.
+    """
+
+    embed_tokens: nn.Embedding
+    norm: nn.Module
+    lm_head: nn.Module
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.config, self.dtype = config, dtype
+        architecture, sizes = architectures.find(config.architecture), (config.vocab_size, config.hidden_size)
+        self.hold("embed_tokens", Embedding("model.embed_tokens", *sizes))
+        self.layers = nn.ModuleList(architecture.layer(config, index) for index in range(config.num_layers))
+        self.hold("norm", rules.Norm("model.norm", config.hidden_size, config.rms_norm_eps))
+        self.hold("lm_head", Head("lm_head", *sizes, tied="model.embed_tokens" if config.tie_embeddings else None))
+        self.frequencies: Tensor
+        self.eval()
+
+    def fill(self, source: Source) -> None:
+        """Takes all weights, and their device."""
+        rules.fill(self, source)
+        self.register_buffer("frequencies", rope_frequencies(self.config).to(self.device), persistent=False)
+        self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed_tokens.weight.device
+
+    def new_cache(self, rows: int = 1, capacity: int | None = None) -> KVCache:
+        """An empty cache for ``rows`` sequences of up to ``capacity`` tokens, the context of the model by default."""
+        capacity = self.config.max_positions if capacity is None else capacity
+        return KVCache(self.config, rows, capacity, device=self.device, dtype=self.dtype)
+
+    def forward(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Logits of every token.
+
+        Args:
+            input_ids: ``(rows, tokens)`` of int64.
+            cache: keys and values before these tokens, to which theirs are added; None for none.
+
+        Returns:
+            ``(rows, tokens, vocab_size)``.
+
+        Raises:
+            ValueError: another shape, no token, token numbers outside the vocabulary, no room in the cache.
+        """
+        if input_ids.dim() != 2:
+            raise ValueError(f"input_ids must be (rows, tokens), got {tuple(input_ids.shape)}")
+        rows, count = input_ids.shape
+        return self.step(input_ids.flatten(), [count] * rows, cache).unflatten(0, (rows, count))
+
+    def step(
+        self,
+        tokens: Tensor,
+        counts: Sequence[int],
+        cache: KVCache | None = None,
+        *,
+        rows: Sequence[int] | None = None,
+        last_only: bool = False,
+    ) -> Tensor:
+        """Logits of sequences of any lengths, which stand one behind the other without padding.
+
+        Each sequence attends to its own tokens as it would alone. Packed layers give each token the same bits in any
+        company; dense ones depend on the number of tokens in a call through the matrix product that torch chooses.
+
+        Args:
+            tokens: ``(sum of counts,)`` of int64.
+            counts: tokens of each sequence.
+            cache: keys and values before these tokens, to which theirs are added; None for none.
+            rows: the row of the cache of each sequence; all in order by default.
+            last_only: logits of each sequence's last token alone.
+
+        Returns:
+            ``(sum of counts, vocab_size)``, or with ``last_only`` ``(sequences, vocab_size)``.
+
+        Raises:
+            ValueError: as `forward`.
+        """
+        batch = Batch.of(counts, cache, rows)
+        x = self.hidden_states(tokens, batch)
+        if last_only and len(x) != len(batch.counts):
+            x = x[batch.last(self.device)]
+        return self.logits(x)
+
+    def hidden_states(self, tokens: Tensor, batch: Batch) -> Tensor:
+        """What the last layer gives, ``(tokens, hidden_size)``; arguments and errors as of `step`."""
+        self._check(tokens, batch)
+        x = self.embed_tokens(tokens).to(self.dtype)
+        rotation = Rotation(self.frequencies, batch.positions(self.device), self.dtype)
+        for layer in self.layers:
+            x = layer(x, rotation, batch)
+        if batch.cache is not None:
+            batch.cache.advance(batch.rows, batch.counts)
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The logits ``(tokens, vocab_size)`` of `hidden_states`, or of some of them."""
+        return self.lm_head(self.norm(hidden))
+
+    def _check(self, tokens: Tensor, batch: Batch) -> None:
+        if tokens.shape != (sum(batch.counts),):
+            raise ValueError(f"tokens must be ({sum(batch.counts)},) for counts={batch.counts}, got {tokens.shape}")
+        longest = max(past + count for past, count in zip(batch.past, batch.counts, strict=True))
+        if longest > self.config.max_positions:
+            context = self.config.max_positions
+            raise ValueError(f"the model has a context of {context} tokens, got a sequence of {longest}; shorten it")
+        if not tokens.is_cuda and not bool(((tokens >= 0) & (tokens < self.config.vocab_size)).all()):
+            low, high = int(tokens.min()), int(tokens.max())
+            raise ValueError(f"token numbers must be from 0 to {self.config.vocab_size - 1}, got {low} to {high}")
+
+
+def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The canonical name of every tensor of such a model, biases included, and its shape."""
+    return rules.tensor_shapes(Decoder(config))

@@ -1,0 +1,134 @@
+"""Directories of config.json and one safetensors file, written tensor by tensor."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bittorch.models import architectures
+from bittorch.models.io.checkpoint import Checkpoint
+from bittorch.models.io.directory_format import Layout
+from bittorch.models.io.errors import LossyError
+from bittorch.models.io.hf_config import config_to_hf, note_of
+from bittorch.models.io.safetensors_header import DTYPES
+from bittorch.models.io.ternary_tensor import chunks
+
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# What the header needs at most for a tensor besides its name: offsets and shape of 20 digits, a layer's configuration.
+HEADER_PER_TENSOR = 512
+
+
+class SafetensorsFile:
+    """A safetensors file whose header is written last, in space kept for it."""
+
+    def __init__(self, path: Path, names: tuple[str, ...]) -> None:
+        self.reserved = -(-(4096 + sum(HEADER_PER_TENSOR + 6 * len(name) for name in names)) // 64) * 64 - 8
+        self.header: dict[str, Any] = {}
+        self.file = open(path, "xb")  # noqa: SIM115, closed by its owner
+        self.file.seek(8 + self.reserved)
+        self.end = 0
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        data = tensor.detach().contiguous()
+        size = data.numel() * data.element_size()
+        self.header[name] = {
+            "dtype": DTYPE_NAMES[data.dtype],
+            "shape": list(data.shape),
+            "data_offsets": [self.end, self.end + size],
+        }
+        self.file.write(data.reshape(-1).view(torch.uint8).numpy().data)
+        self.end += size
+
+    def finish(self, metadata: Mapping[str, str]) -> None:
+        text = json.dumps({"__metadata__": dict(metadata), **self.header}).encode()
+        assert len(text) <= self.reserved
+        self.file.seek(0)
+        self.file.write(self.reserved.to_bytes(8, "little") + text.ljust(self.reserved))
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+
+def write_directory(
+    source: Checkpoint, path: Path, layout: Layout, dense_dtype: torch.dtype | None, seen: Callable[[str], None]
+) -> None:
+    """Writes config.json and model.safetensors into an empty directory.
+
+    Args:
+        source: what to write.
+        path: the directory.
+        layout: how ternary weights are stored.
+        dense_dtype: of the tensors that are not ternary; None keeps theirs.
+        seen: called with each name when it has been written.
+
+    Raises:
+        LossyError: what the layout cannot hold.
+    """
+    values = config_to_hf(source.config)
+    biases_read = architectures.find(source.config.architecture).hf_biases(values)
+    if set(biases_read) != set(source.config.biases) and not layout.own:
+        raise LossyError(
+            f"the model has biases of {', '.join(source.config.biases)}; transformers reads config.json as biases of "
+            f"{', '.join(biases_read)}, and has no entry that says otherwise; write bittorch or GGUF"
+        )
+    ternary = [name for name in source.names if source.info(name).ternary]
+    others = [name for name in source.names if not source.info(name).ternary]
+    biases = {name: name.removesuffix("bias") + "weight" for name in others if name.endswith(".bias")}
+    if dense_dtype is None and layout.one_dtype:
+        rounds = layout.rounds_biases and any(weight in ternary for weight in biases.values())
+        dense_dtype = torch.float32 if rounds else _one_dtype(source, others)
+    file = SafetensorsFile(path / "model.safetensors", source.names)
+    try:
+        # Floats first: packed rows may end at any byte, and what follows them would not be aligned.
+        for name in others:
+            if biases.get(name) not in ternary:
+                file.add(name, source.dense(name, dense_dtype))
+                seen(name)
+        for name in ternary:
+            weight = source.packed(name)
+            module = name.removesuffix(".weight")
+            for part, tensor in layout.parts(name, weight).items():
+                file.add(f"{module}.{part}", tensor)
+            if f"{module}.bias" in biases:
+                bias = source.dense(f"{module}.bias", dense_dtype)
+                file.add(f"{module}.bias", layout.bias(module, bias, weight))
+                seen(f"{module}.bias")
+            seen(name)
+        file.finish(layout.metadata())
+    finally:
+        file.file.close()
+    linear = [name for name in others if name.endswith("_proj.weight") or name == "lm_head.weight"]
+    dense = sorted({name.removesuffix(".weight") for name in linear} | {"lm_head"} - set(_modules(ternary)))
+    if ternary:
+        values["quantization_config"] = layout.quantization(dense)
+    if dense_dtype is not None:
+        values["dtype"] = str(dense_dtype).removeprefix("torch.")
+    values["bittorch"] = note_of(source.config)
+    (path / "config.json").write_text(json.dumps(values, indent=2) + "\n")
+
+
+def _one_dtype(source: Checkpoint, names: list[str]) -> torch.dtype:
+    """That of all these tensors; else bfloat16 where it holds every value exactly, else float32."""
+    kinds = {source.info(name).type for name in names}
+    if len(kinds) == 1 and (kind := kinds.pop()) in DTYPES:
+        return DTYPES[kind]
+    for name in sorted(names, key=lambda name: source.info(name).bytes):  # the embedding last
+        exact = _holds(torch.bfloat16, source.dense(name))
+        source.release(name)
+        if not exact:
+            return torch.float32
+    return torch.bfloat16
+
+
+def _holds(dtype: torch.dtype, values: Tensor) -> bool:
+    flat = values.reshape(-1)
+    return all(bool((flat[a:b] == flat[a:b].to(dtype)).all()) for a, b in chunks(len(flat), 1))
+
+
+def _modules(names: list[str]) -> list[str]:
+    return [name.removesuffix(".weight") for name in names]

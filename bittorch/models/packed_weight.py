@@ -1,0 +1,30 @@
+"""Ternary weights as the kernels read them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedWeight:
+    """Ternary weights as the kernels read them.
+
+    ``weight = code * scale``; with ``depth`` D, the sum of D such planes, stacked along the rows.
+
+    Args:
+        weight_packed: ``(depth * N, ceil(in_features / 4))`` uint8, canonical.
+        scale: float32 multipliers ``[1]``, ``[depth * N]`` or ``[depth * N, G]``, a power of 3 per plane included.
+        in_features: columns K of the dense matrix.
+        depth: planes.
+    """
+
+    weight_packed: Tensor
+    scale: Tensor
+    in_features: int
+    depth: int = 1
+
+    @property
+    def out_features(self) -> int:
+        return self.weight_packed.shape[0] // self.depth

@@ -1,0 +1,245 @@
+"""What a part of the model is made of: one rule says it for loading, for saving, and for what a checkpoint must have.
+
+A `Block` holds modules by name, and a `Rule` for each. Nothing else knows which tensors there are: `tensor_shapes`,
+`fill`, `named_tensors` and `activation_bits` walk over the blocks of a model and ask their rules.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+from bittorch.models.config import ModelConfig
+from bittorch.models.linear import Concatenated, split_packed
+from bittorch.models.norm import RMSNorm
+from bittorch.models.packed_weight import PackedWeight
+from bittorch.nn import TernaryLinearInference
+
+Named = Iterator[tuple[str, Tensor | PackedWeight]]
+
+
+class Source(Protocol):
+    """Where modules get their weights: `bittorch.models.load.Loader`. Names are canonical, without ``.weight``."""
+
+    def linear(self, names: Sequence[str], biased: Sequence[bool]) -> nn.Module:
+        """The matrices of these names, which have one input, as one layer."""
+        ...
+
+    def vector(self, name: str) -> Tensor:
+        """The weight of a norm, in memory of its own."""
+        ...
+
+    def embedding(self, name: str) -> nn.Module: ...
+
+    def head(self, name: str, embedding: nn.Module | None) -> nn.Module:
+        """The head; ``embedding`` is what it may share its weight with."""
+        ...
+
+
+class Rule:
+    """One module of a block, and the tensors of a checkpoint that it is made of."""
+
+    def shapes(self, prefix: str) -> dict[str, tuple[int, ...]]:
+        """Canonical names of the tensors, ``prefix`` before each, and their shapes."""
+        raise NotImplementedError
+
+    def load(self, source: Source, prefix: str, owner: nn.Module) -> nn.Module:
+        """The module with its weights; ``owner`` is the block that will hold it."""
+        raise NotImplementedError
+
+    def tensors(self, module: nn.Module, prefix: str) -> Named:
+        """The inverse of `load`."""
+        raise NotImplementedError
+
+    def activation_bits(self, module: nn.Module, prefix: str) -> dict[str, int | None]:
+        """Of the ternary tensors of a module, by their names."""
+        return {}
+
+
+class Part(NamedTuple):
+    """A matrix of a checkpoint: its name, its rows, and whether it has a bias."""
+
+    name: str
+    rows: int
+    bias: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear(Rule):
+    """Matrices with one input as one product, whose outputs stand side by side: q, k and v; gate and up; or one alone.
+
+    A bias that only some of them have is 0 for the others.
+    """
+
+    columns: int
+    parts: tuple[Part, ...]
+
+    def shapes(self, prefix: str) -> dict[str, tuple[int, ...]]:
+        found: dict[str, tuple[int, ...]] = {}
+        for part in self.parts:
+            found[f"{prefix}{part.name}.weight"] = (part.rows, self.columns)
+            if part.bias:
+                found[f"{prefix}{part.name}.bias"] = (part.rows,)
+        return found
+
+    def load(self, source: Source, prefix: str, owner: nn.Module) -> nn.Module:
+        return source.linear([prefix + part.name for part in self.parts], [part.bias for part in self.parts])
+
+    def tensors(self, module: nn.Module, prefix: str) -> Named:
+        if isinstance(module, Concatenated):
+            for own, part in zip(module.parts, self.parts, strict=True):
+                yield from Linear(self.columns, (part,)).tensors(own, prefix)
+            return
+        rows = [part.rows for part in self.parts]
+        if isinstance(module, nn.Linear):
+            weights: Sequence[Tensor | PackedWeight] = module.weight.detach().split(rows)
+        else:
+            assert isinstance(module, TernaryLinearInference)
+            fused = PackedWeight(module.weight_packed, module.scale, module.in_features, module.depth)
+            weights = split_packed(fused, rows)
+        biases = [None] * len(rows) if module.bias is None else module.bias.detach().split(rows)
+        for part, weight, bias in zip(self.parts, weights, biases, strict=True):
+            yield f"{prefix}{part.name}.weight", weight
+            if part.bias:
+                assert bias is not None
+                yield f"{prefix}{part.name}.bias", bias
+
+    def activation_bits(self, module: nn.Module, prefix: str) -> dict[str, int | None]:
+        parts = module.parts if isinstance(module, Concatenated) else [module] * len(self.parts)
+        return {
+            f"{prefix}{part.name}.weight": own.activation_bits
+            for own, part in zip(parts, self.parts, strict=True)
+            if isinstance(own, TernaryLinearInference)
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Norm(Rule):
+    """A `RMSNorm` of ``size`` channels."""
+
+    name: str
+    size: int
+    eps: float
+
+    def shapes(self, prefix: str) -> dict[str, tuple[int, ...]]:
+        return {f"{prefix}{self.name}.weight": (self.size,)}
+
+    def load(self, source: Source, prefix: str, owner: nn.Module) -> RMSNorm:
+        norm = RMSNorm(self.size, self.eps)
+        norm.fill(source.vector(prefix + self.name))
+        return norm
+
+    def tensors(self, module: nn.Module, prefix: str) -> Named:
+        assert isinstance(module, RMSNorm)
+        yield f"{prefix}{self.name}.weight", module.weight.detach()
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedding(Rule):
+    """A row of ``columns`` channels for each of ``rows`` tokens."""
+
+    name: str
+    rows: int
+    columns: int
+
+    def shapes(self, prefix: str) -> dict[str, tuple[int, ...]]:
+        return {f"{prefix}{self.name}.weight": (self.rows, self.columns)}
+
+    def load(self, source: Source, prefix: str, owner: nn.Module) -> nn.Module:
+        return source.embedding(prefix + self.name)
+
+    def tensors(self, module: nn.Module, prefix: str) -> Named:
+        assert isinstance(module, nn.Embedding)
+        yield f"{prefix}{self.name}.weight", module.weight.detach()
+
+
+@dataclasses.dataclass(frozen=True)
+class Head(Rule):
+    """From the last layer to logits. ``tied`` names the embedding whose weight it is, in the same block.
+
+    A tied head that has been converted into planes is a tensor of its own when it is saved.
+    """
+
+    name: str
+    rows: int
+    columns: int
+    tied: str | None
+
+    def shapes(self, prefix: str) -> dict[str, tuple[int, ...]]:
+        return {} if self.tied else self._linear.shapes(prefix)
+
+    def load(self, source: Source, prefix: str, owner: nn.Module) -> nn.Module:
+        if self.tied is None:
+            return source.head(prefix + self.name, None)
+        return source.head(prefix + self.tied, getattr(owner, self.tied.rpartition(".")[2]))
+
+    def tensors(self, module: nn.Module, prefix: str) -> Named:
+        if not self.shares(module):
+            yield from self._linear.tensors(module, prefix)
+
+    def activation_bits(self, module: nn.Module, prefix: str) -> dict[str, int | None]:
+        return self._linear.activation_bits(module, prefix)
+
+    def shares(self, module: nn.Module) -> bool:
+        """Whether a head has no tensor of its own."""
+        return self.tied is not None and isinstance(module, nn.Linear)
+
+    @property
+    def _linear(self) -> Linear:
+        return Linear(self.columns, (Part(self.name, self.rows),))
+
+
+class Block(nn.Module):
+    """A part of the model that says by its rules which tensors it is made of; `fill` gives it their modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rules: dict[str, Rule] = {}
+
+    def hold(self, name: str, rule: Rule) -> None:
+        """Announces the module ``name``, which is None before `fill`."""
+        self.rules[name] = rule
+        self.register_module(name, None)
+
+    def hold_norm(self, config: ModelConfig, name: str, size: int, wanted: bool = True) -> None:
+        """Announces a norm of the model's kind; without ``wanted``, nothing stands in its place."""
+        if wanted:
+            self.hold(name, Norm(name, size, config.rms_norm_eps))
+        else:
+            self.add_module(name, nn.Identity())
+
+
+def walk(model: nn.Module) -> Iterator[tuple[Block, str, Rule, str]]:
+    """Every block of a model, the name of a module in it, its rule, and what stands before the names of its tensors."""
+    for path, block in list(model.named_modules()):
+        if isinstance(block, Block):
+            for name, rule in block.rules.items():
+                yield block, name, rule, f"model.{path}." if path else ""
+
+
+def tensor_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The canonical name of every tensor, biases included, and its shape."""
+    return {key: shape for _, _, rule, prefix in walk(model) for key, shape in rule.shapes(prefix).items()}
+
+
+def fill(model: nn.Module, source: Source) -> None:
+    """Gives every block its modules, once each, in the order of the model."""
+    for block, name, rule, prefix in walk(model):
+        setattr(block, name, rule.load(source, prefix, block))
+
+
+def named_tensors(model: nn.Module) -> Named:
+    """Every tensor of the model by its canonical name, fused layers apart."""
+    for block, name, rule, prefix in walk(model):
+        yield from rule.tensors(getattr(block, name), prefix)
+
+
+def activation_bits(model: nn.Module) -> dict[str, int | None]:
+    """Of every ternary tensor, by its canonical name."""
+    found: dict[str, int | None] = {}
+    for block, name, rule, prefix in walk(model):
+        found |= rule.activation_bits(getattr(block, name), prefix)
+    return found
