@@ -71,15 +71,19 @@ class Attention(Block):
     def forward(self, x: Tensor, norm: RMSNorm, rotation: Rotation, batch: Batch) -> Tensor:
         """``norm(x)``, ``(tokens, hidden)``, to the same; the tokens are those of the batch, one sequence behind the
         other."""
-        heads = normed(self.qkv_proj, norm, x, self.fuse).view(len(x), -1, 2, self.head_dim // 2)
-        rotation.rotate_(heads[:, : self.heads + self.kv_heads])
-        q, kv = heads.view(len(x), -1, self.head_dim).split((self.heads, 2 * self.kv_heads), 1)
+        heads = self.prepared(normed(self.qkv_proj, norm, x, self.fuse).view(len(x), -1, self.head_dim))
+        rotation.rotate_(heads.unflatten(2, (2, -1))[:, : self.heads + self.kv_heads])
+        q, kv = heads.split((self.heads, 2 * self.kv_heads), 1)
         if batch.even:
             y = self._attend_even(q, kv, batch)
         else:
             parts = zip(q.split(batch.counts), kv.split(batch.counts), strict=True)
             y = torch.cat([self._attend_row(index, *part, batch) for index, part in enumerate(parts)])
         return normed(self.o_proj, self.attn_sub_norm, y, self.fuse)
+
+    def prepared(self, heads: Tensor) -> Tensor:
+        """What is rotated, of ``(tokens, heads, head_dim)``, those of q, then k, then v; a subclass may norm them."""
+        return heads
 
     def _attend_even(self, q: Tensor, kv: Tensor, batch: Batch) -> Tensor:
         rows, count = len(batch.counts), batch.counts[0]

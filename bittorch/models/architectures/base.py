@@ -51,6 +51,8 @@ GGUF_LAYER = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
     "attn_output": "self_attn.o_proj",
     "attn_sub_norm": "self_attn.attn_sub_norm",
     "ffn_norm": "post_attention_layernorm",
@@ -70,6 +72,8 @@ class Architecture:
         hf_types: model types of config.json; the first is written.
         hf_class: of transformers, that is written.
         hf_defaults: what transformers takes where config.json says nothing, by its keys.
+        hf_neutral: entries of config.json that change what the model computes, but not with these values; others are
+            refused.
         gguf: names in GGUF files; the first is written. Each with the activation that it implies, None where an entry
             must say it.
         gguf_layer: names of a layer's tensors in GGUF files, and canonical ones.
@@ -82,6 +86,7 @@ class Architecture:
     hf_types: ClassVar[tuple[str, ...]]
     hf_class: ClassVar[str]
     hf_defaults: ClassVar[Mapping[str, Any]] = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "hidden_act": "silu"}
+    hf_neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     gguf: ClassVar[Mapping[str, str | None]]
     gguf_layer: ClassVar[Mapping[str, str]] = GGUF_LAYER
     gguf_permuted: ClassVar[bool] = False

@@ -36,6 +36,13 @@ def config_from_hf(
             f"{values.get('architectures')!r:.100}) is not read; known are {', '.join(architectures.hf_types())}"
         )
 
+    for key, neutral in architecture.hf_neutral.items():
+        if key in values and values[key] not in neutral:
+            raise FormatError(
+                f"{what} has {key} {values[key]!r:.100}, which changes what the model computes and is not supported; "
+                f"supported: {', '.join(map(repr, neutral))}"
+            )
+
     def value_of(key: str, default: Any) -> Any:
         value = values.get(key, architecture.hf_defaults.get(key, default))
         return values[key] if value is REQUIRED else value

@@ -99,7 +99,7 @@ def test_bitnet_without_an_activation(config: ModelConfig, taken: str, why: str,
 @pytest.mark.parametrize(
     ("arch", "extra", "message"),
     [
-        ("qwen3", {}, "architecture 'qwen3'; known are llama, bitnet"),
+        ("gpt2", {}, "architecture 'gpt2'; known are llama, bitnet"),
         ("bitnet", {"bitnet.hidden_activation": "gelu"}, "hidden_activation 'gelu'"),
         ("llama", {"llama.rope.scaling.type": "yarn"}, "by 'yarn'"),
         ("llama", {"llama.attention.key_length": "x"}, "'x'"),
