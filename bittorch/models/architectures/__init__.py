@@ -13,6 +13,7 @@ from bittorch.models.architectures.base import Architecture
 REGISTER = (
     "llama",
     "bitnet",
+    "qwen2",
     "qwen3",
 )
 

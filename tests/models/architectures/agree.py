@@ -1,0 +1,60 @@
+"""Models of transformers with random weights, and whether ours say what they say from wherever they come."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bittorch.models import LanguageModel
+from bittorch.models.io import convert, open_checkpoint
+from tests import helpers
+from tests.models.io.gguf_files import write
+
+IDS = torch.randint(0, 300, (2, 24), generator=helpers.seeded(3))
+SIZES = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+NO_TOKENS = ("tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id")
+
+
+def randomised(net: Any) -> Any:
+    """The model with weights that keep the size of what passes, norms and biases that are not neutral."""
+    for parameter in net.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+        else:
+            nn.init.uniform_(parameter, 0.5, 1.5)
+    return net.eval()
+
+
+def assert_alike(found: LanguageModel, net: Any) -> None:
+    """Logits in float32 within 1e-4, greedy tokens equal."""
+    with torch.inference_mode():
+        assert float((found(IDS) - net(IDS).logits).abs().max()) < 1e-4
+        theirs = net.generate(IDS, max_new_tokens=8, do_sample=False, pad_token_id=0)[:, IDS.shape[1] :]
+    ours = found.stream(IDS.tolist(), max_new_tokens=8, temperature=0.0).run().tokens
+    assert ours == theirs.tolist()
+
+
+def assert_alike_from_everywhere(net: Any, architecture: str, folder: Path) -> None:
+    """From memory, transformers' directory, our own, and a GGUF file of ours."""
+    assert_alike(LanguageModel.from_transformers(net), net)
+    net.save_pretrained(folder / "hf")
+    found = LanguageModel.from_pretrained(folder / "hf", tokenizer=False)
+    assert found.config.architecture == architecture
+    assert_alike(found, net)
+    convert(folder / "hf", folder / "own", to="bittorch", allow_dense=True)
+    assert_alike(LanguageModel.from_pretrained(folder / "own", tokenizer=False), net)
+    convert(folder / "own", folder / "x.gguf", to="gguf-tq2_0", allow_dense=True)
+    assert_alike(LanguageModel.from_pretrained(folder / "x.gguf", tokenizer=False), net)
+
+
+def written_by_gguf_py(net: Any, architecture: str, folder: Path, extra: dict[str, Any] | None = None) -> Path:
+    """The model as a GGUF file that gguf-py wrote."""
+    net.save_pretrained(folder / "hf")
+    with open_checkpoint(folder / "hf") as source:
+        values = {name: source.dense(name).numpy() for name in source.names}
+        write(folder / "x.gguf", architecture, source.config, "F32", values, extra or {}, without=NO_TOKENS)
+    return folder / "x.gguf"
