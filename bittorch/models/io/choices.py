@@ -76,6 +76,10 @@ CHOICES: dict[str, Choice] = {
         "refused",
         "A GGUF file has an entry that no table knows, or a value that changes what the model computes.",
     ),
+    "gguf-unrotated": Choice(
+        "warned",
+        "A GGUF file has tensors of PrismML's types, and no entry says that activations are rotated: they are not.",
+    ),
     "gguf-layers": Choice(
         "refused",
         "A GGUF file has an entry with a value for each layer, and the values differ.",

@@ -5,8 +5,8 @@ others store ``weight + 1`` or ``weight + 2`` in two bits, in other orders, or d
 canonical bytes; encoders take int8 codes. Where the order within a byte is the same, bits are changed in place; else
 one field of every byte at a time becomes codes, which the kernel packs: faster than shuffling bits in NumPy.
 
-Sources: gguf-py 0.19 (TQ1_0, TQ2_0), ggml (Q2_0), microsoft/BitNet (I2_S), transformers 5 (BitNet),
-compressed-tensors 0.20 (pack-quantized).
+Sources: gguf-py 0.19 (TQ1_0, TQ2_0), ggml (Q2_0), microsoft/BitNet (I2_S), PrismML's fork (PTQ1_0), llama.cpp's pull
+request 22836 (STQ1_0), transformers 5 (BitNet), compressed-tensors 0.20 (pack-quantized).
 """
 
 from __future__ import annotations
@@ -165,24 +165,69 @@ _TQ1_PARTS = ((0, 32, 5), (32, 16, 5), (48, 4, 4))
 def decode_tq1_0(blocks: Bytes) -> tuple[Bytes, Halves]:
     """``(n, 54)`` bytes to ``(n, 64)`` canonical bytes and n scales. Raises ReservedCode for bytes of no five trits."""
     records = _records(blocks, ("digits", "V52"), ("scale", "<f2"))
-    digits = _bytes_of(records["digits"])
-    # A byte is v * 256 / 243 rounded up; 243 * byte modulo 256 is then the rounding, which is less than 243.
-    invalid = digits * np.uint8(243) > np.uint8(242)
-    damaged = bool(invalid.any())
-    if damaged and not _KEPT.get():
-        raise ReservedCode(f"byte {int(digits[invalid][0])}, which no five trits make")
     out = np.empty(len(blocks), [("a", "V8", 5), ("b", "V4", 5), ("c", "V1", 4)])  # as `_TQ1_PARTS`
-    for digit in range(5):
-        # (3 * byte) >> 8 counts the thirds of 256 that the byte has passed.
-        codes = (digits >= 171).view(np.int8)
-        codes -= (digits < 86).view(np.int8)
-        if damaged:
-            codes[invalid] = 2
+    for digit, codes in enumerate(_digits(_bytes_of(records["digits"]))):
         parts = _records(pack(codes.reshape(1, -1)).reshape(-1, 13), ("a", "V8"), ("b", "V4"), ("c", "V1"))
         for name in "abc" if digit < 4 else "ab":
             out[name][:, digit] = parts[name]
-        digits *= np.uint8(3)  # modulo 256: the digit shown is gone
     return out.view(np.uint8).reshape(-1, 64), records["scale"]
+
+
+def decode_ptq1_0(blocks: Bytes) -> tuple[Bytes, Halves]:
+    """``(n, 28)`` bytes, TQ1_0 in half its size, to ``(n, 32)`` canonical bytes and n scales. Raises as it does."""
+    records = _records(blocks, ("digits", "V24"), ("last", "V2"), ("scale", "<f2"))
+    out = np.empty(len(blocks), [("a", "V4", 5), ("b", "V2", 5), ("c", "V2")])
+    for digit, codes in enumerate(_digits(_bytes_of(records["digits"]))):
+        parts = _records(pack(codes.reshape(1, -1)).reshape(-1, 6), ("a", "V4"), ("b", "V2"))
+        for name in "ab":
+            out[name][:, digit] = parts[name]
+    last = [codes.reshape(-1, 2).copy() for codes in _digits(_bytes_of(records["last"]))]
+    out["c"] = _pack_runs(np.concatenate(last[:4], axis=1), 8)
+    return out.view(np.uint8).reshape(-1, 32), records["scale"]
+
+
+def _digits(data: Bytes) -> Iterator[Codes]:
+    """The five digits of every byte as codes, in one array, most significant digits first; the bytes are used up.
+
+    Raises ReservedCode for bytes of no five trits.
+    """
+    # A byte is v * 256 / 243 rounded up; 243 * byte modulo 256 is then the rounding, which is less than 243.
+    invalid = data * np.uint8(243) > np.uint8(242)
+    damaged = bool(invalid.any())
+    if damaged and not _KEPT.get():
+        raise ReservedCode(f"byte {int(data[invalid][0])}, which no five trits make")
+    for _ in range(5):
+        # (3 * byte) >> 8 counts the thirds of 256 that the byte has passed.
+        codes = (data >= 171).view(np.int8)
+        codes -= (data < 86).view(np.int8)
+        if damaged:
+            codes[invalid] = 2
+        yield codes
+        data *= np.uint8(3)  # modulo 256: the digit shown is gone
+
+
+@functools.cache
+def _quads_with_a_zero() -> Codes:
+    """``(32, 4)``: by ``sign << 4 | z << 2 | m`` four codes, 0 at z, else 1; m negates two of them, sign all."""
+    index = np.arange(32)
+    codes = np.ones((32, 4), np.int8)
+    codes[index, index >> 2 & 3] = 0
+    places = np.array([[i for i in range(4) if i != zero] for zero in range(4)])[index >> 2 & 3]
+    for bit in (0, 1):
+        codes[index, places[:, bit + 1]] *= (1 - 2 * (index >> bit & 1)).astype(np.int8)
+    codes[16:] *= np.int8(-1)
+    return codes
+
+
+def decode_stq1_0(blocks: Bytes) -> tuple[Bytes, Halves]:
+    """``(n, 42)`` bytes, four weights with one zero in five bits, to ``(n, 64)`` canonical bytes and n scales."""
+    records = _records(blocks, ("low", "V32"), ("sign", "V8"), ("scale", "<f2"))
+    low, sign = _bytes_of(records["low"]).reshape(-1, 32), _bytes_of(records["sign"]).reshape(-1, 8)
+    index = np.stack([low & np.uint8(15), low >> np.uint8(4)], axis=2).reshape(-1, 64)
+    index |= np.unpackbits(sign, axis=1, bitorder="little") << np.uint8(4)
+    # The four weights of a group stand 16 apart.
+    codes = _quads_with_a_zero()[index].reshape(-1, 4, 16, 4).transpose(0, 1, 3, 2)
+    return pack(codes.reshape(1, -1)).reshape(-1, 64), records["scale"]
 
 
 def encode_tq1_0(codes: Codes, scale: Halves) -> Bytes:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bittorch.models.architectures.base import permuted_rows
-from bittorch.models.io import codecs, gguf_blocks
+from bittorch.models.io import choices, codecs, gguf_blocks
 from bittorch.models.io.checkpoint import Checkpoint, StoredTensor, TensorInfo
 from bittorch.models.io.codecs import Bytes
 from bittorch.models.io.errors import FormatError
@@ -19,10 +19,11 @@ from bittorch.models.io.exact_ternary import recognised
 from bittorch.models.io.gguf_header import GGUFTensor
 from bittorch.models.io.gguf_names import ROPE_FACTORS, architecture_of, canonical_name, config_from_gguf
 from bittorch.models.io.gguf_split import read_parts
+from bittorch.models.io.gguf_types import PRISM
 from bittorch.models.io.ternary_tensor import Floats, TernaryTensor, chunks, collapse_scale
 from bittorch.models.packed_weight import PackedWeight
 
-TERNARY = {"TQ1_0", "TQ2_0", "Q2_0", "Q2_0_128", "I2_S"}
+TERNARY = {"TQ1_0", "TQ2_0", "Q2_0", "Q2_0_128", "PQ2_0", "PTQ1_0", "STQ1_0", "I2_S"}
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -84,7 +85,11 @@ class GGUFTernary(TernaryTensor):
         return scale if self.factor is None else scale * self.factor
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
-        if self.info.type.startswith("Q2_0"):  # whose fourth code is +2, legal where nobody asks for trits
+        if self.info.type in (
+            "Q2_0",
+            "Q2_0_128",
+            "PQ2_0",
+        ):  # whose fourth code is +2, legal where nobody asks for trits
             return GGUFDense(self.info.name, self.stored, self.factor).dense(dtype)
         return super().dense(dtype)
 
@@ -140,6 +145,9 @@ _BLOCK_DECODERS: dict[str, Callable[[Bytes], tuple[Bytes, codecs.Halves]]] = {
     "TQ2_0": codecs.decode_tq2_0,
     "Q2_0": codecs.decode_q2_0,
     "Q2_0_128": codecs.decode_q2_0,
+    "PQ2_0": codecs.decode_q2_0,
+    "PTQ1_0": codecs.decode_ptq1_0,
+    "STQ1_0": codecs.decode_stq1_0,
 }
 
 
@@ -175,6 +183,13 @@ def open_gguf(path: Path, i2_s_layout: str = "128x32", hidden_act: str | None = 
             stored[canonical] = tensor
     factors = _rope_factors(table)
     config = config_from_gguf(entries, stored, factors, str(path), hidden_act)
+    if rotated := [tensor for tensor in table.values() if tensor.type.name in PRISM]:
+        choices.warn(
+            "gguf-unrotated",
+            f"{path}: {rotated[0].name} is {rotated[0].type.name}, whose models rotate activations, and the file has "
+            "no prism.hadamard entry: activations are not rotated, as PrismML's program does with such a file; where "
+            "the text is nonsense the file has lost its entries, and the original is needed",
+        )
     used = {tensor.name for tensor in stored.values()} | {ROPE_FACTORS}
     tensors: dict[str, StoredTensor] = {}
     for name, tensor in stored.items():

@@ -156,4 +156,5 @@ DECODERS: dict[str, Callable[[Bytes], Floats]] = {
     "MXFP4": _mxfp4,
     "Q2_0": _q2_0,
     "Q2_0_128": _q2_0,
+    "PQ2_0": _q2_0,
 }

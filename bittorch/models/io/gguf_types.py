@@ -1,6 +1,7 @@
 """Tensor types of GGUF files by their ids, those of forks included.
 
-Source: ggml (ids up to 42); bitnet.cpp (36 to 39, and 42 in its later builds); the forks of PrismML and ik_llama.cpp.
+Source: ggml (ids up to 42); bitnet.cpp (36 to 39, and 42 in its later builds); AngelSlim (43, and 42 in early files);
+the forks of PrismML (142, 143) and ik_llama.cpp.
 """
 
 from __future__ import annotations
@@ -57,7 +58,11 @@ TYPES = {
     40: GGUFType("NVFP4", 64, 36),
     41: GGUFType("Q1_0", 128, 18),
     42: GGUFType("Q2_0", 64, 18),
+    43: GGUFType("STQ1_0", 256, 42),
+    142: GGUFType("PQ2_0", 128, 34),
+    143: GGUFType("PTQ1_0", 128, 28),
 }
+PRISM = ("PQ2_0", "PTQ1_0")
 Q2_0_FORK = GGUFType("Q2_0_128", 128, 34)
 _TL = "TL{} of bitnet.cpp, whose order depends on the machine that wrote it; convert the original model to TQ2_0"
 _REPACKED = "weights in an order for one kind of machine, which ggml has dropped; convert the original model"
@@ -71,8 +76,6 @@ REFUSED = {
     38: _TL.format(1),
     134: "IQ1_BN of ik_llama.cpp; convert the original model to TQ1_0",
     135: "IQ2_BN of ik_llama.cpp; convert the original model to TQ2_0",
-    142: "PQ2_0, which needs its activations rotated by a Hadamard transform",
-    143: "PTQ1_0, which needs its activations rotated by a Hadamard transform",
 }
 
 
@@ -118,7 +121,11 @@ _TL2 = (Reuse(tl2_bytes, name=_TL.format(2)), Reuse(tl2_bytes_with_scale, name=_
 REUSED: dict[int, tuple[Reuse, ...]] = {
     39: _TL2,
     40: (Reuse(lambda shape: block_bytes(GGUFType("Q1_0", 32, 6), shape), name="Q1_0 of PrismML's fork"),),
-    42: (Reuse(lambda shape: block_bytes(Q2_0_FORK, shape), type=Q2_0_FORK), *_TL2),
+    42: (
+        Reuse(lambda shape: block_bytes(Q2_0_FORK, shape), type=Q2_0_FORK),
+        Reuse(lambda shape: block_bytes(TYPES[43], shape), type=TYPES[43]),
+        *_TL2,
+    ),
 }
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from bittorch.models.config import ModelConfig
 from bittorch.models.decoder import tensor_shapes
+from bittorch.models.io import codecs
 from bittorch.models.io.gguf_names import gguf_name
 from tests.models.io.tiny import random_scale
 
@@ -97,6 +98,11 @@ def write(
         linear = name.endswith("_proj.weight")
         if name == "model.embed_tokens.weight" and embedding != "F32":
             writer.add_tensor(gguf_name(name), gguf.quants.quantize(value, TYPE[embedding]), raw_dtype=TYPE[embedding])
+        elif linear and kind == "PQ2_0":
+            codes, scale = value.reshape(-1, 128), np.abs(value).max().astype(np.float16)
+            blocks = codecs.encode_q2_0(np.rint(codes / scale).astype(np.int8), np.full(len(codes), scale))
+            writer.add_tensor_info(gguf_name(name), value.shape, np.dtype(np.float16), blocks.nbytes, raw_dtype=142)
+            writer.tensors[-1][gguf_name(name)].tensor = blocks
         elif linear and kind not in ("F32", "F16"):
             writer.add_tensor(gguf_name(name), gguf.quants.quantize(value, TYPE[kind]), raw_dtype=TYPE[kind])
         else:

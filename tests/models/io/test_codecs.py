@@ -55,6 +55,61 @@ def test_every_byte_of_tq1_0_decodes_as_in_gguf_py() -> None:  # FIELD L14
             codecs.decode_tq1_0(damaged)
 
 
+def test_ptq1_0_digit_by_digit() -> None:
+    """128 weights: five digits of 16 bytes, five of 8, four of 2; base 3, the first digit the most significant."""
+    codes, scale = _codes(9, 128), _scales(9)
+    blocks = np.zeros((9, 28), np.uint8)
+    for row in range(9):
+        places = [[16 * n + m for n in range(5)] for m in range(16)]
+        places += [[80 + 8 * n + m for n in range(5)] for m in range(8)]
+        places += [[120 + 2 * n + m for n in range(4)] for m in range(2)]
+        for byte, columns in enumerate(places):
+            digits = [int(codes[row, column]) + 1 for column in columns] + [0] * (5 - len(columns))
+            blocks[row, byte] = -(-int("".join(map(str, digits)), 3) * 256 // 243)
+    blocks[:, 26:] = scale[:, None].view(np.uint8)
+    packed, d = codecs.decode_ptq1_0(blocks)
+    assert np.array_equal(codecs.unpack(packed, 128), codes)
+    assert np.array_equal(d, scale)
+    for byte in (3, 25):
+        damaged = blocks.copy()
+        damaged[4, byte] = 1
+        with pytest.raises(codecs.ReservedCode, match="byte 1, which no five trits make"):
+            codecs.decode_ptq1_0(damaged)
+
+
+def test_stq1_0_group_by_group() -> None:
+    """64 groups of four weights that stand 16 apart; one is 0, and five bits say which and the signs of the others."""
+    rng = np.random.default_rng(5)
+    zero, signs = rng.integers(0, 4, (3, 64)), rng.choice([-1, 1], (3, 64, 3))
+    codes, blocks, scale = np.zeros((3, 256), np.int8), np.zeros((3, 42), np.uint8), _scales(3)
+    for row in range(3):
+        for group in range(64):
+            first, second, third = (int(sign) for sign in signs[row, group])
+            chunk, place = divmod(group, 16)
+            columns = [64 * chunk + place + 16 * lane for lane in range(4) if lane != zero[row, group]]
+            codes[row, columns] = first, second, third
+            slot = int(zero[row, group]) << 2 | (second != first) | (third != first) << 1
+            blocks[row, group // 2] |= slot << 4 * (group % 2)
+            blocks[row, 32 + group // 8] |= (first < 0) << group % 8
+    blocks[:, 40:] = scale[:, None].view(np.uint8)
+    packed, d = codecs.decode_stq1_0(blocks)
+    assert np.array_equal(codecs.unpack(packed, 256), codes)
+    assert np.array_equal(d, scale)
+
+
+def test_stq1_0_byte_for_byte() -> None:
+    """Slots 0 to 15 of a file's table: two bits a lane from the lowest, -1, 0 and 1 as 0, 1 and 2."""
+    table = bytes.fromhex("a9892909a68626069a921a126a624a42")
+    block = np.zeros((1, 42), np.uint8)
+    block[0, :8] = [slot | (slot + 1) << 4 for slot in range(0, 16, 2)]
+    block[0, 40:] = np.float16([1]).view(np.uint8)
+    found = codecs.unpack(codecs.decode_stq1_0(block)[0], 256)[0]
+    for slot in range(16):
+        assert found[[slot, slot + 16, slot + 32, slot + 48]].tolist() == [
+            (table[slot] >> 2 * p & 3) - 1 for p in range(4)
+        ]
+
+
 def test_frozen_blocks() -> None:
     """Bytes written by hand from the definitions of the layouts."""
     codes = np.zeros((1, 256), np.int8)

@@ -62,8 +62,6 @@ LIES = {
     "'k' twice": gguf_file([], [text("k") + struct.pack("<IB", 7, 1)] * 2),
     "general.alignment 33": gguf_file([], [text("general.alignment") + struct.pack("<II", 4, 33)]),
     "99 dimensions": gguf_file([text("t") + struct.pack("<I", 99) + bytes(900)]),
-    "type id 142: PQ2_0": gguf_file([entry("t", (256,), 142, 0)], data=bytes(512)),
-    "type id 143: PTQ1_0": gguf_file([entry("t", (256,), 143, 0)], data=bytes(512)),
     "type id 38: TL1": gguf_file([entry("t", (256,), 38, 0)], data=bytes(512)),
     "type id 999: a type this version": gguf_file([entry("t", (256,), 999, 0)], data=bytes(512)),
     "takes 1024 bytes from offset 0": gguf_file([entry("t", (256,), 0, 0)], data=bytes(1023)),

@@ -6,8 +6,10 @@ import gguf
 import numpy as np
 import pytest
 
-from bittorch.models.io import FormatError, open_checkpoint
-from bittorch.models.io.gguf_types import Q2_0_FORK, REUSED, TYPES, block_bytes, meaning
+from bittorch.models.io import CheckpointWarning, FormatError, open_checkpoint
+from bittorch.models.io.gguf_types import Q2_0_FORK, REUSED, TYPES, GGUFType, block_bytes, meaning
+from tests.models.io.gguf_files import dense_values, write
+from tests.models.io.tiny import LLAMA
 
 ROWS, COLUMNS = 512, 1024
 
@@ -44,8 +46,6 @@ def tl2(rows: int, columns: int, scale: bool) -> int:
         (38, ROWS * COLUMNS // 4 + 32, "type id 38: TL1 of bitnet.cpp"),
         (36 + 1, ROWS * COLUMNS, "type id 37: I8_S of bitnet.cpp"),
         (135, 4096, "type id 135: IQ2_BN of ik_llama.cpp"),
-        (142, ROWS * COLUMNS // 128 * 34, "type id 142: PQ2_0, which needs .* Hadamard"),
-        (143, ROWS * COLUMNS // 128 * 28, "type id 143: PTQ1_0, which needs .* Hadamard"),
         (251, 4096, "type id 251: a type this version does not know"),
     ],
 )
@@ -75,6 +75,23 @@ def test_one_meaning_for_all_tensors_of_a_file() -> None:
     assert meaning(42, [((1, 128), 64), ((ROWS, 128), ROWS * 34)], 32) == Q2_0_FORK
     assert meaning(42, [((1, 128), 64), ((ROWS, 128), ROWS * 36)], 32) == TYPES[42]
     assert meaning(42, [((ROWS, 128), ROWS * 34), ((ROWS, 128), ROWS * 36)], 32) == TYPES[42]
+
+
+@pytest.mark.parametrize(("kind", "size"), [(Q2_0_FORK, 34 * 2), (TYPES[42], 18 * 4), (TYPES[43], 42)])
+def test_three_programs_have_an_id_42(kind: GGUFType, size: int) -> None:
+    """Blocks of 128 by PrismML, of 64 by ggml, of 256 with one zero in four by AngelSlim's first files."""
+    assert meaning(42, [((ROWS, COLUMNS), ROWS * COLUMNS // 256 * size)] * 2, 32) == kind
+
+
+def test_a_file_of_prismml_is_packed(tmp_path: Path) -> None:
+    values = dense_values(LLAMA, "TQ2_0")
+    write(tmp_path / "x.gguf", "llama", LLAMA, "PQ2_0", values)
+    with pytest.warns(CheckpointWarning, match=r"attn_q.weight is PQ2_0.*no prism.hadamard entry"):
+        source = open_checkpoint(tmp_path / "x.gguf")
+    with source:
+        for name in ("model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.down_proj.weight"):
+            assert source.info(name).ternary
+            assert np.array_equal(source.dense(name).numpy(), values[name])
 
 
 def test_every_reused_id_is_known() -> None:

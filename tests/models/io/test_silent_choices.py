@@ -118,6 +118,12 @@ def _(tmp_path: Path) -> None:
     open_checkpoint(tmp_path / "x.gguf")
 
 
+@case("gguf-unrotated")
+def _(tmp_path: Path) -> None:
+    write(tmp_path / "x.gguf", "llama", LLAMA, "PQ2_0", dense_values(LLAMA, "TQ2_0"))
+    open_checkpoint(tmp_path / "x.gguf")
+
+
 @case("gguf-layers")  # FIELD L14
 def _(tmp_path: Path) -> None:
     heads = {"llama.attention.head_count_kv": [2, 4]}
