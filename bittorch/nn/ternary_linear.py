@@ -38,7 +38,8 @@ class TernaryLinear(TernaryLayer, nn.Linear):
 
     Args:
         in_features, out_features, bias, device, dtype: as in `torch.nn.Linear`.
-        threshold_factor: None is the method's own value; 0.05 of the largest magnitude for the default method.
+        threshold_factor: None is that of the default configuration; a number is a share of the largest magnitude of a
+            row (method max, least-squares scale).
         per_channel: one scale a row; False is one for the layer.
         quantize: False makes it a plain `torch.nn.Linear` (full precision first, ternary later).
         backend: ``auto`` runs the kernels of the tensor's device, ``cuda`` insists on CUDA, ``python`` runs plain

@@ -30,13 +30,13 @@ def check_depth(depth: object) -> int:
 def check_grid(config: TernaryQuantConfig) -> None:
     """Raises ValueError where ``config`` sets what an absmax grid has not: a method, a threshold, a gradient."""
     plain = TernaryQuantConfig()
-    for name in ("method", "scale", "threshold_factor", "ste"):
-        value, own = getattr(config, name), getattr(plain, name)
-        if value != own:
-            raise ValueError(
-                f"depth rounds to a grid of the largest magnitude and trains nothing, so {name}={value!r} says nothing "
-                f"to it (left alone it is {own!r}); give granularity, group_size and activation_bits alone"
-            )
+    names = ("method", "scale", "threshold_factor", "ste")
+    if said := [name for name in names if getattr(config, name) != getattr(plain, name)]:
+        given, own = (", ".join(f"{name}={getattr(of, name)!r}" for name in said) for of in (config, plain))
+        raise ValueError(
+            f"depth rounds to a grid of the largest magnitude and trains nothing, so {given} says nothing to it (left "
+            f"alone: {own}); give granularity, group_size and activation_bits alone"
+        )
 
 
 def largest_integer(depth: int) -> int:

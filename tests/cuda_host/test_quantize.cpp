@@ -90,6 +90,19 @@ static void special(Random &random, int type) {
     }
 }
 
+/* Squares that no fp32 holds, and where three of four are kept a norm that the type cannot hold. */
+static void extremes(Random &random, int type) {
+    const float largest = (float)bt_largest_of(type);
+    for (const float magnitude : {largest, largest / 2, type == BT_F16 ? 1e-4f : 1e-30f}) {
+        Buffer w(type, 3, 64, 64);
+        for (int64_t i = 0; i < 3 * 64; i++)
+            w.put(i / 64, i % 64, random.below(2) ? magnitude : -magnitude);
+        for (const auto &grouping : groupings(w.rows, w.columns))
+            for (int method = 0; method < BT_METHOD_COUNT; method++)
+                compare(w, grouping, method, BT_SCALE_RMS, usual_factor(method), "extreme");
+    }
+}
+
 void test_quantize() {
     Random random(3);
     for (const int64_t k : SIZES)
@@ -103,6 +116,7 @@ void test_quantize() {
         all_methods(random_floats(random, type, 4, 60, 61), type, "random");
         all_methods(few_values(random, type, 3, 64), type, "few values");
         special(random, type);
+        extremes(random, type);
     }
     /* Several slices of a tensor, and factors that keep all and nothing. */
     for (int method = BT_METHOD_MAX; method <= BT_METHOD_ABSMEAN; method++)

@@ -16,7 +16,7 @@ CONFIGS = {
     "channel": TernaryQuantConfig(),
     "tensor": TernaryQuantConfig(per_channel=False),
     "group": TernaryQuantConfig(granularity="group", group_size=12),
-    "int8": TernaryQuantConfig(activation_bits=8),
+    "int8": TernaryQuantConfig(method="max", activation_bits=8),
     "24 bits": TernaryQuantConfig(activation_bits=24),
 }
 # Arguments of nn.Conv2d beside 4 -> 6 channels; the kernel's size times the channels of a group is a multiple of 12.

@@ -19,10 +19,11 @@ CONFIGS = {
     "group": TernaryQuantConfig(granularity="group", group_size=8),
     "absmean": TernaryQuantConfig(method="absmean"),
     "optimal": TernaryQuantConfig(method="optimal"),
+    "rms": TernaryQuantConfig(method="twn", scale="rms"),
     "a8": TernaryQuantConfig(activation_bits=8),
     "a16": TernaryQuantConfig(activation_bits=16),
     "a24": TernaryQuantConfig(activation_bits=24),
-    "group a8": TernaryQuantConfig(granularity="group", group_size=8, activation_bits=8),
+    "group a8": TernaryQuantConfig(method="max", granularity="group", group_size=8, activation_bits=8),
 }
 
 

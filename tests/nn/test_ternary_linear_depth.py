@@ -285,7 +285,7 @@ def test_one_scale_for_all_rows_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "field", [{"method": "twn"}, {"scale": "mean"}, {"threshold_factor": 0.3}, {"ste": "clipped"}], ids=str
+    "field", [{"method": "optimal"}, {"scale": "mean"}, {"threshold_factor": 0.3}, {"ste": "clipped"}], ids=str
 )
 def test_training_options_are_refused(field: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(field))}="):

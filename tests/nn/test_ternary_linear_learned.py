@@ -17,7 +17,12 @@ GRANULARITIES = {
     "channel": {},
     "group": {"granularity": "group", "group_size": 16},
 }
-OPTIONS = [{"method": "lsq"}, {"method": "seq"}, {"ste": "clipped"}, {"ste": "clipped", "method": "absmean"}]
+OPTIONS = [
+    {"method": "lsq"},
+    {"method": "seq"},
+    {"ste": "clipped", "scale": "rms"},
+    {"ste": "clipped", "method": "absmean"},
+]
 
 
 def _layer(dtype: torch.dtype = torch.float32, **config: object) -> TernaryLinear:

@@ -15,7 +15,7 @@ from bittorch.nn import TernaryLinearInference
 from tests import helpers
 
 CONFIGS = {
-    "max": TernaryQuantConfig(),
+    "max": TernaryQuantConfig(method="max"),
     "8 bits": TernaryQuantConfig(activation_bits=8),
     "24 bits, groups": TernaryQuantConfig(granularity="group", group_size=4, activation_bits=24),
     "lsq": TernaryQuantConfig(method="lsq"),

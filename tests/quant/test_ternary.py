@@ -11,16 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bittorch
-from bittorch import ops
+from bittorch import TernaryConv2d, TernaryLinear, ops
 from bittorch.quant import (
     TernaryQuantConfig,
     TernaryQuantizer,
+    ternary,
     ternary_fake_quantize,
     ternary_quantize,
     ternary_quantize_ste,
 )
 from bittorch.quant.learned import LEARNED
-from bittorch.quant.ternary import Method, ScaleRule
+from bittorch.quant.ternary import DEFAULT_METHOD, DEFAULT_SCALE, Method, ScaleRule
 from tests import helpers
 
 METHODS = ("max", "twn", "absmean", "absmedian", "optimal", "nm34")
@@ -48,8 +49,20 @@ def test_config_resolves_none_to_the_methods_own(method: str, threshold: float, 
     assert config.op_args() == (method, scale, threshold, "channel", 128)
 
 
-def test_config_default_is_max() -> None:
-    assert TernaryQuantConfig() == TernaryQuantConfig(0.05, True, method="max", scale="ls", granularity="channel")
+def test_config_default_is_named_in_one_place() -> None:
+    named = TernaryQuantConfig(None, True, method=DEFAULT_METHOD, scale=DEFAULT_SCALE, granularity="channel")
+    assert TernaryQuantConfig() == named
+    assert TernaryQuantConfig(scale="max").op_args()[:2] == (DEFAULT_METHOD, "max")
+    assert TernaryLinear(4, 1).config == TernaryConv2d(1, 1, 1).config == TernaryQuantizer().config == named
+
+
+def test_another_default_leaves_what_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ternary, "DEFAULT_METHOD", "twn")
+    monkeypatch.setattr(ternary, "DEFAULT_SCALE", "rms")
+    assert TernaryQuantConfig().op_args()[:3] == ("twn", "rms", 0.75)
+    assert TernaryQuantConfig(method="max").op_args()[:3] == ("max", "ls", 0.05)
+    assert TernaryQuantConfig(0.05) == TernaryQuantConfig.roadmap() == TernaryQuantConfig(method="max", scale="ls")
+    assert TernaryLinear(4, 1, threshold_factor=0.05, per_channel=True).config == TernaryQuantConfig.roadmap()
 
 
 def test_config_of_a_threshold_alone_is_the_documented_one() -> None:
@@ -226,7 +239,7 @@ def test_quantize_gives_the_codes_and_scale_of_the_op(method: str, granularity: 
 
 
 def test_quantize_of_known_weights() -> None:
-    codes, scale = ternary_quantize(torch.tensor([[1.0, -2.0, 0.05, 3.0], [0.0, 0.0, 0.0, 0.0]]))
+    codes, scale = ternary_quantize(torch.tensor([[1.0, -2.0, 0.05, 3.0], [0.0, 0.0, 0.0, 0.0]]), 0.05)
     assert codes.tolist() == [[1, -1, 0, 1], [0, 0, 0, 0]]
     assert scale.tolist() == [2.0, torch.tensor(1e-5).item()]
 

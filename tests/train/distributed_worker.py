@@ -42,7 +42,7 @@ LOSS = 1e-6
 WEIGHT = 1e-6
 STEPS = 6
 LINEAR = {
-    "max": TernaryQuantConfig(),
+    "max": TernaryQuantConfig(method="max"),
     "twn": TernaryQuantConfig(method="twn", per_channel=False),
     "absmean": TernaryQuantConfig(method="absmean", granularity="group", group_size=16),
     "nm34": TernaryQuantConfig(method="nm34"),
