@@ -26,6 +26,7 @@ from bittorch import utils as utils
 from bittorch.nn import (
     TernaryConv2d,
     TernaryConv2dInference,
+    TernaryEmbeddingInference,
     TernaryLinear,
     TernaryLinearInference,
 )
@@ -50,6 +51,7 @@ from bittorch.utils import (
 __all__ = [
     "TernaryConv2d",
     "TernaryConv2dInference",
+    "TernaryEmbeddingInference",
     "TernaryLinear",
     "TernaryLinearInference",
     "TernaryQuantConfig",

@@ -2,9 +2,11 @@
 
 from bittorch.ops import _vmap
 from bittorch.ops.act_quantize import act_quantize
+from bittorch.ops.hadamard import hadamard
 from bittorch.ops.ternary_check import check_packed, ternary_check
 from bittorch.ops.ternary_conv2d import check_conv2d_input, ternary_conv2d
 from bittorch.ops.ternary_conv2d_packed import ternary_conv2d_packed
+from bittorch.ops.ternary_embedding import ternary_embedding
 from bittorch.ops.ternary_linear import check_input, ternary_linear, ternary_linear_ste
 from bittorch.ops.ternary_linear_packed import (
     has_packed_cuda_support,
@@ -24,10 +26,12 @@ __all__ = [
     "check_conv2d_input",
     "check_input",
     "check_packed",
+    "hadamard",
     "has_packed_cuda_support",
     "ternary_check",
     "ternary_conv2d",
     "ternary_conv2d_packed",
+    "ternary_embedding",
     "ternary_linear",
     "ternary_linear_packed",
     "ternary_linear_packed_forward",

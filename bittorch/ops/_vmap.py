@@ -1,4 +1,4 @@
-"""What torch.vmap does with the ops: a mapped ``x`` is a larger batch of one call; other mapped arguments are a loop.
+"""What torch.vmap does with the ops: a mapped first argument is a larger batch of one call; others are a loop.
 
 A result does not depend on its batch, so both give the bits of separate calls. Without a rule torch loops over every
 call and warns that it does.
@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 _Result = tuple[Tensor | tuple[Tensor, ...], Any]
-_LINEAR = ("ternary_linear_packed", "ternary_linear_w2a8", "ternary_linear", "ternary_linear_ste", "act_quantize")
+_LINEAR = (
+    "ternary_embedding",
+    "ternary_linear_packed",
+    "ternary_linear_w2a8",
+    "ternary_linear",
+    "ternary_linear_ste",
+    "act_quantize",
+    "hadamard",
+)
 _CONV = ("ternary_conv2d_packed", "ternary_conv2d")
 _MATRIX = ("ternary_pack", "ternary_unpack", "ternary_check", "ternary_transpose", "ternary_quantize")
 

@@ -41,6 +41,17 @@ def ternary_unpack(w_packed: Tensor, scale: Tensor | None, in_features: int, dty
     return codes.to(dtype) if scale is None else (codes * _in_features(scale, in_features)).to(dtype)
 
 
+def ternary_embedding(
+    indices: Tensor, w_packed: Tensor, scale: Tensor, in_features: int, dtype: torch.dtype, depth: int = 1
+) -> Tensor:
+    n = len(w_packed) // depth
+    rows = indices.flatten() + n * torch.arange(depth, device=indices.device)[:, None]
+    scales = scale if len(scale) == 1 != len(w_packed) else scale[rows.flatten()]
+    planes = ternary_unpack(w_packed[rows.flatten()], scales, in_features, torch.float32)
+    wide = planes.double().view(depth, *indices.shape, in_features)
+    return sum(wide[1:], wide[0]).float().to(dtype)
+
+
 def ternary_transpose(w_packed: Tensor, in_features: int) -> Tensor:
     return _pack_raw(_raw_codes(w_packed)[:, :in_features].t())
 
@@ -148,6 +159,17 @@ def _act_codes(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     most = torch.full_like(absmax, largest)
     q = (wide * (most / absmax)).round().clamp(-largest, largest)
     return q.where(finite & (absmax > 0), 0.0).double(), (absmax / most).where(finite, torch.nan)
+
+
+def hadamard(x: Tensor, block_size: int, sign_before: Tensor | None = None, sign_after: Tensor | None = None) -> Tensor:
+    v = (x.float() if sign_before is None else x.float() * sign_before).unflatten(-1, (-1, block_size))
+    width = block_size // 2
+    while width > 0:
+        low, high = v.unflatten(-1, (-1, 2, width)).unbind(-2)
+        v = torch.stack((low + high, low - high), -2).flatten(-3)
+        width //= 2
+    y = v.flatten(-2) * torch.tensor(block_size**-0.5, dtype=torch.float32, device=x.device)
+    return (y if sign_after is None else y * sign_after).to(x.dtype)
 
 
 NORM_LANES = 256

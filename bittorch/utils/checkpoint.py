@@ -25,6 +25,7 @@ from bittorch.nn import (
     PackedLayer,
     TernaryConv2d,
     TernaryConv2dInference,
+    TernaryEmbeddingInference,
     TernaryLinear,
     TernaryLinearInference,
     call_ternary_layers,
@@ -51,9 +52,13 @@ def _layer_config(layer: PackedLayer) -> dict[str, Any]:
     if isinstance(layer, TernaryConv2dInference):
         sizes = {"in_channels": layer.in_channels, "out_channels": layer.out_channels, **geometry(layer)}
         return {"kind": "conv2d", **sizes, "scale_groups": layer.scale_groups, **common}
+    planes = {"depth": layer.depth} if layer.depth != 1 else {}  # without it the file is one that older versions read
+    if isinstance(layer, TernaryEmbeddingInference):
+        sizes = {"num_embeddings": layer.num_embeddings, "embedding_dim": layer.embedding_dim}
+        del common["bias"], common["activation_bits"]
+        return {"kind": "embedding", **sizes, "groups": layer.groups, **planes, **common}
     assert isinstance(layer, TernaryLinearInference)
     sizes = {"in_features": layer.in_features, "out_features": layer.out_features}
-    planes = {"depth": layer.depth} if layer.depth != 1 else {}  # without it the file is one that older versions read
     return {**sizes, "groups": layer.groups, **planes, **common}
 
 
@@ -178,6 +183,8 @@ def _of_kind(kind: Any, fields: dict[str, Any]) -> PackedLayer:
     if kind == "conv2d":
         pairs = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}  # JSON has no tuples
         return TernaryConv2dInference(**{**fields, **pairs}, device="meta")
+    if kind == "embedding":
+        return TernaryEmbeddingInference(**fields, device="meta")
     if kind != "linear":
         raise ValueError(f"unknown kind {kind!r}; update bittorch")
     return TernaryLinearInference(**fields, device="meta")
@@ -231,8 +238,9 @@ def load_ternary_inference_checkpoint(
 
     Args:
         model: a model of the same architecture, trained or not, packed or not, also on the meta device. Its
-            `torch.nn.Linear` and `torch.nn.Conv2d` layers, ternary or not, that the file holds packed are replaced in
-            place. Buffers outside its state dict come from the file where they are on the meta device.
+            `torch.nn.Linear`, `torch.nn.Conv2d` and `torch.nn.Embedding` layers, ternary or not, that the file holds
+            packed are replaced in place. Buffers outside its state dict come from the file where they are on the meta
+            device.
         path: the file.
         device: where the tensors go.
 
@@ -254,12 +262,12 @@ def _filled(model: nn.Module, path: Path, device: str) -> nn.Module:
     header, state = _read(path, device)
     buffers = _buffers_of(header, state, path)
     layers: dict[str, PackedLayer] = {}
-    shared: dict[tuple[str, ...], PackedLayer] = {}
+    shared: dict[tuple[object, ...], PackedLayer] = {}
     for name, config in header["layers"].items():
         layer = _build_layer(name, config, state, path)
         keys = [f"{name}.{key}" if name else key for key, _ in layer.named_buffers()]
         # One layer in several places has all its tensors in common; layers may also share some and differ in others.
-        stored_as = tuple(header["aliases"].get(key, key) for key in keys)
+        stored_as = type(layer), *(header["aliases"].get(key, key) for key in keys)
         layers[name] = shared.setdefault(stored_as, layer)
         check_fits(model, name, layers[name], path)
     for layer, name in {layer: name for name, layer in layers.items()}.items():  # once, however many names it has
@@ -269,6 +277,7 @@ def _filled(model: nn.Module, path: Path, device: str) -> nn.Module:
             layer.load_state_dict(own, assign=True)
         except RuntimeError as error:
             raise ValueError(f"{path}: layer {name!r}: {error}") from None
+    _tie_heads(shared)
     folded = {name: folded_norm(model, name, fields, path) for name, fields in header["folded"].items()}
     _check_rest(model, {**layers, **folded}, state, buffers, path)
     for name, layer in layers.items():
@@ -288,6 +297,14 @@ def _filled(model: nn.Module, path: Path, device: str) -> nn.Module:
     call_ternary_layers(model)
     note_for_transformers(model)
     return model.eval()
+
+
+def _tie_heads(stored: dict[tuple[object, ...], PackedLayer]) -> None:
+    """Gives a linear layer of the tensors of an embedding its buffers, as `tied_head` does."""
+    for (kind, *tensors), layer in stored.items():
+        embedding = stored.get((TernaryEmbeddingInference, *tensors))
+        if kind is TernaryLinearInference and isinstance(embedding, TernaryEmbeddingInference):
+            embedding.tie(layer)
 
 
 def _buffers_of(header: dict[str, Any], state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from bittorch.nn import PackedLayer, TernaryConv2dInference, TernaryLinearInference
+from bittorch.nn import PackedLayer, TernaryConv2dInference, TernaryEmbeddingInference, TernaryLinearInference
 from bittorch.utils.batch_norm import FoldedBatchNorm
 
 
@@ -36,12 +36,25 @@ def check_fits(model: nn.Module, name: str, layer: PackedLayer, path: Path) -> N
         if not is_conv or has.partition("(")[2] != _conv2d_text(layer).partition("(")[2]:
             raise ValueError(f"{path}: {name!r} is a {_conv2d_text(layer)}, but the model has {has} there")
         return
+    if isinstance(layer, TernaryEmbeddingInference):
+        _check_embedding(module, name, layer, path)
+        return
     assert isinstance(layer, TernaryLinearInference)
     sizes = getattr(module, "in_features", None), getattr(module, "out_features", None)
     if not isinstance(module, nn.Linear | TernaryLinearInference) or sizes != (layer.in_features, layer.out_features):
         raise ValueError(
             f"{path}: {name!r} is a linear layer {layer.in_features} -> {layer.out_features}, "
             f"but the model has {type(module).__name__} {sizes[0]} -> {sizes[1]} there"
+        )
+
+
+def _check_embedding(module: nn.Module, name: str, layer: TernaryEmbeddingInference, path: Path) -> None:
+    sizes = getattr(module, "num_embeddings", None), getattr(module, "embedding_dim", None)
+    same = sizes == (layer.num_embeddings, layer.embedding_dim)
+    if not isinstance(module, nn.Embedding | TernaryEmbeddingInference) or not same:
+        raise ValueError(
+            f"{path}: {name!r} is an embedding {layer.num_embeddings} x {layer.embedding_dim}, but the model has "
+            f"{type(module).__name__} {sizes[0]} x {sizes[1]} there"
         )
 
 

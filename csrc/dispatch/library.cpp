@@ -14,6 +14,9 @@ TORCH_LIBRARY(bittorch, m) {
     m.def("ternary_quantize(Tensor w, str method, str scale_rule, float threshold_factor, str granularity, "
           "int group_size) -> (Tensor, Tensor)");
     m.def("act_quantize(Tensor x, int bits=8, Tensor? norm_weight=None, float norm_eps=1e-5) -> (Tensor, Tensor)");
+    // w_packed and scale have depth * n rows, those of the lowest plane first
+    m.def("ternary_embedding(Tensor indices, Tensor w_packed, Tensor scale, SymInt in_features, ScalarType dtype, "
+          "int depth=1) -> Tensor");
     m.def("ternary_linear_packed(Tensor x, Tensor w_packed, Tensor scale, Tensor? bias=None, str variant='auto') -> "
           "Tensor");
     m.def("ternary_linear_w2a8(Tensor x, Tensor w_packed, Tensor scale, Tensor? bias=None, Tensor? x_scale=None, "
@@ -30,6 +33,7 @@ TORCH_LIBRARY(bittorch, m) {
     m.def("ternary_conv2d(Tensor x, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation, "
           "int groups, str method, str scale_rule, float threshold_factor, str granularity, int group_size, "
           "int activation_bits=0, str variant='auto') -> Tensor");
+    m.def("hadamard(Tensor x, int block_size, Tensor? sign_before=None, Tensor? sign_after=None) -> Tensor");
 }
 
 namespace bittorch {
@@ -42,9 +46,11 @@ static void implement(torch::Library &m) {
     m.impl("ternary_transpose", &ternary_transpose);
     m.impl("ternary_quantize", &ternary_quantize);
     m.impl("act_quantize", &act_quantize);
+    m.impl("ternary_embedding", &ternary_embedding);
     m.impl("ternary_linear_packed", &ternary_linear_packed);
     m.impl("ternary_linear_w2a8", &ternary_linear_w2a8);
     m.impl("ternary_conv2d_packed", &ternary_conv2d_packed);
+    m.impl("hadamard", &hadamard);
 }
 
 TORCH_LIBRARY_IMPL(bittorch, CPU, m) {

@@ -26,6 +26,9 @@ std::tuple<at::Tensor, at::Tensor> act_quantize(const at::Tensor &x, int64_t bit
                                                 const std::optional<at::Tensor> &norm_weight = std::nullopt,
                                                 double norm_eps = 1e-5);
 
+at::Tensor ternary_embedding(const at::Tensor &indices, const at::Tensor &w_packed, const at::Tensor &scale,
+                             int64_t in_features, at::ScalarType dtype, int64_t depth);
+
 at::Tensor ternary_linear_packed(const at::Tensor &x, const at::Tensor &w_packed, const at::Tensor &scale,
                                  const std::optional<at::Tensor> &bias, const std::string &variant);
 
@@ -39,5 +42,8 @@ at::Tensor ternary_conv2d_packed(const at::Tensor &x, const at::Tensor &w_packed
                                  const std::optional<at::Tensor> &bias, at::IntArrayRef kernel_size,
                                  at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
                                  int64_t groups, int64_t activation_bits, const std::string &variant);
+
+at::Tensor hadamard(const at::Tensor &x, int64_t block_size, const std::optional<at::Tensor> &sign_before,
+                    const std::optional<at::Tensor> &sign_after);
 
 } // namespace bittorch

@@ -301,8 +301,8 @@ TORCH_LIBRARY_IMPL(bittorch, Autograd, m) {
     m.impl("ternary_linear", &linear_autograd);
     m.impl("ternary_linear_ste", &linear_ste_autograd);
     // Codes and scales are not differentiable.
-    for (const char *op :
-         {"ternary_pack", "ternary_unpack", "ternary_check", "ternary_transpose", "ternary_quantize", "act_quantize"})
+    for (const char *op : {"ternary_pack", "ternary_unpack", "ternary_check", "ternary_transpose", "ternary_quantize",
+                           "ternary_embedding", "act_quantize"})
         m.impl(op, torch::CppFunction::makeFallthrough());
 }
 

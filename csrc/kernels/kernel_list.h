@@ -4,8 +4,10 @@
 #define BT_KERNEL_LIST_H
 
 #include "act_quantize.h"
+#include "hadamard.h"
 #include "ternary_check.h"
 #include "ternary_conv2d_packed.h"
+#include "ternary_embedding.h"
 #include "ternary_linear_packed.h"
 #include "ternary_linear_w2a8.h"
 #include "ternary_pack.h"
@@ -19,10 +21,12 @@
     X(ternary_check)                                                                                                   \
     X(ternary_transpose)                                                                                               \
     X(ternary_quantize)                                                                                                \
+    X(ternary_embedding)                                                                                               \
     X(act_quantize)                                                                                                    \
     X(ternary_linear_packed)                                                                                           \
     X(ternary_linear_w2a8)                                                                                             \
-    X(ternary_conv2d_packed)
+    X(ternary_conv2d_packed)                                                                                           \
+    X(hadamard)
 
 #define BT_ALL_KERNELS(X)                                                                                              \
     BT_TERNARY_PACK(X)                                                                                                 \
@@ -30,9 +34,11 @@
     BT_TERNARY_CHECK(X)                                                                                                \
     BT_TERNARY_TRANSPOSE(X)                                                                                            \
     BT_TERNARY_QUANTIZE(X)                                                                                             \
+    BT_TERNARY_EMBEDDING(X)                                                                                            \
     BT_ACT_QUANTIZE(X)                                                                                                 \
     BT_TERNARY_LINEAR_PACKED(X)                                                                                        \
     BT_TERNARY_LINEAR_W2A8(X)                                                                                          \
-    BT_TERNARY_CONV2D_PACKED(X)
+    BT_TERNARY_CONV2D_PACKED(X)                                                                                        \
+    BT_HADAMARD(X)
 
 #endif

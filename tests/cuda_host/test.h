@@ -135,10 +135,12 @@ bool run_tests(const std::vector<Test> &tests, int argc, char **argv);
 
 void test_cusim();
 void test_pack();
+void test_embedding();
 void test_act_quantize();
 void test_quantize();
 void test_linear_packed();
 void test_linear_w2a8();
+void test_hadamard();
 void test_pick();
 
 #endif

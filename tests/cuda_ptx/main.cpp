@@ -97,10 +97,12 @@ int main(int argc, char **argv) {
             parse(file.path().string());
     std::vector<Test> tests = {{"interpreter", test_faults},
                                {"pack, unpack, check", test_pack},
+                               {"ternary_embedding", test_embedding},
                                {"act_quantize", test_act_quantize},
                                {"ternary_quantize", test_quantize},
                                {"ternary_linear_packed", test_linear_packed},
                                {"ternary_linear_w2a8", test_linear_w2a8},
+                               {"hadamard", test_hadamard},
                                {"limits", test_limits}};
     if (everything) {
         tests.push_back({"coverage", report_coverage});

@@ -42,6 +42,16 @@ static void others(int64_t n, int64_t k, void *memory) {
     for (int type = BT_F32; type <= BT_I8; type++) {
         const bt_ternary_unpack unpack = {(uint8_t *)memory, nullptr, memory, n, k, bytes, k, 0, k, type, nullptr};
         expect(bt_ternary_unpack_cuda_baseline(&unpack, 0, 0), "unpack", 0, n, k);
+        bt_ternary_embedding embedding = {};
+        embedding.index = (int64_t *)memory, embedding.w = (uint8_t *)memory, embedding.scale = (float *)memory;
+        embedding.y = memory, embedding.m = embedding.n = n, embedding.k = embedding.ldy = embedding.group = k;
+        embedding.ldw = bytes, embedding.depth = 1, embedding.y_type = type;
+        expect(bt_ternary_embedding_cuda_baseline(&embedding, 0, 0), "ternary_embedding", 0, n, k);
+        bt_hadamard rotation = {};
+        rotation.x = memory, rotation.y = memory, rotation.m = n, rotation.k = rotation.ldx = rotation.ldy = k;
+        rotation.n = 1, rotation.type = type;
+        if ((double)n * (double)k < 0x1p62)
+            expect(bt_hadamard_cuda_baseline(&rotation, 0, 0), "hadamard", 0, n, k);
         bt_act_quantize act = {};
         act.x = memory, act.q = (int8_t *)memory, act.scale = (float *)memory, act.step = (double *)memory;
         act.m = n, act.k = k, act.ldx = k, act.ldq = bt_div_up(k, 256) * 256, act.x_type = type;

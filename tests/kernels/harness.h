@@ -48,9 +48,11 @@ void test_half(void);
 void test_ternary_pack(void);
 void test_ternary_quantize(void);
 void test_ternary_transpose(void);
+void test_ternary_embedding(void);
 void test_act_quantize(void);
 void test_ternary_linear_packed(void);
 void test_ternary_linear_w2a8(void);
 void test_ternary_conv2d_packed(void);
+void test_hadamard(void);
 
 #endif

@@ -26,10 +26,10 @@ BT_ALWAYS_INLINE void fill_vectors(const uint8_t *w, char *y, int64_t begin, int
     bt_unpack_columns(w, y, c, end, v, size);
 }
 
-static void fill(const uint8_t *w, char *y, int64_t begin, int64_t end, const bt_unpack_values *v) {
+void bt_unpack_fill_avx512(const uint8_t *w, char *y, int64_t begin, int64_t end, const bt_unpack_values *v) {
     BT_UNPACK_BY_SIZE(fill_vectors, w, y, begin, end, v);
 }
 
 bt_status bt_ternary_unpack_avx512(const bt_ternary_unpack *p, int64_t row_begin, int64_t row_end) {
-    return bt_unpack_rows(p, row_begin, row_end, fill);
+    return bt_unpack_rows(p, row_begin, row_end, bt_unpack_fill_avx512);
 }

@@ -1,4 +1,5 @@
-/* The frame of ternary_unpack on a CPU: the groups of a row, and what their codes become.
+/* The frame of ternary_unpack on a CPU: the groups of a row, and what their codes become. ternary_embedding uses it
+ * too.
  *
  * A variant brings bt_unpack_fill, for the columns that share a scale. One that works on vectors looks at bytes alone,
  * whatever their type: byte b of a vector belongs to column b / size, whose code is in the bits `bits` of packed byte
@@ -22,6 +23,9 @@ typedef struct bt_unpack_values {
 
 /* Columns [begin, end) of a row; begin is a multiple of 4. */
 typedef void bt_unpack_fill(const uint8_t *w, char *y, int64_t begin, int64_t end, const bt_unpack_values *v);
+
+/* That of each variant, in ternary_unpack_<variant>.c. */
+bt_unpack_fill bt_unpack_fill_scalar, bt_unpack_fill_avx2, bt_unpack_fill_avx512, bt_unpack_fill_neon;
 
 /* bt_unpack_fill from one that takes the size, which is a constant of each of its copies. */
 #define BT_UNPACK_BY_SIZE(function, w, y, begin, end, v)                                                               \
@@ -54,23 +58,37 @@ static inline uint32_t bt_unpack_value(float value, int y_type) {
     return (y_type == BT_F16 ? bt_to_f16(value) : bt_to_bf16(value)) * 0x00010001u;
 }
 
+static inline void bt_unpack_places(bt_unpack_values *v, int y_type) {
+    v->size = y_type == BT_I8 ? 1 : y_type == BT_F32 ? 4 : 2;
+    for (int b = 0; b < BT_UNPACK_VECTOR; b++) {
+        v->from[b] = (uint8_t)(b / (4 * v->size));
+        v->bits[b] = (uint8_t)(3 << 2 * (b / v->size % 4));
+    }
+}
+
+static inline void bt_unpack_scale(bt_unpack_values *v, float scale, int y_type) {
+    v->of[0] = v->of[3] = bt_unpack_value(0.0f * scale, y_type);
+    v->of[1] = bt_unpack_value(scale, y_type);
+    v->of[2] = bt_unpack_value(-scale, y_type);
+}
+
+/* A row of k columns, whose scales are those at `scale` or 1. */
+static inline __attribute__((always_inline)) void bt_unpack_row(const uint8_t *w, const float *scale, char *y,
+                                                                int64_t k, int64_t group, int y_type,
+                                                                bt_unpack_values *v, bt_unpack_fill *fill) {
+    for (int64_t begin = 0, g = 0; begin < k; begin += group, g++) {
+        bt_unpack_scale(v, scale ? scale[g] : 1.0f, y_type);
+        fill(w, y, begin, begin + group < k ? begin + group : k, v);
+    }
+}
+
 static inline __attribute__((always_inline)) bt_status bt_unpack_rows(const bt_ternary_unpack *p, int64_t row_begin,
                                                                       int64_t row_end, bt_unpack_fill *fill) {
-    bt_unpack_values v = {.size = p->y_type == BT_I8 ? 1 : p->y_type == BT_F32 ? 4 : 2};
-    for (int b = 0; b < BT_UNPACK_VECTOR; b++) {
-        v.from[b] = (uint8_t)(b / (4 * v.size));
-        v.bits[b] = (uint8_t)(3 << 2 * (b / v.size % 4));
-    }
-    for (int64_t r = row_begin; r < row_end; r++) {
-        char *y = (char *)p->y + r * p->ldy * v.size;
-        for (int64_t begin = 0, g = 0; begin < p->k; begin += p->group, g++) {
-            const float scale = p->scale ? p->scale[r * p->lds + g] : 1.0f;
-            v.of[0] = v.of[3] = bt_unpack_value(0.0f * scale, p->y_type);
-            v.of[1] = bt_unpack_value(scale, p->y_type);
-            v.of[2] = bt_unpack_value(-scale, p->y_type);
-            fill(p->w + r * p->ldw, y, begin, begin + p->group < p->k ? begin + p->group : p->k, &v);
-        }
-    }
+    bt_unpack_values v;
+    bt_unpack_places(&v, p->y_type);
+    for (int64_t r = row_begin; r < row_end; r++)
+        bt_unpack_row(p->w + r * p->ldw, p->scale ? p->scale + r * p->lds : NULL, (char *)p->y + r * p->ldy * v.size,
+                      p->k, p->group, p->y_type, &v, fill);
     return BT_OK;
 }
 
