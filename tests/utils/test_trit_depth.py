@@ -189,7 +189,11 @@ def test_patterns_without_a_layer_warn_with_near_names() -> None:
         ({"bits_per_weight": math.nan}, ValueError, "bits_per_weight must be a positive number, got nan"),
         ({"bits_per_weight": "4"}, ValueError, "bits_per_weight must be a positive number, got '4'"),
         ({"bits_per_weight": 2.1}, ValueError, r"bits_per_weight=2\.1 is below the 3\.6\d\d that depth 1 takes"),
-        ({"depth": 2, "config": TernaryQuantConfig(method="twn")}, ValueError, "cannot convert 0: .*method='twn'"),
+        (
+            {"depth": 2, "config": TernaryQuantConfig(method="optimal")},
+            ValueError,
+            "cannot convert 0: .*method='optimal'",
+        ),
         ({"depth": 2, "config": TernaryQuantConfig(ste="clipped")}, ValueError, "cannot convert 0: .*ste='clipped'"),
         (
             {"depth": 2, "config": TernaryQuantConfig(granularity="group", group_size=16)},
