@@ -79,6 +79,22 @@ def test_pack_unpack_and_check_equal_the_cpu(k: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
+def test_embedding_and_hadamard_equal_the_cpu(dtype: torch.dtype) -> None:
+    packed, scale = ops.ternary_pack(random_codes(14, 100)), scales("channel", 14, 100)
+    indices = torch.randint(7, (3, 5))
+    y = ops.ternary_embedding(indices, packed, scale, 100, dtype, 2)
+    table = packed.to(DEVICE), scale.to(DEVICE), 100, dtype, 2
+    assert torch.equal(ops.ternary_embedding(indices.to(DEVICE), *table).cpu(), y)
+    outside = ops.ternary_embedding(torch.tensor([-1, 7], device=DEVICE), *table)
+    assert outside.isnan().all()
+    for block_size in (64, 4096, 32768):
+        x, sign = torch.randn(2, 32768).to(dtype), torch.ones(32768, dtype=torch.int8)
+        sign[::3] = -1
+        y = ops.hadamard(x, block_size, sign, sign)
+        assert torch.equal(ops.hadamard(x.to(DEVICE), block_size, sign.to(DEVICE), sign.to(DEVICE)).cpu(), y)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("rule", ["ls", "mean", "max", "rms"])
 def test_quantize_gives_the_codes_of_the_cpu(method: str, rule: str, dtype: torch.dtype) -> None:

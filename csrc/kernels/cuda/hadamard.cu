@@ -52,12 +52,12 @@ static __global__ void transform(bt_hadamard p, int64_t part, float factor) {
             }
             __syncthreads();
         }
+        /* A thread loads next what it stores here: no barrier. */
         for (int64_t i = threadIdx.x; i < here; i += THREADS) {
             const int64_t row = (first + i) / p.k, column = (first + i) % p.k;
             const float value = signed_by(p.after, column, __fmul_rn(v[i], factor));
             bt_store(p.y, p.type, row * p.ldy + column, value);
         }
-        __syncthreads();
     }
 }
 

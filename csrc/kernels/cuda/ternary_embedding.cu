@@ -26,12 +26,13 @@ static __device__ void gather(const bt_ternary_embedding &p, int64_t index, int6
         value[i] = (float)sum[i];
 }
 
-static __device__ uint64_t four_halves(int type, const float (&value)[4]) {
-    uint64_t bits = 0;
-    BT_UNROLL
-    for (int i = 0; i < 4; i++)
-        bits |= (uint64_t)(type == BT_F16 ? bt_to_f16(value[i]) : bt_to_bf16(value[i])) << (16 * i);
-    return bits;
+struct alignas(8) Halves {
+    uint32_t low, high;
+};
+
+static __device__ uint32_t two_halves(int type, float low, float high) {
+    return type == BT_F16 ? (uint32_t)bt_to_f16(low) | (uint32_t)bt_to_f16(high) << 16
+                          : (uint32_t)bt_to_bf16(low) | (uint32_t)bt_to_bf16(high) << 16;
 }
 
 static __global__ void embed(bt_ternary_embedding p, bool aligned) {
@@ -52,7 +53,8 @@ static __global__ void embed(bt_ternary_embedding p, bool aligned) {
                 *(uint4 *)((float *)p.y + at) = {bt_float_bits(value[0]), bt_float_bits(value[1]),
                                                  bt_float_bits(value[2]), bt_float_bits(value[3])};
             else
-                *(uint64_t *)((uint16_t *)p.y + at) = four_halves(p.y_type, value);
+                *(Halves *)((uint16_t *)p.y + at) = {two_halves(p.y_type, value[0], value[1]),
+                                                     two_halves(p.y_type, value[2], value[3])};
         }
     }
 }
