@@ -13,7 +13,9 @@ ROPE_ENTRIES = {
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "factors": ("factors",),
+    "yarn": ("factor", "original_max_position_embeddings"),
 }
+YARN_OPTIONS = ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim")
 
 
 def _is_positive(value: Any, below: float = 2.0**127) -> bool:
@@ -33,8 +35,9 @@ class ModelConfig:
         rope_theta: base of the rotary frequencies ``theta ** (-2 i / head_dim)``.
         rope_scaling: None, or how the frequencies are changed, under ``rope_type``: ``linear`` with ``factor``;
             ``llama3`` with ``factor``, ``low_freq_factor``, ``high_freq_factor``,
-            ``original_max_position_embeddings``; ``factors`` with ``factors``, head_dim / 2 floats by which the
-            frequencies are divided (a GGUF file keeps only these of ``llama3``).
+            ``original_max_position_embeddings``; ``yarn`` with ``factor``, ``original_max_position_embeddings``,
+            and where wanted ``truncate`` and `YARN_OPTIONS`; ``factors`` with ``factors``, head_dim / 2 floats by
+            which the frequencies are divided (a GGUF file keeps only these of ``llama3``).
         hidden_act: ``silu``, or ``relu2``, the square of ReLU.
         tie_embeddings: the head is the embedding.
         biases: names of `PROJECTIONS`, those that have a bias; kept in that order.
@@ -110,6 +113,11 @@ class ModelConfig:
                     raise ValueError(f"rope_scaling factors must be positive and finite, got {values!r:.100}")
             elif not _is_positive(values):
                 raise ValueError(f"rope_scaling of {kind} must have a positive {name}, got {values!r:.100}")
+        for name in YARN_OPTIONS if kind == "yarn" else ():
+            if not _is_positive(scaling.get(name, 1)):
+                raise ValueError(f"rope_scaling of yarn must have a positive {name}, got {scaling[name]!r:.100}")
+        if kind == "yarn" and type(scaling.get("truncate", True)) is not bool:
+            raise ValueError(f"rope_scaling of yarn must have truncate true or false, got {scaling['truncate']!r:.100}")
         if kind == "llama3" and scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
             raise ValueError("rope_scaling of llama3 must have low_freq_factor below high_freq_factor")
 

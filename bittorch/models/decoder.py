@@ -11,7 +11,7 @@ from bittorch.models import architectures, rules
 from bittorch.models.batch import Batch
 from bittorch.models.config import ModelConfig
 from bittorch.models.kv_cache import KVCache
-from bittorch.models.rope import Rotation, rope_frequencies
+from bittorch.models.rope import Rotation, rope_frequencies, rope_magnitude
 from bittorch.models.rules import Block, Embedding, Head, Source
 
 
@@ -41,6 +41,7 @@ class Decoder(Block):
         self.hold("norm", rules.Norm("model.norm", config.hidden_size, config.rms_norm_eps))
         self.hold("lm_head", Head("lm_head", *sizes, tied="model.embed_tokens" if config.tie_embeddings else None))
         self.frequencies: Tensor
+        self.magnitude = rope_magnitude(config)
         self.eval()
 
     def fill(self, source: Source) -> None:
@@ -113,7 +114,7 @@ class Decoder(Block):
         """What the last layer gives, ``(tokens, hidden_size)``; arguments and errors as of `step`."""
         self._check(tokens, batch)
         x = self.embed_tokens(tokens).to(self.dtype)
-        rotation = Rotation(self.frequencies, batch.positions(self.device), self.dtype)
+        rotation = Rotation(self.frequencies, batch.positions(self.device), self.dtype, self.magnitude)
         for layer in self.layers:
             x = layer(x, rotation, batch)
         if batch.cache is not None:

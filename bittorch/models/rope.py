@@ -16,14 +16,15 @@ def rope_frequencies(config: ModelConfig) -> Tensor:
     """Angle per position of each pair of channels, ``theta^(-2 i / head_dim)``, scaled as the configuration says.
 
     ``linear`` divides all by ``factor``. ``llama3`` keeps wavelengths below ``original / high_freq_factor``,
-    divides those above ``original / low_freq_factor`` by ``factor``, and blends in between. ``factors`` divides each by
-    its own.
+    divides those above ``original / low_freq_factor`` by ``factor``, and blends in between. ``yarn`` keeps channels
+    that turn more than ``beta_fast`` (32) times within the original context, divides those below ``beta_slow`` (1)
+    turns by ``factor``, and blends linearly by channel. ``factors`` divides each by its own.
 
     Returns:
         float32 ``(head_dim / 2,)``.
 
     Source:
-        RoFormer, arXiv:2104.09864; the Llama 3.1 model card for ``llama3``.
+        RoFormer, arXiv:2104.09864; the Llama 3.1 model card for ``llama3``; YaRN, arXiv:2309.00071.
     """
     exponent = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
     frequencies = 1.0 / config.rope_theta**exponent
@@ -35,6 +36,8 @@ def rope_frequencies(config: ModelConfig) -> Tensor:
         return frequencies / float(scaling["factor"])
     if kind == "llama3":
         return _llama3(frequencies, scaling)
+    if kind == "yarn":
+        return _yarn(frequencies, scaling, config)
     return frequencies / torch.as_tensor(scaling["factors"], dtype=torch.float32)
 
 
@@ -46,6 +49,42 @@ def _llama3(frequencies: Tensor, scaling: Mapping[str, Any]) -> Tensor:
     return (1 - keep) * frequencies / factor + keep * frequencies
 
 
+def _yarn(frequencies: Tensor, scaling: Mapping[str, Any], config: ModelConfig) -> Tensor:
+    original = scaling["original_max_position_embeddings"]
+
+    def channel(turns: float) -> float:
+        """That turns so often within the original context."""
+        wanted = math.log(original / (turns * 2 * math.pi))
+        return config.head_dim * wanted / (2 * math.log(config.rope_theta))
+
+    low, high = channel(scaling.get("beta_fast", 32)), channel(scaling.get("beta_slow", 1))
+    if scaling.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, config.head_dim - 1)
+    ramp = (torch.arange(len(frequencies), dtype=torch.float32) - low) / (high - low if high != low else 0.001)
+    divided = ramp.clamp(0, 1)
+    return frequencies / float(scaling["factor"]) * divided + frequencies * (1 - divided)
+
+
+def rope_magnitude(config: ModelConfig) -> float:
+    """What cosines and sines are multiplied by: 1, but for ``yarn``.
+
+    There it is ``attention_factor``; without one ``m(mscale) / m(mscale_all_dim)`` of ``m(x) = 1 + x ln(factor) / 10``,
+    and without these two ``m(1)``. A factor up to 1 changes nothing.
+    """
+    scaling = config.rope_scaling
+    if not scaling or scaling["rope_type"] != "yarn":
+        return 1.0
+    if "attention_factor" in scaling:
+        return float(scaling["attention_factor"])
+
+    def m(x: float) -> float:
+        return 1.0 if scaling["factor"] <= 1 else 0.1 * x * math.log(scaling["factor"]) + 1.0
+
+    both = "mscale" in scaling and "mscale_all_dim" in scaling
+    return m(scaling["mscale"]) / m(scaling["mscale_all_dim"]) if both else m(1.0)
+
+
 class Rotation:
     """Cosines and signed sines of some positions, as `rotate_` wants them.
 
@@ -53,11 +92,12 @@ class Rotation:
         frequencies: of `rope_frequencies`, on the device of the model.
         positions: ``(tokens,)`` integers.
         dtype: of the activations.
+        magnitude: of `rope_magnitude`.
     """
 
-    def __init__(self, frequencies: Tensor, positions: Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, frequencies: Tensor, positions: Tensor, dtype: torch.dtype, magnitude: float = 1.0) -> None:
         angles = positions.float().unsqueeze(-1) * frequencies
-        cos, sin = angles.cos(), angles.sin()
+        cos, sin = angles.cos() * magnitude, angles.sin() * magnitude
         self.cos = torch.stack((cos, cos), -2).to(dtype).unsqueeze(1)
         self.sin = torch.stack((-sin, sin), -2).to(dtype).unsqueeze(1)
 

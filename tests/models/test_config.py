@@ -27,7 +27,7 @@ from tests.models.io.tiny import BITNET, LLAMA
         ({"rope_theta": float("nan")}, "rope_theta must be positive and finite, got nan"),
         ({"bos_token_id": -1}, "must be numbers of tokens, got -1"),
         ({"eos_token_ids": ("x",)}, "must be numbers of tokens, got 'x'"),
-        ({"rope_scaling": {"rope_type": "yarn"}}, "rope_type 'yarn' is not known"),
+        ({"rope_scaling": {"rope_type": "dynamic"}}, "rope_type 'dynamic' is not known"),
         ({"rope_scaling": {"rope_type": []}}, r"rope_type \[\] is not known"),
         ({"rope_scaling": {"rope_type": "linear"}}, "linear must have a positive factor, got None"),
         ({"rope_scaling": {"rope_type": "factors", "factors": [1.0]}}, r"must be 32 numbers, got shape \(1,\)"),

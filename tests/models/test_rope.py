@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from bittorch.models.rope import Rotation, rope_frequencies
+from bittorch.models.rope import Rotation, rope_frequencies, rope_magnitude
 from tests import helpers
 from tests.models import tiny
 
@@ -15,8 +15,12 @@ LLAMA3 = {
     "original_max_position_embeddings": 32,
 }
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}
+YARNS = [YARN, {**YARN, "beta_fast": 40.0, "beta_slow": 1.5, "truncate": False, "attention_factor": 0.9}]
+YARNS += [{**YARN, "mscale": 0.7, "mscale_all_dim": 1.2}, {**YARN, "factor": 1.0}]
 
-@pytest.mark.parametrize("scaling", [None, {"rope_type": "linear", "factor": 2.0}, LLAMA3], ids=str)
+
+@pytest.mark.parametrize("scaling", [None, {"rope_type": "linear", "factor": 2.0}, LLAMA3, *YARNS], ids=str)
 def test_frequencies_equal_those_of_transformers(scaling: dict | None) -> None:
     transformers = pytest.importorskip("transformers")
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -27,7 +31,8 @@ def test_frequencies_equal_those_of_transformers(scaling: dict | None) -> None:
     if scaling is None:
         expected = torch.tensor([5e5 ** (-2 * i / 16) for i in range(8)])
     else:
-        expected, _ = ROPE_INIT_FUNCTIONS[scaling["rope_type"]](config, "cpu")
+        expected, magnitude = ROPE_INIT_FUNCTIONS[scaling["rope_type"]](config, "cpu")
+        assert rope_magnitude(tiny.changed(rope_theta=5e5, rope_scaling=scaling)) == pytest.approx(magnitude, rel=1e-12)
     torch.testing.assert_close(own, expected, rtol=1e-6, atol=0)
 
 
@@ -40,8 +45,22 @@ def test_factors_divide_the_frequencies() -> None:
 
 
 def test_an_unknown_rope_type_is_named() -> None:
-    with pytest.raises(ValueError, match="'yarn'"):
-        rope_frequencies(tiny.changed(rope_scaling={"rope_type": "yarn", "factor": 2.0}))
+    with pytest.raises(ValueError, match="'dynamic'"):
+        rope_frequencies(tiny.changed(rope_scaling={"rope_type": "dynamic", "factor": 2.0}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"original_max_position_embeddings": None}, "a positive original_max_position_embeddings, got None"),
+        ({"beta_fast": "32"}, "a positive beta_fast, got '32'"),
+        ({"attention_factor": 0}, "a positive attention_factor, got 0"),
+        ({"truncate": 1}, "truncate true or false, got 1"),
+    ],
+)
+def test_entries_of_yarn_are_checked(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny.changed(rope_scaling={**YARN, **change})
 
 
 @pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)

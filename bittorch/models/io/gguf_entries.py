@@ -28,6 +28,11 @@ READ = frozenset(
         "rope.freq_base",
         "rope.scaling.type",
         "rope.scaling.factor",
+        "rope.scaling.original_context_length",
+        "rope.scaling.yarn_beta_fast",
+        "rope.scaling.yarn_beta_slow",
+        "rope.scaling.yarn_ext_factor",
+        "rope.scaling.yarn_log_multiplier",
         "rope.scale_linear",
     }
 )
@@ -39,11 +44,7 @@ HARMLESS = frozenset(
         "pooling_type",
         "decoder_start_token_id",
         "attention.layer_norm_epsilon",
-        "rope.scaling.original_context_length",
         "rope.scaling.finetuned",
-        "rope.scaling.yarn_log_multiplier",
-        "rope.scaling.yarn_beta_fast",
-        "rope.scaling.yarn_beta_slow",
     }
 )
 # Entries that change what is computed, but not with these values.
@@ -65,7 +66,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "rope.scaling.alpha": (0,),
     "rope.scaling.attn_factor": (1,),
     "rope.scaling.yarn_attn_factor": (1,),
-    "rope.scaling.yarn_ext_factor": (0,),
 }
 
 # Whole names.

@@ -20,7 +20,7 @@ from bittorch.models.architectures.base import (
 )
 from bittorch.models.config import PROJECTIONS, ModelConfig
 from bittorch.models.io import choices
-from bittorch.models.io.errors import FormatError
+from bittorch.models.io.errors import FormatError, LossyError
 from bittorch.models.io.gguf_entries import check_entries
 from bittorch.models.io.gguf_header import GGUFTensor
 
@@ -197,15 +197,50 @@ def _activation_bits(
 def _rope_scaling(get: Any, factors: tuple[float, ...] | None, what: str) -> dict[str, Any] | None:
     """Linear where no type is given, and the older name of its factor; 0 means 1: all as in llama.cpp."""
     kind = get("rope.scaling.type", "linear")
-    if kind not in ("none", "linear"):
+    if kind not in ("none", "linear", "yarn"):
         raise FormatError(
-            f"{what} scales rotary positions by {kind!r:.40}; supported are none, linear, and rope_freqs.weight"
+            f"{what} scales rotary positions by {kind!r:.40}; supported are none, linear, yarn, and rope_freqs.weight"
         )
+    if (blend := get("rope.scaling.yarn_ext_factor", float(kind == "yarn"))) != float(kind == "yarn"):
+        raise FormatError(f"{what}: rope.scaling.yarn_ext_factor is {blend!r:.40}; supported are 1 for yarn, else 0")
+    if kind == "yarn":
+        return _yarn(get, factors, what)
     factor = get("rope.scaling.factor", get("rope.scale_linear", 0.0)) if kind == "linear" else 0.0
     factor = float(factor) or 1.0
     if factors is not None:
         return {"rope_type": "factors", "factors": tuple(factor * own for own in factors)}
     return None if factor == 1.0 else {"rope_type": "linear", "factor": factor}
+
+
+# Entries of YaRN in config.json and in GGUF files.
+YARN = {
+    "factor": "factor",
+    "original_max_position_embeddings": "original_context_length",
+    "beta_fast": "yarn_beta_fast",
+    "beta_slow": "yarn_beta_slow",
+}
+
+
+def _yarn(get: Any, factors: tuple[float, ...] | None, what: str) -> dict[str, Any]:
+    """llama.cpp takes the context of the model for the original one where a file says none."""
+    if factors is not None:
+        raise FormatError(f"{what} scales rotary positions by yarn and by {ROPE_FACTORS}; one of both is wrong")
+    if (scale := get("rope.scaling.yarn_log_multiplier", 0.0)) != 0:
+        raise FormatError(f"{what}: rope.scaling.yarn_log_multiplier is {scale!r:.40}; supported is 0")
+    scaling = {name: get(f"rope.scaling.{key}", None) for name, key in YARN.items()}
+    scaling["original_max_position_embeddings"] = scaling["original_max_position_embeddings"] or get("context_length")
+    return {"rope_type": "yarn", **{name: value for name, value in scaling.items() if value is not None}}
+
+
+def _yarn_entries(scaling: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse. Raises LossyError for what llama.cpp has no entry for."""
+    if rest := [name for name in scaling if name != "rope_type" and name not in YARN]:
+        raise LossyError(
+            f'GGUF has no entry for {rest[0]} {scaling[rest[0]]!r:.40} of yarn\'s rope_scaling; write to="bittorch"'
+        )
+    sizes = {key: scaling[name] for name, key in YARN.items() if name in scaling}
+    whole = {key: value if key == "original_context_length" else float(value) for key, value in sizes.items()}
+    return {"rope.scaling.type": "yarn", **{f"rope.scaling.{key}": value for key, value in whole.items()}}
 
 
 def config_entries(config: ModelConfig, arch: str) -> dict[str, Any]:
@@ -225,6 +260,8 @@ def config_entries(config: ModelConfig, arch: str) -> dict[str, Any]:
         entries["hidden_activation"] = config.hidden_act
     if config.rope_scaling and config.rope_scaling["rope_type"] == "linear":
         entries |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(config.rope_scaling["factor"])}
+    if config.rope_scaling and config.rope_scaling["rope_type"] == "yarn":
+        entries |= _yarn_entries(config.rope_scaling)
     named = {f"{arch}.{key}": value for key, value in entries.items()}
     named["bittorch.activation_bits"] = config.activation_bits or 0
     if not config.fuse_norms:

@@ -137,8 +137,8 @@ def _rope(values: Mapping[str, Any], default_theta: float, what: str) -> dict[st
     if (part := given.pop("partial_rotary_factor", values.get("partial_rotary_factor"))) not in (None, 1):
         raise FormatError(f"{what}: partial_rotary_factor {part!r:.40} is not read; heads must be rotated whole")
     theta, kind = given.pop("rope_theta"), given.pop("rope_type")
-    if kind not in ("default", "linear", "llama3", "factors"):
-        raise FormatError(f"{what}: rope_type {kind!r:.100} is not read; known are default, linear, llama3")
+    if kind not in ("default", "linear", "llama3", "yarn", "factors"):
+        raise FormatError(f"{what}: rope_type {kind!r:.100} is not read; known are default, linear, llama3, yarn")
     return {"rope_theta": float(theta), "rope_scaling": None if kind == "default" else {"rope_type": kind, **given}}
 
 

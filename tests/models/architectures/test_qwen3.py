@@ -13,7 +13,7 @@ transformers = pytest.importorskip("transformers")
 
 import bittorch  # noqa: E402
 from bittorch.models import LanguageModel  # noqa: E402
-from bittorch.models.io import FormatError, open_checkpoint  # noqa: E402
+from bittorch.models.io import FormatError, LossyError, convert, open_checkpoint  # noqa: E402
 from tests.models.architectures.agree import (  # noqa: E402
     HEADS,
     IDS,
@@ -39,6 +39,21 @@ def qwen3(**changes: Any) -> Any:
 )
 def test_dense_models_of_every_origin(changes: dict[str, Any], tmp_path: Path) -> None:
     assert_alike_from_everywhere(qwen3(**changes), "qwen3", tmp_path)
+
+
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
+
+
+def test_yarn(tmp_path: Path) -> None:
+    """Blocks of channels that turn often, seldom and in between, at positions beyond the original context."""
+    assert_alike_from_everywhere(qwen3(rope_parameters=YARN), "qwen3", tmp_path)
+
+
+def test_a_gguf_file_refuses_what_it_cannot_say_of_yarn(tmp_path: Path) -> None:
+    qwen3(rope_parameters={**YARN, "attention_factor": 0.9}).save_pretrained(tmp_path / "hf")
+    with pytest.raises(LossyError, match=r"no entry for attention_factor 0\.9 of yarn"):
+        convert(tmp_path / "hf", tmp_path / "x.gguf", to="gguf-tq2_0", allow_dense=True)
+    assert not (tmp_path / "x.gguf").exists()
 
 
 def test_a_file_of_gguf_py(tmp_path: Path) -> None:

@@ -501,7 +501,7 @@ def test_pointers_of_git_lfs_are_named(name: str, tmp_path: Path) -> None:
         ({"rope_parameters": {"rope_type": "factors", "factors": [1.0]}}, r"must be 32 numbers, got shape \(1,\)"),
         ({"rope_parameters": 5}, r"config\.json: "),
         ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor 0\.5 is not read"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type 'yarn'"),
+        ({"rope_parameters": {"rope_type": "dynamic"}}, "rope_type 'dynamic'"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quant_method 'gptq'"),
         ({"quantization_config": {"quant_method": "bitnet", "linear_class": "other"}}, "linear_class 'other'"),
         ({"quantization_config": {"quant_method": "bitnet", "use_rms_norm": True}}, "use_rms_norm"),

@@ -101,7 +101,7 @@ def test_bitnet_without_an_activation(config: ModelConfig, taken: str, why: str,
     [
         ("gpt2", {}, "architecture 'gpt2'; known are llama, bitnet"),
         ("bitnet", {"bitnet.hidden_activation": "gelu"}, "hidden_activation 'gelu'"),
-        ("llama", {"llama.rope.scaling.type": "yarn"}, "by 'yarn'"),
+        ("llama", {"llama.rope.scaling.type": "longrope"}, "by 'longrope'"),
         ("llama", {"llama.attention.key_length": "x"}, "'x'"),
         ("llama", {"llama.attention.head_count": 0}, "head_count 0; it must be a positive integer"),
     ],

@@ -91,14 +91,18 @@ def test_the_tables_have_what_the_reader_asks_for(
     arch: str, config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A key that `config_from_gguf` reads without a line in the tables fails, and so does a line for no key."""
-    write(tmp_path / "x.gguf", arch, config, "F16", dense_values(config, "F16"))
-    files, entries, table = read_parts(tmp_path / "x.gguf")
-    recorded = Recorded(entries)
-    monkeypatch.setattr("bittorch.models.io.gguf.read_parts", lambda path: (files, recorded, table))
     monkeypatch.setattr(gguf_entries, "_is_known", lambda *_: True)  # it asks for keys too
-    open_gguf(tmp_path / "x.gguf").close()
-    own = {key for key in recorded.asked if key.startswith(f"{arch}.")}
-    others = recorded.asked - own - TOKENIZER_READ
+    asked: set[str] = set()
+    for scaling in ({}, {f"{arch}.rope.scaling.type": "yarn", f"{arch}.rope.scaling.factor": 2.0}):
+        write(tmp_path / "x.gguf", arch, config, "F16", dense_values(config, "F16"), scaling)
+        files, entries, table = read_parts(tmp_path / "x.gguf")
+        recorded = Recorded(entries)
+        with monkeypatch.context() as patch:
+            patch.setattr("bittorch.models.io.gguf.read_parts", lambda _, r=(files, recorded, table): r)
+            open_gguf(tmp_path / "x.gguf").close()
+        asked |= recorded.asked
+    own = {key for key in asked if key.startswith(f"{arch}.")}
+    others = asked - own - TOKENIZER_READ
     silent = {"hidden_activation"} if arch == "llama" else set()  # llama has no other activation
     assert {key.removeprefix(f"{arch}.") for key in own} | silent == READ
     assert others <= READ_ELSEWHERE
@@ -161,7 +165,7 @@ def test_factors_of_frequencies_and_of_positions_multiply(tmp_path: Path) -> Non
     with open_checkpoint(path) as found:
         assert found.config.rope_scaling == {"rope_type": "factors", "factors": tuple(2.0 + 2 * i for i in range(32))}
     write(path, "llama", LLAMA, "F16", values, {"llama.rope.scaling.type": "yarn"}, raw=raw)
-    with pytest.raises(FormatError, match="by 'yarn'"):
+    with pytest.raises(FormatError, match=r"by yarn and by rope_freqs\.weight"):
         open_checkpoint(path)
 
 
