@@ -1,6 +1,6 @@
-#include "checks.h"
+#include "implement.h"
+#include "launch.h"
 #include "ops.h"
-#include "parallel.h"
 
 #include <ATen/ops/empty.h>
 
@@ -31,13 +31,10 @@ std::tuple<at::Tensor, at::Tensor> act_quantize(const at::Tensor &x, int64_t bit
     p.order = BT_ORDER_NATURAL;
     const at::Tensor weight = norm_weight ? norm_weight->contiguous() : at::Tensor();
     set_norm(p, weight, norm_eps);
-    p.stream = current_stream(x.device());
-    const auto run = reinterpret_cast<bt_act_quantize_fn *>(kernel.run);
-    if (kernel.device == BT_GPU)
-        check_status(run(&p, 0, p.m), kernel);
-    else
-        parallel_tiles(p.m, work_of({p.digits, p.m, p.k}), [&](int64_t begin, int64_t end) { run(&p, begin, end); });
+    launch(kernel, p, p.m, work_of({p.digits, p.m, p.k}));
     return {q, scale};
 }
+
+BT_IMPLEMENT_CODES(act_quantize)
 
 } // namespace bittorch

@@ -120,14 +120,24 @@ inline void check_activation_bits(int64_t bits) {
 
 // Autocast casts x alone: the master weight keeps its precision, codes and scales have no other, a bias is added in
 // fp32.
-template <c10::DeviceType device> struct AutocastInput {
-    static Tensor cast(const Tensor &x) {
-        return at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), x, device);
-    }
-
-    static c10::impl::ExcludeDispatchKeyGuard off() {
-        return c10::impl::ExcludeDispatchKeyGuard(at::autocast::get_autocast_dispatch_key_from_device_type(device));
+template <c10::DeviceType device, const char *op, typename Signature> struct Autocast;
+template <c10::DeviceType device, const char *op, typename... Rest>
+struct Autocast<device, op, Tensor(const Tensor &, Rest...)> {
+    static Tensor call(const Tensor &x, Rest... rest) {
+        static const auto handle = find_op<Tensor(const Tensor &, Rest...)>(op);
+        const c10::impl::ExcludeDispatchKeyGuard off(at::autocast::get_autocast_dispatch_key_from_device_type(device));
+        return handle.call(at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), x, device), rest...);
     }
 };
+
+// Registers the product of this name, whose C++ signature is that of `function`.
+#define BT_AUTOCAST(product, function)                                                                                 \
+    static constexpr char product##_name[] = "bittorch::" #product;                                                    \
+    TORCH_LIBRARY_IMPL(bittorch, AutocastCPU, m) {                                                                     \
+        m.impl(#product, &Autocast<c10::DeviceType::CPU, product##_name, decltype(function)>::call);                   \
+    }                                                                                                                  \
+    TORCH_LIBRARY_IMPL(bittorch, AutocastCUDA, m) {                                                                    \
+        m.impl(#product, &Autocast<c10::DeviceType::CUDA, product##_name, decltype(function)>::call);                  \
+    }
 
 } // namespace bittorch

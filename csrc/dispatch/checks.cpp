@@ -230,13 +230,12 @@ Scratch::Scratch(int64_t bytes) : next_(small_) {
     next_ = static_cast<char *>(large_.mutable_data_ptr());
 }
 
-void *current_stream(c10::Device device) {
-    if (device.is_cpu())
-        return nullptr;
+void *current_stream() {
 #if BT_STREAM_HANDLE
-    return c10::impl::VirtualGuardImpl(device.type()).getStream(device).native_handle();
+    const c10::impl::VirtualGuardImpl cuda(at::kCUDA);
+    return cuda.getStream(cuda.getDevice()).native_handle();
 #elif defined(BT_CUDA_TORCH)
-    return c10::cuda::getCurrentCUDAStream(device.index()).stream();
+    return c10::cuda::getCurrentCUDAStream().stream();
 #else
     TORCH_CHECK(false, "this build of bittorch has no CUDA streams: it was built against a CPU-only torch before 2.11");
 #endif

@@ -71,8 +71,8 @@ at::Tensor aligned_rows(const at::Tensor &rows, const bt_kernel &kernel);
 // Turns a kernel's status into an exception that names the kernel.
 void check_status(bt_status status, const bt_kernel &kernel);
 
-// cudaStream_t of the device's current stream; nullptr on the CPU.
-void *current_stream(c10::Device device);
+// cudaStream_t of the current device's current stream.
+void *current_stream();
 
 // Scratch of a CUDA kernel, on the device of a tensor; nothing is allocated for 0 bytes. It may go as soon as the
 // kernel is enqueued, because torch reuses memory in the order of the stream.

@@ -1,7 +1,6 @@
 #include "autograd.h"
-#include "checks.h"
-#include "ops.h"
-#include "parallel.h"
+#include "implement.h"
+#include "launch.h"
 
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -50,13 +49,7 @@ at::Tensor hadamard(const at::Tensor &x, int64_t block_size, const std::optional
     p.after = after.defined() ? after.const_data_ptr<int8_t>() : nullptr;
     p.y = y.mutable_data_ptr();
     p.m = rows.size(0), p.k = rows.size(1), p.n = block_size, p.ldx = rows.stride(0), p.ldy = p.k;
-    p.stream = current_stream(x.device());
-    const auto run = reinterpret_cast<bt_hadamard_fn *>(kernel.run);
-    const int64_t tiles = bt_hadamard_tiles(&p);
-    if (kernel.device == BT_GPU)
-        check_status(run(&p, 0, tiles), kernel);
-    else
-        parallel_tiles(tiles, work_of({p.m, p.k}), [&](int64_t begin, int64_t end) { run(&p, begin, end); });
+    launch(kernel, p, bt_hadamard_tiles(&p), work_of({p.m, p.k}));
     return y;
 }
 
@@ -99,6 +92,8 @@ Tensor hadamard_autograd(const Tensor &x, int64_t block_size, const OptionalTens
 }
 
 } // namespace
+
+BT_IMPLEMENT(hadamard)
 
 TORCH_LIBRARY_IMPL(bittorch, Autograd, m) {
     m.impl("hadamard", &hadamard_autograd);

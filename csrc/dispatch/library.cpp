@@ -1,7 +1,5 @@
-// Every op of torch.ops.bittorch, one line each: the index of the library. Python adds the shapes (register_fake) in
-// bittorch/ops/.
-#include "ops.h"
-
+// Every op of torch.ops.bittorch, one line each: the index of the library. <op>.cpp implements it, and Python adds the
+// shapes (register_fake) in bittorch/ops/.
 #include <torch/library.h>
 
 // m tokens, n = out_features, k = in_features. w_packed (n, ceil(k/4)) uint8; scale (1,), (n,) or (n, k/group_size)
@@ -35,30 +33,3 @@ TORCH_LIBRARY(bittorch, m) {
           "int activation_bits=0, str variant='auto') -> Tensor");
     m.def("hadamard(Tensor x, int block_size, Tensor? sign_before=None, Tensor? sign_after=None) -> Tensor");
 }
-
-namespace bittorch {
-
-// One function serves both devices: it asks the kernel table for the tensor's device.
-static void implement(torch::Library &m) {
-    m.impl("ternary_pack", &ternary_pack);
-    m.impl("ternary_unpack", &ternary_unpack);
-    m.impl("ternary_check", &ternary_check);
-    m.impl("ternary_transpose", &ternary_transpose);
-    m.impl("ternary_quantize", &ternary_quantize);
-    m.impl("act_quantize", &act_quantize);
-    m.impl("ternary_embedding", &ternary_embedding);
-    m.impl("ternary_linear_packed", &ternary_linear_packed);
-    m.impl("ternary_linear_w2a8", &ternary_linear_w2a8);
-    m.impl("ternary_conv2d_packed", &ternary_conv2d_packed);
-    m.impl("hadamard", &hadamard);
-}
-
-TORCH_LIBRARY_IMPL(bittorch, CPU, m) {
-    implement(m);
-}
-
-TORCH_LIBRARY_IMPL(bittorch, CUDA, m) {
-    implement(m);
-}
-
-} // namespace bittorch

@@ -1,6 +1,6 @@
-#include "checks.h"
+#include "implement.h"
+#include "launch.h"
 #include "ops.h"
-#include "parallel.h"
 
 #include <ATen/ops/empty.h>
 
@@ -18,13 +18,10 @@ at::Tensor ternary_check(const at::Tensor &w_packed, int64_t in_features) {
     p.w = rows.const_data_ptr<uint8_t>();
     p.column = column.mutable_data_ptr<int64_t>();
     p.n = n, p.k = in_features, p.ldw = rows.stride(0);
-    p.stream = current_stream(w_packed.device());
-    const auto run = reinterpret_cast<bt_ternary_check_fn *>(kernel.run);
-    if (kernel.device == BT_GPU)
-        check_status(run(&p, 0, n), kernel);
-    else
-        parallel_tiles(n, work_of({n, in_features}), [&](int64_t begin, int64_t end) { run(&p, begin, end); });
+    launch(kernel, p, n, work_of({n, in_features}));
     return column;
 }
+
+BT_IMPLEMENT_CODES(ternary_check)
 
 } // namespace bittorch

@@ -169,37 +169,6 @@ Tensor conv2d(const Tensor &x, const Tensor &weight, const OptionalTensor &bias,
     return conv2d_forward(x, weight, bias, g, args, activation_bits, variant);
 }
 
-template <c10::DeviceType device> struct Autocast : AutocastInput<device> {
-    using AutocastInput<device>::cast, AutocastInput<device>::off;
-
-    static Tensor packed(const Tensor &x, const Tensor &w_packed, const Tensor &scale, const OptionalTensor &bias,
-                         IntArrayRef kernel_size, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
-                         int64_t groups, int64_t activation_bits, const std::string &variant) {
-        const auto guard = off();
-        return call_conv2d(cast(x), w_packed, scale, bias,
-                           {kernel_size.vec(), stride.vec(), padding.vec(), dilation.vec(), groups}, activation_bits,
-                           variant);
-    }
-
-    static Tensor trained(const Tensor &x, const Tensor &weight, const OptionalTensor &bias, IntArrayRef stride,
-                          IntArrayRef padding, IntArrayRef dilation, int64_t groups, const std::string &method,
-                          const std::string &scale_rule, double threshold_factor, const std::string &granularity,
-                          int64_t group_size, int64_t activation_bits, const std::string &variant) {
-        static const auto op =
-            find_op<Tensor(const Tensor &, const Tensor &, const OptionalTensor &, IntArrayRef, IntArrayRef,
-                           IntArrayRef, int64_t, const std::string &, const std::string &, double, const std::string &,
-                           int64_t, int64_t, const std::string &)>("bittorch::ternary_conv2d");
-        const auto guard = off();
-        return op.call(cast(x), weight, bias, stride, padding, dilation, groups, method, scale_rule, threshold_factor,
-                       granularity, group_size, activation_bits, variant);
-    }
-
-    static void implement(torch::Library &m) {
-        m.impl("ternary_conv2d_packed", &packed);
-        m.impl("ternary_conv2d", &trained);
-    }
-};
-
 } // namespace
 
 TORCH_LIBRARY_IMPL(bittorch, CompositeExplicitAutograd, m) {
@@ -211,12 +180,7 @@ TORCH_LIBRARY_IMPL(bittorch, Autograd, m) {
     m.impl("ternary_conv2d", &conv2d<true>);
 }
 
-TORCH_LIBRARY_IMPL(bittorch, AutocastCPU, m) {
-    Autocast<c10::DeviceType::CPU>::implement(m);
-}
-
-TORCH_LIBRARY_IMPL(bittorch, AutocastCUDA, m) {
-    Autocast<c10::DeviceType::CUDA>::implement(m);
-}
+BT_AUTOCAST(ternary_conv2d_packed, packed_autograd)
+BT_AUTOCAST(ternary_conv2d, conv2d<true>)
 
 } // namespace bittorch

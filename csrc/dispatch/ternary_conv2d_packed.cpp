@@ -1,13 +1,9 @@
-#include "checks.h"
+#include "by_torch.h"
+#include "implement.h"
+#include "launch.h"
 #include "ops.h"
-#include "parallel.h"
 
-#include <ATen/TensorOperators.h>
-#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/im2col.h>
-#include <ATen/ops/matmul.h>
-#include <ATen/ops/zeros.h>
 
 namespace bittorch {
 namespace {
@@ -60,17 +56,6 @@ bt_ternary_conv2d_packed problem_of(const Tensor &x, const Tensor &w_packed, con
     return p;
 }
 
-// im2col: (samples, channels * kernel_h * kernel_w, positions).
-Tensor patches_of(const Tensor &x, const bt_ternary_conv2d_packed &p) {
-    if (x.numel() == 0) // torch refuses it
-        return at::zeros({x.size(0), x.size(1) * p.kernel_h * p.kernel_w, p.out_h * p.out_w}, x.options());
-    // A step that leads nowhere is 1 in p, which would be a step to torch.
-    const int64_t stride_h = p.out_h == 1 ? p.height + 2 * p.pad_h : p.stride_h;
-    const int64_t stride_w = p.out_w == 1 ? p.width + 2 * p.pad_w : p.stride_w;
-    return at::im2col(x, {p.kernel_h, p.kernel_w}, {p.dilation_h, p.dilation_w}, {p.pad_h, p.pad_w},
-                      {stride_h, stride_w});
-}
-
 // Whether patches read so little of the padded input that a copy of it would be mostly zeros, or no memory holds it.
 bool is_mostly_padding(const bt_ternary_conv2d_packed &p) {
     const auto area = [](int64_t height, int64_t width) {
@@ -104,8 +89,7 @@ void quantize(bt_ternary_conv2d_packed &p, const void *x, int x_type, const Code
     a.m = p.samples, a.k = a.ldx = a.ldq = size_product("values of a sample", {p.channels, p.height, p.width});
     a.scale = p.digits == 1 ? reinterpret_cast<float *>(codes.scales) : nullptr;
     a.step = p.digits == 1 ? nullptr : codes.scales;
-    const auto run = reinterpret_cast<bt_act_quantize_fn *>(quantizer.run);
-    parallel_tiles(a.m, work_of({a.m, a.k, a.digits}), [&](int64_t begin, int64_t end) { run(&a, begin, end); });
+    launch(quantizer, a, a.m, work_of({a.m, a.k, a.digits}));
     p.x = codes.q, p.x_type = BT_I8, p.q_scale = a.scale, p.q_step = a.step;
 }
 
@@ -117,7 +101,6 @@ int64_t padded_elements(const bt_ternary_conv2d_packed &p) {
 
 // `floating`: the products are; else the activations are quantised here, where x does not hold codes with their scales.
 void run_on_cpu(const bt_kernel &kernel, const bt_ternary_conv2d_packed &all, bool floating) {
-    const auto run = reinterpret_cast<bt_ternary_conv2d_packed_fn *>(kernel.run);
     bt_ternary_conv2d_packed p = all;
     p.x_type = floating ? all.x_type : BT_I8;
     const bool quantizes = !floating && all.x_type != BT_I8;
@@ -147,70 +130,9 @@ void run_on_cpu(const bt_kernel &kernel, const bt_ternary_conv2d_packed &all, bo
         parallel_tiles(planes, work_of({planes, bt_conv_plane(&p)}),
                        [&](int64_t begin, int64_t end) { bt_ternary_conv2d_packed_prepare(&p, begin, end); });
         const int64_t products = work_of({p.digits, p.samples, p.n, p.k, p.out_h, p.out_w});
-        parallel_tiles(bt_conv_tiles(&p), floating ? products : products / 4, [&](int64_t begin, int64_t end) {
-            Scratch patches(Scratch::bytes_of<char>(patch_bytes));
-            bt_ternary_conv2d_packed part = p;
-            part.patch = patches.take<char>(patch_bytes);
-            run(&part, begin, end);
-        });
+        launch(kernel, p, bt_conv_tiles(&p), floating ? products : products / 4, &bt_ternary_conv2d_packed::patch,
+               patch_bytes);
     }
-}
-
-// Patches by torch, (groups, samples, positions, k).
-Tensor unfold(const Tensor &x, const bt_ternary_conv2d_packed &p) {
-    return patches_of(x, p).view({p.samples, p.groups, p.k, p.out_h * p.out_w}).permute({1, 0, 3, 2});
-}
-
-// The exact sums of integers below 2^53, as float64, then the epilogue of the header with one rounding an operation.
-Tensor unfolded_codes(const Tensor &x, const Tensor &w_packed, const Tensor &scale, const bt_ternary_conv2d_packed &p,
-                      int64_t bits) {
-    const auto [q, q_scale] = act_quantize(x.flatten(1), bits);
-    Tensor codes = q.to(at::kDouble);
-    if (bits > 8) {
-        Tensor joined = codes.select(1, bits / 8 - 1);
-        for (int64_t d = bits / 8 - 2; d >= 0; d--)
-            joined = joined * 256 + codes.select(1, d);
-        codes = joined;
-    }
-    const Tensor patches = unfold(codes.view(x.sizes()), p);
-    const Tensor weight = ternary_unpack(w_packed, std::nullopt, p.k, at::kChar).to(at::kDouble);
-    const Tensor scales = scale.dim() == 2 ? scale : scale.numel() == 1 ? scale.expand({p.n, 1}) : scale.view({p.n, 1});
-    const Tensor step = q_scale.view({p.samples, 1, 1});
-    const int64_t rows = p.n / p.groups, columns = p.k / scales.size(1);
-    std::vector<Tensor> parts;
-    for (int64_t g = 0; g < p.groups; g++) {
-        Tensor sum = at::zeros({p.samples, p.out_h * p.out_w, rows}, q_scale.options());
-        for (int64_t s = 0; s < scales.size(1); s++) {
-            const Tensor part = weight.narrow(0, g * rows, rows).narrow(1, s * columns, columns);
-            const Tensor dot = at::matmul(patches[g].narrow(-1, s * columns, columns), part.t());
-            const Tensor factor = scales.narrow(0, g * rows, rows).select(1, s);
-            sum = sum + (bits == 8 ? dot.to(at::kFloat) * (step * factor) : dot * step * factor.to(at::kDouble));
-        }
-        parts.push_back(sum.to(at::kFloat));
-    }
-    return at::cat(parts, -1);
-}
-
-Tensor unfolded_floats(const Tensor &x, const Tensor &w_packed, const Tensor &scale, const bt_ternary_conv2d_packed &p,
-                       const std::string &variant) {
-    const Tensor patches = unfold(x, p);
-    const int64_t rows = p.n / p.groups;
-    std::vector<Tensor> parts;
-    for (int64_t g = 0; g < p.groups; g++)
-        parts.push_back(
-            ternary_linear_packed(patches[g].contiguous().to(at::kFloat), w_packed.narrow(0, g * rows, rows),
-                                  scale.numel() == 1 ? scale : scale.narrow(0, g * rows, rows), std::nullopt, variant));
-    return at::cat(parts, -1);
-}
-
-// CUDA, and variant "unfold" on a CPU, where it can be compared with the kernels.
-Tensor unfolded(const Tensor &x, const Tensor &w_packed, const Tensor &scale, const std::optional<Tensor> &bias,
-                const bt_ternary_conv2d_packed &p, int64_t bits, const std::string &variant) {
-    Tensor y = bits ? unfolded_codes(x, w_packed, scale, p, bits)
-                    : unfolded_floats(x, w_packed, scale, p, variant == "unfold" ? "auto" : variant);
-    if (bias)
-        y = y + bias->to(at::kFloat);
-    return y.to(x.scalar_type()).transpose(1, 2).contiguous().view({p.samples, p.n, p.out_h, p.out_w});
 }
 
 } // namespace
@@ -240,7 +162,7 @@ Tensor ternary_conv2d_packed(const Tensor &x, const Tensor &w_packed, const Tens
     if (p.samples == 0 || p.n == 0)
         return y.contiguous(format);
     if (!on_cpu)
-        return unfolded(x.contiguous(), w_packed, scale, bias, p, activation_bits, variant).contiguous(format);
+        return convolve_unfolded(x.contiguous(), w_packed, scale, bias, p, activation_bits, variant).contiguous(format);
     const bt_kernel &kernel =
         find_kernel(BT_OP_ternary_conv2d_packed, BT_CPU, activation_bits ? BT_I8 : x_type, variant);
     Tensor images = x.contiguous(), steps;
@@ -267,5 +189,7 @@ Tensor ternary_conv2d_packed(const Tensor &x, const Tensor &w_packed, const Tens
     run_on_cpu(kernel, p, activation_bits == 0);
     return y.contiguous(format);
 }
+
+BT_IMPLEMENT(ternary_conv2d_packed)
 
 } // namespace bittorch

@@ -1,6 +1,5 @@
-#include "checks.h"
-#include "ops.h"
-#include "parallel.h"
+#include "implement.h"
+#include "launch.h"
 
 #include <ATen/ops/empty.h>
 
@@ -46,13 +45,10 @@ at::Tensor ternary_embedding(const at::Tensor &indices, const at::Tensor &w_pack
     p.scale = scales.const_data_ptr<float>();
     p.y = y.mutable_data_ptr();
     p.ldw = rows.stride(0), p.ldy = p.k, p.lds = layout.lds, p.group = layout.group;
-    p.stream = current_stream(w_packed.device());
-    const auto run = reinterpret_cast<bt_ternary_embedding_fn *>(kernel.run);
-    if (kernel.device == BT_GPU)
-        check_status(run(&p, 0, p.m), kernel);
-    else
-        parallel_tiles(p.m, work_of({p.m, p.k, depth}), [&](int64_t begin, int64_t end) { run(&p, begin, end); });
+    launch(kernel, p, p.m, work_of({p.m, p.k, depth}));
     return y;
 }
+
+BT_IMPLEMENT_CODES(ternary_embedding)
 
 } // namespace bittorch

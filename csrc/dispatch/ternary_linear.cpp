@@ -242,52 +242,6 @@ Tensor linear_ste_composite(const Tensor &x, const Tensor &, const Tensor &w_pac
     return linear_forward(x, {w_packed, scale}, bias, activation_bits, variant);
 }
 
-template <c10::DeviceType device> struct Autocast : AutocastInput<device> {
-    using AutocastInput<device>::cast, AutocastInput<device>::off;
-
-    static Tensor packed(const Tensor &x, const Tensor &w_packed, const Tensor &scale, const OptionalTensor &bias,
-                         const std::string &variant) {
-        const auto guard = off();
-        return call_packed(cast(x), w_packed, scale, bias, variant);
-    }
-
-    static Tensor w2a8(const Tensor &x, const Tensor &w_packed, const Tensor &scale, const OptionalTensor &bias,
-                       const OptionalTensor &x_scale, OptionalDtype out_dtype, int64_t activation_bits,
-                       const std::string &variant, const OptionalTensor &norm_weight, double norm_eps) {
-        const auto guard = off();
-        return call_w2a8(cast(x), w_packed, scale, bias, x_scale, out_dtype, activation_bits, variant,
-                         {norm_weight, norm_eps});
-    }
-
-    static Tensor linear(const Tensor &x, const Tensor &weight, const OptionalTensor &bias, const std::string &method,
-                         const std::string &scale_rule, double threshold_factor, const std::string &granularity,
-                         int64_t group_size, int64_t activation_bits, const std::string &variant) {
-        static const auto op =
-            find_op<Tensor(const Tensor &, const Tensor &, const OptionalTensor &, const std::string &,
-                           const std::string &, double, const std::string &, int64_t, int64_t, const std::string &)>(
-                "bittorch::ternary_linear");
-        const auto guard = off();
-        return op.call(cast(x), weight, bias, method, scale_rule, threshold_factor, granularity, group_size,
-                       activation_bits, variant);
-    }
-
-    static Tensor linear_ste(const Tensor &x, const Tensor &weight, const Tensor &w_packed, const Tensor &scale,
-                             const OptionalTensor &bias, int64_t activation_bits, const std::string &variant) {
-        static const auto op =
-            find_op<Tensor(const Tensor &, const Tensor &, const Tensor &, const Tensor &, const OptionalTensor &,
-                           int64_t, const std::string &)>("bittorch::ternary_linear_ste");
-        const auto guard = off();
-        return op.call(cast(x), weight, w_packed, scale, bias, activation_bits, variant);
-    }
-
-    static void implement(torch::Library &m) {
-        m.impl("ternary_linear_packed", &packed);
-        m.impl("ternary_linear_w2a8", &w2a8);
-        m.impl("ternary_linear", &linear);
-        m.impl("ternary_linear_ste", &linear_ste);
-    }
-};
-
 } // namespace
 
 TORCH_LIBRARY_IMPL(bittorch, CompositeExplicitAutograd, m) {
@@ -300,18 +254,11 @@ TORCH_LIBRARY_IMPL(bittorch, Autograd, m) {
     m.impl("ternary_linear_w2a8", &w2a8_autograd);
     m.impl("ternary_linear", &linear_autograd);
     m.impl("ternary_linear_ste", &linear_ste_autograd);
-    // Codes and scales are not differentiable.
-    for (const char *op : {"ternary_pack", "ternary_unpack", "ternary_check", "ternary_transpose", "ternary_quantize",
-                           "ternary_embedding", "act_quantize"})
-        m.impl(op, torch::CppFunction::makeFallthrough());
 }
 
-TORCH_LIBRARY_IMPL(bittorch, AutocastCPU, m) {
-    Autocast<c10::DeviceType::CPU>::implement(m);
-}
-
-TORCH_LIBRARY_IMPL(bittorch, AutocastCUDA, m) {
-    Autocast<c10::DeviceType::CUDA>::implement(m);
-}
+BT_AUTOCAST(ternary_linear_packed, packed_autograd)
+BT_AUTOCAST(ternary_linear_w2a8, w2a8_autograd)
+BT_AUTOCAST(ternary_linear, linear_autograd)
+BT_AUTOCAST(ternary_linear_ste, linear_ste_autograd)
 
 } // namespace bittorch

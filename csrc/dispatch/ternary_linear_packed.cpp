@@ -1,10 +1,9 @@
-#include "checks.h"
+#include "by_torch.h"
+#include "implement.h"
+#include "launch.h"
 #include "ops.h"
-#include "parallel.h"
 
-#include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/mm.h>
 
 namespace bittorch {
 
@@ -12,7 +11,6 @@ namespace bittorch {
 constexpr int64_t token_block = 1024;
 
 static void run_on_cpu(const bt_kernel &kernel, const bt_ternary_linear_packed &all, int64_t x_bytes, int64_t y_bytes) {
-    const auto run = reinterpret_cast<bt_ternary_linear_packed_fn *>(kernel.run);
     bt_ternary_linear_packed p = all;
     p.xp_type = bt_packed_xp_type(kernel.dtypes);
     p.xp_natural = bt_packed_natural(&p, kernel.needs);
@@ -30,30 +28,7 @@ static void run_on_cpu(const bt_kernel &kernel, const bt_ternary_linear_packed &
         if (!is_x)
             parallel_tiles(p.m, work_of({p.m, p.k}),
                            [&](int64_t begin, int64_t end) { bt_ternary_linear_packed_prepare(&p, begin, end); });
-        parallel_tiles(bt_tiles(p.m, p.n), work_of({p.m, p.n, p.k}),
-                       [&](int64_t begin, int64_t end) { run(&p, begin, end); });
-    }
-}
-
-// Bytes of the weight that are decoded at once: they stay in the L2 of the devices where this is chosen.
-constexpr int64_t decoded_bytes = 16 << 20;
-
-// The weight is decoded to the type of x, some rows at a time, and torch multiplies: cuBLAS on a GPU, with fp32 sums.
-static void run_unpacked(const at::Tensor &rows, const at::Tensor &w, const at::Tensor &scale,
-                         const std::optional<at::Tensor> &bias, const at::Tensor &y) {
-    const int64_t n = w.size(0), k = rows.size(1),
-                  row_bytes = std::max<int64_t>(1, size_product("bytes of a row", {k, rows.element_size()}));
-    const int64_t chunk = std::max<int64_t>(256, decoded_bytes / row_bytes / 64 * 64);
-    const at::Tensor biases = bias ? bias->to(rows.scalar_type()) : at::Tensor();
-    for (int64_t first = 0; first < n && rows.size(0) > 0; first += chunk) {
-        const int64_t count = std::min(chunk, n - first);
-        const at::Tensor scales = scale.numel() == 1 ? scale : scale.narrow(0, first, count);
-        const at::Tensor dense = ternary_unpack(w.narrow(0, first, count), scales, k, rows.scalar_type());
-        at::Tensor out = y.narrow(1, first, count);
-        if (bias)
-            at::addmm_out(out, biases.narrow(0, first, count), rows, dense.t());
-        else
-            at::mm_out(out, rows, dense.t());
+        launch(kernel, p, bt_tiles(p.m, p.n), work_of({p.m, p.n, p.k}));
     }
 }
 
@@ -85,7 +60,7 @@ at::Tensor ternary_linear_packed(const at::Tensor &x, const at::Tensor &w_packed
     if (y.numel() == 0)
         return y;
     if (unpack_on_cpu || kernel.needs & BT_GPU_UNPACK) {
-        run_unpacked(rows, w, scales, bias, y.view({p.m, p.n}));
+        multiply_unpacked(rows, w, scales, bias, y.view({p.m, p.n}));
         return y;
     }
     const at::Tensor x_rows = aligned_rows(rows, kernel), w_rows = aligned_rows(w, kernel);
@@ -96,15 +71,16 @@ at::Tensor ternary_linear_packed(const at::Tensor &x, const at::Tensor &w_packed
     p.bias_type = bias ? float_type(*bias, "bias") : BT_F32;
     p.y = y.mutable_data_ptr();
     p.ldx = x_rows.stride(0), p.ldw = w_rows.stride(0), p.ldy = p.n, p.lds = layout.lds, p.group = layout.group;
-    p.stream = current_stream(x.device());
     if (kernel.device == BT_GPU) {
         const Workspace workspace(bt_ternary_linear_packed_cuda_workspace(&p), x);
         p.workspace = workspace.data(), p.workspace_bytes = workspace.bytes();
-        check_status(reinterpret_cast<bt_ternary_linear_packed_fn *>(kernel.run)(&p, 0, bt_tiles(p.m, p.n)), kernel);
+        launch(kernel, p, bt_tiles(p.m, p.n), work_of({p.m, p.n, p.k}));
     } else {
         run_on_cpu(kernel, p, x.element_size(), y.element_size());
     }
     return y;
 }
+
+BT_IMPLEMENT(ternary_linear_packed)
 
 } // namespace bittorch

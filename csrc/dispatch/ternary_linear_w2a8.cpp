@@ -1,6 +1,5 @@
-#include "checks.h"
-#include "ops.h"
-#include "parallel.h"
+#include "implement.h"
+#include "launch.h"
 
 #include <ATen/ops/empty.h>
 
@@ -34,10 +33,16 @@ static void set_scales(bt_act_quantize &a, void *scales) {
     a.step = a.digits == 1 ? nullptr : static_cast<double *>(scales);
 }
 
+static void quantize(const bt_kernel &kernel, const bt_act_quantize &a) {
+    launch(kernel, a, a.m, work_of({a.m, a.digits, a.k}));
+}
+
+static void multiply(const bt_kernel &kernel, const bt_ternary_linear_w2a8 &p) {
+    launch(kernel, p, bt_tiles(p.m, p.n), work_of({p.m, p.n, p.digits, p.k}) / 4);
+}
+
 static void run_on_cpu(const bt_kernel &kernel, const bt_ternary_linear_w2a8 &all, const Activations &x) {
     const bt_kernel &quantizer = find_kernel(BT_OP_act_quantize, BT_CPU, x.type, "auto");
-    const auto quantize = reinterpret_cast<bt_act_quantize_fn *>(quantizer.run);
-    const auto run = reinterpret_cast<bt_ternary_linear_w2a8_fn *>(kernel.run);
     const int64_t y_bytes = all.y_type == BT_F32 ? 4 : 2, token_block = code_rows / all.digits;
     const int64_t tokens = std::min(all.m, token_block);
     bt_ternary_linear_w2a8 p = all;
@@ -56,20 +61,17 @@ static void run_on_cpu(const bt_kernel &kernel, const bt_ternary_linear_w2a8 &al
         set_scales(a, scales);
         p.q = a.q, p.q_sum = a.sum, p.q_scale = x.scale ? x.scale + first : a.scale, p.q_step = a.step;
         p.y = static_cast<char *>(all.y) + first * all.ldy * y_bytes;
-        const int64_t columns = p.digits * p.k;
-        parallel_tiles(p.m, work_of({p.m, columns}), [&](int64_t begin, int64_t end) { quantize(&a, begin, end); });
-        parallel_tiles(bt_tiles(p.m, p.n), work_of({p.m, p.n, columns}) / 4,
-                       [&](int64_t begin, int64_t end) { run(&p, begin, end); });
+        quantize(quantizer, a);
+        multiply(kernel, p);
     }
 }
 
 static void run_on_gpu(const bt_kernel &kernel, bt_ternary_linear_w2a8 p, const Activations &x) {
-    const auto run = reinterpret_cast<bt_ternary_linear_w2a8_fn *>(kernel.run);
     const Workspace workspace(bt_ternary_linear_w2a8_cuda_workspace(&p), x.rows);
     p.workspace = workspace.data(), p.workspace_bytes = workspace.bytes();
     if (x.type == BT_I8) {
         p.q = static_cast<const int8_t *>(x.rows.const_data_ptr()), p.ldq = x.rows.stride(0), p.q_scale = x.scale;
-        return check_status(run(&p, 0, bt_tiles(p.m, p.n)), kernel);
+        return multiply(kernel, p);
     }
     const bt_kernel &quantizer = find_kernel(BT_OP_act_quantize, BT_GPU, x.type, "auto");
     const int64_t ldq = padded_size("columns", p.k, 16); // rows that loads of 16 bytes can read
@@ -77,12 +79,12 @@ static void run_on_gpu(const bt_kernel &kernel, bt_ternary_linear_w2a8 p, const 
     const at::Tensor scales = at::empty({p.m}, x.rows.options().dtype(p.digits == 1 ? at::kFloat : at::kDouble));
     bt_act_quantize a = quantize_params(x, p.digits, 0, p.m);
     a.order = p.q_order = kernel.needs & BT_GPU_SM80 ? BT_ORDER_STRIDE4 : BT_ORDER_NATURAL; // tensor cores
-    a.ldq = p.ldq = ldq, a.stream = p.stream;
+    a.ldq = p.ldq = ldq;
     a.q = static_cast<int8_t *>(codes.mutable_data_ptr());
     set_scales(a, scales.mutable_data_ptr());
-    check_status(reinterpret_cast<bt_act_quantize_fn *>(quantizer.run)(&a, 0, p.m), quantizer);
+    quantize(quantizer, a);
     p.q = a.q, p.q_scale = a.scale, p.q_step = a.step;
-    check_status(run(&p, 0, bt_tiles(p.m, p.n)), kernel);
+    multiply(kernel, p);
 }
 
 static void check_x_scale(const at::Tensor &x, const std::optional<at::Tensor> &x_scale,
@@ -140,7 +142,6 @@ at::Tensor ternary_linear_w2a8(const at::Tensor &x, const at::Tensor &w_packed, 
     p.bias_type = bias ? float_type(*bias, "bias") : BT_F32;
     p.y = y.mutable_data_ptr();
     p.ldw = w_rows.stride(0), p.ldy = p.n, p.lds = layout.lds, p.group = layout.group;
-    p.stream = current_stream(x.device());
     const bool codes_given = x_type == BT_I8;
     const Activations activations{codes_given ? aligned_rows(rows, kernel) : rows,
                                   x_scale ? x_scales.const_data_ptr<float>() : nullptr, x_type,
@@ -148,5 +149,7 @@ at::Tensor ternary_linear_w2a8(const at::Tensor &x, const at::Tensor &w_packed, 
     kernel.device == BT_GPU ? run_on_gpu(kernel, p, activations) : run_on_cpu(kernel, p, activations);
     return y;
 }
+
+BT_IMPLEMENT(ternary_linear_w2a8)
 
 } // namespace bittorch

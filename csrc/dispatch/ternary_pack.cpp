@@ -1,6 +1,6 @@
-#include "checks.h"
+#include "implement.h"
+#include "launch.h"
 #include "ops.h"
-#include "parallel.h"
 
 #include <ATen/ops/empty.h>
 
@@ -30,15 +30,12 @@ at::Tensor ternary_pack(const at::Tensor &codes, bool check) {
     p.codes = static_cast<const int8_t *>(rows.const_data_ptr());
     p.packed = static_cast<uint8_t *>(packed.mutable_data_ptr());
     p.n = n, p.k = k, p.ldc = rows.stride(0), p.ldw = packed.size(1);
-    p.stream = current_stream(codes.device());
-    const auto run = reinterpret_cast<bt_ternary_pack_fn *>(kernel.run);
-    if (kernel.device == BT_GPU)
-        check_status(run(&p, 0, n), kernel);
-    else
-        parallel_tiles(n, work_of({n, k}), [&](int64_t begin, int64_t end) { run(&p, begin, end); });
+    launch(kernel, p, n, work_of({n, k}));
     if (check) // waits for the device
         refuse_illegal(codes, packed);
     return packed;
 }
+
+BT_IMPLEMENT_CODES(ternary_pack)
 
 } // namespace bittorch

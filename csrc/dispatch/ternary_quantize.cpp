@@ -1,11 +1,9 @@
-#include "checks.h"
-#include "ops.h"
-#include "parallel.h"
+#include "implement.h"
+#include "launch.h"
 
 #include <ATen/ops/empty.h>
 
 #include <array>
-#include <memory>
 
 namespace bittorch {
 
@@ -48,17 +46,6 @@ static void set_granularity(bt_ternary_quantize &p, const std::string &granulari
     p.lds = p.k / group_size;
 }
 
-static void run_on_cpu(const bt_kernel &kernel, const bt_ternary_quantize &params) {
-    const auto run = reinterpret_cast<bt_ternary_quantize_fn *>(kernel.run);
-    const size_t bytes = bt_ternary_quantize_workspace(&params);
-    parallel_tiles(bt_ternary_quantize_tiles(&params), work_of({params.n, params.k}), [&](int64_t begin, int64_t end) {
-        const std::unique_ptr<char[]> workspace(new char[bytes]);
-        bt_ternary_quantize p = params;
-        p.workspace = workspace.get();
-        run(&p, begin, end);
-    });
-}
-
 std::tuple<at::Tensor, at::Tensor> ternary_quantize(const at::Tensor &w, const std::string &method,
                                                     const std::string &scale_rule, double threshold_factor,
                                                     const std::string &granularity, int64_t group_size) {
@@ -84,17 +71,13 @@ std::tuple<at::Tensor, at::Tensor> ternary_quantize(const at::Tensor &w, const s
     p.packed = packed.mutable_data_ptr<uint8_t>();
     p.scale = scale.mutable_data_ptr<float>();
     p.ldx = rows.stride(0), p.ldw = packed.size(1);
-    p.stream = current_stream(w.device());
-    if (kernel.device == BT_CPU) {
-        run_on_cpu(kernel, p);
-    } else {
-        const auto bytes = static_cast<int64_t>(bt_ternary_quantize_cuda_workspace(&p));
-        const at::Tensor workspace = at::empty({bytes}, w.options().dtype(at::kByte));
-        p.workspace = workspace.mutable_data_ptr();
-        const auto run = reinterpret_cast<bt_ternary_quantize_fn *>(kernel.run);
-        check_status(run(&p, 0, bt_ternary_quantize_tiles(&p)), kernel);
-    }
+    const Workspace workspace(kernel.device == BT_GPU ? bt_ternary_quantize_cuda_workspace(&p) : 0, w);
+    p.workspace = workspace.data();
+    launch(kernel, p, bt_ternary_quantize_tiles(&p), work_of({p.n, p.k}), &bt_ternary_quantize::workspace,
+           static_cast<int64_t>(bt_ternary_quantize_workspace(&p)));
     return {packed, scale};
 }
+
+BT_IMPLEMENT_CODES(ternary_quantize)
 
 } // namespace bittorch

@@ -1,6 +1,5 @@
-#include "checks.h"
-#include "ops.h"
-#include "parallel.h"
+#include "implement.h"
+#include "launch.h"
 
 #include <ATen/ops/empty.h>
 
@@ -20,14 +19,10 @@ at::Tensor ternary_transpose(const at::Tensor &w_packed, int64_t in_features) {
     p.w = rows.const_data_ptr<uint8_t>();
     p.t = transposed.mutable_data_ptr<uint8_t>();
     p.n = n, p.k = k, p.ldw = rows.stride(0), p.ldt = transposed.size(1);
-    p.stream = current_stream(w_packed.device());
-    const auto run = reinterpret_cast<bt_ternary_transpose_fn *>(kernel.run);
-    const int64_t tiles = div_up(k, BT_TRANSPOSE_TILE);
-    if (kernel.device == BT_GPU)
-        check_status(run(&p, 0, tiles), kernel);
-    else
-        parallel_tiles(tiles, work_of({n, k}), [&](int64_t begin, int64_t end) { run(&p, begin, end); });
+    launch(kernel, p, div_up(k, BT_TRANSPOSE_TILE), work_of({n, k}));
     return transposed;
 }
+
+BT_IMPLEMENT_CODES(ternary_transpose)
 
 } // namespace bittorch

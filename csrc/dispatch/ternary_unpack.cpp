@@ -1,6 +1,6 @@
-#include "checks.h"
+#include "implement.h"
+#include "launch.h"
 #include "ops.h"
-#include "parallel.h"
 
 #include <ATen/ops/empty.h>
 
@@ -30,13 +30,10 @@ at::Tensor ternary_unpack(const at::Tensor &w_packed, const std::optional<at::Te
     p.scale = scale ? scales.const_data_ptr<float>() : nullptr;
     p.y = y.mutable_data_ptr();
     p.n = n, p.k = k, p.ldw = rows.stride(0), p.ldy = k, p.lds = layout.lds, p.group = layout.group;
-    p.stream = current_stream(w_packed.device());
-    const auto run = reinterpret_cast<bt_ternary_unpack_fn *>(kernel.run);
-    if (kernel.device == BT_GPU)
-        check_status(run(&p, 0, n), kernel);
-    else
-        parallel_tiles(n, work_of({n, k}), [&](int64_t begin, int64_t end) { run(&p, begin, end); });
+    launch(kernel, p, n, work_of({n, k}));
     return y;
 }
+
+BT_IMPLEMENT_CODES(ternary_unpack)
 
 } // namespace bittorch
