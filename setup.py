@@ -33,20 +33,19 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 MACHINE = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
 
-# One instruction set per file: the last word of a kernel's file name picks its flags and the machine it is for.
-AVX2 = ["-mavx2", "-mfma", "-mf16c"]
-AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
-ISA_FLAGS = {
-    "scalar": (None, []),
-    "avx2": ("x86_64", AVX2),
-    "avx512": ("x86_64", AVX512),
-    "avx512vnni": ("x86_64", [*AVX512, "-mavx512vnni"]),
-    "avx512bf16": ("x86_64", [*AVX512, "-mavx512bf16"]),
-    "avxvnni": ("x86_64", [*AVX2, "-mavxvnni"]),
-    "neon": ("aarch64", []),
-    "neondot": ("aarch64", ["-march=armv8.2-a+dotprod"]),
-    "neoni8mm": ("aarch64", ["-march=armv8.2-a+dotprod+i8mm"]),
-}
+
+def isa_flags():
+    """csrc/kernels/isa.h: for the last word of a kernel's file name the machine that it is for, and its flags."""
+    machines, flags = {"X86": "x86_64", "ARM": "aarch64"}, {"NONE": []}
+    found = {"scalar": (None, [])}
+    text = (ROOT / "csrc/kernels/isa.h").read_text()
+    for constant, name, machine, base, own in re.findall(r'\bX\((\w+), (\w+), (\w+), (\w+), "([^"]*)"', text):
+        flags[constant] = [*flags[base], *own.split()]
+        found[name] = (machines[machine], flags[constant])
+    return found
+
+
+ISA_FLAGS = isa_flags()
 
 # No compiler may fuse a multiplication with an addition: the epilogues' bits are part of the contract.
 COMMON = ["-O3", "-DNDEBUG", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
@@ -298,9 +297,10 @@ class BuildKernels(build_ext):
         )
 
 
-setup(
-    ext_modules=[Extension("bittorch._C", sources=[], py_limited_api=True)],
-    cmdclass={"build_ext": BuildKernels},
-    install_requires=requirements(),
-    options=options(),
-)
+if __name__ == "__main__":
+    setup(
+        ext_modules=[Extension("bittorch._C", sources=[], py_limited_api=True)],
+        cmdclass={"build_ext": BuildKernels},
+        install_requires=requirements(),
+        options=options(),
+    )

@@ -56,12 +56,11 @@ PRODUCTS = {
 
 def build(folder: Path) -> Path:
     """The driver with every kernel of this machine, compiled by $CC or cc as setup.py does it."""
-    constants = hot_loops.setup_constants()
-    compiler = [*shlex.split(os.environ.get("CC", "cc")), "-std=c11", *constants["COMMON"]]
+    compiler = [*shlex.split(os.environ.get("CC", "cc")), "-std=c11", *hot_loops.COMMON]
     jobs: list[tuple[Path, list[str]]] = [(ROOT / "benchmark" / "count_kernel.c", [])]
     jobs += [(ROOT / "csrc" / "dispatch" / name, []) for name in ("kernel_table.c", "cpu_features.c")]
     for source in sorted(hot_loops.SOURCES.glob("*.c")):
-        machine, flags = constants["ISA_FLAGS"][source.stem.rsplit("_", 1)[1]]
+        machine, flags = hot_loops.ISA_FLAGS[source.stem.rsplit("_", 1)[1]]
         if machine in (None, hot_loops.MACHINE):
             jobs.append((source, flags))
 
@@ -93,7 +92,7 @@ def kernels(op: str) -> list[str]:
     found = []
     for source in sorted(hot_loops.SOURCES.glob(f"{op}_*.c")):
         variant = source.stem.removeprefix(f"{op}_")
-        if hot_loops.setup_constants()["ISA_FLAGS"][variant][0] in (None, hot_loops.MACHINE):
+        if hot_loops.ISA_FLAGS[variant][0] in (None, hot_loops.MACHINE):
             found.append(variant)
     return found
 

@@ -21,7 +21,6 @@ _LINEAR = (
     "hadamard",
 )
 _CONV = ("ternary_conv2d_packed", "ternary_conv2d")
-_MATRIX = ("ternary_pack", "ternary_unpack", "ternary_check", "ternary_transpose", "ternary_quantize")
 
 
 def _is_mapped(dim: Any) -> bool:
@@ -56,8 +55,11 @@ def _rule(op: Callable[..., Any], batch: bool, flatten: bool) -> Callable[..., _
 
 
 def register() -> None:
-    """Gives every op its rule."""
-    for names, batch, flatten in ((_LINEAR, True, False), (_CONV, True, True), (_MATRIX, False, False)):
+    """Gives every op its rule; those that are not named above take matrices alone."""
+    from bittorch import _C
+
+    matrix = {str(row["op"]) for row in _C.kernels()} - {*_LINEAR, *_CONV}
+    for names, batch, flatten in ((_LINEAR, True, False), (_CONV, True, True), (matrix, False, False)):
         for name in names:
             op = getattr(torch.ops.bittorch, name).default
             torch.library.register_vmap(f"bittorch::{name}", _rule(op, batch, flatten))

@@ -6,62 +6,45 @@
 #include <cpuid.h>
 #endif
 
+/* What the last column of isa.h asks. On x86 the compiler's own test covers cpuid and, through xgetbv, the register
+ * state that the OS saves; EAX of leaf 7, subleaf 1, has bits for which not every compiler has names. On ARM, numbers
+ * of HWCAP bits, because older C library headers lack the names. */
 #if defined(__x86_64__)
-/* EAX of cpuid leaf 7, subleaf 1, for whose bits not every compiler's own test has names; 0 without that subleaf. */
+#define SUPPORTS(feature) __builtin_cpu_supports(feature)
+#define LEAF_7_1(bit) (leaf_7_1() >> (bit) & 1u)
 static uint32_t leaf_7_1(void) {
     uint32_t eax = 0, ebx, ecx, edx;
     return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) ? eax : 0;
 }
-
-#if defined(BT_EVEX)
-static int has_avxvnni(uint32_t features) {
-    return (features & BT_CPU_AVX512VNNI) != 0;
-}
+#elif defined(__aarch64__) && defined(__linux__)
+#define HWCAP(bit) (getauxval(AT_HWCAP) >> (bit) & 1u)
+#define HWCAP2(bit) (getauxval(AT_HWCAP2) >> (bit) & 1u)
+#elif defined(__aarch64__) && defined(__APPLE__)
+#define HWCAP(bit) ((bit) == 20) /* every Apple silicon core has FEAT_DotProd */
+#define HWCAP2(bit) 0
 #else
-static int has_avxvnni(uint32_t features) {
-    return (features & BT_CPU_AVX2) && (leaf_7_1() >> 4 & 1u);
-}
+#define HWCAP(bit) 0
+#define HWCAP2(bit) 0
 #endif
 
-/* The compiler's own test covers cpuid and, through xgetbv, the register state that the OS saves. */
+#define ADD(constant, name, machine, base, flags, test)                                                                \
+    if (0 BT_ON_##machine(|| ((features & BT_CPU_##base) == BT_CPU_##base && (test))))                                 \
+        features |= BT_CPU_##constant;
 uint32_t bt_cpu_features(void) {
     uint32_t features = 0;
+#if defined(__x86_64__)
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-        features |= BT_CPU_AVX2;
-    if ((features & BT_CPU_AVX2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-        features |= BT_CPU_AVX512;
-    if ((features & BT_CPU_AVX512) && __builtin_cpu_supports("avx512vnni"))
-        features |= BT_CPU_AVX512VNNI;
-    if (has_avxvnni(features))
-        features |= BT_CPU_AVXVNNI;
-    if ((features & BT_CPU_AVX512) && (leaf_7_1() >> 5 & 1u))
-        features |= BT_CPU_AVX512BF16;
-    return features;
-}
-#elif defined(__aarch64__)
-uint32_t bt_cpu_features(void) {
-    uint32_t features = BT_CPU_NEON;
-#if defined(__linux__)
-    enum { ASIMDDP = 1 << 20, I8MM = 1 << 13 }; /* HWCAP_ASIMDDP, HWCAP2_I8MM; older C library headers lack the names */
-    if (getauxval(AT_HWCAP) & ASIMDDP)
-        features |= BT_CPU_NEONDOT;
-    if ((features & BT_CPU_NEONDOT) && (getauxval(AT_HWCAP2) & I8MM))
-        features |= BT_CPU_NEONI8MM;
-#elif defined(__APPLE__)
-    features |= BT_CPU_NEONDOT; /* every Apple silicon core has it */
+#endif
+    BT_ISAS(ADD)
+#if defined(BT_EVEX) /* the AVX-VNNI file is compiled as AVX512-VNNI */
+    features &= ~(uint32_t)BT_CPU_AVXVNNI;
+    features |= features & BT_CPU_AVX512VNNI ? BT_CPU_AVXVNNI : 0;
 #endif
     return features;
 }
-#else
-uint32_t bt_cpu_features(void) {
-    return 0;
-}
-#endif
 
+#define NAME(constant, name, ...) #name,
 const char *bt_cpu_feature_name(int bit_number) {
-    static const char *const names[] = {[0] = "avx2",    [1] = "avx512",   [2] = "avx512vnni", [3] = "neon",
-                                        [4] = "neondot", [5] = "neoni8mm", [6] = "avxvnni",    [7] = "avx512bf16"};
-    return bit_number >= 0 && bit_number < (int)(sizeof names / sizeof *names) ? names[bit_number] : NULL;
+    static const char *const names[] = {BT_ISAS(NAME)};
+    return bit_number >= 0 && bit_number < BT_ISA_COUNT ? names[bit_number] : NULL;
 }

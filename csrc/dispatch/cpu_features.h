@@ -1,4 +1,4 @@
-/* What this CPU and its operating system offer, as the BT_CPU_* bits of bt_common.h. */
+/* What this CPU and its operating system offer, as the BT_CPU_* bits of isa.h. */
 #ifndef BT_CPU_FEATURES_H
 #define BT_CPU_FEATURES_H
 

@@ -4,12 +4,14 @@
 #include <stdatomic.h>
 #include <string.h>
 
+#define FUNCTION(op, variant) (bt_kernel_fn *)bt_##op##_##variant
 #define ROW(op, device, dtypes, variant, needs)                                                                        \
-    {BT_OP_##op, device, dtypes, needs, #variant, (bt_kernel_fn *)bt_##op##_##variant},
-const bt_kernel bt_kernels[] = {BT_ALL_KERNELS(ROW)};
+    {BT_OP_##op, device, dtypes, (needs) & ~BT_READS, (needs) & BT_READS, #variant, FUNCTION(op, variant)},
+#define ROWS(op, list) list(ROW)
+const bt_kernel bt_kernels[] = {BT_OPS(ROWS)};
 const int bt_kernel_count = (int)(sizeof bt_kernels / sizeof *bt_kernels);
 
-#define NAME(op) #op,
+#define NAME(op, list) #op,
 static const char *const op_names[] = {BT_OPS(NAME)};
 
 /* Point into the table or at a role name: strings that live as long as the program. */

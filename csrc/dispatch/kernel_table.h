@@ -16,7 +16,7 @@
 extern "C" {
 #endif
 
-#define BT_OP_ENUM(op) BT_OP_##op,
+#define BT_OP_ENUM(op, list) BT_OP_##op,
 typedef enum bt_op { BT_OPS(BT_OP_ENUM) BT_OP_COUNT } bt_op;
 #undef BT_OP_ENUM
 
@@ -27,6 +27,7 @@ typedef struct bt_kernel {
     int device;      /* BT_CPU or BT_GPU */
     unsigned dtypes; /* BT_SET() of the activation or weight types it takes */
     uint32_t needs;  /* BT_CPU_* and BT_GPU_* bits */
+    uint32_t reads;  /* BT_READS_* bits */
     const char *variant;
     bt_kernel_fn *run;
 } bt_kernel;

@@ -9,7 +9,7 @@ namespace bittorch {
 
 // The op whose kernels take these params.
 template <typename Params> constexpr bt_op op_of = BT_OP_COUNT;
-#define BT_OP_OF(op) template <> inline constexpr bt_op op_of<bt_##op> = BT_OP_##op;
+#define BT_OP_OF(op, list) template <> inline constexpr bt_op op_of<bt_##op> = BT_OP_##op;
 BT_OPS(BT_OP_OF)
 #undef BT_OP_OF
 

@@ -12,8 +12,8 @@ constexpr int64_t token_block = 1024;
 
 static void run_on_cpu(const bt_kernel &kernel, const bt_ternary_linear_packed &all, int64_t x_bytes, int64_t y_bytes) {
     bt_ternary_linear_packed p = all;
-    p.xp_type = bt_packed_xp_type(kernel.dtypes);
-    p.xp_natural = bt_packed_natural(&p, kernel.needs);
+    p.xp_type = bt_packed_xp_type(kernel.reads);
+    p.xp_natural = bt_packed_natural(&p, kernel.reads);
     const bool is_x = p.xp_natural && p.x_type == BT_F32; // nothing to prepare
     p.ldxp = is_x ? p.ldx : padded_size("columns", p.k, BT_FLOAT_BLOCK);
     const int64_t rows = is_x ? 0 : std::min(all.m, token_block), element = p.xp_type == BT_F32 ? 4 : 2;

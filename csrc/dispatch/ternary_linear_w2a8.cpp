@@ -78,7 +78,7 @@ static void run_on_gpu(const bt_kernel &kernel, bt_ternary_linear_w2a8 p, const 
     const at::Tensor codes = at::empty({p.digits * p.m, ldq}, x.rows.options().dtype(at::kChar));
     const at::Tensor scales = at::empty({p.m}, x.rows.options().dtype(p.digits == 1 ? at::kFloat : at::kDouble));
     bt_act_quantize a = quantize_params(x, p.digits, 0, p.m);
-    a.order = p.q_order = kernel.needs & BT_GPU_SM80 ? BT_ORDER_STRIDE4 : BT_ORDER_NATURAL; // tensor cores
+    a.order = p.q_order = kernel.reads & BT_READS_STRIDE4 ? BT_ORDER_STRIDE4 : BT_ORDER_NATURAL;
     a.ldq = p.ldq = ldq;
     a.q = static_cast<int8_t *>(codes.mutable_data_ptr());
     set_scales(a, scales.mutable_data_ptr());

@@ -7,6 +7,8 @@
 #ifndef BT_COMMON_H
 #define BT_COMMON_H
 
+#include "isa.h"
+
 #include <stddef.h>
 #include <stdint.h>
 
@@ -29,20 +31,14 @@ enum { BT_CPU = 0, BT_GPU = 1 };                         /* devices of the kerne
 #define BT_SET(type) (1u << (type))
 #define BT_FLOATS (BT_SET(BT_F32) | BT_SET(BT_F16) | BT_SET(BT_BF16))
 
-/* What a CPU kernel needs; cpu_features.c fills the bits, a bit stands for everything its comment names. */
-enum {
-    BT_CPU_AVX2 = 1 << 0,       /* AVX2, FMA, F16C and an OS that saves ymm */
-    BT_CPU_AVX512 = 1 << 1,     /* AVX-512 F, BW, DQ, VL and an OS that saves zmm */
-    BT_CPU_AVX512VNNI = 1 << 2, /* BT_CPU_AVX512 and AVX512-VNNI */
-    BT_CPU_NEON = 1 << 3,       /* Advanced SIMD, part of every AArch64 */
-    BT_CPU_NEONDOT = 1 << 4,    /* FEAT_DotProd: sdot */
-    BT_CPU_NEONI8MM = 1 << 5,   /* FEAT_I8MM: smmla, and BT_CPU_NEONDOT */
-    BT_CPU_AVXVNNI = 1 << 6,    /* BT_CPU_AVX2 and AVX-VNNI; with BT_EVEX BT_CPU_AVX512VNNI */
-    BT_CPU_AVX512BF16 = 1 << 7  /* BT_CPU_AVX512 and AVX512-BF16 */
-};
+#define BT_ISA_BIT(constant, ...) BT_CPU_##constant = 1 << BT_ISA_##constant,
 
-/* What a CUDA kernel needs of its device and of the problem, in the bits above; bt_pick() weighs them. */
+/* The last column of a kernel list, in one word. */
 enum {
+    /* What a CPU kernel needs: BT_CPU_AVX2 and so on, which cpu_features.c fills. */
+    BT_ISAS(BT_ISA_BIT) BT_CPU_NONE = 0,
+
+    /* What a CUDA kernel needs of its device and of the problem; bt_pick() weighs them. */
     BT_GPU_SM80 = 1 << 16,         /* compute capability 8.0 */
     BT_GPU_FEW_COLUMNS = 1 << 17,  /* at most 16 rows of activations, each digit of a token being one */
     BT_GPU_GROUPS = 1 << 18,       /* k > 0; a scale a row or for all, or groups of a multiple of 64 up to 1024 */
@@ -51,7 +47,14 @@ enum {
     BT_GPU_UNPACK = 1 << 21,       /* decoding the weight for a library's product pays, see bt_unpack_pays() */
     BT_GPU_NEEDS = 63 << 16,
     BT_GPU_BULK = BT_GPU_SM80 | BT_GPU_LONG_GROUPS | BT_GPU_ALIGNED_ROWS,
-    BT_GPU_SKINNY = BT_GPU_SM80 | BT_GPU_FEW_COLUMNS | BT_GPU_GROUPS | BT_GPU_ALIGNED_ROWS
+    BT_GPU_SKINNY = BT_GPU_SM80 | BT_GPU_FEW_COLUMNS | BT_GPU_GROUPS | BT_GPU_ALIGNED_ROWS,
+
+    /* How a kernel reads its activations, where its op leaves a choice. */
+    BT_READS_PAIRS = 1 << 24,      /* ternary_linear_packed: pair order, bf16 */
+    BT_READS_NATURAL_8 = 1 << 25,  /* natural order too, for short rows, of which a vector holds 8 */
+    BT_READS_NATURAL_16 = 1 << 26, /* the same, 16 */
+    BT_READS_STRIDE4 = 1 << 27,    /* ternary_linear_w2a8: codes with stride 4 too */
+    BT_READS = 15 << 24
 };
 
 /* Rows of a kernel list that exist only in some builds. */

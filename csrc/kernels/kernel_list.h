@@ -1,5 +1,5 @@
-/* Every kernel of the library, op by op, fastest first: the source of the kernel table, of _C.kernels() and of the test
- * cases. */
+/* Every op of the library that has kernels, and the list of these: the source of the kernel table, of _C.kernels() and
+ * of the test cases. */
 #ifndef BT_KERNEL_LIST_H
 #define BT_KERNEL_LIST_H
 
@@ -16,29 +16,16 @@
 #include "ternary_unpack.h"
 
 #define BT_OPS(X)                                                                                                      \
-    X(ternary_pack)                                                                                                    \
-    X(ternary_unpack)                                                                                                  \
-    X(ternary_check)                                                                                                   \
-    X(ternary_transpose)                                                                                               \
-    X(ternary_quantize)                                                                                                \
-    X(ternary_embedding)                                                                                               \
-    X(act_quantize)                                                                                                    \
-    X(ternary_linear_packed)                                                                                           \
-    X(ternary_linear_w2a8)                                                                                             \
-    X(ternary_conv2d_packed)                                                                                           \
-    X(hadamard)
-
-#define BT_ALL_KERNELS(X)                                                                                              \
-    BT_TERNARY_PACK(X)                                                                                                 \
-    BT_TERNARY_UNPACK(X)                                                                                               \
-    BT_TERNARY_CHECK(X)                                                                                                \
-    BT_TERNARY_TRANSPOSE(X)                                                                                            \
-    BT_TERNARY_QUANTIZE(X)                                                                                             \
-    BT_TERNARY_EMBEDDING(X)                                                                                            \
-    BT_ACT_QUANTIZE(X)                                                                                                 \
-    BT_TERNARY_LINEAR_PACKED(X)                                                                                        \
-    BT_TERNARY_LINEAR_W2A8(X)                                                                                          \
-    BT_TERNARY_CONV2D_PACKED(X)                                                                                        \
-    BT_HADAMARD(X)
+    X(ternary_pack, BT_TERNARY_PACK)                                                                                   \
+    X(ternary_unpack, BT_TERNARY_UNPACK)                                                                               \
+    X(ternary_check, BT_TERNARY_CHECK)                                                                                 \
+    X(ternary_transpose, BT_TERNARY_TRANSPOSE)                                                                         \
+    X(ternary_quantize, BT_TERNARY_QUANTIZE)                                                                           \
+    X(ternary_embedding, BT_TERNARY_EMBEDDING)                                                                         \
+    X(act_quantize, BT_ACT_QUANTIZE)                                                                                   \
+    X(ternary_linear_packed, BT_TERNARY_LINEAR_PACKED)                                                                 \
+    X(ternary_linear_w2a8, BT_TERNARY_LINEAR_W2A8)                                                                     \
+    X(ternary_conv2d_packed, BT_TERNARY_CONV2D_PACKED)                                                                 \
+    X(hadamard, BT_HADAMARD)
 
 #endif

@@ -20,14 +20,15 @@
  *
  *   natural order, fp32  xp[i][c] = (float)x[i][c]              x itself where it is fp32; nothing is read beyond k
  *
- * A kernel whose only type in the list is bf16 reads pair order, see bt_packed_xp_type(); the others read float
- * order, or, where bt_packed_natural() says so, natural order. The scalar kernel reads the first two, for the group
+ * The list says which a kernel reads, BT_READS_PAIRS or else float order, and BT_READS_NATURAL_* where it can read
+ * natural order too; bt_packed_natural() says when it should. The scalar kernel reads the first two, for the group
  * sizes that a variant leaves to it.
  *
  * CUDA: fp32 sums in an order that the shape alone decides; a token's result may differ from the CPU's in rounding.
  * Tensor cores (skinny, bulk) sum doubled products and halve the sum, so a bf16 activation or a sum above 1.7e38, half
  * the largest float, becomes Inf. No fp16 activation is that large.
- * cuda_unpack is ternary_unpack and a product by cuBLAS, which csrc/dispatch runs: the weight is rounded to x's type.
+ * cuda_unpack is ternary_unpack and a product by cuBLAS, by csrc/dispatch/by_torch.cpp: the weight is rounded to x's
+ * type.
  */
 #ifndef BT_TERNARY_LINEAR_PACKED_H
 #define BT_TERNARY_LINEAR_PACKED_H
@@ -59,22 +60,22 @@ typedef bt_status bt_ternary_linear_packed_fn(const bt_ternary_linear_packed *p,
 /* CPU: fills rows [row_begin, row_end) of xp; to be done for all rows before any tile runs. */
 bt_status bt_ternary_linear_packed_prepare(const bt_ternary_linear_packed *p, int64_t row_begin, int64_t row_end);
 
-/* The xp_type of a kernel whose row of the list has these types. */
-static inline int bt_packed_xp_type(unsigned dtypes) {
-    return dtypes == BT_SET(BT_BF16) ? BT_BF16 : BT_F32;
+/* The xp_type of a kernel that reads so. */
+static inline int bt_packed_xp_type(uint32_t reads) {
+    return reads & BT_READS_PAIRS ? BT_BF16 : BT_F32;
 }
 
-/* Whether a kernel whose row of the list has these needs can read natural order, and whether it is faster so: its
- * vectors then hold rows of w. */
-static inline int bt_packed_may_be_natural(const bt_ternary_linear_packed *p, uint32_t needs) {
-    return (needs == BT_CPU_AVX512 || needs == BT_CPU_AVX2) && p->group == p->k && p->k > 0 && p->k <= BT_NATURAL_K;
+/* Whether it can read natural order, and whether it is faster so: its vectors then hold rows of w. */
+static inline int bt_packed_may_be_natural(const bt_ternary_linear_packed *p, uint32_t reads) {
+    const uint32_t natural = BT_READS_NATURAL_8 | BT_READS_NATURAL_16;
+    return (reads & natural) && p->group == p->k && p->k > 0 && p->k <= BT_NATURAL_K;
 }
 
-static inline int bt_packed_natural(const bt_ternary_linear_packed *p, uint32_t needs) {
-    static const bt_lane_cost avx512 = {16, BT_FLOAT_BLOCK, 64, 0, 17, 14, 0};
-    static const bt_lane_cost avx2 = {8, BT_FLOAT_BLOCK, 64, 0, 21, 11, 0};
-    return bt_packed_may_be_natural(p, needs) &&
-           bt_rows_fit_lanes(p->m, p->n, p->k, needs == BT_CPU_AVX512 ? &avx512 : &avx2);
+static inline int bt_packed_natural(const bt_ternary_linear_packed *p, uint32_t reads) {
+    static const bt_lane_cost of_16 = {16, BT_FLOAT_BLOCK, 64, 0, 17, 14, 0};
+    static const bt_lane_cost of_8 = {8, BT_FLOAT_BLOCK, 64, 0, 21, 11, 0};
+    return bt_packed_may_be_natural(p, reads) &&
+           bt_rows_fit_lanes(p->m, p->n, p->k, reads & BT_READS_NATURAL_16 ? &of_16 : &of_8);
 }
 
 static inline void *bt_packed_xp_row(const bt_ternary_linear_packed *p, int64_t i) {
@@ -91,9 +92,9 @@ static inline size_t bt_ternary_linear_packed_cuda_workspace(const bt_ternary_li
     BT_ON_CUDA(X(ternary_linear_packed, BT_GPU, BT_SET(BT_F16) | BT_SET(BT_BF16), cuda_bulk, BT_GPU_BULK))             \
     BT_ON_CUDA(X(ternary_linear_packed, BT_GPU, BT_FLOATS, cuda_tiled, 0))                                             \
     BT_ON_CUDA(X(ternary_linear_packed, BT_GPU, BT_FLOATS, cuda_baseline, 0))                                          \
-    BT_ON_X86(X(ternary_linear_packed, BT_CPU, BT_SET(BT_BF16), avx512bf16, BT_CPU_AVX512BF16))                        \
-    BT_ON_X86(X(ternary_linear_packed, BT_CPU, BT_FLOATS, avx512, BT_CPU_AVX512))                                      \
-    BT_ON_X86(X(ternary_linear_packed, BT_CPU, BT_FLOATS, avx2, BT_CPU_AVX2))                                          \
+    BT_ON_X86(X(ternary_linear_packed, BT_CPU, BT_SET(BT_BF16), avx512bf16, BT_CPU_AVX512BF16 | BT_READS_PAIRS))       \
+    BT_ON_X86(X(ternary_linear_packed, BT_CPU, BT_FLOATS, avx512, BT_CPU_AVX512 | BT_READS_NATURAL_16))                \
+    BT_ON_X86(X(ternary_linear_packed, BT_CPU, BT_FLOATS, avx2, BT_CPU_AVX2 | BT_READS_NATURAL_8))                     \
     BT_ON_ARM(X(ternary_linear_packed, BT_CPU, BT_FLOATS, neon, BT_CPU_NEON))                                          \
     X(ternary_linear_packed, BT_CPU, BT_FLOATS, scalar, 0)
 

@@ -29,7 +29,7 @@ typedef struct bt_ternary_linear_w2a8 {
     void *y;              /* m rows of n, ldy elements apart, of type y_type */
     int64_t m, n, k, ldq, ldw, ldy, lds, group;
     int y_type, bias_type, digits;
-    int q_order;     /* CUDA: BT_ORDER_NATURAL, or BT_ORDER_STRIDE4, which cuda_skinny and cuda_bulk alone take */
+    int q_order;     /* CUDA: BT_ORDER_NATURAL, or BT_ORDER_STRIDE4 for a kernel that reads it */
     void *workspace; /* CUDA: bt_ternary_linear_w2a8_cuda_workspace() bytes, aligned to 8 */
     int64_t workspace_bytes;
     void *stream;
@@ -42,8 +42,8 @@ static inline size_t bt_ternary_linear_w2a8_cuda_workspace(const bt_ternary_line
 }
 
 #define BT_TERNARY_LINEAR_W2A8(X)                                                                                      \
-    BT_ON_CUDA(X(ternary_linear_w2a8, BT_GPU, BT_SET(BT_I8), cuda_skinny, BT_GPU_SKINNY))                              \
-    BT_ON_CUDA(X(ternary_linear_w2a8, BT_GPU, BT_SET(BT_I8), cuda_bulk, BT_GPU_BULK))                                  \
+    BT_ON_CUDA(X(ternary_linear_w2a8, BT_GPU, BT_SET(BT_I8), cuda_skinny, BT_GPU_SKINNY | BT_READS_STRIDE4))           \
+    BT_ON_CUDA(X(ternary_linear_w2a8, BT_GPU, BT_SET(BT_I8), cuda_bulk, BT_GPU_BULK | BT_READS_STRIDE4))               \
     BT_ON_CUDA(X(ternary_linear_w2a8, BT_GPU, BT_SET(BT_I8), cuda_tiled, 0))                                           \
     BT_ON_CUDA(X(ternary_linear_w2a8, BT_GPU, BT_SET(BT_I8), cuda_baseline, 0))                                        \
     BT_ON_X86(X(ternary_linear_w2a8, BT_CPU, BT_SET(BT_I8), avx512vnni, BT_CPU_AVX512VNNI))                            \

@@ -46,7 +46,7 @@ static void compare(bt_ternary_linear_w2a8 p, const Buffer &q, const Grouping &g
             p.workspace = workspace.data();
             p.workspace_bytes = workspace_bytes;
             /* Under one order of threads with stride 4. */
-            const bool stride4 = kernel.needs != 0 && cusim::order == cusim::REVERSE;
+            const bool stride4 = (kernel.needs & BT_READS_STRIDE4) && cusim::order == cusim::REVERSE;
             p.q = stride4 ? ordered.data<int8_t>() : q.data<int8_t>();
             p.ldq = stride4 ? ordered.stride : q.stride;
             p.q_order = stride4 ? BT_ORDER_STRIDE4 : BT_ORDER_NATURAL;

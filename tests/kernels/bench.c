@@ -58,7 +58,7 @@ static void run_packed(const bt_kernel *kernel, const void *problem, int64_t gro
                                         .group = group,
                                         .ldxp = a->k,
                                         .x_type = a->x_type,
-                                        .xp_type = bt_packed_xp_type(kernel->dtypes),
+                                        .xp_type = bt_packed_xp_type(kernel->reads),
                                         .y_type = a->x_type};
     bt_ternary_linear_packed_prepare(&p, 0, a->m);
     ((bt_ternary_linear_packed_fn *)kernel->run)(&p, 0, bt_tiles(a->m, a->n));

@@ -45,14 +45,8 @@ void check(int condition, const char *what);
 int report(void);
 
 void test_half(void);
-void test_ternary_pack(void);
-void test_ternary_quantize(void);
-void test_ternary_transpose(void);
-void test_ternary_embedding(void);
-void test_act_quantize(void);
-void test_ternary_linear_packed(void);
-void test_ternary_linear_w2a8(void);
-void test_ternary_conv2d_packed(void);
-void test_hadamard(void);
+/* test_<op>() for each op. */
+#define BT_DECLARE_TEST(op, list) void test_##op(void);
+BT_OPS(BT_DECLARE_TEST)
 
 #endif

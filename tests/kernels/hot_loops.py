@@ -6,7 +6,7 @@ object code that no noise hides. Used by test_hot_loops.py and benchmark/instruc
 
 from __future__ import annotations
 
-import ast
+import importlib.util
 import os
 import platform
 import re
@@ -15,7 +15,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 ROOT = Path(__file__).parent.parent.parent
 SOURCES = ROOT / "csrc" / "kernels" / "cpu"
@@ -48,7 +48,7 @@ MARGIN = 1.1
 
 # One row a kernel file, or one for each product that it has, named after a space; one Loop for each number of tokens T,
 # or of positions of a convolution. A new variant: add its row, deriving the counts from its source in the same way; a
-# tile that changes changes its row. With rows in the lanes (x86_short_rows.h) a pass of the int8 products is a word of
+# tile that changes changes its row. With rows in the lanes (x86_lane_rows.h) a pass of the int8 products is a word of
 # V vectors by Q rows of q: V loads, 4 V masks, 3 V shifts, 4 Q broadcasts, 4 V Q products, and counters and addresses.
 KERNELS = {
     # A pass is a block of 256 columns of 4 rows. Codes: load, shift, vpternlogd and prefetch a row: 16; masks: 4 planes
@@ -190,18 +190,18 @@ KERNELS = {
 }
 
 
-def setup_constants() -> dict[str, Any]:
-    """ISA_FLAGS and COMMON of setup.py, which runs the build when it is imported."""
-    wanted = {"AVX2", "AVX512", "ISA_FLAGS", "COMMON"}
-    tree = ast.parse((ROOT / "setup.py").read_text())
-    body = [
-        node
-        for node in tree.body
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id in wanted for t in node.targets)
-    ]
-    found: dict[str, Any] = {}
-    exec(compile(ast.Module(body, type_ignores=[]), "setup.py", "exec"), found)
-    return found
+def _setup() -> ModuleType:
+    """setup.py, for its flags; imported, it builds nothing."""
+    spec = importlib.util.spec_from_file_location("bittorch_setup", ROOT / "setup.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+COMMON: list[str] = _setup().COMMON
+ISA_FLAGS: dict[str, tuple[str | None, list[str]]] = _setup().ISA_FLAGS
 
 
 def suffix_of(name: str) -> str:
@@ -210,7 +210,7 @@ def suffix_of(name: str) -> str:
 
 
 def machine_of(name: str) -> str:
-    return str(setup_constants()["ISA_FLAGS"][suffix_of(name)][0])
+    return str(ISA_FLAGS[suffix_of(name)][0])
 
 
 def tools(machine: str) -> tuple[list[str], str]:
@@ -230,9 +230,8 @@ def tools(machine: str) -> tuple[list[str], str]:
 
 def listing(name: str, out: Path, source: Path | None = None, extra: tuple[str, ...] = ()) -> str:
     """The disassembly of a kernel file, or of another `source` in its place, compiled as setup.py does it."""
-    constants = setup_constants()
     compiler, dump = tools(machine_of(name))
-    flags = [*constants["COMMON"], *constants["ISA_FLAGS"][suffix_of(name)][1]]
+    flags = [*COMMON, *ISA_FLAGS[suffix_of(name)][1]]
     obj = out / f"{name.split()[0]}.o"
     path = source or SOURCES / f"{name.split()[0]}.c"
     subprocess.run([*compiler, "-std=c11", *flags, *extra, f"-I{SOURCES}", "-c", path, "-o", obj], check=True)

@@ -24,9 +24,12 @@ def _listing(name: str, out: Path, source: Path | None = None, extra: tuple[str,
 
 
 def test_flags_come_from_setup() -> None:
-    constants = hot_loops.setup_constants()
-    assert "-ffp-contract=off" in constants["COMMON"]
-    assert constants["ISA_FLAGS"]["avx512vnni"] == ("x86_64", [*constants["AVX512"], "-mavx512vnni"])
+    assert "-ffp-contract=off" in hot_loops.COMMON
+    assert hot_loops.ISA_FLAGS["scalar"] == (None, [])
+    avx512 = hot_loops.ISA_FLAGS["avx512"][1]
+    assert set(avx512) > {"-mavx512bw", *hot_loops.ISA_FLAGS["avx2"][1]}
+    assert hot_loops.ISA_FLAGS["avx512vnni"] == ("x86_64", [*avx512, "-mavx512vnni"])
+    assert hot_loops.ISA_FLAGS["neon"] == ("aarch64", [])
 
 
 @pytest.mark.parametrize("name", helpers.slow_but(["ternary_conv2d_packed_avx2", "ternary_linear_w2a8_neon"], KERNELS))

@@ -39,16 +39,10 @@ int main(int argc, char **argv) {
     printf("\n");
     test_half();
     for (at_end = quick; at_end < 2; at_end++) {
-        test_ternary_pack();
-        test_ternary_transpose();
-        test_ternary_embedding();
-        if (!quick || has_rows_to_compare(BT_OP_ternary_quantize))
-            test_ternary_quantize();
-        test_act_quantize();
-        test_ternary_linear_packed();
-        test_ternary_linear_w2a8();
-        test_ternary_conv2d_packed();
-        test_hadamard();
+#define RUN(op, list)                                                                                                  \
+    if (!quick || BT_OP_##op != BT_OP_ternary_quantize || has_rows_to_compare(BT_OP_##op))                             \
+        test_##op();
+        BT_OPS(RUN)
     }
     return report();
 }

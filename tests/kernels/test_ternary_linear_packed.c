@@ -121,7 +121,7 @@ static void compare(const case_t *t, bt_ternary_linear_packed p, const void *exp
             continue;
         describe(t, kernel->variant);
         bt_ternary_linear_packed_fn *run = (bt_ternary_linear_packed_fn *)kernel->run;
-        const int xp_type = bt_packed_xp_type(kernel->dtypes);
+        const int xp_type = bt_packed_xp_type(kernel->reads);
         if (xp_type != p.xp_type)
             prepare(&p, xp_type);
         p.y = buffer(matrix_bytes(p.m, p.n, p.ldy, p.y_type));
@@ -129,7 +129,7 @@ static void compare(const case_t *t, bt_ternary_linear_packed p, const void *exp
         run(&p, 0, tiles / 2);
         if (xp_type == BT_F32) {
             check(same_values(p.y, expected, p.y_type, length), "bits as scalar");
-            if (bt_packed_may_be_natural(&p, kernel->needs))
+            if (bt_packed_may_be_natural(&p, kernel->reads))
                 check_natural(p, run, expected, length);
             continue;
         }

@@ -176,27 +176,39 @@ static void check_check(int64_t n, int64_t k, int64_t gap) {
     release();
 }
 
+static void each_size(void (*run)(int64_t n, int64_t k, int64_t gap)) {
+    for (int i = 0; i < COUNT_K; i++)
+        for (int j = 0; j < COUNT_N; j++)
+            for (int gap = 0; gap < 8; gap += 7)
+                run(some_n[j], some_k[i], gap);
+}
+
+static void check_unpack_types(int64_t n, int64_t k, int64_t gap) {
+    for (int type = BT_F32; type <= BT_I8; type++) {
+        check_unpack_groups(n, k, gap, type);
+        check_unpack(n, k, gap, type, 0, k);
+        if (type != BT_I8)
+            check_unpack(n, k, gap, type, 1, k % 64 == 0 && gap ? 64 : k);
+    }
+}
+
+void test_ternary_unpack(void) {
+    check_special_scales();
+    check_unpack_groups(3, 36, 5, BT_F32);
+    check_unpack_groups(3, 1440, 0, BT_F16);
+    each_size(check_unpack_types);
+}
+
+void test_ternary_check(void) {
+    each_size(check_check);
+}
+
 void test_ternary_pack(void) {
     static const int8_t first[6] = {1, -1, 0, 1, -1, 0}, second[6] = {0, 1, 1, -1, 0, -1};
     check_golden(first, 0x49, 0x02);
     check_golden(second, 0x94, 0x08);
-    check_special_scales();
-    check_unpack_groups(3, 36, 5, BT_F32);
-    check_unpack_groups(3, 1440, 0, BT_F16);
-    for (int i = 0; i < COUNT_K; i++)
-        for (int j = 0; j < COUNT_N; j++)
-            for (int gap = 0; gap < 8; gap += 7) {
-                const int64_t k = some_k[i], n = some_n[j];
-                check_pack(n, k, gap);
-                check_pack_variants(n, k, gap);
-                check_check(n, k, gap);
-                for (int type = BT_F32; type <= BT_I8; type++) {
-                    check_unpack_groups(n, k, gap, type);
-                    check_unpack(n, k, gap, type, 0, k);
-                    if (type != BT_I8)
-                        check_unpack(n, k, gap, type, 1, k % 64 == 0 && gap ? 64 : k);
-                }
-            }
+    each_size(check_pack);
+    each_size(check_pack_variants);
     set_context("values other than trits");
     const int8_t odd[4] = {2, -2, 127, 0};
     uint8_t byte = 0;
