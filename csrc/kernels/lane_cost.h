@@ -1,5 +1,5 @@
 /* Which way a product on an x86 CPU goes: with columns of w in the lanes of a vector, or with rows of w, see
- * cpu/x86_short_rows.h. */
+ * cpu/x86_lane_rows.h. */
 #ifndef BT_LANE_COST_H
 #define BT_LANE_COST_H
 

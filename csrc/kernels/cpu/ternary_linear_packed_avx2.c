@@ -6,45 +6,9 @@
  *   s      15   ...  1   0      the two low bits are the index that vpermilps takes into {0, +1, -1, 0}
  *
  * So every step s is a permutation, one multiply-add a token, and a shift by 2. Assumes float order in xp. */
-#include "x86.h"
-
-enum { LANES = 8, MOST_TOKENS = 4 };
-typedef __m256 floats;
-typedef __m256i words;
-
-BT_ALWAYS_INLINE floats decode(words codes) {
-    const __m256 trits = _mm256_setr_ps(0.0f, 1.0f, -1.0f, 0.0f, 0.0f, 1.0f, -1.0f, 0.0f);
-    return _mm256_permutevar_ps(trits, codes);
-}
-BT_ALWAYS_INLINE words shift(words codes) {
-    return _mm256_srli_epi32(codes, 2);
-}
-BT_ALWAYS_INLINE words load_words(const uint32_t *from) {
-    return _mm256_load_si256((const __m256i *)from);
-}
-BT_ALWAYS_INLINE floats zeros(void) {
-    return _mm256_setzero_ps();
-}
-BT_ALWAYS_INLINE floats splat(const float *from) {
-    return _mm256_broadcast_ss(from);
-}
-BT_ALWAYS_INLINE floats load(const float *from) {
-    return _mm256_load_ps(from);
-}
-BT_ALWAYS_INLINE void store(float *to, floats v) {
-    _mm256_store_ps(to, v);
-}
-BT_ALWAYS_INLINE floats add(floats a, floats b) {
-    return _mm256_add_ps(a, b);
-}
-BT_ALWAYS_INLINE floats multiply(floats a, floats b) {
-    return _mm256_mul_ps(a, b);
-}
-BT_ALWAYS_INLINE floats multiply_add(floats a, floats b, floats c) {
-    return _mm256_fmadd_ps(a, b, c);
-}
-
-#include "x86_short_packed.h"
+#include "x86_avx2.h"
+#include "x86_packed_columns.h"
+#include "x86_packed_rows.h"
 
 enum { HALF_LANES = 8, HALF_BYTES = 32 };
 

@@ -6,54 +6,9 @@
  *   s      15   ...  1   0      the two low bits are the index that vpermilps takes into {0, +1, -1, 0}
  *
  * So every step s is a permutation, one multiply-add a token, and a shift by 2. Assumes float order in xp. */
-#include "x86.h"
-
-enum { LANES = 16, MOST_TOKENS = 8 };
-typedef __m512 floats;
-typedef __m512i words;
-
-#if defined(BT_SIMDE)
-BT_ALWAYS_INLINE __m512 decode(__m512i codes) {
-    const __m512 trits = _mm512_set_ps(0.0f, -1.0f, 1.0f, 0.0f, 0.0f, -1.0f, 1.0f, 0.0f, 0.0f, -1.0f, 1.0f, 0.0f, 0.0f,
-                                       -1.0f, 1.0f, 0.0f);
-    return _mm512_permutexvar_ps(_mm512_and_si512(codes, _mm512_set1_epi32(3)), trits);
-}
-#else
-BT_ALWAYS_INLINE __m512 decode(__m512i codes) {
-    const __m512 trits = _mm512_broadcast_f32x4(_mm_setr_ps(0.0f, 1.0f, -1.0f, 0.0f));
-    return _mm512_permutevar_ps(trits, codes);
-}
-#endif
-
-BT_ALWAYS_INLINE words shift(words codes) {
-    return _mm512_srli_epi32(codes, 2);
-}
-BT_ALWAYS_INLINE words load_words(const uint32_t *from) {
-    return _mm512_load_si512(from);
-}
-BT_ALWAYS_INLINE floats zeros(void) {
-    return _mm512_setzero_ps();
-}
-BT_ALWAYS_INLINE floats splat(const float *from) {
-    return _mm512_set1_ps(*from);
-}
-BT_ALWAYS_INLINE floats load(const float *from) {
-    return _mm512_load_ps(from);
-}
-BT_ALWAYS_INLINE void store(float *to, floats v) {
-    _mm512_store_ps(to, v);
-}
-BT_ALWAYS_INLINE floats add(floats a, floats b) {
-    return _mm512_add_ps(a, b);
-}
-BT_ALWAYS_INLINE floats multiply(floats a, floats b) {
-    return _mm512_mul_ps(a, b);
-}
-BT_ALWAYS_INLINE floats multiply_add(floats a, floats b, floats c) {
-    return _mm512_fmadd_ps(a, b, c);
-}
-
-#include "x86_short_packed.h"
+#include "x86_avx512.h"
+#include "x86_packed_columns.h"
+#include "x86_packed_rows.h"
 
 typedef struct tile_t {
     __m512 acc[BT_ROWS][BT_TOKENS];

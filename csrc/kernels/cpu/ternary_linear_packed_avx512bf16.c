@@ -5,7 +5,7 @@
  * token, and a shift by 4. Assumes pair order in xp.
  *
  * A token's sums are the same instructions in the same order however many tokens there are. */
-#include "x86_linear.h"
+#include "x86_packed_columns.h"
 
 typedef struct tile_t {
     __m512 acc[BT_ROWS][BT_TOKENS];

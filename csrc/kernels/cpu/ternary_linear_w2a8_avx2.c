@@ -4,13 +4,10 @@
  *
  * A step adds at most 4 planes * 2 bytes * 2 * -128 = -2048 to an int16 lane (and at most 2032), so 16 steps reach
  * -32768 at most and are then widened to int32. */
-#include "x86_linear.h"
+#define TWENTIETHS 13
+#include "x86_w2a8_steps.h"
 
-enum { STEPS_IN_INT16 = 16, LANES = 8, TWENTIETHS = 13 };
-
-BT_ALWAYS_INLINE __m256i load(const void *p) {
-    return _mm256_loadu_si256((const __m256i *)p);
-}
+enum { STEPS_IN_INT16 = 16 };
 
 /* The same sum, at once: gcc 12 otherwise gathers the products of a whole step, for which there are not enough
  * registers. */
@@ -54,7 +51,7 @@ BT_ALWAYS_INLINE void add_row(__m256i sum[4], __m256i bytes, const int8_t *const
 BT_ALWAYS_INLINE void add_token(__m256i sum[4][4], const __m256i bytes[4], const int8_t *x) {
     BT_UNROLL
     for (int plane = 0; plane < 4; plane++) {
-        const __m256i q = load(x + 64 * plane);
+        const __m256i q = load_bytes(x + 64 * plane);
         BT_UNROLL
         for (int r = 0; r < BT_ROWS; r++)
             sum[r][0] = fixed(_mm256_add_epi16(sum[r][0], _mm256_maddubs_epi16(bt_codes_plus_one(bytes[r], plane), q)));
@@ -64,7 +61,7 @@ BT_ALWAYS_INLINE void add_token(__m256i sum[4][4], const __m256i bytes[4], const
 /* To the lanes, or in their place. */
 BT_ALWAYS_INLINE void store_lanes(int32_t *lanes, __m256i sum, int add) {
     const __m256i wide = widen(sum);
-    _mm256_storeu_si256((__m256i *)lanes, add ? _mm256_add_epi32(load(lanes), wide) : wide);
+    _mm256_storeu_si256((__m256i *)lanes, add ? _mm256_add_epi32(load_bytes(lanes), wide) : wide);
 }
 
 /* Adds `steps` steps, the first of them number `first` of q, to the lanes of rows row.. and of all tokens; the first
@@ -90,7 +87,7 @@ BT_ALWAYS_INLINE void run_pass(int32_t *lanes, const uint8_t *const *w, const in
             for (int r = 0; r < rows; r++) {
                 if (r % 2 == 0)
                     bt_prefetch(w, (BT_ROWS * done + row + r) * BT_STEP_BYTES);
-                bytes[r] = load(w[row + r] + BT_STEP_BYTES * done);
+                bytes[r] = load_bytes(w[row + r] + BT_STEP_BYTES * done);
             }
             if (tokens == 1) {
                 add_token(sum, bytes, x[0]);
@@ -127,7 +124,5 @@ BT_ALWAYS_INLINE __m256i offset_lanes(const int8_t *q, int64_t begin, int64_t en
     }
     return offset;
 }
-
-#include "w2a8_steps.h"
 
 BT_DEFINE_W2A8(avx2, variant)

@@ -5,10 +5,10 @@
  * 64 packed bytes meet the four 64-byte planes of a block: plane p holds the activations of bits 2p+1..2p of every
  * byte. Several tokens shift the codes down to bits 1..0; one token leaves them in place and sums each plane, times
  * 4^p, apart. A lane of one plane is at most k / 64 * 192 * 128, inside int32 for k <= BT_W2A8_MAX_K. */
-#include "x86_linear.h"
+#include "x86_avx512.h"
 
-enum { LANES = 16, MOST_Q = 8 };
-typedef __m512i words;
+#define COLUMN_COST {.lanes = LANES, .unit = BT_BLOCK, .reduction = 160, .part = 600, .twentieths = 20, .gather = 2}
+#include "x86_w2a8_columns.h"
 
 typedef struct tile_t {
     __m512i acc[BT_ROWS][BT_TOKENS]; /* one token: [row][plane] */
@@ -40,29 +40,6 @@ BT_ALWAYS_INLINE __m512i quarter_of(__m512i v) {
     return _mm512_srai_epi32(v, 2);
 }
 #endif
-
-BT_ALWAYS_INLINE words low_codes(words codes) {
-    return _mm512_and_si512(codes, _mm512_set1_epi8(3));
-}
-BT_ALWAYS_INLINE words shift(words codes) {
-    return _mm512_srli_epi32(codes, 2);
-}
-BT_ALWAYS_INLINE words load_words(const uint32_t *from) {
-    return _mm512_load_si512(from);
-}
-BT_ALWAYS_INLINE void store_words(int32_t *to, words v) {
-    _mm512_store_si512(to, v);
-}
-BT_ALWAYS_INLINE words splat_quad(const int8_t *from) {
-    int32_t quad;
-    memcpy(&quad, from, sizeof quad);
-    return _mm512_set1_epi32(quad);
-}
-
-static const bt_lane_cost other_cost = {
-    .lanes = LANES, .unit = BT_BLOCK, .reduction = 160, .part = 600, .twentieths = 20, .gather = 2};
-
-#include "x86_short_w2a8.h"
 
 BT_ALWAYS_INLINE __m512i load_codes_plus_two(const uint8_t *w) {
     const __m512i codes = _mm512_loadu_si512(w);

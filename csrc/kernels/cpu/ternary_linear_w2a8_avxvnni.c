@@ -4,13 +4,8 @@
  *
  * The tables of bt_codes_plus_one() decode a step in 7 instructions; shifts and masks, without vpternlogd, take 10. A
  * lane is at most k / 8 * 2 * 128, inside int32 for k <= BT_W2A8_MAX_K. */
-#include "x86_linear.h"
-
-enum { LANES = 8, TWENTIETHS = 20 };
-
-BT_ALWAYS_INLINE __m256i load(const void *p) {
-    return _mm256_loadu_si256((const __m256i *)p);
-}
+#define TWENTIETHS 20
+#include "x86_w2a8_steps.h"
 
 /* acc + the four products u8 * s8 of each lane. As an instruction, because gcc 12 copies the accumulators around the
  * intrinsic. AVX-VNNI is the VEX encoding: without a prefix assemblers take the one of AVX-512. */
@@ -19,7 +14,7 @@ BT_ALWAYS_INLINE __m256i dot_u8_i8(__m256i acc, __m256i u, __m256i q) {
     return _mm256_add_epi32(acc, bt_dot_u8_i8(u, q));
 }
 BT_ALWAYS_INLINE __m256i dot_loaded(__m256i acc, __m256i u, const int8_t *q) {
-    return dot_u8_i8(acc, u, load(q));
+    return dot_u8_i8(acc, u, load_bytes(q));
 }
 #else
 #if defined(BT_EVEX)
@@ -40,7 +35,7 @@ BT_ALWAYS_INLINE __m256i dot_loaded(__m256i acc, __m256i u, const int8_t *q) {
 
 /* Adds a step of one row to the sums of its tokens; x[c] points at the first plane. */
 BT_ALWAYS_INLINE void add_row(__m256i sum[4], const uint8_t *w, const int8_t *const x[4], const int tokens) {
-    const __m256i bytes = load(w);
+    const __m256i bytes = load_bytes(w);
     BT_UNROLL
     for (int plane = 0; plane < 4; plane++) {
         const __m256i u = bt_codes_plus_one(bytes, plane);
@@ -55,10 +50,10 @@ BT_ALWAYS_INLINE void add_row(__m256i sum[4], const uint8_t *w, const int8_t *co
 BT_ALWAYS_INLINE void add_token(__m256i sum[4][4], const uint8_t *const *w, int64_t at, const int8_t *x) {
     BT_UNROLL
     for (int plane = 0; plane < 4; plane += 2) {
-        const __m256i even = load(x + 64 * plane), odd = load(x + 64 * plane + 64);
+        const __m256i even = load_bytes(x + 64 * plane), odd = load_bytes(x + 64 * plane + 64);
         BT_UNROLL
         for (int r = 0; r < BT_ROWS; r++) {
-            const __m256i bytes = load(bt_opaque(w[r] + at));
+            const __m256i bytes = load_bytes(bt_opaque(w[r] + at));
             sum[r][0] = dot_u8_i8(sum[r][0], bt_codes_plus_one(bytes, plane), even);
             sum[r][1] = dot_u8_i8(sum[r][1], bt_codes_plus_one(bytes, plane + 1), odd);
         }
@@ -66,7 +61,7 @@ BT_ALWAYS_INLINE void add_token(__m256i sum[4][4], const uint8_t *const *w, int6
 }
 
 BT_ALWAYS_INLINE void store_lanes(int32_t *lanes, __m256i sum, int add) {
-    _mm256_storeu_si256((__m256i *)lanes, add ? _mm256_add_epi32(load(lanes), sum) : sum);
+    _mm256_storeu_si256((__m256i *)lanes, add ? _mm256_add_epi32(load_bytes(lanes), sum) : sum);
 }
 
 /* Adds `steps` steps, the first of them number `first` of q, to the lanes of rows row.. and of all tokens, or, unless
@@ -122,7 +117,5 @@ BT_ALWAYS_INLINE __m256i offset_lanes(const int8_t *q, int64_t begin, int64_t en
     }
     return offset;
 }
-
-#include "w2a8_steps.h"
 
 BT_DEFINE_W2A8(avxvnni, variant)

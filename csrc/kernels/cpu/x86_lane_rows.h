@@ -1,16 +1,22 @@
-/* Products with short rows of w and several tokens: the lanes of a vector are rows of w.
+/* Products with rows of w in the lanes of a vector, for short rows of w and several tokens.
  *
- * With columns in the lanes, as in x86_linear.h, a row of 128 columns is half a block, and its sum over the lanes costs
- * as much as its products. Here no lane is empty, and there is no sum over lanes.
+ * With columns in the lanes, as in x86_four_rows.h, a row of 128 columns is half a block, and its sum over the lanes
+ * costs as much as its products. Here no lane is empty, and there is no sum over lanes.
  *
  *   words[ROWS i + row]    the codes of columns 16 i .. 16 i + 15
  *
- * The words of some rows are gathered once for all tokens of a tile. A variant brings LANES. */
-#ifndef BT_CPU_X86_SHORT_ROWS_H
-#define BT_CPU_X86_SHORT_ROWS_H
+ * The words of some rows are gathered once for all tokens of a tile. Before it stands x86_avx2.h or x86_avx512.h, which
+ * says how many LANES there are. */
+#ifndef BT_CPU_X86_LANE_ROWS_H
+#define BT_CPU_X86_LANE_ROWS_H
+
+#if !defined(LANES)
+#error "include x86_avx2.h or x86_avx512.h first, the vectors that this is for"
+#endif
 
 #include "../lane_cost.h"
-#include "x86_linear.h"
+#include "../ternary_linear_packed.h"
+#include "x86.h"
 
 enum { VECTORS = 2, ROWS = VECTORS * LANES, STEPS = 16, SHORT_K = BT_NATURAL_K };
 

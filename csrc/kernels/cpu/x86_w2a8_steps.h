@@ -1,42 +1,54 @@
-/* ternary_linear_w2a8 in 256-bit vectors: what stands around the loops of the variants, which decode code + 1.
+/* ternary_linear_w2a8 with columns of w in the lanes of 256-bit vectors, which decode code + 1: the decoding, and what
+ * stands around the loops of the variants.
  *
- * A variant defines, and then includes this:
- *   TWENTIETHS           of bt_lane_cost
- *   dot_u8_i8()          a sum and the four products of each lane
- *   LANES = 8, load()    int32 lanes of a sum, and an unaligned load
- *   rows_at_once()       of the four rows, for a number of tokens
- *   run_pass()           adds `steps` steps of some rows to the lanes, or, unless `add`, stores them there
- *   offset_lanes()       what code + 1 adds to the lanes of a row: sum q */
-enum { MOST_Q = 4 };
-typedef __m256i words;
+ * Before it a variant defines TWENTIETHS, of bt_lane_cost; after it, the functions that are declared here. */
+#ifndef BT_CPU_X86_W2A8_STEPS_H
+#define BT_CPU_X86_W2A8_STEPS_H
 
-/* With the mask in memory: sums, codes and weights leave no register for it. */
-BT_ALWAYS_INLINE words low_codes(words codes) {
-    static const _Alignas(32) uint32_t mask[8] = {0x03030303, 0x03030303, 0x03030303, 0x03030303,
-                                                  0x03030303, 0x03030303, 0x03030303, 0x03030303};
-    words low;
-    __asm__("vpand %2, %1, %0" : "=x"(low) : "x"(codes), "m"(*(const __m256i *)mask));
-    return low;
-}
-BT_ALWAYS_INLINE words shift(words codes) {
-    return _mm256_srli_epi32(codes, 2);
-}
-BT_ALWAYS_INLINE words load_words(const uint32_t *from) {
-    return _mm256_load_si256((const __m256i *)from);
-}
-BT_ALWAYS_INLINE void store_words(int32_t *to, words v) {
-    _mm256_store_si256((__m256i *)to, v);
-}
-BT_ALWAYS_INLINE words splat_quad(const int8_t *from) {
-    int32_t quad;
-    memcpy(&quad, from, sizeof quad);
-    return _mm256_set1_epi32(quad);
+#if !defined(TWENTIETHS)
+#error "define TWENTIETHS, what a product costs with columns of w in the lanes"
+#endif
+
+#include "x86_avx2.h"
+
+#define COLUMN_COST {.lanes = LANES, .unit = BT_STEP, .reduction = 160, .twentieths = TWENTIETHS, .gather = 2}
+#include "x86_w2a8_columns.h"
+
+/* Offset of a step in a row of q. */
+BT_ALWAYS_INLINE int64_t bt_step_at(int64_t step) {
+    return BT_BLOCK * (step >> 1) + BT_STEP_BYTES * (step & 1);
 }
 
-static const bt_lane_cost other_cost = {
-    .lanes = LANES, .unit = BT_STEP, .reduction = 160, .twentieths = TWENTIETHS, .gather = 2};
+/* code + 1, in {0, 1, 2}, of plane `plane`; a table takes a nibble, for even planes its low code, for odd ones its high
+ * code. */
+BT_ALWAYS_INLINE __m256i bt_codes_plus_one(__m256i bytes, const int plane) {
+    const __m256i even = _mm256_broadcastsi128_si256(_mm_setr_epi8(1, 2, 0, 0, 1, 2, 0, 0, 1, 2, 0, 0, 1, 2, 0, 0));
+    const __m256i odd = _mm256_broadcastsi128_si256(_mm_setr_epi8(1, 1, 1, 1, 2, 2, 2, 2, 0, 0, 0, 0, 0, 0, 0, 0));
+    const __m256i shifted = plane < 2 ? bytes : _mm256_srli_epi16(bytes, 4);
+    return _mm256_shuffle_epi8(plane % 2 ? odd : even, _mm256_and_si256(shifted, _mm256_set1_epi8(15)));
+}
 
-#include "x86_short_w2a8.h"
+/* The same pointer, of which the compiler knows nothing: it then addresses what lies there by the distance from it, and
+ * loads it anew. */
+BT_ALWAYS_INLINE const void *bt_opaque(const void *p) {
+    __asm__ volatile("" : "+r"(p));
+    return p;
+}
+
+BT_ALWAYS_INLINE __m256i load_bytes(const void *from) {
+    return _mm256_loadu_si256((const __m256i *)from);
+}
+
+/* Of the four rows, for a number of tokens. */
+BT_ALWAYS_INLINE int rows_at_once(const int tokens);
+
+/* Adds `steps` steps, the first of them number `first` of q, to the lanes of rows row.. and of all tokens, or, unless
+ * `add`, stores them there: clearing them costs as much as a small group. */
+BT_ALWAYS_INLINE void run_pass(int32_t *lanes, const uint8_t *const *w, const int8_t *q, int64_t ldq, int64_t first,
+                               int64_t steps, int add, int row, const int rows, const int tokens);
+
+/* What code + 1 adds to the lanes of a row: sum q. */
+BT_ALWAYS_INLINE __m256i offset_lanes(const int8_t *q, int64_t begin, int64_t end);
 
 /* Not inlined: among other loops gcc 12 spills the sums. */
 #define DEFINE_ADD_STEPS(tokens)                                                                                       \
@@ -110,7 +122,7 @@ BT_ALWAYS_INLINE void dot_span(bt_span_dots *dots, const bt_rows *rows, const in
         __m256i row[BT_ROWS];
         BT_UNROLL
         for (int r = 0; r < BT_ROWS; r++)
-            row[r] = load(lanes[c][r]);
+            row[r] = load_bytes(lanes[c][r]);
         if (remove_offset) {
             const __m256i offset = offset_lanes(q + c * ldq, begin, end);
             BT_UNROLL
@@ -126,3 +138,5 @@ BT_ALWAYS_INLINE void dot_span(bt_span_dots *dots, const bt_rows *rows, const in
 }
 
 static const bt_w2a8_variant variant = {.unit = BT_STEP, .offset = 1, .dot_span = dot_span};
+
+#endif

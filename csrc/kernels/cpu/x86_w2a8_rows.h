@@ -1,5 +1,5 @@
-/* ternary_linear_w2a8 for short rows; see x86_short_rows.h. The sums are exact, so their order is free, and long rows
- * that end with a unit in part are cut into pieces.
+/* ternary_linear_w2a8 with rows of w in the lanes; see x86_lane_rows.h. The sums are exact, so their order is free, and
+ * long rows that end with a unit in part are cut into pieces.
  *
  *   sum (code + 2) q - 2 sum q = sum code q        code + 2: low bit lo | hi, high bit not hi
  *
@@ -7,17 +7,27 @@
  * activations lie side by side: a step is a mask and a shift a vector, and a product of four bytes a lane for each
  * vector and row of q.
  *
- * A variant brings other_cost, MOST_Q, the rows of q for which the sums of two vectors fit the registers, the type
- * words, and the functions on it that stand at its head. */
-#ifndef BT_CPU_X86_SHORT_W2A8_H
-#define BT_CPU_X86_SHORT_W2A8_H
+ * Before it a variant defines COLUMN_COST, the bt_lane_cost of its columns in lanes; after it, dot_u8_i8(). */
+#ifndef BT_CPU_X86_W2A8_ROWS_H
+#define BT_CPU_X86_W2A8_ROWS_H
 
-#include "x86_short_rows.h"
+#if !defined(COLUMN_COST)
+#error "define COLUMN_COST, what a product costs with columns of w in the lanes"
+#endif
+
+#include "../act_quantize.h"
+#include "../ternary_linear_w2a8.h"
+#include "x86_four_rows.h"
+#include "x86_lane_rows.h"
 
 enum { PLANES = 4, OFFSET = 2, LEAST_Q = 4 };
 
+/* acc + the four products u8 * s8 of each lane: the variant's. */
+BT_ALWAYS_INLINE words dot_u8_i8(words acc, words u, words q);
+
 static int lanes_are_rows(const bt_ternary_linear_w2a8 *p) {
-    return p->group == p->k && p->k > 0 && bt_rows_fit_lanes(p->digits * p->m, p->n, p->k, &other_cost);
+    static const bt_lane_cost columns = COLUMN_COST;
+    return p->group == p->k && p->k > 0 && bt_rows_fit_lanes(p->digits * p->m, p->n, p->k, &columns);
 }
 
 /* sums[i][r]: row i of q of a tile with row r. */
@@ -34,8 +44,8 @@ static void to_codes_plus_two(short_rows *rows, int64_t columns) {
 /* Adds the products of `columns` columns with rows of q from `q` on, past the last of which it stands in. */
 BT_ALWAYS_INLINE void add_products(int32_t (*sums)[ROWS], const short_rows *rows, const int8_t *q, int64_t ldq,
                                    int count, int64_t columns, const int vectors, const int q_rows) {
-    words acc[VECTORS][MOST_Q];
-    const int8_t *x[MOST_Q];
+    words acc[VECTORS][MOST_TOKENS];
+    const int8_t *x[MOST_TOKENS];
     BT_UNROLL_8
     for (int c = 0; c < q_rows; c++) {
         const int row = c < count ? c : count - 1;
@@ -79,9 +89,9 @@ BT_ALWAYS_INLINE void add_products(int32_t (*sums)[ROWS], const short_rows *rows
 BT_ALWAYS_INLINE void add_piece(int32_t (*sums)[ROWS], const short_rows *rows, const int8_t *q, int64_t ldq, int count,
                                 int64_t columns, const int vectors) {
     int c = 0;
-    for (; count - c > LEAST_Q; c += MOST_Q)
-        add_products(sums + c, rows, q + c * ldq, ldq, count - c < MOST_Q ? count - c : MOST_Q, columns, vectors,
-                     MOST_Q);
+    for (; count - c > LEAST_Q; c += MOST_TOKENS)
+        add_products(sums + c, rows, q + c * ldq, ldq, count - c < MOST_TOKENS ? count - c : MOST_TOKENS, columns,
+                     vectors, MOST_TOKENS);
     if (c < count)
         add_products(sums + c, rows, q + c * ldq, ldq, count - c, columns, vectors, LEAST_Q);
 }

@@ -1,15 +1,12 @@
-/* ternary_linear_packed for short rows, from natural order; see x86_short_rows.h.
+/* ternary_linear_packed with rows of w in the lanes, from natural order; see x86_lane_rows.h.
  *
  * A word is one of the 16 lanes of the definition, number i & 15, and the sums over lanes are additions of vectors:
  * lane by lane and in the same tree, so every bit is the same. A column of a block of tokens is a shift and a
- * permutation a vector, and a multiply-add for each vector and token.
- *
- * A variant brings MOST_TOKENS, for which the accumulators of two vectors fit the registers, the types
- * floats and words, and the functions on them that stand at its head. */
-#ifndef BT_CPU_X86_SHORT_PACKED_H
-#define BT_CPU_X86_SHORT_PACKED_H
+ * permutation a vector, and a multiply-add for each vector and token. */
+#ifndef BT_CPU_X86_PACKED_ROWS_H
+#define BT_CPU_X86_PACKED_ROWS_H
 
-#include "x86_short_rows.h"
+#include "x86_lane_rows.h"
 
 enum { LEVELS = 4, LEAST_TOKENS = 4 };
 

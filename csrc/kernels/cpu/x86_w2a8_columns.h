@@ -1,63 +1,12 @@
-/* What the AVX2 and AVX-512 files of ternary_linear_packed and of ternary_linear_w2a8 share: the walk over tiles in
- * blocks of 4 rows x 1..4 tokens, and what follows a sum over columns. A variant brings `sum_span`, the lanes of
- * columns [begin, end), where begin is a multiple of its unit. */
-#ifndef BT_CPU_X86_LINEAR_H
-#define BT_CPU_X86_LINEAR_H
+/* ternary_linear_w2a8 with columns of w in the lanes: the walk over tiles in blocks of 4 rows x 1..4 rows of q, what
+ * follows a sum over columns, and the kernel that a variant is made into. */
+#ifndef BT_CPU_X86_W2A8_COLUMNS_H
+#define BT_CPU_X86_W2A8_COLUMNS_H
 
 #include "../act_quantize.h"
-#include "../ternary_linear_packed.h"
 #include "../ternary_linear_w2a8.h"
-#include "x86.h"
-
-/* `statement` for each block of 4 rows and at most `width` tokens of the tiles [begin, end): it sees the `rows`, the
- * first `token` and the `count` of tokens. Blocks are as even as can be, 5 tokens 3 and 2: a single token costs as much
- * decoding as several. */
-#define BT_EACH_BLOCK(p, begin, end, width, statement)                                                                 \
-    for (int64_t index = (begin), count; index < (end); index++) {                                                     \
-        const bt_tile t = bt_tile_at((p)->m, (p)->n, index);                                                           \
-        for (int64_t token = t.m0; token < t.m1; token += count) {                                                     \
-            count = bt_div_up(t.m1 - token, bt_div_up(t.m1 - token, (width)));                                         \
-            for (int64_t row = t.n0; row < t.n1; row += BT_ROWS) {                                                     \
-                const bt_rows rows = bt_rows_at((p)->w, (p)->ldw, (p)->scale, (p)->lds, row, t.n1);                    \
-                statement                                                                                              \
-            }                                                                                                          \
-        }                                                                                                              \
-    }
-
-typedef float bt_lanes_f32[BT_TOKENS][BT_ROWS][16];
-typedef void bt_sum_span_f32(bt_lanes_f32 lanes, const bt_rows *rows, const void *xp, int64_t ldxp, int64_t begin,
-                             int64_t end, const int tokens);
-
-BT_ALWAYS_INLINE void bt_packed_block(const bt_ternary_linear_packed *p, const bt_rows *rows, int64_t token,
-                                      bt_sum_span_f32 *sum_span, const int tokens) {
-    const void *xp = bt_packed_xp_row(p, token);
-    const int64_t span = bt_span(p->k, p->group, BT_BLOCK);
-    const int quarters = span == p->group ? 4 : (int)(p->group / 64);
-    __m128 sum[BT_TOKENS] = {_mm_setzero_ps(), _mm_setzero_ps(), _mm_setzero_ps(), _mm_setzero_ps()};
-    int64_t g = 0;
-    for (int64_t begin = 0; begin < p->k; begin += span) {
-        const int64_t end = begin + span < p->k ? begin + span : p->k;
-        bt_lanes_f32 lanes;
-        sum_span(lanes, rows, xp, p->ldxp, begin, end, tokens);
-        for (int64_t at = begin, lane = 0; at < end; at += p->group, lane += 4 * quarters, g++) {
-            const __m128 scales = bt_scales(rows, g);
-            for (int c = 0; c < tokens; c++)
-                sum[c] = _mm_add_ps(sum[c], _mm_mul_ps(bt_tree(&lanes[c][0][lane], 16, quarters), scales));
-        }
-    }
-    const bt_output out = {p->y, p->bias, p->ldy, p->y_type, p->bias_type};
-    bt_finish_block(&out, token, sum, rows, tokens);
-}
-
-BT_ALWAYS_INLINE bt_status bt_packed_tiles(const bt_ternary_linear_packed *p, int64_t tile_begin, int64_t tile_end,
-                                           int xp_type, bt_sum_span_f32 *sum_span) {
-    BT_ASSERT(p->xp_type == xp_type && p->ldxp % BT_FLOAT_BLOCK == 0);
-    (void)xp_type;
-    if (!bt_group_fits(p->k, p->group))
-        return bt_ternary_linear_packed_scalar(p, tile_begin, tile_end);
-    BT_EACH_BLOCK(p, tile_begin, tile_end, BT_TOKENS, BT_BY_COUNT(count, bt_packed_block, p, &rows, token, sum_span))
-    return BT_OK;
-}
+#include "x86_four_rows.h"
+#include "x86_w2a8_rows.h"
 
 /* What a variant finds over a span of columns, for rows of q one after the other: the dot products with four rows of w.
  * Its weights are code + `offset`, and offset times sum q is taken off again. That is known for a row of q, `q_sum`;
@@ -83,11 +32,6 @@ BT_ALWAYS_INLINE __m128i bt_group_dots(const bt_span_dots *dots, int c, int64_t 
 
 BT_ALWAYS_INLINE __m128 bt_scaled_dot(__m128i dot, float q_scale, __m128 scale) {
     return _mm_mul_ps(_mm_cvtepi32_ps(dot), _mm_mul_ps(_mm_set1_ps(q_scale), scale));
-}
-
-/* The digits above one of four sums, which is exact. */
-BT_ALWAYS_INLINE __m256d bt_join_digit(__m256d above, __m128i digit) {
-    return _mm256_add_pd(_mm256_mul_pd(above, _mm256_set1_pd(256.0)), _mm256_cvtepi32_pd(digit));
 }
 
 /* The digits of a token, which begin with row c of q, joined: exact, and so is every order of it. */
@@ -159,7 +103,7 @@ BT_ALWAYS_INLINE void bt_w2a8_tiles(const bt_ternary_linear_w2a8 *p, int64_t til
         BT_EACH_BLOCK(p, tile_begin, tile_end, 1, bt_w2a8_block(p, &rows, token, v, whole, 3, 1);)
 }
 
-/* bt_ternary_linear_w2a8_<isa> of a bt_w2a8_variant, which includes x86_short_w2a8.h. */
+/* bt_ternary_linear_w2a8_<isa> of a bt_w2a8_variant, or, where that costs less, with rows of w in the lanes. */
 #define BT_W2A8_CASE(name, variant, whole, digits)                                                                     \
     static __attribute__((noinline)) void name(const bt_ternary_linear_w2a8 *p, int64_t begin, int64_t end) {          \
         bt_w2a8_tiles(p, begin, end, variant, whole, digits);                                                          \
