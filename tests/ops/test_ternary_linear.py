@@ -280,7 +280,7 @@ def test_linear_refuses_x_of_another_width(width: int) -> None:
     ("position", "value", "message"),
     [
         (0, "mode", "method must be one of"),
-        (1, "rms", "scale must be one of"),
+        (1, "median", "scale must be one of"),
         (2, 2.0, r"threshold_factor must be in \[0, 1\], got 2"),
         (3, "row", "granularity must be one of"),
     ],
