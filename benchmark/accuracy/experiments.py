@@ -32,12 +32,16 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Every row on every column, with every seed; the first row is what the others are compared with."""
+    """Every row on every column, with every seed; the first row is what the others are compared with.
+
+    With ``losses`` the table says what each row loses to the first, on each column and at worst.
+    """
 
     rows: tuple[Row, ...]
     columns: tuple[Column, ...]
     final: bool = False
     seeds: tuple[int, ...] = (0, 1, 2)
+    losses: bool = False
 
     def cells(self) -> Iterator[tuple[Column, Row]]:
         return ((column, row) for column in self.columns for row in self.rows)
@@ -50,6 +54,7 @@ class Experiment:
 
 FP32 = Row("FP32", "fp32")
 TERNARY = Row("ternary", "ternary")
+LEAST_SQUARES = Row("ternary", "max+ls")  # of E2 to E8
 DISTIL = ("distill=1.0", "from_fp32=1")
 FEW = ("train_size=6000", "epochs=10")
 MLPS = (Column("mnist_mlp", FEW), Column("fashion_mlp", FEW))
@@ -59,7 +64,36 @@ FULL = (
     Column("fashion_cnn", ("train_size=12000", "epochs=5")),
     Column("char_lm"),
 )
-E1_METHODS = ("max+max", "max+ls", "twn", "absmean/tensor", "absmean+ls", "optimal", "nm34", "lsq", "seq", "ttq")
+NO_NORM = ("plain_mlp2", "plain_mlp4", "plain_mlp8", "plain_cnn", "sort", "friedman")
+E9_ROWS = (
+    *(
+        row
+        for method, rms in (
+            ("max+ls", "max+rms"),
+            ("twn", "twn+rms"),
+            ("optimal", "optimal+rms"),
+            ("absmean+ls", "absmean+rms"),
+        )
+        for row in (Row(method, method), Row(f"{method}, stretched start", method, ("norm_start=1",)), Row(rms, rms))
+    ),
+    Row("absmean", "absmean"),
+)
+RATES = {"E9": (), "E9-3e-3": ("lr=3e-3", "lr_fp32=3e-3")}
+E1_METHODS = (
+    "max+max",
+    "max+ls",
+    "max+rms",
+    "twn",
+    "twn+rms",
+    "absmean/tensor",
+    "absmean+ls",
+    "absmean+rms",
+    "optimal",
+    "nm34",
+    "lsq",
+    "seq",
+    "ttq",
+)
 E5_METHODS = ("max+ls", "max+max", "twn", "optimal", "absmean+ls", "lsq", "seq")
 FINAL_TASKS = ("mnist_mlp", "mnist_lenet", "fashion_mlp", "fashion_cnn", "cifar_resnet20", "char_lm", "char_lm_gpu")
 
@@ -80,27 +114,27 @@ EXPERIMENTS = {
         rows=tuple(
             Row(f"{label}, {estimator}", method, settings)
             for label, settings in (("Adam", ()), ("SGD", ("optimizer=sgd", "lr=0.1", "lr_fp32=0.05")))
-            for estimator, method in (("FP32", "fp32"), ("identity", "ternary"), ("clipped", "max+ls clipped"))
+            for estimator, method in (("FP32", "fp32"), ("identity", "max+ls"), ("clipped", "max+ls clipped"))
         ),
         columns=MLPS,
     ),
     "E3": Experiment(
         rows=(
             FP32,
-            TERNARY,
-            Row("lambda warm-up, 25 % of the steps", "ternary", ("quant_warmup=0.25",)),
-            Row("FP32 first, 20 % of the steps", "ternary", ("ternary_after=0.2",)),
-            Row("weight decay 0.01", "ternary", ("weight_decay=0.01",)),
-            Row("weight decay 0.01, off at half", "ternary", ("weight_decay=0.01", "decay_off=0.5")),
-            Row("from the trained FP32 net", "ternary", ("from_fp32=1",)),
-            Row("from the trained FP32 net, distilled", "ternary", DISTIL),
+            LEAST_SQUARES,
+            Row("lambda warm-up, 25 % of the steps", "max+ls", ("quant_warmup=0.25",)),
+            Row("FP32 first, 20 % of the steps", "max+ls", ("ternary_after=0.2",)),
+            Row("weight decay 0.01", "max+ls", ("weight_decay=0.01",)),
+            Row("weight decay 0.01, off at half", "max+ls", ("weight_decay=0.01", "decay_off=0.5")),
+            Row("from the trained FP32 net", "max+ls", ("from_fp32=1",)),
+            Row("from the trained FP32 net, distilled", "max+ls", DISTIL),
         ),
         columns=MLPS,
     ),
     "E4": Experiment(
         rows=tuple(
             Row(f"{label}, lr {lr}", method, (f"lr={lr}", f"lr_fp32={lr}"))
-            for label, method in (("FP32", "fp32"), ("ternary", "ternary"))
+            for label, method in (("FP32", "fp32"), ("ternary", "max+ls"))
             for lr in ("1e-3", "2e-3", "4e-3", "8e-3")
         ),
         columns=MLPS,
@@ -117,7 +151,7 @@ EXPERIMENTS = {
         rows=(
             *(
                 Row(f"{label}, lr {lr}", method, settings)
-                for label, method in (("FP32", "fp32"), ("ternary", "ternary"), ("twn", "twn"))
+                for label, method in (("FP32", "fp32"), ("ternary", "max+ls"), ("twn", "twn"))
                 for lr, settings in (
                     ("1e-3", ("lr=1e-3", "lr_fp32=1e-3")),
                     ("3e-3", ()),
@@ -126,11 +160,11 @@ EXPERIMENTS = {
             ),
             Row("optimal, lr 3e-3", "optimal"),
             Row("max+max, lr 3e-3", "max+max"),
-            Row("ternary, lr 3e-3, lambda warm-up", "ternary", ("quant_warmup=0.25",)),
+            Row("ternary, lr 3e-3, lambda warm-up", "max+ls", ("quant_warmup=0.25",)),
             *(
                 Row(f"{label}, lr 3e-3, {change}", method, settings)
                 for change, settings in (("20 epochs", ("epochs=20",)), ("weight decay 0.1", ("weight_decay=0.1",)))
-                for label, method in (("FP32", "fp32"), ("ternary", "ternary"))
+                for label, method in (("FP32", "fp32"), ("ternary", "max+ls"))
             ),
             *(
                 Row(f"{label}, lr 1e-2, {change}", method, ("lr=1e-2", "lr_fp32=1e-2", setting))
@@ -140,10 +174,10 @@ EXPERIMENTS = {
                     ("batch 64", "batch=64"),
                     ("batch 256", "batch=256"),
                 )
-                for label, method in (("FP32", "fp32"), ("ternary", "ternary"))
+                for label, method in (("FP32", "fp32"), ("ternary", "max+ls"))
             ),
             *(
-                Row(f"ternary, lr 1e-2, {change}", "ternary", ("lr=1e-2", "lr_fp32=1e-2", setting))
+                Row(f"ternary, lr 1e-2, {change}", "max+ls", ("lr=1e-2", "lr_fp32=1e-2", setting))
                 for change, setting in (
                     ("FP32 first, 20 % of the steps", "ternary_after=0.2"),
                     ("lambda warm-up, 25 %", "quant_warmup=0.25"),
@@ -158,15 +192,15 @@ EXPERIMENTS = {
     "E7": Experiment(
         rows=(
             FP32,
-            TERNARY,
-            Row("ternary, warm-up 5 %", "ternary", ("warmup=0.05",)),
-            Row("ternary, clip 1", "ternary", ("clip=1.0",)),
+            LEAST_SQUARES,
+            Row("ternary, warm-up 5 %", "max+ls", ("warmup=0.05",)),
+            Row("ternary, clip 1", "max+ls", ("clip=1.0",)),
             Row("FP32, warm-up 5 %, clip 1", "fp32", ("warmup=0.05", "clip=1.0")),
-            Row("ternary, warm-up 5 %, clip 1", "ternary", ("warmup=0.05", "clip=1.0")),
-            Row("ternary, lr 8e-3", "ternary", ("lr=8e-3",)),
+            Row("ternary, warm-up 5 %, clip 1", "max+ls", ("warmup=0.05", "clip=1.0")),
+            Row("ternary, lr 8e-3", "max+ls", ("lr=8e-3",)),
             Row("FP32, warm-up 5 %, clip 1, lr 2e-3", "fp32", ("warmup=0.05", "clip=1.0", "lr_fp32=2e-3")),
             *(
-                Row(f"ternary, warm-up 5 %, clip 1, lr {lr}", "ternary", ("warmup=0.05", "clip=1.0", f"lr={lr}"))
+                Row(f"ternary, warm-up 5 %, clip 1, lr {lr}", "max+ls", ("warmup=0.05", "clip=1.0", f"lr={lr}"))
                 for lr in ("3e-3", "2e-3")
             ),
         ),
@@ -175,12 +209,20 @@ EXPERIMENTS = {
     "E8": Experiment(
         rows=(
             Row("FP32", "fp32", ("lr=1e-2", "lr_fp32=1e-2")),
-            Row("ternary, lambda warm-up, 50 %", "ternary", ("lr=1e-2", "lr_fp32=1e-2", "quant_warmup=0.5")),
+            Row("ternary, lambda warm-up, 50 %", "max+ls", ("lr=1e-2", "lr_fp32=1e-2", "quant_warmup=0.5")),
         ),
         columns=(Column("fashion_mlp"),),
         final=True,
         seeds=(0, 1, 2, 3, 4),
     ),
+    **{
+        name: Experiment(
+            rows=(FP32, *E9_ROWS),
+            columns=tuple(Column(task, rate) for task in NO_NORM),
+            losses=True,
+        )
+        for name, rate in RATES.items()
+    },
 }
 
 

@@ -15,7 +15,11 @@ from tqdm import tqdm
 from bittorch import train
 
 SCORES = 10  # points of a learning curve
-CURVE_SAMPLES = {"accuracy": 2000, "nats": 128}  # images or windows in those points; the score of a run takes all
+CURVE_SAMPLES = {
+    "accuracy": 2000,
+    "nats": 128,
+    "r2": 2000,
+}  # images, rows or windows in those points; the score of a run takes all
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -98,6 +102,8 @@ def loss_of(
     model: nn.Module, teacher: nn.Module | None, x: torch.Tensor, y: torch.Tensor, recipe: Recipe
 ) -> torch.Tensor:
     out = model(x)
+    if out.dtype == y.dtype:  # a regression
+        return F.mse_loss(out, y)
     loss = F.cross_entropy(out.flatten(0, -2), y.flatten(), label_smoothing=recipe.label_smoothing)
     if teacher is not None and recipe.distill:
         with torch.no_grad():

@@ -13,6 +13,7 @@ METHODS: dict[str, dict] = {
     "max+rms": {"method": "max", "scale": "rms"},
     "twn": {"method": "twn", "scale": "ls"},
     "twn+rms": {"method": "twn", "scale": "rms"},
+    "absmean": {"method": "absmean", "scale": "mean"},
     "absmean/tensor": {"method": "absmean", "scale": "mean", "granularity": "tensor"},
     "absmean+ls": {"method": "absmean", "scale": "ls"},
     "absmean+rms": {"method": "absmean", "scale": "rms"},

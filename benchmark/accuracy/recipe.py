@@ -14,6 +14,7 @@ class Recipe:
 
     Only ternary nets read the rest, shares of all steps again: ``quant_warmup`` (`bittorch.train.QuantWarmup`),
     ``ternary_after`` (`TernaryAfter`), ``decay_off`` (`WeightDecayOff`, at which both nets stop to decay);
+    ``norm_start`` stretches the first weights (`bittorch.nn.init.norm_preserving_`);
     ``distill`` weighs the teacher's logits at ``temperature``, and ``from_fp32`` starts from the teacher's weights. The
     teacher is the trained FP32 twin of the same seed.
     """
@@ -35,6 +36,7 @@ class Recipe:
     quant_warmup: float = 0.0
     ternary_after: float = 0.0
     decay_off: float = 1.0
+    norm_start: bool = False
     distill: float = 0.0
     temperature: float = 4.0
     from_fp32: bool = False
@@ -82,6 +84,7 @@ def for_fp32(recipe: Recipe) -> Recipe:
         lr=recipe.lr_fp32,
         quant_warmup=off.quant_warmup,
         ternary_after=off.ternary_after,
+        norm_start=off.norm_start,
         distill=off.distill,
         from_fp32=off.from_fp32,
     )

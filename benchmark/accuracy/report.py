@@ -146,6 +146,25 @@ def experiment_table(found: Records, experiment: Experiment) -> str:
     )
 
 
+def losses_table(found: Records, experiment: Experiment) -> str:
+    """Scores, what each row loses to the first on the seeds of both, and the largest of a row's losses."""
+    first, *others = experiment.rows
+    runs = {(column, row): found.get(experiment.key(column, row), {}) for column, row in experiment.cells()}
+    texts = {key: cell_text(key[0].task, cell_of(key[0].task, group)) for key, group in runs.items()}
+    lines = [[first.label, *(texts[column, first] for column in experiment.columns), ""]]
+    for row in others:
+        losses = {column: gap(column.task, runs[column, first], runs[column, row]) for column in experiment.columns}
+        known = {column: lost for column, lost in losses.items() if lost is not None}
+        line = [
+            f"{texts[column, row]}: {number(column.task, losses[column])}" if column in known else "-"
+            for column in experiment.columns
+        ]
+        worst = max(known, key=known.__getitem__, default=None)
+        complete = worst is not None and len(known) == len(losses)
+        lines.append([row.label, *line, f"{number(worst.task, known[worst])} ({worst.task})" if complete else "-"])
+    return table(["", *(column.task for column in experiment.columns), "worst loss"], lines)
+
+
 def recipes_table() -> str:
     fields = ("batch", "lr", "lr_fp32", "lr_end", "warmup", "weight_decay", "decay_off", "clip", "norm")
     lines = [[name, length(name), *(f"{getattr(task_of(name).recipe, field)}" for field in fields)] for name in TASKS]
@@ -220,7 +239,11 @@ def draw(found: Records, column: Column, path: Path) -> bool:
 
 
 def sections(found: Records) -> dict[str, str]:
-    made = {name: experiment_table(found, experiment) for name, experiment in EXPERIMENTS.items() if name != "final"}
+    made = {
+        name: (losses_table if experiment.losses else experiment_table)(found, experiment)
+        for name, experiment in EXPERIMENTS.items()
+        if name != "final"
+    }
     return {"final": final_table(found), "recipes": recipes_table(), "machines": environments(found)} | made
 
 

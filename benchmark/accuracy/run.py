@@ -33,6 +33,12 @@ TASKS = {
     "cifar_resnet20": ("cifar_resnet20", "TASK"),
     "char_lm": ("char_lm", "CPU"),
     "char_lm_gpu": ("char_lm", "GPU"),
+    "plain_mlp2": ("no_norm", "MLP2"),
+    "plain_mlp4": ("no_norm", "MLP4"),
+    "plain_mlp8": ("no_norm", "MLP8"),
+    "plain_cnn": ("no_norm", "CNN"),
+    "sort": ("no_norm", "SORT"),
+    "friedman": ("no_norm", "FRIEDMAN"),
 }
 
 
@@ -105,6 +111,8 @@ def trained_ternary(
     torch.manual_seed(seed)
     start = teacher if teacher is not None and recipe.from_fp32 else task.build(recipe).to(args.device)
     model = bittorch.quantize_model(start, config)
+    if recipe.norm_start:
+        bittorch.nn.init.norm_preserving_(model)
     return model, fit(model, task, split, recipe, seed, f"{task.name} {method} {seed}", teacher)
 
 
@@ -131,7 +139,11 @@ def one_run(
 
 
 def check_same(path: Path, record: dict[str, Any], old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Stops where a task's default recipe has changed since a run: the two would stand in one table."""
+    """Stops where a task's default recipe has changed since a run: the two would stand in one table.
+
+    A field that is younger than the run had its default there.
+    """
+    old = dataclasses.asdict(Recipe()) | old
     other = {name: (old.get(name), value) for name, value in new.items() if old.get(name) != value}
     if other:
         told = ", ".join(f"{name} was {a!r} and is {b!r}" for name, (a, b) in other.items())

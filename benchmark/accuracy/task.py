@@ -24,6 +24,8 @@ class Task:
         recipe: the default one.
         read: the images of a folder (`data.images`); None for text.
         text: the file of a text, and ``context`` its characters a window.
+        make: data without a folder, of the split (final or not) and the recipe.
+        regression: the score is R2 in percent, of squared errors; ``y`` is float.
         augment: random crops and flips while training.
     """
 
@@ -34,15 +36,19 @@ class Task:
     read: Callable[[Path], list[Any]] | None = None
     text: str = ""
     context: int = 0
+    make: Callable[[bool, Recipe], Split] | None = None
+    regression: bool = False
     augment: bool = False
 
     @property
-    def metric(self) -> Literal["accuracy", "nats"]:
-        return "nats" if self.text else "accuracy"
+    def metric(self) -> Literal["accuracy", "nats", "r2"]:
+        return "nats" if self.text else "r2" if self.regression else "accuracy"
 
     def load(self, folder: Path, final: bool, recipe: Recipe) -> Split:
         if self.read is not None:
             return images(self.read, folder, final, recipe.train_size)
+        if self.make is not None:
+            return self.make(final, recipe)
         return characters(folder / self.text, self.context, final)
 
     def steps(self, split: Split, recipe: Recipe) -> int:
@@ -79,9 +85,11 @@ def logits(model: nn.Module, x: Tensor, batch: int = 128) -> Tensor:
 
 
 def score_of(task: Task, logits: Tensor, y: Tensor) -> float:
-    """Accuracy in percent, or mean cross-entropy in nats."""
+    """Accuracy in percent, R2 in percent, or mean cross-entropy in nats."""
     if task.metric == "accuracy":
-        return 100 * (logits.argmax(1) == y).double().mean().item()
+        return 100 * (logits.argmax(-1) == y).double().mean().item()
+    if task.metric == "r2":
+        return 100 * (1 - F.mse_loss(logits.double(), y.double()) / y.double().var(correction=0)).item()
     return F.cross_entropy(logits.flatten(0, 1), y.flatten()).item()
 
 

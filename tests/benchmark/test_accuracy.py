@@ -1,87 +1,18 @@
 """The runner, the experiments and the report of benchmark/accuracy, on small synthetic data."""
 
-import gzip
 import importlib
-import io
 import json
-import runpy
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 ROOT = Path(__file__).parent.parent.parent
-FOLDER = ROOT / "benchmark" / "accuracy"
 
 
-@pytest.fixture(autouse=True)
-def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The scripts import each other by name, as they do when one of them is run."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    for path in FOLDER.glob("*.py"):
-        sys.modules.pop(path.stem, None)
-
-
-@pytest.fixture
-def passed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    def call(script: str, *options: object) -> str:
-        monkeypatch.setattr(sys, "argv", [str(FOLDER / script), *map(str, options)])
-        runpy.run_path(str(FOLDER / script), run_name="__main__")
-        return capsys.readouterr().out
-
-    return call
-
-
-def failed(passed: Callable[..., str], script: str, *options: object) -> str:
-    with pytest.raises(SystemExit) as stopped:
-        passed(script, *options)
-    assert isinstance(stopped.value.code, str), "a message, and exit code 1"
-    return stopped.value.code
-
-
-def digits(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images that tell their class by a bright column."""
-    noise = np.random.default_rng(seed)
-    labels = noise.integers(0, 10, count)
-    pixels = noise.integers(0, 60, (count, 28, 28))
-    pixels[np.arange(count), :, 2 * labels + 4] += 180
-    return pixels.astype(np.uint8), labels.astype(np.uint8)
-
-
-def jpeg(image: np.ndarray) -> bytes:
-    """32 x 32, three channels."""
-    file = io.BytesIO()
-    Image.fromarray(np.pad(image, 2)).convert("RGB").save(file, "jpeg")
-    return file.getvalue()
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    x, y = digits(0, 600)
-    x_test, y_test = digits(1, 200)
-    np.savez(folder / "mnist.npz", x_train=x, y_train=y, x_test=x_test, y_test=y_test)
-    (folder / "fashion-mnist").mkdir()
-    for name, pixels, labels in (("train", x, y), ("t10k", x_test, y_test)):
-        with gzip.open(folder / "fashion-mnist" / f"{name}-images-idx3-ubyte.gz", "wb") as file:
-            file.write(bytes(16) + pixels.tobytes())
-        with gzip.open(folder / "fashion-mnist" / f"{name}-labels-idx1-ubyte.gz", "wb") as file:
-            file.write(bytes(8) + labels.tobytes())
-    arrays = {}
-    for name, pixels, labels in (("train", x[:64], y[:64]), ("test", x_test[:32], y_test[:32])):
-        files = [jpeg(image) for image in pixels]
-        joined = np.frombuffer(b"".join(files), np.uint8)
-        arrays |= {f"jpeg_{name}": joined, f"end_{name}": np.cumsum([len(file) for file in files]), f"y_{name}": labels}
-    np.savez(folder / "cifar10_jpeg.npz", **arrays)
-    (folder / "tinyshakespeare.txt").write_text("What is the city but the people? " * 150)
-    return folder
+pytestmark = pytest.mark.usefixtures("scripts")
 
 
 def records(folder: Path, task: str) -> list[dict]:
@@ -160,19 +91,23 @@ def test_report_fills_the_document(passed: Callable[..., str], data: Path, tmp_p
     assert (tmp_path / "accuracy_char_lm.png").stat().st_size > 5000
 
 
-def test_damaged_result_file_names_its_line(passed: Callable[..., str], data: Path, tmp_path: Path) -> None:
+def test_damaged_result_file_names_its_line(failed: Callable[..., str], data: Path, tmp_path: Path) -> None:
     (tmp_path / "mnist_mlp.jsonl").write_text('{"task": "mnist_mlp"\n')
-    message = failed(passed, "run.py", "mnist_mlp", "--data", data, "--results", tmp_path)
+    message = failed("run.py", "mnist_mlp", "--data", data, "--results", tmp_path)
     assert "mnist_mlp.jsonl, line 1" in message
 
 
-def test_another_recipe_of_the_same_name_is_refused(passed: Callable[..., str], data: Path, tmp_path: Path) -> None:
+def test_another_recipe_of_the_same_name_is_refused(
+    passed: Callable[..., str], failed: Callable[..., str], data: Path, tmp_path: Path
+) -> None:
     options = ["mnist_mlp", "--data", data, "--results", tmp_path, "--seeds", 0, "--methods", "fp32"]
     recipe = ["--set", "epochs=1", "train_size=64"]
     passed("run.py", *options, *recipe)
     results = tmp_path / "mnist_mlp.jsonl"
     results.write_text(results.read_text().replace('"lr_end": 0.0', '"lr_end": 0.5'))
-    assert "lr_end was 0.5 and is 0.0" in failed(passed, "run.py", *options, *recipe)
+    assert "lr_end was 0.5 and is 0.0" in failed("run.py", *options, *recipe)
+    results.write_text(results.read_text().replace('"lr_end": 0.5, ', ""))
+    assert "there already" in passed("run.py", *options, *recipe), "a record without the field had its default"
 
 
 def test_cut_off_training_data_are_the_first(data: Path) -> None:
@@ -230,6 +165,6 @@ def test_experiments_run_rows_of_a_recipe_in_one_call() -> None:
     ],
 )
 def test_bad_options_say_what_is_wrong(
-    options: list[str], message: str, passed: Callable[..., str], data: Path, tmp_path: Path
+    options: list[str], message: str, failed: Callable[..., str], data: Path, tmp_path: Path
 ) -> None:
-    assert message in failed(passed, "run.py", "mnist_mlp", "--data", data, "--results", tmp_path, *options)
+    assert message in failed("run.py", "mnist_mlp", "--data", data, "--results", tmp_path, *options)
