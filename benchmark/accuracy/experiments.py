@@ -53,8 +53,8 @@ class Experiment:
 
 
 FP32 = Row("FP32", "fp32")
-TERNARY = Row("ternary", "ternary")
-LEAST_SQUARES = Row("ternary", "max+ls")  # of E2 to E8
+TERNARY = Row("ternary", "max+ls")
+DEFAULT = Row("scale=rms", "ternary")
 DISTIL = ("distill=1.0", "from_fp32=1")
 FEW = ("train_size=6000", "epochs=10")
 MLPS = (Column("mnist_mlp", FEW), Column("fashion_mlp", FEW))
@@ -102,9 +102,10 @@ EXPERIMENTS = {
         rows=(
             FP32,
             TERNARY,
-            Row("W1.58A8", "a8"),
+            Row("W1.58A8", "max+ls/a8"),
             Row("scale=max", "max+max"),
-            Row("with distillation", "ternary", DISTIL),
+            Row("with distillation", TERNARY.method, DISTIL),
+            DEFAULT,
         ),
         columns=tuple(Column(task) for task in FINAL_TASKS),
         final=True,
@@ -121,7 +122,7 @@ EXPERIMENTS = {
     "E3": Experiment(
         rows=(
             FP32,
-            LEAST_SQUARES,
+            TERNARY,
             Row("lambda warm-up, 25 % of the steps", "max+ls", ("quant_warmup=0.25",)),
             Row("FP32 first, 20 % of the steps", "max+ls", ("ternary_after=0.2",)),
             Row("weight decay 0.01", "max+ls", ("weight_decay=0.01",)),
@@ -192,7 +193,7 @@ EXPERIMENTS = {
     "E7": Experiment(
         rows=(
             FP32,
-            LEAST_SQUARES,
+            TERNARY,
             Row("ternary, warm-up 5 %", "max+ls", ("warmup=0.05",)),
             Row("ternary, clip 1", "max+ls", ("clip=1.0",)),
             Row("FP32, warm-up 5 %, clip 1", "fp32", ("warmup=0.05", "clip=1.0")),

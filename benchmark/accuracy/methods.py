@@ -10,6 +10,7 @@ METHODS: dict[str, dict] = {
     "a8": {"activation_bits": 8},
     "max+max": {"method": "max", "scale": "max"},
     "max+ls": {"method": "max", "scale": "ls"},
+    "max+ls/a8": {"method": "max", "scale": "ls", "activation_bits": 8},
     "max+rms": {"method": "max", "scale": "rms"},
     "twn": {"method": "twn", "scale": "ls"},
     "twn+rms": {"method": "twn", "scale": "rms"},

@@ -102,7 +102,7 @@ def length(task: str) -> str:
 def final_table(found: Records) -> str:
     experiment = EXPERIMENTS["final"]
     header = ["task", "length", "FP32", "ternary", "gap", "wanted", "W1.58A8", "below W1.58A16", "with distillation",
-              "scale=max", "exported equal"]  # fmt: skip
+              "scale=max", "scale=rms", "exported equal"]  # fmt: skip
     lines = []
     for column in experiment.columns:
         task = column.task
@@ -129,6 +129,7 @@ def final_table(found: Records) -> str:
                 "-" if below is None else number(task, below, sign=True),
                 cell_text(task, cells["with distillation"]),
                 cell_text(task, cells["scale=max"]),
+                cell_text(task, cells["scale=rms"]),
                 exported_text(list(runs.values())),
             ]
         )
@@ -196,8 +197,8 @@ def mean_curve(runs: dict[int, dict[str, Any]], key: str) -> tuple[list[float], 
 LINES = (
     (FP32, "#222222", "-"),
     (TERNARY, "#d55e00", "-"),
-    (Row("W1.58A8", "a8"), "#0072b2", "--"),
-    (Row("with distillation", "ternary", DISTIL), "#009e73", "-"),
+    (Row("W1.58A8", "max+ls/a8"), "#0072b2", "--"),
+    (Row("with distillation", TERNARY.method, DISTIL), "#009e73", "-"),
     (Row("scale=max", "max+max"), "#cc79a7", ":"),
 )
 
