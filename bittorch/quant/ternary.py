@@ -20,7 +20,7 @@ Granularity = Literal["tensor", "channel", "group"]
 
 
 DEFAULT_METHOD: Method = "max"
-DEFAULT_SCALE: ScaleRule = "ls"
+DEFAULT_SCALE: ScaleRule = "rms"
 """What a configuration is that names neither a method nor a threshold."""
 
 
@@ -99,9 +99,10 @@ class TernaryQuantConfig(QuantConfig):
             (3:4 sparse: one of four columns is 0); or, with the scale a parameter of the layer, ``lsq``, ``seq`` or
             ``ttq`` (`bittorch.quant.learned` has the formulas). None is max.
         scale: ``ls`` (least squares: the mean of the kept magnitudes), ``rms`` (codes times scale have the norm of the
-            weights), ``mean`` or ``max``; None is the method's own, ``ls`` but for absmean, whose is ``mean``, and
-            ``learned`` where it is a parameter. ``max`` is that of libraries that scale by the largest weight, and
-            ruins trained weights: see docs/ternary_format.md.
+            weights), ``mean`` or ``max``; None is ``rms`` where neither a method nor a threshold_factor is given, else
+            the method's own, ``ls`` but for absmean, whose is ``mean``, and ``learned`` where it is a parameter.
+            ``max`` is that of libraries that scale by the largest weight, and ruins trained weights: see
+            docs/ternary_format.md.
         granularity: what shares a scale: ``tensor``, ``channel`` (the default) or ``group`` (the default where
             group_size is given).
         group_size: columns of a group, a multiple of 4 that divides in_features; None is 128.

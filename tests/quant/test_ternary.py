@@ -239,9 +239,11 @@ def test_quantize_gives_the_codes_and_scale_of_the_op(method: str, granularity: 
 
 
 def test_quantize_of_known_weights() -> None:
-    codes, scale = ternary_quantize(torch.tensor([[1.0, -2.0, 0.05, 3.0], [0.0, 0.0, 0.0, 0.0]]), 0.05)
-    assert codes.tolist() == [[1, -1, 0, 1], [0, 0, 0, 0]]
-    assert scale.tolist() == [2.0, torch.tensor(1e-5).item()]
+    w = torch.tensor([[1.0, -2.0, 0.05, 3.0], [0.0, 0.0, 0.0, 0.0]])
+    for arguments, expected in (((), (14.0025 / 3) ** 0.5), ((0.05,), 2.0)):
+        codes, scale = ternary_quantize(w, *arguments)
+        assert codes.tolist() == [[1, -1, 0, 1], [0, 0, 0, 0]]
+        assert scale.tolist() == torch.tensor([expected, 1e-5]).tolist()
 
 
 def test_quantize_positional_arguments_are_threshold_and_per_channel() -> None:
