@@ -13,6 +13,12 @@ from bittorch.models.rope import Rotation
 from bittorch.models.rules import Block, Linear, Part
 
 
+def gated(gate_up: Tensor, relu2: bool) -> Tensor:
+    """``act(gate) * up`` of two halves side by side, which it may overwrite; act is SiLU, or the square of ReLU."""
+    gate, up = gate_up.chunk(2, -1)
+    return gate.relu_().square().mul_(up) if relu2 else F.silu(gate).mul_(up)
+
+
 class MLP(Block):
     """``down_proj(sub_norm(act(gate) * up))``, gate and up from one product; act is SiLU, or the square of ReLU.
 
@@ -36,12 +42,7 @@ class MLP(Block):
 
     def forward(self, x: Tensor, norm: RMSNorm) -> Tensor:
         """Of ``norm(x)``, ``(tokens, hidden)``."""
-        gate, up = normed(self.gate_up_proj, norm, x, self.fuse).chunk(2, -1)
-        if self.relu2:
-            gate = gate.relu_()
-            inner = gate.square().mul_(up)
-        else:
-            inner = F.silu(gate).mul_(up)
+        inner = gated(normed(self.gate_up_proj, norm, x, self.fuse), self.relu2)
         return normed(self.down_proj, self.ffn_sub_norm, inner, self.fuse)
 
 

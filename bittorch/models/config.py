@@ -45,6 +45,12 @@ class ModelConfig:
         fuse_norms: where activations are quantised, the norm before a packed layer is part of its quantiser. That is
             faster and rounds once less. False computes the norms as transformers does.
         bos_token_id, eos_token_ids: as the checkpoint says.
+        num_experts: MLPs of which a token goes through some, in layers that have experts; 0 for none.
+        experts_per_token: through how many of them a token goes.
+        expert_size: intermediate size of an expert.
+        normalise_experts: the weights of a token's experts are divided by their sum.
+        dense_layers: layers that have one MLP instead of experts; kept in order, once each.
+        expert_step: of the others, every so many-th has experts; 1 for all.
 
     Raises:
         ValueError: a size that no model has, or heads that do not divide.
@@ -69,6 +75,12 @@ class ModelConfig:
     fuse_norms: bool = True
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
+    num_experts: int = 0
+    experts_per_token: int = 0
+    expert_size: int = 0
+    normalise_experts: bool = True
+    dense_layers: tuple[int, ...] = ()
+    expert_step: int = 1
 
     def __post_init__(self) -> None:
         sizes = "vocab_size hidden_size intermediate_size num_layers num_heads num_kv_heads head_dim max_positions"
@@ -96,8 +108,28 @@ class ModelConfig:
         if not isinstance(self.biases, tuple) or not set(self.biases) <= set(PROJECTIONS):
             raise ValueError(f"biases must be a tuple of {', '.join(PROJECTIONS)}, got {self.biases!r:.200}")
         object.__setattr__(self, "biases", tuple(name for name in PROJECTIONS if name in self.biases))
+        self._check_experts()
         if self.rope_scaling is not None:
             self._check_rope_scaling(self.rope_scaling)
+
+    def _check_experts(self) -> None:
+        for name in ("num_experts", "experts_per_token", "expert_size", "expert_step"):
+            value = getattr(self, name)
+            if type(value) is not int or not 0 <= value < 2**31:
+                raise ValueError(f"{name} must be an integer that is not negative, got {value!r:.100}")
+        if self.num_experts and not 0 < self.experts_per_token <= self.num_experts:
+            raise ValueError(
+                f"experts_per_token must be from 1 to num_experts={self.num_experts}, got {self.experts_per_token}"
+            )
+        for name in ("expert_size", "expert_step"):
+            if self.num_experts and not getattr(self, name):
+                raise ValueError(f"{name} must be positive for num_experts={self.num_experts}, got 0")
+        if type(self.normalise_experts) is not bool:
+            raise ValueError(f"normalise_experts must be True or False, got {self.normalise_experts!r:.100}")
+        layers = self.dense_layers
+        if not isinstance(layers, list | tuple) or any(type(layer) is not int for layer in layers):
+            raise ValueError(f"dense_layers must be numbers of layers, got {layers!r:.100}")
+        object.__setattr__(self, "dense_layers", tuple(sorted(set(layers))))
 
     def _check_rope_scaling(self, scaling: Mapping[str, Any]) -> None:
         kind = scaling.get("rope_type")
@@ -124,3 +156,7 @@ class ModelConfig:
     def has_bias(self, projection: str) -> bool:
         """Whether a matrix of every layer, a name of `PROJECTIONS`, has a bias."""
         return projection in self.biases
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether layer number ``layer``, from 0, has experts instead of one MLP."""
+        return self.num_experts > 0 and layer not in self.dense_layers and (layer + 1) % self.expert_step == 0

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bittorch.models import architectures
 from bittorch.models.io import Checkpoint, PackedWeight, from_memory
 from bittorch.models.io.hf_config import config_from_hf
+from bittorch.models.io.stacks import unstacked
 from bittorch.nn import TernaryLinearInference
 from bittorch.utils.adapters import adapter_parts
 from bittorch.utils.export import export_for_inference
@@ -47,7 +48,8 @@ def checkpoint_of(model: nn.Module, fuse_norms: bool) -> Checkpoint:
                 tensors[f"{name}.bias"] = layer.bias
     parameters = dict(packed.named_parameters(remove_duplicate=False))
     tied = HEAD in parameters and parameters[HEAD] is parameters.get(EMBEDDING)
-    tensors |= {name: value.detach() for name, value in parameters.items() if not (tied and name == HEAD)}
+    dense = {name: value.detach() for name, value in parameters.items() if not (tied and name == HEAD)}
+    tensors |= unstacked(dense, lambda stack, rows: stack.flatten(0, 1)[rows], what)
     if not tied and HEAD not in tensors:
         raise ValueError(f"{type(model).__name__} has no head, lm_head; give the model of class ...ForCausalLM")
     layers = [value for name, value in bits.items() if name != HEAD] or list(bits.values())

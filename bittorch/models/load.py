@@ -93,13 +93,14 @@ class Loader:
         stored = STORED.get(self.checkpoint.info("model.embed_tokens.weight").type, torch.float32)
         if self.options.dtype is not None:
             return self.options.dtype, False
-        if stored != torch.float16 or not self.checkpoint.info("model.layers.0.mlp.down_proj.weight").ternary:
+        first = (name for name in self.checkpoint.names if name.startswith("model.layers.0."))
+        if stored != torch.float16 or not any(self.checkpoint.info(name).ternary for name in first):
             return stored, False
         on_cpu = self.device.type == "cpu"
         return (torch.float32 if on_cpu else torch.bfloat16), on_cpu
 
     def vector(self, name: str) -> Tensor:
-        """The weight of a norm."""
+        """The weight of a norm or a router."""
         return self._dense(f"{name}.weight", copy=True)
 
     def embedding(self, name: str) -> nn.Embedding:

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor, nn
 
 from bittorch.models.config import ModelConfig
-from bittorch.models.linear import Concatenated, split_packed
+from bittorch.models.linear import Concatenated, linear_of, split_packed
 from bittorch.models.norm import RMSNorm
 from bittorch.models.packed_weight import PackedWeight
 from bittorch.nn import TernaryLinearInference
@@ -29,7 +29,7 @@ class Source(Protocol):
         ...
 
     def vector(self, name: str) -> Tensor:
-        """The weight of a norm, in memory of its own."""
+        """A weight that stays dense, of a norm or a router, in memory of its own."""
         ...
 
     def embedding(self, name: str) -> nn.Module: ...
@@ -114,6 +114,58 @@ class Linear(Rule):
             for own, part in zip(parts, self.parts, strict=True)
             if isinstance(own, TernaryLinearInference)
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class Experts(Rule):
+    """The same `Linear` of each of ``count`` experts, in a `torch.nn.ModuleList`.
+
+    Each expert's tensors have its number in their names. Files that have all experts in one tensor of three dimensions
+    are taken apart and put together by `bittorch.models.io.stacks`.
+    """
+
+    count: int
+    linear: Linear
+
+    def shapes(self, prefix: str) -> dict[str, tuple[int, ...]]:
+        return {key: shape for own in self._prefixes(prefix) for key, shape in self.linear.shapes(own).items()}
+
+    def load(self, source: Source, prefix: str, owner: nn.Module) -> nn.ModuleList:
+        return nn.ModuleList(self.linear.load(source, own, owner) for own in self._prefixes(prefix))
+
+    def tensors(self, module: nn.Module, prefix: str) -> Named:
+        assert isinstance(module, nn.ModuleList)
+        for expert, own in zip(module, self._prefixes(prefix), strict=True):
+            yield from self.linear.tensors(expert, own)
+
+    def activation_bits(self, module: nn.Module, prefix: str) -> dict[str, int | None]:
+        assert isinstance(module, nn.ModuleList)
+        found: dict[str, int | None] = {}
+        for expert, own in zip(module, self._prefixes(prefix), strict=True):
+            found |= self.linear.activation_bits(expert, own)
+        return found
+
+    def _prefixes(self, prefix: str) -> list[str]:
+        return [f"{prefix}experts.{expert}." for expert in range(self.count)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Router(Rule):
+    """A row of ``columns`` channels for each of ``rows`` experts; dense, whatever becomes of other matrices."""
+
+    name: str
+    rows: int
+    columns: int
+
+    def shapes(self, prefix: str) -> dict[str, tuple[int, ...]]:
+        return {f"{prefix}{self.name}.weight": (self.rows, self.columns)}
+
+    def load(self, source: Source, prefix: str, owner: nn.Module) -> nn.Linear:
+        return linear_of(source.vector(prefix + self.name))
+
+    def tensors(self, module: nn.Module, prefix: str) -> Named:
+        assert isinstance(module, nn.Linear)
+        yield f"{prefix}{self.name}.weight", module.weight.detach()
 
 
 @dataclasses.dataclass(frozen=True)

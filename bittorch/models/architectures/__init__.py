@@ -15,6 +15,7 @@ REGISTER = (
     "bitnet",
     "qwen2",
     "qwen3",
+    "qwen3_moe",
 )
 
 

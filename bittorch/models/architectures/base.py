@@ -60,6 +60,11 @@ GGUF_LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
     "ffn_sub_norm": "mlp.ffn_sub_norm",
+    "ffn_gate_inp": "mlp.gate",
+    # A tensor of three dimensions, whose first is the expert's number: see `bittorch.models.io.stacks`.
+    "ffn_gate_exps": "mlp.experts.*.gate_proj",
+    "ffn_up_exps": "mlp.experts.*.up_proj",
+    "ffn_down_exps": "mlp.experts.*.down_proj",
 }
 SUB_NORM = "model.layers.0.self_attn.attn_sub_norm.weight"
 
@@ -74,6 +79,7 @@ class Architecture:
         hf_defaults: what transformers takes where config.json says nothing, by its keys.
         hf_neutral: entries of config.json that change what the model computes, but not with these values; others are
             refused.
+        hf_second_names: other names of entries of config.json, by their first names, which are written.
         gguf: names in GGUF files; the first is written. Each with the activation that it implies, None where an entry
             must say it.
         gguf_layer: names of a layer's tensors in GGUF files, and canonical ones.
@@ -87,6 +93,7 @@ class Architecture:
     hf_class: ClassVar[str]
     hf_defaults: ClassVar[Mapping[str, Any]] = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "hidden_act": "silu"}
     hf_neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    hf_second_names: ClassVar[Mapping[str, str]] = {}
     gguf: ClassVar[Mapping[str, str | None]]
     gguf_layer: ClassVar[Mapping[str, str]] = GGUF_LAYER
     gguf_permuted: ClassVar[bool] = False

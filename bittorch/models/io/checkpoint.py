@@ -197,6 +197,12 @@ class Checkpoint:
                 f"{self.path} has {len(self._tensors)} tensors, too few for the {self.config.num_layers} layers of its "
                 "configuration"
             )
+        config = self.config
+        if (sparse := sum(map(config.has_experts, range(config.num_layers)))) * config.num_experts > len(self._tensors):
+            raise FormatError(
+                f"{self.path} has {len(self._tensors)} tensors, too few for {config.num_experts} experts in {sparse} "
+                "layers of its configuration"
+            )
         expected = tensor_shapes(self.config)
         unknown = [name for name in self._tensors if name not in expected]
         if missing := [name for name in expected if name not in self._tensors]:

@@ -20,6 +20,7 @@ from bittorch.models.io.gguf_header import GGUFTensor
 from bittorch.models.io.gguf_names import ROPE_FACTORS, architecture_of, canonical_name, config_from_gguf
 from bittorch.models.io.gguf_split import read_parts
 from bittorch.models.io.gguf_types import PRISM
+from bittorch.models.io.stacks import cut_bytes, unstacked
 from bittorch.models.io.ternary_tensor import Floats, TernaryTensor, chunks, collapse_scale
 from bittorch.models.packed_weight import PackedWeight
 
@@ -190,6 +191,7 @@ def open_gguf(path: Path, i2_s_layout: str = "128x32", hidden_act: str | None = 
             "no prism.hadamard entry: activations are not rotated, as PrismML's program does with such a file; where "
             "the text is nonsense the file has lost its entries, and the original is needed",
         )
+    stored = unstacked(stored, _rows_of, str(path), config.num_experts)
     used = {tensor.name for tensor in stored.values()} | {ROPE_FACTORS}
     tensors: dict[str, StoredTensor] = {}
     for name, tensor in stored.items():
@@ -207,6 +209,15 @@ def open_gguf(path: Path, i2_s_layout: str = "128x32", hidden_act: str | None = 
         )
     tokenizer = {key: value for key, value in entries.items() if key.startswith("tokenizer.")}
     return Checkpoint(path, "gguf", config, tensors, entries, tokenizer, files)
+
+
+def _rows_of(stack: GGUFTensor, rows: slice) -> GGUFTensor:
+    if stack.type.tail:
+        raise FormatError(
+            f"{stack.file.path}: {stack.name} of shape {stack.shape} is {stack.type.name}, which has one scale for a "
+            "tensor; experts in one tensor are not read of this type"
+        )
+    return cut_bytes(stack, rows)
 
 
 def _stored(name: str, tensor: GGUFTensor, factor: float | None, i2_s_layout: str) -> StoredTensor:

@@ -51,6 +51,13 @@ HARMLESS = frozenset(
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "expert_count": (0,),
     "expert_used_count": (0,),
+    "expert_gating_func": (0, 1),  # none said, and softmax
+    "expert_weights_norm": (True,),
+    "expert_weights_scale": (0, 1),
+    "expert_shared_count": (0,),
+    "expert_shared_feed_forward_length": (0,),
+    "expert_group_count": (0, 1),
+    "expert_group_used_count": (0, 1),
     "leading_dense_block_count": (0,),
     "nextn_predict_layers": (0,),
     "use_parallel_residual": (False,),
@@ -152,13 +159,19 @@ def check_entries(entries: Mapping[str, Any], arch: str, what: str, also: Collec
     """
     unknown = {key: value for key, value in entries.items() if not _is_known(key, value, entries, arch, also)}
     if unknown:
-        some = ", ".join(f"{key!r:.100} = {value!r:.60}" for key, value in list(unknown.items())[:10])
+        some = ", ".join(_said(key, value, arch) for key, value in list(unknown.items())[:10])
         more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
         raise choices.refusal(
             "gguf-entry",
             f"{what} has entries that are not supported and may change what the model computes: {some}{more}. Remove "
             "an entry that changes nothing, for example with gguf-new-metadata --remove-metadata of gguf-py",
         )
+
+
+def _said(key: str, value: Any, arch: str) -> str:
+    """An entry that is refused, and the values that are not."""
+    known = NEUTRAL.get(key.removeprefix(f"{arch}."), ())
+    return f"{key!r:.100} = {value!r:.60}" + (f" (supported: {', '.join(map(repr, known))})" if known else "")
 
 
 def check_tokenizer_entries(entries: Mapping[str, Any]) -> None:

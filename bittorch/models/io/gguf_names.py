@@ -23,6 +23,7 @@ from bittorch.models.io import choices
 from bittorch.models.io.errors import FormatError, LossyError
 from bittorch.models.io.gguf_entries import check_entries
 from bittorch.models.io.gguf_header import GGUFTensor
+from bittorch.models.io.stacks import stacked_name
 
 ROPE_FACTORS = "rope_freqs.weight"
 
@@ -44,8 +45,8 @@ def canonical_name(name: str, layer: Mapping[str, str] = GGUF_LAYER) -> str | No
 
 
 def gguf_name(name: str, layer: Mapping[str, str] = GGUF_LAYER) -> str:
-    """The inverse of `canonical_name`."""
-    stem, _, kind = name.rpartition(".")
+    """The inverse of `canonical_name`; of an expert's weight, the name of the stack that it is in."""
+    stem, _, kind = stacked_name(name).rpartition(".")
     whole = {canonical: own for own, canonical in GGUF_WHOLE.items()}
     if stem in whole:
         return f"{whole[stem]}.{kind}"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 import os
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,6 +26,7 @@ from bittorch.models.io.gguf import PLAIN, GGUFDense
 from bittorch.models.io.gguf_names import ROPE_FACTORS, config_entries, gguf_name, rope_factors
 from bittorch.models.io.gguf_tokenizer import tokenizer_entries
 from bittorch.models.io.gguf_types import TYPES
+from bittorch.models.io.stacks import stacked_name
 from bittorch.models.io.ternary_tensor import chunks
 from bittorch.models.packed_weight import PackedWeight
 
@@ -37,11 +40,18 @@ OWN_ENTRIES = ("general.architecture", "general.file_type", "general.alignment",
 
 
 class Entry:
-    """One tensor to be: its row in the table, and its bytes when they are wanted."""
+    """One tensor to be: its row in the table, its bytes when they are wanted, and the canonical names that it holds."""
 
-    def __init__(self, name: str, type_name: str, shape: tuple[int, ...], data: Callable[[], Iterator[Any]]) -> None:
+    def __init__(
+        self,
+        name: str,
+        type_name: str,
+        shape: tuple[int, ...],
+        data: Callable[[], Iterator[Any]],
+        holds: Sequence[str] = (),
+    ) -> None:
         kind = TYPES[TYPE_IDS[type_name]]
-        self.name, self.type_name, self.shape, self.data = name, type_name, shape, data
+        self.name, self.type_name, self.shape, self.data, self.holds = name, type_name, shape, data, holds
         self.bytes = math.prod(shape) // kind.weights * kind.bytes + kind.tail
 
 
@@ -76,7 +86,13 @@ def write_gguf(
             f"bitnet.cpp, the only program with I2_S, runs it with 8-bit activations; the model has activation_bits="
             f"{source.config.activation_bits}, which bittorch alone reads from the file",
         )
-    table = [_entry(source, name, architecture, type_name, allow_lossy, dense_dtype) for name in source.names]
+    groups: dict[str, list[str]] = {}
+    for name in source.names:
+        groups.setdefault(stacked_name(name), []).append(name)
+    table = [
+        _stack([_entry(source, name, architecture, type_name, allow_lossy, dense_dtype) for name in names], stack)
+        for stack, names in groups.items()
+    ]
     if (factors := rope_factors(source.config)) is not None:
         values = np.array(factors, "<f4")
         table.append(Entry(ROPE_FACTORS, "F32", values.shape, lambda: iter([values])))
@@ -85,21 +101,27 @@ def write_gguf(
     entries |= {**config_entries(source.config, arch), **_carried(source)}
     with open(path, "xb") as file:
         _write_header(file, entries, table)
-        for number, entry in enumerate(table):
+        for entry in table:
             file.write(bytes(-file.tell() % ALIGNMENT))
             begin = file.tell()
             for part in entry.data():
                 file.write(np.ascontiguousarray(part).data)
             assert file.tell() - begin == entry.bytes, entry.name
-            if number < len(source.names):
-                seen(source.names[number])
+            for name in entry.holds:
+                seen(name)
         file.flush()
         os.fsync(file.fileno())
 
 
 def _name(architecture: Architecture, config: ModelConfig, type_name: str) -> str:
     """The file's general.architecture. Raises LossyError where it would imply another activation."""
-    name = architecture.gguf_name(config, type_name)
+    name, usual = architecture.gguf_name(config, type_name), {f.name: f.default for f in dataclasses.fields(config)}
+    for entry in architecture.entries:
+        if entry.gguf is None and (value := getattr(config, entry.field)) != usual[entry.field]:
+            raise LossyError(
+                f"GGUF has no entry of {name} for {entry.field}={value!r:.100}, and means {usual[entry.field]!r}; "
+                "write bittorch"
+            )
     if architecture.gguf[name] not in (None, config.hidden_act):
         raise LossyError(
             f"GGUF has no architecture with hidden_act={config.hidden_act} for {config.architecture}: {name} implies "
@@ -143,11 +165,11 @@ def _entry(
             weight = weight if order is None else _reordered(weight, order)
             return _i2_s(name, weight) if type_name == "I2_S" else _blocks(name, weight, type_name, allow_lossy)
 
-        return Entry(own_name, type_name, info.shape, trits)
+        return Entry(own_name, type_name, info.shape, trits, (name,))
     stored = source.stored(name)
     if isinstance(stored, GGUFDense) and stored.factor is None and dense_dtype is None and info.type not in PLAIN:
         raw = stored.file.view(stored.stored.offset, stored.stored.bytes)
-        return Entry(own_name, info.type, info.shape, lambda: iter([raw]))
+        return Entry(own_name, info.type, info.shape, lambda: iter([raw]), (name,))
     dtype = torch.float32 if len(info.shape) == 1 else dense_dtype or PLAIN.get(info.type, torch.float32)
 
     def floats() -> Iterator[Any]:
@@ -155,7 +177,34 @@ def _entry(
         values = values if order is None else values[order]
         yield values.contiguous().reshape(-1).view(torch.uint8).numpy()
 
-    return Entry(own_name, next(key for key, value in PLAIN.items() if value == dtype), info.shape, floats)
+    plain = next(key for key, value in PLAIN.items() if value == dtype)
+    return Entry(own_name, plain, info.shape, floats, (name,))
+
+
+def _stack(entries: list[Entry], stack: str) -> Entry:
+    """The weights of all experts as one tensor, by their numbers; what stands alone as it is.
+
+    Raises:
+        LossyError: experts that are not stored alike; I2_S.
+    """
+    first = entries[0]
+    if first.holds == (stack,):
+        return first
+    if first.type_name == "I2_S":
+        raise LossyError(
+            f"{stack} has scales of {len(entries)} experts, I2_S one for the tensor; write TQ2_0 or bittorch"
+        )
+    entries = sorted(entries, key=lambda entry: int(entry.holds[0].partition(".experts.")[2].partition(".")[0]))
+    if other := next((entry for entry in entries if entry.type_name != first.type_name), None):
+        raise LossyError(
+            f"GGUF has all experts in one tensor, but {first.holds[0]} is {first.type_name} and {other.holds[0]} "
+            f"{other.type_name}; write bittorch"
+        )
+    names = [name for entry in entries for name in entry.holds]
+    shape = (len(entries), *first.shape)
+    return Entry(
+        first.name, first.type_name, shape, lambda: itertools.chain(*(entry.data() for entry in entries)), names
+    )
 
 
 def _reordered(weight: PackedWeight, order: Tensor) -> PackedWeight:

@@ -15,9 +15,10 @@ from bittorch.models.io.directory_format import Directory, Found
 from bittorch.models.io.errors import FormatError
 from bittorch.models.io.exact_ternary import recognised
 from bittorch.models.io.formats import formats
-from bittorch.models.io.hf_config import config_from_hf
+from bittorch.models.io.hf_config import config_from_hf, num_experts
 from bittorch.models.io.mapped_file import MappedFile
 from bittorch.models.io.safetensors_header import RawTensor, parse_json, read_header
+from bittorch.models.io.stacks import cut_bytes, unstacked
 from bittorch.models.io.ternary_tensor import chunks
 from bittorch.models.io.tokenizer_files import end_tokens
 
@@ -43,6 +44,7 @@ def open_directory(path: Path) -> Checkpoint:
     raw = {canonical_name(name, prefix): entry for name, entry in stored.items() if not name.endswith(IGNORED)}
     if len(raw) < len({name for name in stored if not name.endswith(IGNORED)}):
         raise FormatError(f"{path} has tensors under an old and under a new name at once")
+    raw = unstacked(raw, cut_bytes, str(path), num_experts(values))
     quantization = values.get("quantization_config")
     if quantization is not None and not isinstance(quantization, dict):
         raise FormatError(f"{what}: quantization_config must be an object with quant_method, got {quantization!r:.100}")

@@ -43,8 +43,13 @@ def config_from_hf(
                 f"supported: {', '.join(map(repr, neutral))}"
             )
 
+    for key, second in architecture.hf_second_names.items():
+        if second in values and values.get(key, values[second]) != values[second]:
+            raise FormatError(f"{what} has {key} {values[key]!r:.40} and {second} {values[second]!r:.40}: keep one")
+
     def value_of(key: str, default: Any) -> Any:
-        value = values.get(key, architecture.hf_defaults.get(key, default))
+        default = architecture.hf_defaults.get(key, default)
+        value = values.get(key, values.get(architecture.hf_second_names.get(key, key), default))
         return values[key] if value is REQUIRED else value
 
     try:
@@ -71,6 +76,12 @@ def config_from_hf(
         raise FormatError(f"{what} has no entry {error}") from None
     except (TypeError, ValueError, ArithmeticError) as error:
         raise FormatError(f"{what}: {error}") from None
+
+
+def num_experts(values: Mapping[str, Any]) -> int | None:
+    """Of a config.json, under any of the names that transformers has for it; None where there is none."""
+    found = values.get("num_experts", values.get("num_local_experts"))
+    return found if type(found) is int else None
 
 
 def note(values: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -102,7 +102,7 @@ def write_directory(
         file.finish(layout.metadata())
     finally:
         file.file.close()
-    linear = [name for name in others if name.endswith("_proj.weight") or name == "lm_head.weight"]
+    linear = [name for name in others if name.endswith(("_proj.weight", ".mlp.gate.weight", "lm_head.weight"))]
     dense = sorted({name.removesuffix(".weight") for name in linear} | {"lm_head"} - set(_modules(ternary)))
     if ternary:
         values["quantization_config"] = layout.quantization(dense)

@@ -35,6 +35,20 @@ def dense_values(config: ModelConfig, kind: str) -> dict[str, np.ndarray]:
     return values
 
 
+def stacked(dense: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The values, with the weights of a layer's experts as one array, as llama.cpp's converter writes them."""
+    out: dict[str, np.ndarray] = {}
+    parts: dict[str, dict[int, np.ndarray]] = {}
+    for name, value in dense.items():
+        module, experts, rest = name.partition(".experts.")
+        if not experts:
+            out[name] = value
+            continue
+        number, _, part = rest.partition(".")
+        parts.setdefault(f"{module}.experts.*.{part}", {})[int(number)] = value
+    return {**out, **{name: np.stack([own[i] for i in range(len(own))]) for name, own in parts.items()}}
+
+
 def sizes(arch: str, config: ModelConfig) -> dict[str, Any]:
     """The entries that a converter of llama.cpp writes of every model."""
     return {
@@ -91,7 +105,7 @@ def write(
     for key, value in {**sizes(arch, config), **(extra or {})}.items():
         if key not in without:
             add_entry(writer, key, value)
-    for name, value in dense.items():
+    for name, value in stacked(dense).items():
         heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(name.split(".")[-2])
         if arch == "llama" and heads:
             value = permuted(value, heads)

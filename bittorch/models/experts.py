@@ -1,0 +1,64 @@
+"""Experts instead of one MLP: a router chooses some of many for each token."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bittorch.models.block import gated
+from bittorch.models.config import ModelConfig
+from bittorch.models.norm import RMSNorm
+from bittorch.models.rules import Block, Experts, Linear, Part, Router
+
+
+class SparseMLP(Block):
+    """The sum of ``weight * down(act(gate) * up)`` over a token's experts, which alone are computed.
+
+    The router's logits become weights by a softmax over all experts, in float32; the largest are a token's, and may be
+    divided by their sum.
+
+    Args:
+        config: the model's.
+
+    Source:
+        Switch Transformers, arXiv:2101.03961; the weights as Qwen3-MoE has them, arXiv:2505.09388.
+    """
+
+    gate: nn.Linear
+    gate_up_proj: nn.ModuleList
+    down_proj: nn.ModuleList
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.used, self.normalise, self.relu2 = (
+            config.experts_per_token,
+            config.normalise_experts,
+            config.hidden_act == "relu2",
+        )
+        count, hidden, inner = config.num_experts, config.hidden_size, config.expert_size
+        gate_up = (Part("gate_proj", inner), Part("up_proj", inner))
+        self.hold("gate", Router("gate", count, hidden))
+        self.hold("gate_up_proj", Experts(count, Linear(hidden, gate_up)))
+        self.hold("down_proj", Experts(count, Linear(inner, (Part("down_proj", hidden),))))
+
+    def forward(self, x: Tensor, norm: RMSNorm) -> Tensor:
+        """Of ``norm(x)``, ``(tokens, hidden)``; the tokens of an expert are one product."""
+        x = norm(x)
+        weights, chosen = self.routed(x)
+        order = chosen.flatten().argsort(stable=True)  # by expert, then by token
+        tokens, weights = order // self.used, weights.flatten()[order].unsqueeze(1)
+        counts = chosen.flatten().bincount(minlength=len(self.down_proj)).tolist()
+        used = [expert for expert, count in enumerate(counts) if count]
+        sizes = [counts[expert] for expert in used]
+        out = torch.zeros_like(x)
+        for expert, own, weight in zip(used, tokens.split(sizes), weights.split(sizes), strict=True):
+            inner = gated(self.gate_up_proj[expert](x[own]), self.relu2)
+            out.index_add_(0, own, self.down_proj[expert](inner).mul_(weight))
+        return out
+
+    def routed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights and numbers of each token's experts, ``(tokens, experts_per_token)`` both."""
+        weights, chosen = self.gate(x).softmax(-1, dtype=torch.float32).topk(self.used)
+        if self.normalise:
+            weights = weights / weights.sum(-1, keepdim=True)
+        return weights.to(x.dtype), chosen
