@@ -8,13 +8,14 @@ from torch import Tensor
 from bittorch.nn.learned_scale import LearnedScale, fill, gathered
 from bittorch.nn.parts import codes_of, narrowed, two_scales, unpacked
 from bittorch.ops import reference
+from bittorch.quant import TernaryQuantConfig
 
 
 class FirstWeights(LearnedScale):
     """A layer that draws its weights as torch does, and stretches them as `bittorch.nn.init.norm_preserving_` says."""
 
     quantize: bool
-    _first_norms: Tensor | None = None  # of the weights that share a scale, as `_preserve_norm` left them
+    _first_norms: tuple[Tensor, Tensor] | None = None  # of the weights that share a scale: as drawn, and stretched
 
     def reset_parameters(self) -> None:
         """Draws the weights as torch does, then makes the gain that of the dense layer: ``||Q(W)||`` becomes ``||W||``.
@@ -22,6 +23,7 @@ class FirstWeights(LearnedScale):
         With ``quantize=False`` the weights are torch's.
         """
         super().reset_parameters()
+        self._first_norms = None
         if "weight_scale" in self._parameters:  # not yet there when torch's __init__ calls this
             self._preserve_norm()
 
@@ -33,13 +35,14 @@ class FirstWeights(LearnedScale):
         weight = gathered(self.weight)
         rows = self._rows_by_scale(weight)
         norms = _norms(rows)
-        if self._first_norms is not None and torch.allclose(norms, self._first_norms.to(norms), rtol=1e-3, atol=0):
+        if self._first_norms and torch.allclose(norms, self._first_norms[1].to(norms), rtol=1e-3, atol=0):
             return  # not equal, because a cast rounds
         ratio = norms / _norms(self._rows_by_scale(self._quantized(weight)))
-        ratio = torch.where(ratio.isfinite() & (ratio > 0), ratio, 1.0)  # nothing to stretch, or nothing left of it
+        stretches = ratio.isfinite() & (ratio > 0) & ((ratio - 1).abs() > 1e-6)  # else nothing is left, or it rounds
+        ratio = torch.where(stretches, ratio, 1.0)
         precise = torch.float64 if weight.dtype == torch.float64 else torch.float32
         fill(self.weight, (rows.to(precise) * ratio.to(precise)[:, None]).to(weight.dtype).view(weight.shape))
-        self._first_norms = norms * ratio
+        self._first_norms = norms, norms * ratio
         self.reset_scale()
 
     def _rows_by_scale(self, weight: Tensor) -> Tensor:
@@ -49,13 +52,31 @@ class FirstWeights(LearnedScale):
 
     def _quantized(self, weight: Tensor) -> Tensor:
         """Codes times scale in float32; a learned scale starts from the weights."""
-        weight = narrowed(weight).float()
-        step = self._rule(weight) if self.config.learned else None
-        if step is not None and not self.config.packs:
-            return two_scales(weight, step, self.config, 1.0)
-        w_packed, scale, _ = codes_of(weight, step, self.config)
-        return unpacked(w_packed, scale, weight)
+        return _product(narrowed(weight).float(), self._rule(weight) if self.config.learned else None, self.config)
+
+
+def _product(weight: Tensor, step: Tensor | None, config: TernaryQuantConfig) -> Tensor:
+    if step is not None and not config.packs:
+        return two_scales(weight, step, config, 1.0)
+    w_packed, scale, _ = codes_of(weight, step, config)
+    return unpacked(w_packed, scale, weight)
 
 
 def _norms(rows: Tensor) -> Tensor:
     return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+
+
+@torch.no_grad()
+def gain_of(layer: FirstWeights) -> float:
+    """``||Q(W)|| / ||W||``, times the factor by which the first weights were stretched.
+
+    It is the norm of what the layer multiplies by, compared with that of a dense layer with the same start. It is 1 for
+    weights of the constructor. Below 1 the layer shrinks signals and gradients, above 1 it amplifies them.
+    """
+    weight = used = gathered(layer.weight).detach()
+    if layer.quantize:
+        step = None if layer.weight_scale is None else layer._stored_step()
+        used = _product(narrowed(weight).float(), step, layer.config)
+    norm, of_used = (float(torch.linalg.vector_norm(t, dtype=torch.float64)) for t in (weight, used))
+    drawn, first = (float(t.norm()) for t in layer._first_norms) if layer._first_norms else (1.0, 1.0)
+    return of_used / norm * first / drawn if norm and drawn else 1.0

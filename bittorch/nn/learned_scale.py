@@ -8,7 +8,7 @@ therefore follows the weights until somebody trains it or loads another one:
 state      meaning
 =========  ====================================================================================
 ``meta``   made on the meta device: no values yet
-``empty``  memory without values (`torch.nn.Module.to_empty`)
+``empty``  made on the meta device, with memory since (`torch.nn.Module.to_empty`): 1 until it is computed
 ``fresh``  computed from the weights, and computed again before it is used
 ``kept``   trained or loaded: never computed again, except by `LearnedScale.reset_scale`
 =========  ====================================================================================
@@ -18,7 +18,7 @@ The state is an attribute of the layer, not of its state dict: a checkpoint that
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -150,6 +150,13 @@ class LearnedScale(nn.Module):
         self.refresh_scale()
         return self
 
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        if not recurse:  # so those ask that shard module by module; torch.func and torch.fx, which recurse, trace
+            self.refresh_scale()
+        return super().named_parameters(prefix, recurse, remove_duplicate)
+
     def _save_to_state_dict(self, *args: Any) -> None:
         self.refresh_scale()
         super()._save_to_state_dict(*args)
@@ -177,6 +184,8 @@ class LearnedScale(nn.Module):
         super()._apply(fn, recurse)
         if before is not None and before.is_meta and self.weight_scale is not None and not self.weight_scale.is_meta:
             self._scale_state, self._fresh = "empty", None
+            with torch.no_grad():
+                self.weight_scale.fill_(1.0)  # whoever reads it before the weights are known reads a value
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:

@@ -105,6 +105,10 @@ class TernaryLayer(FirstWeights):
             if hasattr(value, "full_tensor"):  # fully_shard, which takes the scale next, as it then stands
                 self.refresh_scale()
         super().__setattr__(name, value)
+        if name == "weight" and self.__dict__.get("_scale_state") == "meta" and not self.weight.is_meta:
+            scale = self._parameters.get("weight_scale")
+            if scale is not None and scale.is_meta:  # an optimiser that is made next must find the parameter
+                self.reset_scale()
 
     def _check_fusion(self, caller: CodeType) -> None:
         """Refuses to be folded as a dense layer: other weights have other codes, and a learned scale stays behind."""

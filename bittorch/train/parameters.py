@@ -24,6 +24,7 @@ def parameter_groups(model: nn.Module, weight_decay: float = 0.01) -> list[dict[
 
     Raises:
         ValueError: a negative weight_decay.
+        TypeError: a model in FullyShardedDataParallel (FSDP1), whose parameters have one dimension each.
 
     Example::
 
@@ -31,6 +32,11 @@ def parameter_groups(model: nn.Module, weight_decay: float = 0.01) -> list[dict[
     """
     if not weight_decay >= 0:
         raise ValueError(f"weight_decay must be 0 or more, got {weight_decay}")
+    if any(base.__name__ == "FullyShardedDataParallel" for m in model.modules() for base in type(m).__mro__):
+        raise TypeError(
+            "the model is in FullyShardedDataParallel, which flattens matrices, so they cannot be told from biases; "
+            "make the groups before wrapping it with use_orig_params=True, or shard with fully_shard"
+        )
     layers = [module for module in model.modules() if isinstance(module, TernaryLinear | TernaryConv2d)]
     scales = {id(layer.weight_scale) for layer in layers}
     decayed: list[nn.Parameter] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 
 import torch
@@ -10,9 +11,12 @@ from torch import Tensor, nn
 
 from bittorch import ops
 from bittorch.nn import TernaryConv2d, TernaryLinear
+from bittorch.nn.first_weights import gain_of
 from bittorch.nn.ternary_layer import gathered
 from bittorch.utils.calls import UNCALLED, uncalled_layers
+from bittorch.utils.conversion_report import conversion_report
 from bittorch.utils.export import packed_codes
+from bittorch.utils.health import MOSTLY_ZERO, silent_share, why_silent
 from bittorch.utils.wrappers import named_layers
 
 
@@ -38,6 +42,11 @@ class _Past:
     weight: Tensor | None  # of half-precision masters alone
 
 
+def _normalises(module: nn.Module) -> bool:
+    """By the name of the class, since every library has norms of its own."""
+    return "norm" in type(module).__name__.lower()
+
+
 class AccuracyDoctor:
     """Looks at the ternary layers of a model whenever ``check()`` is called, and compares with the last time.
 
@@ -45,6 +54,11 @@ class AccuracyDoctor:
 
     - ``scale_rule``: ``scale="max"`` makes every kept weight as large as the largest; the squared error is then four
       times that of least squares for weights as torch draws them first, and over twenty times for trained ones.
+    - ``gain``: the product of the gains of all layers (``gains``) is beyond ``gain``, and no module normalises: signals
+      and gradients shrink or grow by that factor on their way through the model. ``value`` is the product.
+    - ``silent``: hardly a code is not 0; a learned scale that no longer fits the weights does that. ``value`` is the
+      share.
+    - ``ternary_share``: less than half of the weights that multiply activations are ternary. ``value`` is the share.
     - ``dead_rows``: rows without a code but 0; they give the bias alone.
     - ``stalled``: a float16 or bfloat16 master most of whose weights did not move though they have a gradient: an
       update below half a unit in the last place is lost. Keep masters in float32, with autocast.
@@ -59,6 +73,11 @@ class AccuracyDoctor:
         flips: share of codes that may change between two checks; choose checks an epoch or some hundred steps apart.
         drift: factor by which a scale may grow or shrink.
         stalled: share of weights with a gradient that may stand still.
+        gain: factor by which the product of the gains may differ from 1.
+
+    Attributes:
+        gains: of each ternary layer at the last check, by name: ``||Q(W)|| / ||W||``, times the factor by which
+            `bittorch.nn.init.norm_preserving_` stretched the first weights.
 
     >>> doctor = bittorch.utils.AccuracyDoctor(model)
     >>> for epoch in range(epochs):
@@ -69,14 +88,17 @@ class AccuracyDoctor:
     Source: the thresholds are rules of thumb, not limits of a proof.
     """
 
-    def __init__(self, model: nn.Module, *, flips: float = 0.1, drift: float = 3.0, stalled: float = 0.9) -> None:
-        if not (0 < flips <= 1 and drift > 1 and 0 < stalled <= 1):
+    def __init__(
+        self, model: nn.Module, *, flips: float = 0.1, drift: float = 3.0, stalled: float = 0.9, gain: float = 2.0
+    ) -> None:
+        if not (0 < flips <= 1 and drift > 1 and 0 < stalled <= 1 and gain > 1):
             raise ValueError(
-                f"wanted 0 < flips <= 1, drift > 1 and 0 < stalled <= 1, "
-                f"got flips={flips}, drift={drift}, stalled={stalled}"
+                f"wanted 0 < flips <= 1, drift > 1, 0 < stalled <= 1 and gain > 1, "
+                f"got flips={flips}, drift={drift}, stalled={stalled}, gain={gain}"
             )
         self.model = model
-        self.flips, self.drift, self.stalled = flips, drift, stalled
+        self.flips, self.drift, self.stalled, self.gain = flips, drift, stalled, gain
+        self.gains: dict[str, float] = {}
         self._past: dict[str, _Past] = {}
 
     @torch.no_grad()
@@ -87,10 +109,29 @@ class AccuracyDoctor:
             ValueError: a weight holds NaN or Inf, or is on the meta device; the message names the layer.
         """
         found = [Finding(name, "never_called", 1.0, UNCALLED) for name in uncalled_layers(self.model)]
+        self.gains = {}
         for name, module in named_layers(self.model):
-            if isinstance(module, TernaryLinear | TernaryConv2d) and module.quantize and module.config.packs:
-                found += self._check_layer(name, module)
-        return found
+            if isinstance(module, TernaryLinear | TernaryConv2d) and module.quantize:
+                if module.config.packs:
+                    found += self._check_layer(name, module)
+                self.gains[name] = gain_of(module)
+        return found + list(self._check_model())
+
+    def _check_model(self) -> Iterator[Finding]:
+        product = math.prod(self.gains.values())
+        healthy = not product or 1 / self.gain <= product <= self.gain  # 0 has findings of its own
+        if not healthy and not any(map(_normalises, self.model.modules())):
+            yield Finding(
+                "",
+                "gain",
+                product,
+                f"the product of ||Q|| / ||W|| over its ternary layers is {product:.3g}, and no module normalises, so "
+                "signals and gradients change by this factor; scale='rms' keeps it at 1, and "
+                "bittorch.nn.init.norm_preserving_ lets first weights start there",
+            )
+        report = conversion_report(self.model)
+        if report.complaint:
+            yield Finding("", "ternary_share", report.linear_share, report.complaint)
 
     def _check_layer(self, name: str, layer: TernaryLinear | TernaryConv2d) -> Iterator[Finding]:
         weight = gathered(layer.weight).detach().flatten(1)
@@ -107,7 +148,9 @@ class AccuracyDoctor:
                 "scale='max' makes every kept weight as large as the largest; use 'ls' or 'rms'",
             )
         dead = int((codes == 0).all(1).sum()) if codes.numel() else 0
-        if dead:
+        if (silent := silent_share(codes, weight)) > MOSTLY_ZERO:
+            yield Finding(name, "silent", silent, why_silent(layer, silent))
+        elif dead:
             yield Finding(name, "dead_rows", dead, f"{dead} of {len(codes)} rows hold no code but 0")
         if past and past.codes.shape == codes.shape and codes.numel():
             yield from self._compare(name, layer, past, codes, scale, weight)

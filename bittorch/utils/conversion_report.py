@@ -14,6 +14,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from bittorch.nn import PackedLayer, TernaryConv2d, TernaryLinear
 from bittorch.utils.wrappers import named_layers
 
+_NOTE = "_bittorch_left"  # attribute of a module that the caller of quantize_ left
 _LEAST = 0.5  # share of the weights of linear layers, below which quantize_ warns
 _Convolutions = nn.Conv1d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
@@ -197,6 +198,8 @@ def make_report(
 def conversion_report(model: nn.Module) -> ConversionReport:
     """What is ternary in a model now, trained or packed, and what is not.
 
+    What `bittorch.quantize_` was told to leave counts as left by the caller, in copies and exports of the model too.
+
     Args:
         model: any model.
 
@@ -205,4 +208,14 @@ def conversion_report(model: nn.Module) -> ConversionReport:
 
     >>> print(bittorch.utils.conversion_report(model))
     """
-    return make_report(model, {}, {}, {})
+    layers = named_layers(model)
+    return make_report(
+        model, {}, {name: module.__dict__[_NOTE] for name, module in layers if _NOTE in vars(module)}, {}
+    )
+
+
+def note_left(model: nn.Module, left_by_caller: Mapping[str, str]) -> None:
+    """Lets later reports know which modules the caller of `bittorch.quantize_` left, and by which argument."""
+    for name, module in named_layers(model):
+        if name in left_by_caller and module._parameters:
+            module.__dict__[_NOTE] = left_by_caller[name]

@@ -15,7 +15,7 @@ from bittorch.nn import PackedLayer, TernaryConv2d, TernaryLinear, call_ternary_
 from bittorch.quant import TernaryQuantConfig
 from bittorch.utils.adapters import adapter_of, adapter_parts
 from bittorch.utils.conversion_checks import check_arguments, check_layers, check_not_compiled
-from bittorch.utils.conversion_report import ConversionReport, make_report
+from bittorch.utils.conversion_report import ConversionReport, make_report, note_left
 from bittorch.utils.copies import check_copy, copied
 from bittorch.utils.export import check_called, export_linear_to_inference
 from bittorch.utils.patterns import as_patterns, first_match, matches_any, warn_of_unmatched
@@ -166,6 +166,7 @@ class _Plan:
 
     twins: dict[int, nn.Module]
     report: ConversionReport
+    left_by_caller: dict[str, str]
 
 
 def _plan(
@@ -198,7 +199,7 @@ def _plan(
     report = make_report(model, layers, choice.left_by_caller, reasons)
     if report.complaint:
         warnings.warn(report.complaint, stacklevel=3)
-    return _Plan(twins, report)
+    return _Plan(twins, report, choice.left_by_caller)
 
 
 def _swap(model: nn.Module, twins: dict[int, nn.Module]) -> None:
@@ -282,6 +283,7 @@ def quantize_(
     if id(unwrapped(model)) in plan.twins:
         raise ValueError("the model itself is the layer and cannot change in place; use quantize_model")
     _swap(model, plan.twins)
+    note_left(model, plan.left_by_caller)
     note_for_transformers(unwrapped(model))
     return plan.report
 
@@ -309,6 +311,7 @@ def quantize_model(
         with normal_tensors():
             duplicate = copied(model, plan.twins)
         call_ternary_layers(duplicate)
+        note_left(duplicate, plan.left_by_caller)
         note_for_transformers(duplicate)
         return duplicate
     with normal_tensors():
@@ -317,6 +320,7 @@ def quantize_model(
     if id(duplicate) in plan.twins:
         return plan.twins[id(duplicate)]
     _swap(duplicate, plan.twins)
+    note_left(duplicate, plan.left_by_caller)
     note_for_transformers(duplicate)
     return duplicate
 

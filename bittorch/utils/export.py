@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from bittorch import ops
 from bittorch.nn import (
     PackedLayer,
     TernaryConv2d,
@@ -22,6 +23,7 @@ from bittorch.nn.ternary_conv2d_infer import geometry
 from bittorch.nn.ternary_layer import gathered
 from bittorch.utils.calls import warn_of_uncalled
 from bittorch.utils.copies import check_copy, copied
+from bittorch.utils.health import MOSTLY_ZERO, silent_share, warn_of_health, why_silent
 from bittorch.utils.transformers_config import note_for_transformers
 from bittorch.utils.wrappers import check_not_wrapped, named_layers, normal_tensors, unwrapped
 
@@ -195,7 +197,8 @@ def export_for_inference(model: nn.Module, skip: SkipPredicate | None = None) ->
 
     Warns:
         UserWarning: there is no ternary layer to pack, or all have ``quantize=False``; layers that were never called
-            though others were; other functions that hold parts of the model.
+            though others were; layers with hardly a code but 0; less than half of the weights that multiply activations
+            are ternary; other functions that hold parts of the model.
     """
     check_not_wrapped(
         model,
@@ -209,6 +212,7 @@ def export_for_inference(model: nn.Module, skip: SkipPredicate | None = None) ->
         check_called(model, twins)
         packed = copied(unwrapped(model), twins).eval()
         call_ternary_layers(packed)
+    warn_of_health(model, _silent(model, twins), stacklevel=3)
     if not any(isinstance(twin, PackedLayer) for twin in twins.values()):
         why = (
             f"all {len(twins)} ternary layers to export have quantize=False and stay in full precision; if they are to "
@@ -219,6 +223,18 @@ def export_for_inference(model: nn.Module, skip: SkipPredicate | None = None) ->
         warnings.warn(why, stacklevel=2)
     note_for_transformers(packed)
     return packed
+
+
+def _silent(model: nn.Module, twins: dict[int, nn.Module]) -> dict[str, str]:
+    """What to warn of each layer that is packed with hardly a code but 0."""
+    found: dict[str, str] = {}
+    for name, module in named_layers(model):
+        twin = twins.get(id(module))
+        if isinstance(twin, PackedLayer) and isinstance(module, TernaryLinear | TernaryConv2d):
+            codes = ops.ternary_unpack(twin.weight_packed, None, twin.columns, torch.int8)
+            if (share := silent_share(codes, gathered(module.weight).detach())) > MOSTLY_ZERO:
+                found[name] = why_silent(module, share)
+    return found
 
 
 def _twins(model: nn.Module, skip: SkipPredicate | None) -> dict[int, nn.Module]:

@@ -16,6 +16,7 @@ from bittorch.nn.weight_stand_in import WeightStandIn
 from bittorch.quant.trit_planes import unpack_trit_planes
 from bittorch.utils.calls import warn_of_uncalled
 from bittorch.utils.export import packed_codes, stored_as
+from bittorch.utils.health import MOSTLY_ZERO, silent_share, warn_of_health, why_silent
 from bittorch.utils.wrappers import named_layers, unwrapped
 
 
@@ -38,6 +39,8 @@ class LayerSummary:
     """Ternary planes of a weight; the shares of codes are those of all planes."""
     dense_bits: float = 0.0
     """Bits a weight if each byte held five trits and all planes one scale: 1.6 a plane, where rows are long."""
+    gain: float | None = None
+    """``||codes * scale|| / ||w||``; None where the master weight is gone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +56,20 @@ class ModelSummary:
     """Codes and scales that a layer shares with one before it: part of its bytes, stored once."""
 
     @property
+    def gain(self) -> float | None:
+        """The product of the gains of all layers; None where a layer has none. Without normalisation, signals grow or
+        shrink by this much compared with a model that multiplies by the masters."""
+        gains = [layer.gain for layer in self.layers]
+        return None if None in gains or not gains else math.prod(gain for gain in gains if gain is not None)
+
+    @property
     def bytes(self) -> int:
         """The whole model, packed."""
         return self.other_bytes + sum(layer.bytes for layer in self.layers) - self.shared_bytes
 
     def __str__(self) -> str:
-        head = ("layer", "shape", "depth", "-1 %", "0 %", "+1 %", "bits/weight", "5 trits/byte", "rel. error", "bytes")
+        codes, sizes, quality = ("-1 %", "0 %", "+1 %"), ("bits/weight", "5 trits/byte"), ("|Q|/|W|", "rel. error")
+        head = ("layer", "shape", "depth", *codes, *sizes, *quality, "bytes")
         rows = [
             (
                 layer.name or "(model)",
@@ -67,6 +78,7 @@ class ModelSummary:
                 *(f"{100 * share:.1f}" for share in (layer.negative, layer.zero, layer.positive)),
                 f"{layer.bits_per_weight:.2f}",
                 f"{layer.dense_bits:.2f}",
+                "-" if layer.gain is None else f"{layer.gain:.3f}",
                 "-" if layer.relative_error is None else f"{layer.relative_error:.3g}",
                 f"{layer.bytes:,}",
             )
@@ -85,6 +97,8 @@ class ModelSummary:
             f"{len(self.layers)} ternary layers; {self.bytes:,} bytes packed, {self.other_bytes:,} of them elsewhere; "
             f"{ratio:.1f}x less than {self.dense_bytes:,} with float32 weights"
         )
+        if self.gain is not None:
+            lines.append(f"product of |Q|/|W|: {self.gain:.3g}")
         return "\n".join(lines)
 
 
@@ -115,7 +129,8 @@ def _dense_weight(reference: nn.Module, name: str, shape: tuple[int, int]) -> Te
     return rows
 
 
-def _layer(name: str, module: nn.Module, reference: nn.Module | None) -> LayerSummary | None:
+def _layer(name: str, module: nn.Module, reference: nn.Module | None, silent: dict[str, str]) -> LayerSummary | None:
+    """The summary of a layer, None for one that is not ternary; adds to ``silent`` what to warn of."""
     found = _packed(module, name)
     if found is None:
         return None
@@ -126,12 +141,15 @@ def _layer(name: str, module: nn.Module, reference: nn.Module | None) -> LayerSu
     shape = len(codes) // depth, columns
     if weight is None and reference is not None:
         weight = _dense_weight(reference, name, shape)
-    error = None
+    if depth == 1 and (share := silent_share(codes, weight)) > MOSTLY_ZERO:
+        silent[name] = why_silent(module, share)
+    error = gain = None
     if weight is not None:
         dense = weight.double()
         quantized = unpack_trit_planes(w_packed, scale, depth, columns, torch.float64)
         norm = float(dense.square().sum())
         error = float((dense - quantized).square().sum()) / norm if norm else 0.0
+        gain = (float(quantized.square().sum()) / norm) ** 0.5 if norm else 1.0
     trits, weights = max(1, codes.numel()), max(1, math.prod(shape))
     storage = _bytes(w_packed, scale)
     five_a_byte = 8 * len(codes) * math.ceil(columns / 5) + 32 * max(1, scale.numel() // depth)
@@ -148,6 +166,7 @@ def _layer(name: str, module: nn.Module, reference: nn.Module | None) -> LayerSu
         bytes=storage + _bytes(module.bias),  # type: ignore[arg-type]
         depth=depth,
         dense_bits=five_a_byte / weights,
+        gain=gain,
     )
 
 
@@ -168,7 +187,8 @@ def summary(model: nn.Module, reference: nn.Module | None = None) -> ModelSummar
         ValueError: a weight holds NaN or Inf, is on the meta device, or has another shape in the reference.
 
     Warns:
-        UserWarning: layers that were never called though others were, so the model reads their weights itself.
+        UserWarning: layers that were never called though others were, so the model reads their weights itself; layers
+            with hardly a code but 0; less than half of the weights that multiply activations are ternary.
 
     >>> print(bittorch.utils.summary(model))
     """
@@ -178,9 +198,10 @@ def summary(model: nn.Module, reference: nn.Module | None = None) -> ModelSummar
     others: dict[int, Tensor] = {}  # by identity: a tied tensor counts once, and also where one owner is not ternary
     weights: dict[Hashable, int] = {}
     stored: set[Hashable] = set()
+    silent: dict[str, str] = {}
     biases = shared = 0
     for name, module in named_layers(model):
-        layer = _layer(name, module, reference)
+        layer = _layer(name, module, reference, silent)
         if layer is None:
             others |= {id(t): t for t in (*module.parameters(recurse=False), *module.buffers(recurse=False))}
             continue
@@ -193,6 +214,7 @@ def summary(model: nn.Module, reference: nn.Module | None = None) -> ModelSummar
         stored.add(key)
         master = module._parameters.get("weight")
         weights[key if master is None else id(master)] = 4 * math.prod(layer.shape)
+    warn_of_health(model, silent, stacklevel=3)
     other = _bytes(*others.values())
     dense = sum(size for key, size in weights.items() if key not in others)
     return ModelSummary(tuple(layers), other, other + dense + biases, shared)

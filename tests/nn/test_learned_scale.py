@@ -194,6 +194,34 @@ def test_memory_without_values_is_never_a_scale() -> None:
     assert torch.equal(layer.weight_scale.detach(), scale_of(layer.weight))
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_weight_that_is_set_on_a_meta_layer_brings_the_parameter(method: str) -> None:
+    with torch.device("meta"):
+        layer = TernaryLinear(48, 20, config=TernaryQuantConfig(method=method))
+    layer.weight = nn.Parameter(helpers.randn(20, 48))
+    layer.bias = nn.Parameter(torch.zeros(20))
+    held = dict(layer.named_parameters())["weight_scale"]  # as an optimiser does
+    assert torch.equal(held.detach(), scale_of(layer.weight, method))
+    layer(X).square().sum().backward()
+    assert layer.weight_scale is held
+    assert held.grad is not None
+
+
+def test_fresh_memory_has_a_value_at_once() -> None:
+    with torch.device("meta"):
+        layer = TernaryLinear(48, 20, config=TernaryQuantConfig(method="lsq"))
+    layer.to_empty(device="cpu")
+    assert torch.equal(layer.weight_scale.detach(), torch.ones(20))
+
+
+def test_lists_of_parameters_have_the_scale_that_is_used() -> None:
+    layer = make()
+    INITS["data"](layer)
+    listed = dict(layer.named_parameters(recurse=False, remove_duplicate=False))["weight_scale"]
+    assert listed is layer.weight_scale
+    assert torch.equal(listed.detach(), scale_of(layer.weight))
+
+
 def test_loader_that_sets_parameters_itself() -> None:
     with torch.device("meta"):
         layer = TernaryLinear(48, 20, config=TernaryQuantConfig(method="lsq"))

@@ -1,10 +1,13 @@
 """What weight decay leaves alone."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
-from bittorch import TernaryLinear, TernaryQuantConfig
+from bittorch import TernaryConv2d, TernaryLinear, TernaryQuantConfig
 from bittorch.train import parameter_groups
 from tests import helpers
 
@@ -38,3 +41,25 @@ def test_groups_without_parameters_are_left_out() -> None:
     assert [group["weight_decay"] for group in parameter_groups(nn.Linear(2, 2, bias=False))] == [0.01]
     with pytest.raises(ValueError, match=r"weight_decay must be 0 or more, got -0\.1"):
         parameter_groups(nn.Linear(2, 2), -0.1)
+
+
+@pytest.mark.parametrize("method", ["lsq", "seq", "ttq"])
+@pytest.mark.parametrize("granularity", [{"granularity": "tensor"}, {}, {"group_size": 4}], ids=str)
+@pytest.mark.parametrize("wrapped", [lambda m: m, lambda m: torch.compile(m, backend="eager"), AveragedModel])
+def test_scales_of_every_kind_are_not_decayed(wrapped: Any, granularity: dict[str, Any], method: str) -> None:
+    config = TernaryQuantConfig(method=method, **granularity)
+    linear, tied = TernaryLinear(8, 6, config=config), TernaryLinear(8, 6, config=config)
+    tied.weight, tied.weight_scale = linear.weight, linear.weight_scale
+    model = wrapped(nn.ModuleList([TernaryConv2d(4, 6, 2, config=config), linear, tied]))
+    layers = [module for module in model.modules() if isinstance(module, TernaryLinear | TernaryConv2d)]
+    decayed, others = parameter_groups(model, 0.1)
+    assert {id(p) for p in decayed["params"]} == {id(layer.weight) for layer in layers}
+    rest = {id(p) for layer in layers for p in (layer.weight_scale, layer.bias)}
+    assert {id(p) for p in others["params"]} == rest
+    assert len(decayed["params"]) + len(others["params"]) == 2 + len(rest)
+
+
+def test_flattened_parameters_are_refused() -> None:
+    flat = type("FullyShardedDataParallel", (nn.Sequential,), {})(TernaryLinear(8, 6))
+    with pytest.raises(TypeError, match=r"flattens matrices, .* before wrapping it with use_orig_params=True"):
+        parameter_groups(nn.Sequential(flat))

@@ -2,7 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+import bittorch
 from bittorch import TernaryConv2d, TernaryLinear, TernaryQuantConfig
+from bittorch.nn.init import norm_preserving_
 from bittorch.utils import AccuracyDoctor
 from tests import helpers
 
@@ -102,8 +104,82 @@ def test_layers_that_are_not_quantised_are_left_out() -> None:
     assert AccuracyDoctor(model).check() == []
 
 
+def _norm(weight: torch.Tensor) -> float:
+    return weight.detach().double().square().sum().sqrt().item()
+
+
+@pytest.mark.parametrize("config", [{"method": m} for m in ("twn", "absmean", "lsq", "ttq")], ids=str)
+def test_gains_are_norms_of_what_is_multiplied(config: dict[str, str]) -> None:
+    linear, conv = nn.Linear(64, 32), nn.Conv2d(4, 8, 3)
+    model = bittorch.quantize_model(nn.Sequential(linear, conv), TernaryQuantConfig(**config))
+    doctor = AccuracyDoctor(model)
+    assert doctor.check() == []
+    assert list(doctor.gains) == ["0", "1"]
+    for layer, gain in zip(model, doctor.gains.values(), strict=True):
+        assert gain == pytest.approx(_norm(layer.dequantized_weight()) / _norm(layer.weight), rel=1e-5)
+        assert abs(gain - 1) > 0.02
+
+
+def test_product_of_gains_is_found_where_nothing_normalises() -> None:
+    torch.manual_seed(0)
+    dense = nn.Sequential(*(nn.Linear(32, 32) for _ in range(8)))
+    model = bittorch.quantize_model(dense, TernaryQuantConfig())
+    doctor = AccuracyDoctor(model)
+    (finding,) = doctor.check()
+    expected = 1.0
+    for layer in model:
+        expected *= _norm(layer.dequantized_weight()) / _norm(layer.weight)
+    assert (finding.layer, finding.kind) == ("", "gain")
+    assert finding.value == pytest.approx(expected, rel=1e-5)
+    assert str(finding).startswith(
+        f"the model: the product of ||Q|| / ||W|| over its ternary layers is {expected:.3g}, "
+    )
+    assert AccuracyDoctor(nn.Sequential(*model, nn.LayerNorm(32))).check() == []
+    assert AccuracyDoctor(model, gain=4.0).check() == []
+    norm_preserving_(model)
+    assert doctor.check() == []
+    assert list(doctor.gains.values()) == pytest.approx([1.0] * 8, rel=1e-5)
+    with torch.no_grad():
+        stretch = [_norm(layer.weight) / _norm(plain.weight) for layer, plain in zip(model, dense, strict=True)]
+        for layer in model:
+            layer.weight.pow_(5)  # heavy tails, as training makes them: one scale per row loses more of the norm
+    assert "gain" in {finding.kind for finding in doctor.check()}
+    gains = [
+        _norm(layer.dequantized_weight()) / _norm(layer.weight) * s for layer, s in zip(model, stretch, strict=True)
+    ]
+    assert list(doctor.gains.values()) == pytest.approx(gains, rel=1e-5)
+
+
+def test_rms_keeps_the_product_at_one() -> None:
+    doctor = AccuracyDoctor(bittorch.quantize_model(nn.Sequential(nn.Linear(64, 64)), TernaryQuantConfig(scale="rms")))
+    assert doctor.check() == []
+    assert doctor.gains["0"] == pytest.approx(1.0, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["lsq", "seq"])
+def test_stale_learned_scale_is_found(method: str) -> None:
+    model = _model(method=method)
+    model(helpers.randn(2, 64))
+    model[0].weight.data *= 0.1
+    model[0].weight.data[:, :4] = 0
+    codes = model[0].get_quantized_weight()[0]
+    (finding,) = AccuracyDoctor(model).check()
+    assert (finding.layer, finding.kind) == ("0", "silent")
+    assert finding.value == (codes[:, 4:] == 0).double().mean().item() > 0.95
+    assert str(finding).endswith("does not fit its weights, and reset_scale() of the layer makes a new one")
+    model[0].reset_scale()
+    assert AccuracyDoctor(model).check() == []
+
+
+def test_small_ternary_share_is_found() -> None:
+    model = nn.Sequential(TernaryLinear(8, 8), nn.LayerNorm(8), nn.Linear(8, 9))
+    (finding,) = AccuracyDoctor(model).check()
+    assert (finding.layer, finding.kind) == ("", "ternary_share")
+    assert finding.value == pytest.approx(64 / (64 + 72 + 9))
+
+
 def test_bad_limits_and_weights_raise() -> None:
-    for limits in ({"flips": 0.0}, {"drift": 1.0}, {"stalled": 2.0}):
+    for limits in ({"flips": 0.0}, {"drift": 1.0}, {"stalled": 2.0}, {"gain": 1.0}):
         with pytest.raises(ValueError, match="wanted 0 < flips"):
             AccuracyDoctor(_model(), **limits)
     model = _model()

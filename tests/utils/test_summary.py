@@ -27,6 +27,10 @@ def test_summary_counts_codes_bits_error_and_bytes() -> None:
     weight = model[1].weight.detach().double()
     error = (weight - helpers.dense(codes, scale)).square().sum() / weight.square().sum()
     assert first.relative_error == pytest.approx(error.item())
+    norm = helpers.dense(codes, scale).square().sum() / weight.square().sum()
+    assert first.gain == pytest.approx(norm.sqrt().item())
+    assert summary(model).gain == pytest.approx(first.gain * second.gain)
+    assert str(summary(model)).endswith(f"product of |Q|/|W|: {first.gain * second.gain:.3g}")
     assert first.bytes == 32 * 12 + 4 * 32 + 4 * 32
     assert first.bits_per_weight == pytest.approx(2 + 32 / 48)
     assert second.bytes == 6 * 8 + 4 * 6 * 2
@@ -48,7 +52,7 @@ def test_summary_of_an_exported_model_is_the_same_but_for_the_error() -> None:
     assert packed.dense_bytes == trained.dense_bytes
     for a, b in zip(trained.layers, packed.layers, strict=True):
         assert b.kind == "TernaryLinearInference"
-        assert b.relative_error is None
+        assert b.relative_error is b.gain is packed.gain is None
         assert (a.shape, a.negative, a.zero, a.positive, a.bytes) == (b.shape, b.negative, b.zero, b.positive, b.bytes)
 
 
