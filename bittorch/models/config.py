@@ -9,6 +9,7 @@ from typing import Any
 ACTIVATIONS = ("silu", "relu2")
 # The matrices of a layer that may have a bias, each on its own.
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LAYER_TYPES = ("sliding_attention", "full_attention")
 ROPE_ENTRIES = {
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
@@ -51,6 +52,10 @@ class ModelConfig:
         normalise_experts: the weights of a token's experts are divided by their sum.
         dense_layers: layers that have one MLP instead of experts; kept in order, once each.
         expert_step: of the others, every so many-th has experts; 1 for all.
+        expert_limit: gates of experts are cut above it before SiLU, the other factor to this magnitude; 0 for no limit.
+        window: a token of a layer with a window sees itself and so many before it.
+        layer_types: of each layer ``sliding_attention``, with the window, or ``full_attention``; empty for no window.
+        rotary_dim: channels of a head that are rotated, the first of it; 0 for all.
 
     Raises:
         ValueError: a size that no model has, or heads that do not divide.
@@ -81,6 +86,10 @@ class ModelConfig:
     normalise_experts: bool = True
     dense_layers: tuple[int, ...] = ()
     expert_step: int = 1
+    expert_limit: float = 0.0
+    window: int = 0
+    layer_types: tuple[str, ...] = ()
+    rotary_dim: int = 0
 
     def __post_init__(self) -> None:
         sizes = "vocab_size hidden_size intermediate_size num_layers num_heads num_kv_heads head_dim max_positions"
@@ -109,6 +118,7 @@ class ModelConfig:
             raise ValueError(f"biases must be a tuple of {', '.join(PROJECTIONS)}, got {self.biases!r:.200}")
         object.__setattr__(self, "biases", tuple(name for name in PROJECTIONS if name in self.biases))
         self._check_experts()
+        self._check_layers()
         if self.rope_scaling is not None:
             self._check_rope_scaling(self.rope_scaling)
 
@@ -131,6 +141,23 @@ class ModelConfig:
             raise ValueError(f"dense_layers must be numbers of layers, got {layers!r:.100}")
         object.__setattr__(self, "dense_layers", tuple(sorted(set(layers))))
 
+    def _check_layers(self) -> None:
+        if type(self.window) is not int or not 0 <= self.window < 2**31:
+            raise ValueError(f"window must be an integer that is not negative, got {self.window!r:.100}")
+        if not isinstance(self.layer_types, list | tuple) or not set(map(str, self.layer_types)) <= set(LAYER_TYPES):
+            raise ValueError(f"layer_types must be of {', '.join(LAYER_TYPES)}, got {self.layer_types!r:.200}")
+        object.__setattr__(self, "layer_types", tuple(self.layer_types))
+        if self.layer_types and len(self.layer_types) != self.num_layers:
+            raise ValueError(f"layer_types has {len(self.layer_types)} values for {self.num_layers} layers")
+        if LAYER_TYPES[0] in self.layer_types and not self.window:
+            raise ValueError("window must be positive for layers of sliding_attention, got 0")
+        if type(self.rotary_dim) is not int or self.rotary_dim % 2 or not 0 <= self.rotary_dim <= self.head_dim:
+            raise ValueError(
+                f"rotary_dim must be even, from 0 to head_dim={self.head_dim}, got {self.rotary_dim!r:.40}"
+            )
+        if self.expert_limit != 0 and not _is_positive(self.expert_limit):
+            raise ValueError(f"expert_limit must be 0 or positive and finite, got {self.expert_limit!r:.40}")
+
     def _check_rope_scaling(self, scaling: Mapping[str, Any]) -> None:
         kind = scaling.get("rope_type")
         if not isinstance(kind, str) or kind not in ROPE_ENTRIES:
@@ -139,8 +166,8 @@ class ModelConfig:
             values = scaling.get(name)
             if name == "factors":
                 count = len(values) if isinstance(values, list | tuple) else 0
-                if count != self.head_dim // 2:
-                    raise ValueError(f"rope_scaling factors must be {self.head_dim // 2} numbers, got shape ({count},)")
+                if count != self.rotated // 2:
+                    raise ValueError(f"rope_scaling factors must be {self.rotated // 2} numbers, got shape ({count},)")
                 if not all(_is_positive(value) for value in values or ()):
                     raise ValueError(f"rope_scaling factors must be positive and finite, got {values!r:.100}")
             elif not _is_positive(values):
@@ -152,6 +179,15 @@ class ModelConfig:
             raise ValueError(f"rope_scaling of yarn must have truncate true or false, got {scaling['truncate']!r:.100}")
         if kind == "llama3" and scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
             raise ValueError("rope_scaling of llama3 must have low_freq_factor below high_freq_factor")
+
+    @property
+    def rotated(self) -> int:
+        """Channels of a head that are rotated."""
+        return self.rotary_dim or self.head_dim
+
+    def window_of(self, layer: int) -> int:
+        """How many tokens before itself a token of layer number ``layer`` sees; 0 for all."""
+        return self.window if self.layer_types and self.layer_types[layer] == LAYER_TYPES[0] else 0
 
     def has_bias(self, projection: str) -> bool:
         """Whether a matrix of every layer, a name of `PROJECTIONS`, has a bias."""

@@ -30,11 +30,8 @@ class SparseMLP(Block):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.used, self.normalise, self.relu2 = (
-            config.experts_per_token,
-            config.normalise_experts,
-            config.hidden_act == "relu2",
-        )
+        self.used, self.normalise, self.limit = config.experts_per_token, config.normalise_experts, config.expert_limit
+        self.relu2 = config.hidden_act == "relu2"
         count, hidden, inner = config.num_experts, config.hidden_size, config.expert_size
         gate_up = (Part("gate_proj", inner), Part("up_proj", inner))
         self.hold("gate", Router("gate", count, hidden))
@@ -52,9 +49,16 @@ class SparseMLP(Block):
         sizes = [counts[expert] for expert in used]
         out = torch.zeros_like(x)
         for expert, own, weight in zip(used, tokens.split(sizes), weights.split(sizes), strict=True):
-            inner = gated(self.gate_up_proj[expert](x[own]), self.relu2)
+            inner = gated(self._limited(self.gate_up_proj[expert](x[own])), self.relu2)
             out.index_add_(0, own, self.down_proj[expert](inner).mul_(weight))
         return out
+
+    def _limited(self, gate_up: Tensor) -> Tensor:
+        if self.limit:
+            gate, up = gate_up.chunk(2, -1)
+            gate.clamp_(max=self.limit)
+            up.clamp_(-self.limit, self.limit)
+        return gate_up
 
     def routed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Weights and numbers of each token's experts, ``(tokens, experts_per_token)`` both."""

@@ -19,6 +19,7 @@ def rope_frequencies(config: ModelConfig) -> Tensor:
     divides those above ``original / low_freq_factor`` by ``factor``, and blends in between. ``yarn`` keeps channels
     that turn more than ``beta_fast`` (32) times within the original context, divides those below ``beta_slow`` (1)
     turns by ``factor``, and blends linearly by channel. ``factors`` divides each by its own.
+    Where a part of a head is rotated, its size stands for head_dim.
 
     Returns:
         float32 ``(head_dim / 2,)``.
@@ -26,7 +27,7 @@ def rope_frequencies(config: ModelConfig) -> Tensor:
     Source:
         RoFormer, arXiv:2104.09864; the Llama 3.1 model card for ``llama3``; YaRN, arXiv:2309.00071.
     """
-    exponent = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
+    exponent = torch.arange(0, config.rotated, 2, dtype=torch.int64).float() / config.rotated
     frequencies = 1.0 / config.rope_theta**exponent
     scaling = config.rope_scaling
     if not scaling:
@@ -55,12 +56,12 @@ def _yarn(frequencies: Tensor, scaling: Mapping[str, Any], config: ModelConfig) 
     def channel(turns: float) -> float:
         """That turns so often within the original context."""
         wanted = math.log(original / (turns * 2 * math.pi))
-        return config.head_dim * wanted / (2 * math.log(config.rope_theta))
+        return config.rotated * wanted / (2 * math.log(config.rope_theta))
 
     low, high = channel(scaling.get("beta_fast", 32)), channel(scaling.get("beta_slow", 1))
     if scaling.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, config.head_dim - 1)
+    low, high = max(low, 0), min(high, config.rotated - 1)
     ramp = (torch.arange(len(frequencies), dtype=torch.float32) - low) / (high - low if high != low else 0.001)
     divided = ramp.clamp(0, 1)
     return frequencies / float(scaling["factor"]) * divided + frequencies * (1 - divided)

@@ -5,18 +5,19 @@ from bittorch.models.attention import attend, causal_mask
 from tests import helpers
 
 
-def reference(q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
+def reference(q: torch.Tensor, kv: torch.Tensor, window: int = 0) -> torch.Tensor:
     """One query at a time, in float64."""
     q, (k, v) = q.double(), kv.double().unbind()
     rows, count, heads, width = q.shape
     out = torch.empty(rows, count, heads * width, dtype=torch.float64)
     for row in range(rows):
         for token in range(count):
-            seen = k.shape[2] - count + token + 1
+            last = k.shape[2] - count + token + 1
+            seen = slice(max(0, last - window - 1) if window else 0, last)
             for head in range(heads):
                 group = head // (heads // k.shape[1])
-                p = (k[row, group, :seen] @ q[row, token, head] / width**0.5).softmax(0)
-                out[row, token, head * width : (head + 1) * width] = p @ v[row, group, :seen]
+                p = (k[row, group, seen] @ q[row, token, head] / width**0.5).softmax(0)
+                out[row, token, head * width : (head + 1) * width] = p @ v[row, group, seen]
     return out
 
 
@@ -27,6 +28,13 @@ def test_attend(rows: int, count: int, length: int, heads: int, kv_heads: int, d
     q = helpers.randn(rows, count, heads, 16, dtype=dtype)
     kv = helpers.randn(2, rows, kv_heads, length + 3, 16, seed=1, dtype=dtype)[:, :, :, :length]
     helpers.assert_near(attend(q, kv), reference(q, kv), {torch.float32: 1e-5}.get(dtype, 3 * helpers.TOLERANCE[dtype]))
+
+
+@pytest.mark.parametrize(("count", "length"), [(1, 9), (1, 4), (1, 3), (7, 7), (5, 5), (3, 8), (3, 4), (2, 6)])
+def test_a_window(count: int, length: int) -> None:
+    """Of 3 tokens before each, with and without keys that no query sees."""
+    q, kv = helpers.randn(2, count, 4, 16), helpers.randn(2, 2, 2, length, 16, seed=1)
+    helpers.assert_near(attend(q, kv, 3), reference(q, kv, 3), 1e-5)
 
 
 def test_rows_do_not_depend_on_each_other() -> None:

@@ -16,6 +16,7 @@ REGISTER = (
     "qwen2",
     "qwen3",
     "qwen3_moe",
+    "maple",
 )
 
 

@@ -84,6 +84,7 @@ class Architecture:
             must say it.
         gguf_layer: names of a layer's tensors in GGUF files, and canonical ones.
         gguf_permuted: whether GGUF files keep the rows of q and k in the order of `rope_rows`.
+        partial_rotation: whether files may rotate a part of each head.
         activation_bits: what models of this kind are trained with.
         entries: fields of `ModelConfig` that this architecture has beyond `ENTRIES`.
     """
@@ -97,6 +98,7 @@ class Architecture:
     gguf: ClassVar[Mapping[str, str | None]]
     gguf_layer: ClassVar[Mapping[str, str]] = GGUF_LAYER
     gguf_permuted: ClassVar[bool] = False
+    partial_rotation: ClassVar[bool] = False
     activation_bits: ClassVar[int | None] = None
     entries: ClassVar[tuple[Entry, ...]] = ()
 

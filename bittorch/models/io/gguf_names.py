@@ -18,7 +18,7 @@ from bittorch.models.architectures.base import (
     read_entries,
     written_entries,
 )
-from bittorch.models.config import PROJECTIONS, ModelConfig
+from bittorch.models.config import LAYER_TYPES, PROJECTIONS, ModelConfig
 from bittorch.models.io import choices
 from bittorch.models.io.errors import FormatError, LossyError
 from bittorch.models.io.gguf_entries import check_entries
@@ -97,6 +97,8 @@ def config_from_gguf(
             raise FormatError(f"{what} has no entry {arch}.{key}")
         if not isinstance(value, list):
             return value
+        if key == "attention.sliding_window_pattern":
+            return _layer_types(f"{arch}.{key}", value, what)
         return _of_all_layers(f"{arch}.{key}", value, entries.get(f"{arch}.block_count"), what)
 
     embedding = tensors.get("model.embed_tokens.weight")
@@ -107,7 +109,8 @@ def config_from_gguf(
         if type(heads) is not int or heads < 1:
             raise FormatError(f"{what} has {arch}.attention.head_count {heads!r:.40}; it must be a positive integer")
         head_dim = get("attention.key_length", hidden // heads)
-        if (rotated := get("rope.dimension_count", head_dim)) != head_dim:
+        rotated = get("rope.dimension_count", head_dim)
+        if rotated != head_dim and not architecture.partial_rotation:
             raise FormatError(f"{what} rotates {rotated} of {head_dim} dimensions of a head, which is not supported")
         if (value_dim := get("attention.value_length", head_dim)) != head_dim:
             raise FormatError(f"{what} has keys of {head_dim} and values of {value_dim} channels, which must be equal")
@@ -120,6 +123,7 @@ def config_from_gguf(
             num_kv_heads=get("attention.head_count_kv", heads),
             head_dim=head_dim,
             rms_norm_eps=get("attention.layer_norm_rms_epsilon", REQUIRED),
+            rotary_dim=0 if rotated == head_dim else rotated,
             rope_theta=get("rope.freq_base", 10000.0),
             rope_scaling=_rope_scaling(get, factors, what),
             hidden_act=hidden_act or _activation(architecture.gguf[arch], get, tensors, what),
@@ -138,6 +142,13 @@ def config_from_gguf(
 
 def _has_bias(tensors: Container[str], projection: str) -> bool:
     return any(f"model.layers.0.{part}.{projection}.bias" in tensors for part in ("self_attn", "mlp"))
+
+
+def _layer_types(key: str, windowed: list[Any], what: str) -> list[str]:
+    """`ModelConfig.layer_types`, of true for each layer with a window. Raises FormatError."""
+    if any(type(value) is not bool for value in windowed):
+        raise FormatError(f"{what} has {key} {windowed!r:.100}; it must be true or false for each layer")
+    return [LAYER_TYPES[0] if value else LAYER_TYPES[1] for value in windowed]
 
 
 def _of_all_layers(key: str, values: list[Any], layers: Any, what: str) -> Any:
@@ -253,7 +264,7 @@ def config_entries(config: ModelConfig, arch: str) -> dict[str, Any]:
         "attention.key_length": config.head_dim,
         "attention.value_length": config.head_dim,
         "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
-        "rope.dimension_count": config.head_dim,
+        "rope.dimension_count": config.rotated,
         "rope.freq_base": float(config.rope_theta),
         "vocab_size": config.vocab_size,
     }
@@ -263,6 +274,8 @@ def config_entries(config: ModelConfig, arch: str) -> dict[str, Any]:
         entries |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(config.rope_scaling["factor"])}
     if config.rope_scaling and config.rope_scaling["rope_type"] == "yarn":
         entries |= _yarn_entries(config.rope_scaling)
+    if config.layer_types:
+        entries["attention.sliding_window_pattern"] = [kind == LAYER_TYPES[0] for kind in config.layer_types]
     named = {f"{arch}.{key}": value for key, value in entries.items()}
     named["bittorch.activation_bits"] = config.activation_bits or 0
     if not config.fuse_norms:
@@ -289,8 +302,8 @@ def rope_factors(config: ModelConfig) -> tuple[float, ...] | None:
     factor, low, high = (float(scaling[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
     original = scaling["original_max_position_embeddings"]
     factors = []
-    for pair in range(0, config.head_dim, 2):
-        wave = 2 * math.pi * config.rope_theta ** (pair / config.head_dim)
+    for pair in range(0, config.rotated, 2):
+        wave = 2 * math.pi * config.rope_theta ** (pair / config.rotated)
         smooth = min(1.0, max(0.0, (original / wave - low) / (high - low)))
         factors.append(1 / ((1 - smooth) / factor + smooth))
     return tuple(factors)

@@ -43,9 +43,7 @@ def config_from_hf(
                 f"supported: {', '.join(map(repr, neutral))}"
             )
 
-    for key, second in architecture.hf_second_names.items():
-        if second in values and values.get(key, values[second]) != values[second]:
-            raise FormatError(f"{what} has {key} {values[key]!r:.40} and {second} {values[second]!r:.40}: keep one")
+    _check_second_names(architecture, values, what)
 
     def value_of(key: str, default: Any) -> Any:
         default = architecture.hf_defaults.get(key, default)
@@ -61,7 +59,7 @@ def config_from_hf(
             num_kv_heads=_or(values.get("num_key_value_heads"), values["num_attention_heads"]),
             head_dim=_head_dim(values, architecture),
             rms_norm_eps=float(value_of("rms_norm_eps", None)),
-            **_rope(values, architecture.hf_defaults["rope_theta"], what),
+            **_rope(values, architecture, what),
             hidden_act=ACTIVATION_NAMES.get(act, act),
             tie_embeddings=bool(value_of("tie_word_embeddings", False)),
             biases=_biases(architecture, values, names, what),
@@ -76,6 +74,12 @@ def config_from_hf(
         raise FormatError(f"{what} has no entry {error}") from None
     except (TypeError, ValueError, ArithmeticError) as error:
         raise FormatError(f"{what}: {error}") from None
+
+
+def _check_second_names(architecture: Architecture, values: Mapping[str, Any], what: str) -> None:
+    for key, second in architecture.hf_second_names.items():
+        if second in values and values.get(key, values[second]) != values[second]:
+            raise FormatError(f"{what} has {key} {values[key]!r:.40} and {second} {values[second]!r:.40}: keep one")
 
 
 def num_experts(values: Mapping[str, Any]) -> int | None:
@@ -129,11 +133,12 @@ def _head_dim(values: Mapping[str, Any], architecture: Architecture) -> Any:
     return hidden // heads if type(hidden) is int else hidden  # what is no size is refused by its own name
 
 
-def _rope(values: Mapping[str, Any], default_theta: float, what: str) -> dict[str, Any]:
+def _rope(values: Mapping[str, Any], architecture: Architecture, what: str) -> dict[str, Any]:
     """Base and scaling: all in rope_parameters, or, in older files, in rope_theta and rope_scaling.
 
     transformers takes rope_scaling, else rope_parameters, and rope_theta where these have none.
     """
+    default_theta: float = architecture.hf_defaults["rope_theta"]
     newer, older, outer = (values.get(name) for name in ("rope_parameters", "rope_scaling", "rope_theta"))
     given = _rope_entries(older or newer, outer, default_theta)
     other = (
@@ -145,12 +150,15 @@ def _rope(values: Mapping[str, Any], default_theta: float, what: str) -> dict[st
             f"{what} says rope_parameters {newer!r:.150}, but rope_scaling {older!r:.150} and rope_theta "
             f"{outer!r:.40}: {given!r:.150} is taken, as transformers does; remove the entries that are wrong",
         )
-    if (part := given.pop("partial_rotary_factor", values.get("partial_rotary_factor"))) not in (None, 1):
+    part = _or(given.pop("partial_rotary_factor", values.get("partial_rotary_factor")), 1)
+    if part != 1 and not architecture.partial_rotation:
         raise FormatError(f"{what}: partial_rotary_factor {part!r:.40} is not read; heads must be rotated whole")
     theta, kind = given.pop("rope_theta"), given.pop("rope_type")
     if kind not in ("default", "linear", "llama3", "yarn", "factors"):
         raise FormatError(f"{what}: rope_type {kind!r:.100} is not read; known are default, linear, llama3, yarn")
-    return {"rope_theta": float(theta), "rope_scaling": None if kind == "default" else {"rope_type": kind, **given}}
+    scaling = None if kind == "default" else {"rope_type": kind, **given}
+    rotated = 0 if part == 1 else int(_head_dim(values, architecture) * part)
+    return {"rope_theta": float(theta), "rope_scaling": scaling, "rotary_dim": rotated}
 
 
 def _rope_entries(scaling: Any, theta: Any, default_theta: float) -> dict[str, Any]:
@@ -167,6 +175,8 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     """
     architecture = architectures.find(config.architecture)
     rope = {"rope_theta": config.rope_theta, **(config.rope_scaling or {"rope_type": "default"})}
+    if config.rotary_dim:
+        rope["partial_rotary_factor"] = config.rotary_dim / config.head_dim
     eos = list(config.eos_token_ids)
     return {
         "architectures": [architecture.hf_class],
