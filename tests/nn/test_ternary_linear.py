@@ -237,7 +237,7 @@ def test_repr_says_how_it_quantises() -> None:
     for part in (
         "in_features=64",
         "method=max",
-        "scale=rms",
+        "scale=ls",
         "threshold_factor=0.05",
         "granularity=group(8)",
         "activation_bits=8",
