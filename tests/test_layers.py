@@ -18,7 +18,7 @@ FLOORS = (BASE, ("ops",), ("quant",), ("nn",), ("utils", "train"), ("models",))
 TOP = len(FLOORS)
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 C_FILES = sorted(p for suffix in ("c", "h", "cpp", "cu", "cuh") for p in CSRC.rglob(f"*.{suffix}"))
-KERNEL_FILES = [path for path in C_FILES if "kernels" in path.parts]
+KERNEL_FILES = [path for path in C_FILES if "kernels" in path.relative_to(CSRC).parts]
 
 needs_sources = pytest.mark.skipif(not CSRC.is_dir(), reason="an installed package has no C sources")
 
