@@ -263,6 +263,10 @@ void barrier(const char *file, int line) {
     wait(WAITING, file, line);
 }
 
+void warp_barrier(const char *file, int line) {
+    wait(WAITING_FOR_WARP, file, line);
+}
+
 void mma_s8(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     const Operands *warp = exchange(a, b, __LINE__);
     multiply<4>(d, warp, current->index % LANES, [](uint32_t word, unsigned i) { return (int8_t)(word >> (8 * i)); });

@@ -75,8 +75,9 @@ void copy_async(void *to, const void *from);
 void copy_commit();
 void copy_wait(unsigned groups); /* until at most so many of the groups that were committed are under way */
 
-/* Waits until every thread of the block is at the same line. */
+/* Waits until every thread of the block, or of the warp, is at the same line. */
 void barrier(const char *file, int line);
+void warp_barrier(const char *file, int line);
 
 /* The instruction mma.sync of a warp, d += a b, with the fragments of the PTX ISA. In them lane 4 g + t holds of the
  * 16 x k matrix a and the k x 8 matrix b
@@ -93,6 +94,7 @@ void check_alignment(const void *address, unsigned bytes);
 } // namespace cusim
 
 #define __syncthreads() cusim::barrier(__FILE__, __LINE__)
+#define __syncwarp() cusim::warp_barrier(__FILE__, __LINE__)
 
 /* Single roundings; the emulator is compiled with -ffp-contract=off. */
 static inline double __dmul_rn(double a, double b) {

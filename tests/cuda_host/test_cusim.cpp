@@ -6,18 +6,28 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-static void neighbours(int *out, bool with_barrier) {
+enum Barrier { NONE, OF_WARP, OF_BLOCK };
+
+/* `apart` is 1 or 32: a thread of the same warp or of the other one. */
+static void neighbours(int *out, Barrier barrier, int apart) {
     __shared__ int values[64];
     const int t = (int)threadIdx.x;
     values[t] = t;
-    if (with_barrier)
+    if (barrier == OF_WARP)
+        __syncwarp();
+    if (barrier == OF_BLOCK)
         __syncthreads();
-    out[t] = values[(t + 1) % 64];
+    out[t] = values[t ^ apart];
 }
 
 static void diverge() {
     if (threadIdx.x < 7)
         __syncthreads();
+}
+
+static void diverge_in_a_warp() {
+    if (threadIdx.x < 7)
+        __syncwarp();
 }
 
 static void meet_elsewhere() {
@@ -197,16 +207,16 @@ void test_cusim() {
     Random random(6);
     permuted_bytes();
     shared_memory();
-    int wrong_without = 0;
+    int seen_wrong[3][2] = {};
     for_orders([&](const char *order) {
-        int out[64], right[2] = {0, 0};
-        for (int with_barrier = 0; with_barrier < 2; with_barrier++) {
-            cusim::launch(dim3(2), dim3(64), [&] { neighbours(out, with_barrier); });
-            for (int t = 0; t < 64; t++)
-                right[with_barrier] += out[t] == (t + 1) % 64;
-        }
-        check(right[1] == 64, "cusim: a barrier orders writes before reads, %s", order);
-        wrong_without += right[0] != 64;
+        for (const Barrier barrier : {NONE, OF_WARP, OF_BLOCK})
+            for (const int far : {0, 1}) {
+                int out[64];
+                cusim::launch(dim3(2), dim3(64), [&] { neighbours(out, barrier, far ? 32 : 1); });
+                for (int t = 0; t < 64; t++)
+                    seen_wrong[barrier][far] += out[t] != (t ^ (far ? 32 : 1));
+            }
+        check(exit_code_of(diverge_in_a_warp) == 3, "cusim: a barrier of a warp that some lanes miss, %s", order);
         check(exit_code_of(diverge) == 3, "cusim: a barrier that some threads miss, %s", order);
         check(exit_code_of(meet_elsewhere) == 3, "cusim: threads at different barriers, %s", order);
         check(exit_code_of(half_a_warp) == 3, "cusim: an instruction of the warp that some lanes miss, %s", order);
@@ -221,7 +231,10 @@ void test_cusim() {
             once += times == 1;
         check(once == (int)seen.size(), "cusim: every thread of a grid runs once, %s", order);
     });
-    check(wrong_without > 0, "cusim: a missing barrier shows under some order");
+    for (const Barrier barrier : {NONE, OF_WARP, OF_BLOCK})
+        for (const int far : {0, 1})
+            check((seen_wrong[barrier][far] == 0) == (barrier == OF_BLOCK || (barrier == OF_WARP && !far)),
+                  "cusim: barrier %d orders what it is for, and a missing one shows under some order", barrier);
     const bt_status status = BT_LAUNCH(number_threads, dim3(1, 65536), dim3(1), nullptr, nullptr);
     check(status == BT_ERR_CUDA + 9, "cusim: a launch beyond the limits gives its error");
     check(strcmp(bt_cuda_error_string(status), "invalid configuration argument") == 0, "bt_cuda_error_string");

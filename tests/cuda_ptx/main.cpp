@@ -1,5 +1,4 @@
-/* The tests on the interpreter: cuda_ptx_tests FOLDER [--long] [--truncate] [name of a test ...]. FOLDER has the PTX.
- */
+/* The tests on the interpreter: cuda_ptx_tests FOLDER, which has the PTX. */
 #include "../cuda_host/test.h"
 #include "stub.h"
 
@@ -46,12 +45,11 @@ bool stub::is_reversed() {
     return cusim::order == cusim::REVERSE;
 }
 
-static void parse(const std::string &path) {
-    std::ifstream text(path);
-    ptx::parse(text, path);
-}
+static std::string folder;
+static size_t sample = 100;
+static uint64_t seed;
 
-static void coverage(const std::string &folder) {
+static void coverage() {
     FILE *const list = fopen((folder + "/not_executed.txt").c_str(), "w");
     size_t all = 0, all_executed = 0;
     printf("%-24s instructions executed of all, by kernel; the others are in %s/not_executed.txt\n", "coverage",
@@ -59,8 +57,8 @@ static void coverage(const std::string &folder) {
     for (const auto &[name, kernel] : ptx::kernels) {
         size_t executed = 0;
         for (const auto &at : kernel.code) {
-            executed += at.executed > 0;
-            if (!at.executed)
+            executed += at.last_launch > 0;
+            if (!at.last_launch)
                 fprintf(list, "%s:%d: %s: %s\n", kernel.file.c_str(), at.line, kernel.name.c_str(), at.opcode.c_str());
         }
         printf("%8zu of %5zu  %s: %s\n", executed, kernel.code.size(), kernel.file.c_str(), kernel.name.c_str());
@@ -72,29 +70,27 @@ static void coverage(const std::string &folder) {
     printf("%8zu of %5zu  in %zu kernels\n", all_executed, all, ptx::kernels.size());
 }
 
-static std::string folder;
-
-static void report_coverage() {
-    coverage(folder);
-}
-
 static void mutations() {
-    run_mutations(folder, is_long);
+    run_mutations(folder, is_long, sample, seed);
 }
 
+/* FOLDER [--long] [--truncate] [--seed=N] [--sample=N] [name of a test ...] */
 int main(int argc, char **argv) {
     if (argc < 2)
         return 2;
     folder = argv[1];
     bool everything = true;
     for (int i = 2; i < argc; i++) {
-        is_long = is_long || strcmp(argv[i], "--long") == 0;
-        ptx::truncate_sums = ptx::truncate_sums || strcmp(argv[i], "--truncate") == 0;
-        everything = everything && argv[i][0] == '-';
+        const std::string word = argv[i];
+        is_long = is_long || word == "--long";
+        ptx::truncate_sums = ptx::truncate_sums || word == "--truncate";
+        seed = word.starts_with("--seed=") ? strtoull(argv[i] + 7, nullptr, 10) : seed;
+        sample = word.starts_with("--sample=") ? strtoull(argv[i] + 9, nullptr, 10) : sample;
+        everything = everything && word[0] == '-';
     }
     for (const auto &file : std::filesystem::directory_iterator(folder))
-        if (file.path().extension() == ".ptx")
-            parse(file.path().string());
+        if (std::ifstream text(file.path()); file.path().extension() == ".ptx")
+            ptx::parse(text, file.path().string());
     std::vector<Test> tests = {{"interpreter", test_faults},
                                {"pack, unpack, check", test_pack},
                                {"ternary_embedding", test_embedding},
@@ -105,7 +101,7 @@ int main(int argc, char **argv) {
                                {"hadamard", test_hadamard},
                                {"limits", test_limits}};
     if (everything) {
-        tests.push_back({"coverage", report_coverage});
+        tests.push_back({"coverage", coverage});
         tests.push_back({"mutations", mutations});
     }
     ptx::recording = true;

@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "../../csrc/kernels/cpu/half.h"
 
@@ -17,77 +16,68 @@ namespace ptx {
 bool truncate_sums;
 
 /* As tensor cores have been measured to add: products aligned to the largest exponent and cut below 26 bits. */
-static float truncated_sum(const double *terms, int count) {
-    double most = 0.0, sum = 0.0;
-    for (int i = 0; i < count; i++) {
-        most = std::max(most, std::fabs(terms[i]));
-        sum += terms[i];
+static float truncated_sum(float c, const double *products) {
+    double most = std::fabs(c), sum = c;
+    for (int i = 0; i < 8; i++) {
+        most = std::max(most, std::fabs(products[i]));
+        sum += products[i];
     }
     if (most == 0.0 || !std::isfinite(sum))
         return (float)sum;
     int exponent;
     std::frexp(most, &exponent);
     const double unit = std::ldexp(1.0, exponent - 26);
-    sum = 0.0;
-    for (int i = 0; i < count; i++)
-        sum += std::trunc(terms[i] / unit) * unit;
+    sum = std::trunc(c / unit) * unit;
+    for (int i = 0; i < 8; i++)
+        sum += std::trunc(products[i] / unit) * unit;
     std::frexp(sum, &exponent);
     const double last = std::ldexp(1.0, exponent - 24);
     return (float)(std::trunc(sum / last) * last);
 }
 
-static float float_sum(float c, const double *products) {
-    double terms[17];
-    if (!truncate_sums) {
-        double sum = c;
-        for (int k = 0; k < 16; k++)
-            sum += products[k];
-        return (float)sum;
-    }
-    for (int half = 0; half < 2; half++) {
-        std::copy(products + 8 * half, products + 8 * half + 8, terms);
-        terms[8] = c;
-        c = truncated_sum(terms, 9);
-    }
-    return c;
+static double element(int elements, Word word, int j) {
+    const uint16_t half = (uint16_t)(word >> (16 * j));
+    return elements == BYTES ? (int8_t)(word >> (8 * j)) : elements == HALVES ? bt_from_f16(half) : bt_from_bf16(half);
 }
 
-static double element(const Instruction &at, Word word, int j) {
-    if (at.number == 4)
-        return (int8_t)(word >> (8 * j));
-    const uint16_t bits = (uint16_t)(word >> (16 * j));
-    return at.opcode.find(".f16.f16") != std::string::npos ? bt_from_f16(bits) : bt_from_bf16(bits);
+static uint32_t sum_of(int elements, uint32_t c, const double *products) {
+    double sum = elements == BYTES ? 0.0 : (double)bt_bits_float(c);
+    for (int k = 0; k < (elements == BYTES ? 32 : 16); k++)
+        sum += products[k];
+    if (elements == BYTES)
+        return c + (uint32_t)(int32_t)sum;
+    return bt_float_bits(truncate_sums ? truncated_sum(truncated_sum(bt_bits_float(c), products), products + 8)
+                                       : (float)sum);
 }
 
-void multiply(const Instruction &at, Fragments &fragments) {
-    const int per = at.number, depth = 8 * per;
-    double a[16][32], b[8][32]; /* b by columns */
+/* A row of d is undefined where one of a is, and a column where one of b is. */
+void multiply(Warp &warp, const Instruction &at) {
+    const int per = at.number == BYTES ? 4 : 2;
+    double a[16][32], b[8][32], products[32]; /* b by columns */
     uint32_t undefined_rows = 0, undefined_columns = 0;
-    for (int lane = 0; lane < WARP; lane++) {
-        const int g = lane / 4, t = lane % 4;
-        for (int i = 0; i < 4; i++)
+    for (int lane = 0; lane < WARP; lane++)
+        for (int i = 0; i < 6; i++) {
+            const int g = lane / 4, t = lane % 4, row = g + 8 * (i & 1), far = i < 4 ? i >> 1 : i - 4;
             for (int j = 0; j < per; j++)
-                a[g + 8 * (i & 1)][4 * per * (i >> 1) + per * t + j] = element(at, fragments.in[i][lane], j);
-        for (int i = 0; i < 2; i++)
-            for (int j = 0; j < per; j++)
-                b[g][4 * per * i + per * t + j] = element(at, fragments.in[4 + i][lane], j);
-        for (int i = 0; i < 4; i++)
-            undefined_rows |= (fragments.undefined_in[i] >> lane & 1) << (g + 8 * (i & 1));
-        for (int i = 0; i < 2; i++)
-            undefined_columns |= (fragments.undefined_in[4 + i] >> lane & 1) << g;
-    }
+                (i < 4 ? a[row] : b[g])[4 * per * far + per * t + j] =
+                    element(at.number, warp.values(at.in[(size_t)i])[lane], j);
+            const uint32_t undefined = warp.undefined[at.in[(size_t)i]] >> lane & 1;
+            (i < 4 ? undefined_rows : undefined_columns) |= undefined << (i < 4 ? row : g);
+        }
+    uint32_t sums[4][WARP], undefined[4];
     for (int i = 0; i < 4; i++) {
-        fragments.undefined_out[i] = fragments.undefined_in[6 + i];
+        undefined[i] = warp.undefined[at.in[6 + (size_t)i]];
         for (int lane = 0; lane < WARP; lane++) {
             const int row = lane / 4 + 8 * (i >> 1), column = 2 * (lane % 4) + (i & 1);
-            double products[32], exact = 0.0;
-            for (int k = 0; k < depth; k++)
-                exact += products[k] = a[row][k] * b[column][k];
-            const uint32_t bits = (uint32_t)fragments.in[6 + i][lane];
-            fragments.out[i][lane] =
-                per == 4 ? bits + (uint32_t)(int32_t)exact : bt_float_bits(float_sum(bt_bits_float(bits), products));
-            fragments.undefined_out[i] |= ((undefined_rows >> row | undefined_columns >> column) & 1) << lane;
+            for (int k = 0; k < 8 * per; k++)
+                products[k] = a[row][k] * b[column][k];
+            sums[i][lane] = sum_of(at.number, (uint32_t)warp.values(at.in[6 + (size_t)i])[lane], products);
+            undefined[i] |= ((undefined_rows >> row | undefined_columns >> column) & 1) << lane;
         }
+    }
+    for (size_t i = 0; i < 4; i++) {
+        std::copy(sums[i], sums[i] + WARP, warp.values(at.out[i]));
+        warp.define(at.out[i], ~0u, undefined[i]);
     }
 }
 

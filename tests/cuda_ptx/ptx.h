@@ -1,6 +1,6 @@
 /* Executes PTX without a device: the part of it that nvcc emits for our kernels.
  *
- * A warp runs in lock-step, reconverges at immediate post-dominators and stops at barriers; blocks run one after
+ * A warp runs in lock-step, the lanes that are furthest behind first, so that paths meet again; blocks run one after
  * another. Every byte of shared and global memory knows whether it is defined, and who wrote and read it last since
  * when, so that a race is found whatever the order of the threads. Every register knows for each lane whether it is
  * defined. */
@@ -16,9 +16,8 @@
 
 namespace ptx {
 
-typedef uint64_t Word; /* of a register; the bits above its type mean nothing */
-enum { WARP = 32 };
-enum : uint8_t { ON = 1, JUMPED = 2 };
+typedef uint64_t Word;            /* of a register; the bits above its type mean nothing */
+enum { WARP = 32, SPECIAL = 12 }; /* lanes; registers that say who a thread is */
 
 /* The addresses of the spaces; a generic address has the window added. Global memory lies where the host has it. */
 enum Space : uint8_t { GENERIC, GLOBAL, SHARED, LOCAL, PARAM };
@@ -34,6 +33,8 @@ struct Form {
 const Form *find_form(const std::string &opcode); /* null: forms.cpp does not have it */
 bool take_division_by_zero();                     /* whether there was one since the last call */
 
+/* Up to UNPACK, register by register; up to WAIT, lane by lane; from MMA on, by the whole warp. */
+enum Elements { BYTES, HALVES, BRAIN_HALVES };
 enum Kind : uint8_t {
     COMPUTE,
     SELECT,
@@ -44,12 +45,16 @@ enum Kind : uint8_t {
     COPY,
     COMMIT,
     WAIT,
-    MMA,
     BRANCH,
-    BARRIER,
     RETURN,
-    NOTHING
+    NOTHING,
+    MMA,
+    WARP_BARRIER,
+    BARRIER
 };
+
+/* Where an instruction went: on, to its target; and MET: a comparison of order whose operands were equal. */
+enum Way : uint8_t { ON = 1, JUMPED = 2, MET = 4 };
 
 struct Instruction {
     Kind kind = COMPUTE;
@@ -62,32 +67,28 @@ struct Instruction {
     Space space = GENERIC;
     int base = -1; /* the register of an address */
     int64_t offset = 0;
-    int bytes = 0;            /* of an element */
+    int bytes = 0;            /* of an element, of a copy, of what an order is asked of */
     bool is_signed = false;   /* a load extends by the sign */
     bool uniform = false;     /* bra.uni, and ld.global.nc */
-    int target = 0, join = 0; /* of a branch: where it goes, and where all paths meet again */
-    int number = 0;           /* bytes of a copy, groups that a wait leaves, elements of an mma register */
-    uint64_t executed = 0;    /* how often by a warp, */
-    uint32_t last_launch = 0; /* when, */
-    uint8_t ways = 0;         /* and which ways it went then: on, and to its target */
+    bool is_order = false;    /* <, <=, >, >= of integers */
+    int number = 0;           /* where a branch goes, groups that a wait leaves, the elements of mma.sync */
+    uint32_t last_launch = 0; /* that executed it, */
+    uint8_t ways = 0;         /* and how, see Way */
 };
 
 struct Kernel {
-    struct Parameter {
-        size_t at, bytes;
-    };
-    struct Array {
+    struct Range {
         Word at;
         size_t bytes;
     };
     std::string file, name; /* the name as C++ has it */
     std::vector<Instruction> code;
-    std::vector<Parameter> parameters;
+    std::vector<Range> parameters;
     std::map<std::string, Word> symbols;
     std::map<std::string, int> registers;
     std::map<int, Word> constants; /* registers that never change */
     int register_count = 0;
-    std::vector<Array> shared; /* static arrays, at no better an alignment than they ask for, with gaps between them */
+    std::vector<Range> shared; /* static arrays, at no better an alignment than they ask for, with gaps between them */
     Word shared_end = SHARED_BASE, dynamic_at = 0; /* 0: no dynamic shared memory */
     size_t param_bytes = 0, local_bytes = 0, shared_bytes = 0;
     unsigned max_threads = 0; /* 0: no .maxntid */
@@ -95,18 +96,16 @@ struct Kernel {
 
 extern std::map<std::string, Kernel> kernels; /* by the names of the PTX */
 void parse(std::istream &text, const std::string &file);
-void find_joins(Kernel &kernel); /* fills Instruction::join */
 [[noreturn]] void stop(const Kernel &kernel, int line, const std::string &why);
 
 /* Faults, gathered by kernel and instruction. */
 void fault(const Kernel &kernel, const Instruction *at, const std::string &what, const std::string &where);
-size_t fault_count();
 std::string take_faults(); /* their text; forgets them */
 
 /* Memory: what is known of a byte, and a piece of it. */
 enum State : uint8_t { UNDEFINED, DEFINED, PENDING, GAP }; /* PENDING: of a copy that is under way */
 struct Byte {
-    uint32_t written = 0, read = 0; /* epochs; one ends at each barrier, block and launch */
+    uint32_t written = 0, read = 0; /* when: the time goes on at each barrier, block and launch */
     uint16_t writer = 0, reader = 0;
     State state = UNDEFINED;
 };
@@ -120,14 +119,16 @@ struct Region {
 
     void resize(Word at, size_t count, State state);
 };
-extern uint32_t launch_number, epoch, launch_epoch, block_epoch; /* now, and the first of this launch and block */
-extern std::map<Word, Region> buffers;                           /* global memory */
+extern std::map<Word, Region> buffers; /* global memory */
 extern bool recording;
 extern std::vector<Region> recorded; /* the buffers that this launch touched, as they were before it */
-Region *find_buffer(Word address);
-/* A read or write of a byte by a thread of the block; gives what is wrong about it, or null. */
-const char *note_read(Byte &byte, unsigned thread);
-const char *note_write(Byte &byte, unsigned thread);
+
+/* Now, and when this launch, this block, the time since its last barrier, and that of the running warp began. */
+struct Times {
+    uint32_t now = 1, launch = 1, block = 1, barrier = 1, warp = 1;
+};
+extern Times times;
+extern uint32_t launch_number;
 
 struct Launch {
     unsigned grid[3], block[3];
@@ -142,14 +143,62 @@ extern bool stop_at_fault;
 extern bool reverse_warps; /* they take turns from the last to the first */
 extern bool truncate_sums; /* of mma: like hardware, else exact and rounded once */
 
-/* The registers of an mma.sync, and the lanes that are undefined in them. */
-struct Fragments {
-    const Word *in[10];
-    uint32_t undefined_in[10];
-    Word out[4][WARP];
-    uint32_t undefined_out[4];
+struct Warp {
+    unsigned first;                         /* its threads */
+    uint32_t all = 0, since = 0;            /* its lanes, and when its last barrier was */
+    const Instruction *barrier = nullptr;   /* of the block, where it waits */
+    int pc = 0;                             /* the next instruction, */
+    uint32_t mask = 0;                      /* for these lanes, */
+    bool together = false;                  /* which have waited for the others */
+    std::map<int, uint32_t> ready, waiting; /* other lanes by their next instruction; those that need the whole warp */
+    std::vector<Word> registers;
+    std::vector<uint32_t> undefined; /* lanes of a register */
+
+    Word *values(int slot) {
+        return &registers[WARP * (size_t)slot];
+    }
+    void define(int slot, uint32_t mask, uint32_t undefined_lanes) {
+        undefined[slot] = (undefined[slot] & ~mask) | (undefined_lanes & mask);
+    }
 };
-void multiply(const Instruction &at, Fragments &fragments);
+void multiply(Warp &warp, const Instruction &at); /* mma.sync */
+
+/* 16 bytes to a place in shared memory. */
+enum { COPY_BYTES = 16 };
+struct Copy {
+    size_t to;
+    const uint8_t *from;
+    unsigned group;
+};
+
+struct Block {
+    Kernel &kernel;
+    const Launch &launch;
+    unsigned id[3] = {0, 0, 0}, threads;
+    Region params, shared;
+    std::vector<Region> local; /* of each thread */
+    std::vector<Warp> warps;
+    std::vector<std::vector<Copy>> copies; /* of each thread, under way */
+    std::vector<unsigned> groups;          /* that it has committed */
+
+    Block(Kernel &kernel_, const Launch &launch_);
+    void start();
+    void run();
+    void advance(Warp &warp);
+    bool choose(Warp &warp);
+    uint32_t guarded(Warp &warp, const Instruction &at, uint32_t mask);
+    void execute(Warp &warp, Instruction &at, uint32_t mask);
+    void compute(Warp &warp, Instruction &at, uint32_t mask);
+    void load(Warp &warp, const Instruction &at, unsigned lane);
+    void store(Warp &warp, const Instruction &at, unsigned lane);
+    void copy(Warp &warp, const Instruction &at, unsigned lane);
+    void deliver(const Instruction &at, unsigned thread);
+    void wait_for_all();
+    Word address_of(Warp &warp, const Instruction &at, int base, int64_t offset, unsigned lane);
+    uint8_t *touch(const Instruction &at, unsigned thread, Space space, Word address, size_t bytes, bool write,
+                   Byte **shadow);
+    void report(const Instruction *at, const char *what, unsigned thread, Word address = 0) const;
+};
 
 } // namespace ptx
 

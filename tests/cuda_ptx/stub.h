@@ -31,6 +31,8 @@ void add(const void *function, const char *name);
 
 void test_faults();
 void test_limits();
-void run_mutations(const std::string &folder, bool all);
+/* Changes `sample` places of each kind, drawn by `seed`. Where it goes on, what the folder has of an earlier run is not
+ * tried again. */
+void run_mutations(const std::string &folder, bool goes_on, size_t sample, uint64_t seed);
 
 #endif

@@ -37,7 +37,8 @@ static const char *const HEAD = R"(
     setp.lt.u32 %p1, %r1, 7;
 )";
 
-static const char *const PUT = "st.shared.u32 [%r2], %r1;\n", *const BARRIER = "bar.sync 0;\n";
+static const char *const PUT = "st.shared.u32 [%r2], %r1;\n", *const BARRIER = "bar.sync 0;\n",
+                         *const WARP = "bar.warp.sync -1;\n";
 static const char *const NEXT = "xor.b32 %r4, %r2, 4;\nld.shared.u32 %r5, [%r4];\n"; /* the neighbour's */
 static const char *const FAR = "xor.b32 %r4, %r1, 32;\nshl.b32 %r4, %r4, 2;\nadd.s32 %r4, %r4, %r3;\n"
                                "ld.shared.u32 %r5, [%r4];\n"; /* one of another warp */
@@ -83,6 +84,11 @@ static void kinds() {
         unsigned blocks;
     } cases[] = {{"", text({PUT, BARRIER, NEXT, KEEP}), 1},
                  {"read of what another thread writes", text({PUT, NEXT, KEEP}), 1},
+                 {"", text({PUT, WARP, NEXT, KEEP}), 1},
+                 {"read of what another thread writes", text({PUT, WARP, FAR, KEEP}), 1},
+                 {"", text({PUT, WARP, NEXT, WARP, PUT, KEEP}), 1},
+                 {"write of what another thread reads", text({PUT, WARP, NEXT, PUT, KEEP}), 1},
+                 {"write of what another thread reads", text({PUT, BARRIER, FAR, NEXT, WARP, PUT, KEEP}), 1},
                  {"", text({PUT, BARRIER, FAR, KEEP}), 1},
                  {"read of what another thread writes", text({PUT, FAR, KEEP}), 1},
                  {"write of what another thread reads", text({PUT, BARRIER, FAR, PUT, KEEP}), 1},
@@ -106,7 +112,8 @@ static void kinds() {
                  {"read of a copy before the wait", text({COPY, "cp.async.wait_group 1;\n", NEXT, WAIT}), 1},
                  {"read of what another thread writes", text({COPY, WAIT, NEXT, KEEP}), 1},
                  {"nobody waited for", COPY, 1},
-                 {"part of the warp does not reach", text({skip, BARRIER}), 1},
+                 {"only a part of the warp", text({skip, BARRIER}), 1},
+                 {"only a part of the warp", text({skip, WARP}), 1},
                  {"a warp never reaches", "setp.lt.u32 %p1, %r1, 32;\n@%p1 bra end;\nbar.sync 0;\n", 1},
                  {"different barriers",
                   "setp.lt.u32 %p1, %r1, 32;\n@%p1 bra low;\nbar.sync 0;\nbra end;\nlow:\nbar.sync 0;\n", 1},
@@ -168,10 +175,11 @@ static void launches() {
 
 /* The fragments of mma.sync against the layouts that CUTLASS has for them: a lane and its value as a place of the
  * matrix, of columns one below the other. */
-static void fragments(Random &random, const char *opcode, int per) {
+static void fragments(Random &random, int per) {
     const int depth = 8 * per, width = 32 / per;
     std::vector<int> a((size_t)(16 * depth)), b((size_t)(8 * depth));
-    ptx::Word in[10][ptx::WARP] = {};
+    ptx::Warp warp;
+    warp.registers.resize(7 * ptx::WARP), warp.undefined.resize(7);
     for (unsigned lane = 0; lane < 32; lane++) {
         const int t = (int)lane % 4, g = (int)lane / 4;
         const auto bits = [&](int value) {
@@ -181,20 +189,18 @@ static void fragments(Random &random, const char *opcode, int per) {
             const int of = v % per, row = v / per % 2, far = v / per / 2;
             const int at = t * 16 * per + g + 16 * of + 8 * row + 64 * per * far;
             a[(size_t)at] = (int)random.below(100) - 50;
-            in[v / per][lane] |= bits(a[(size_t)at]) << (width * of);
+            warp.values(v / per)[lane] |= bits(a[(size_t)at]) << (width * of);
         }
         for (int v = 0; v < 2 * per; v++) {
             const int at = t * 8 * per + g + 8 * (v % per) + 32 * per * (v / per);
             b[(size_t)at] = (int)random.below(100) - 50;
-            in[4 + v / per][lane] |= bits(b[(size_t)at]) << (width * (v % per));
+            warp.values(4 + v / per)[lane] |= bits(b[(size_t)at]) << (width * (v % per));
         }
     }
     ptx::Instruction at;
-    at.opcode = opcode, at.number = per;
-    ptx::Fragments all = {};
-    for (size_t i = 0; i < 10; i++)
-        all.in[i] = in[i];
-    multiply(at, all);
+    at.number = per == 4 ? ptx::BYTES : ptx::HALVES;
+    at.in = {0, 1, 2, 3, 4, 5, 6, 6, 6, 6}, at.out = {0, 1, 2, 3};
+    multiply(warp, at);
     int wrong = 0;
     for (int lane = 0; lane < 32; lane++)
         for (int v = 0; v < 4; v++) {
@@ -203,10 +209,10 @@ static void fragments(Random &random, const char *opcode, int per) {
             int sum = 0;
             for (int k = 0; k < depth; k++)
                 sum += a[(size_t)(16 * k + row)] * b[(size_t)(8 * k + column)];
-            const auto word = (uint32_t)all.out[v][lane];
+            const auto word = (uint32_t)warp.values(v)[lane];
             wrong += per == 4 ? (int)word != sum : bt_bits_float(word) != (float)sum;
         }
-    check(wrong == 0, "interpreter: %s: %d sums are wrong", opcode, wrong);
+    check(wrong == 0, "interpreter: mma.sync of %d in a register: %d sums are wrong", per, wrong);
 }
 
 void test_faults() {
@@ -217,6 +223,6 @@ void test_faults() {
     unknown("ld.volatile.shared.u32 %r5, [%r2];\n");
     unknown("mov.u32 %r5, %nothing;\n");
     launches();
-    fragments(random, "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32", 4);
-    fragments(random, "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32", 2);
+    fragments(random, 4);
+    fragments(random, 2);
 }
