@@ -140,6 +140,9 @@ static void skinny(Random &random) {
     for (const int type : {BT_F16, BT_BF16}) {
         aligned(random, 16, 40, 2200, {"channel", 1, 2200, 40}, type);
         aligned(random, 3, 20, 8200, {"channel", 1, 8200, 20}, type);
+        /* More tiles of rows than blocks. */
+        aligned(random, 5, 70, 700, {"channel", 1, 700, 70}, type);
+        aligned(random, 12, 130, 700, {"tensor", 0, 700, 1}, type);
         for (const int64_t group : {64, 128, 192, 256, 320, 512, 1024})
             for (const int64_t m : {1 + random.below(8), 9 + random.below(8)}) {
                 const int64_t groups = 2 + random.below(1600 / group + 1), k = groups * group, n = 1 + random.below(20);

@@ -114,6 +114,9 @@ static void skinny(Random &random) {
     aligned(random, 8, 20, 4200, {"channel", 1, 4200, 20}, 1);
     aligned(random, 4, 20, 8192, {"channel", 1, 8192, 20}, 2);
     aligned(random, 3, 40, 8200, {"channel", 1, 8200, 40}, 3);
+    /* More tiles of rows than blocks. */
+    aligned(random, 5, 70, 700, {"channel", 1, 700, 70}, 1);
+    aligned(random, 12, 130, 700, {"tensor", 0, 700, 1}, 1);
     for (const int64_t group : {64, 128, 192, 256, 320, 512, 1024})
         for (int digits = 1; digits <= BT_MAX_DIGITS; digits++) {
             const int64_t groups = 2 + random.below(1600 / group + 1), k = groups * group;

@@ -18,13 +18,25 @@
 
 #include "skinny.cuh"
 
+/* KiB of shared memory of a multiprocessor, of which a block takes one more than it asks for. */
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200
+enum { BT_SHARED_KIB = 100 };
+#elif __CUDA_ARCH__ >= 900
+enum { BT_SHARED_KIB = 228 };
+#else
+enum { BT_SHARED_KIB = 164 };
+#endif
+
 template <class Op, int TILES, int WARPS> struct bt_bulk_block {
     typedef typename Op::Params Params;
     typedef typename Op::Sum Sum;
     enum { COLUMNS = 8 * TILES, ROWS = 32 * WARPS, THREADS = 32 * WARPS };
     enum { WORDS = 2, STAGE_K = 64 * WORDS, STAGE_BYTES = 16 * WORDS, PIECES = 4 * WORDS }; /* of a row or column */
     enum { X_UNITS = PIECES * Op::UNITS * COLUMNS, STAGE_UNITS = X_UNITS + WORDS * ROWS };
-    enum { STAGES = STAGE_UNITS <= 768 ? 4 : 3, BYTES = 16 * STAGES * STAGE_UNITS };
+    /* Two of 20 KB where three would leave one block to devices with 100 KB. */
+    enum { STAGES = STAGE_UNITS <= 768 ? 4 : WARPS == 4 ? 2 : 3, BYTES = 16 * STAGES * STAGE_UNITS };
+    /* Blocks of a multiprocessor: as many as its shared memory holds and, at most, as its registers suffice for. */
+    enum { FIT = BT_SHARED_KIB * 1024 / (BYTES + 1024), MOST = WARPS == 4 ? 3 : 1, BLOCKS = FIT < MOST ? FIT : MOST };
     enum { X_COPIES = PIECES * COLUMNS / THREADS, W_COPIES = WORDS * ROWS / THREADS }; /* of a thread */
     enum { X_APART = THREADS / PIECES * 4, W_APART = THREADS };                        /* units from one to the next */
     enum { PLACE = COLUMNS * BT_SKINNY_PITCH }; /* the sums of 16 rows: those of all warps reuse the stages */
@@ -184,7 +196,7 @@ template <class Op, int TILES, int WARPS> struct bt_bulk_block {
 
 /* The sums of a part of k go to the workspace as those of skinny.cuh do. */
 template <class Op, int TILES, int WARPS, bool GROUPS>
-static __global__ void __launch_bounds__(32 * WARPS, WARPS == 4 ? 3 : 1)
+static __global__ void __launch_bounds__(32 * WARPS, bt_bulk_block<Op, TILES, WARPS>::BLOCKS)
     bt_bulk(typename Op::Params p, int parts, bool aligned) {
     typedef bt_bulk_block<Op, TILES, WARPS> Block;
     typedef typename Op::Sum Sum;

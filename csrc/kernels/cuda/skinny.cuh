@@ -36,7 +36,8 @@ template <class Op> static __host__ __device__ int bt_skinny_columns(const typen
     return (int)(Op::digits(p) * p.m);
 }
 
-/* 32 KiB of activations; with the sums a block stays below the 48 KiB of static shared memory. */
+/* 32 KiB of activations: three blocks on devices with 100 KiB, and beside other sums within the 48 KiB that are static.
+ */
 enum { BT_SKINNY_UNITS = 2048 };
 
 /* The sums of 16 rows and 8 TILES columns, a column beside the other. 20 words a column put what the lanes of a warp
@@ -89,20 +90,25 @@ static __device__ __forceinline__ void bt_skinny_read(const void *x, int64_t k0,
     }
 }
 
-/* `steps` steps from column k0 of k on, of `columns` columns of activations, to xs, where there is room for `pitch`. */
-template <class Op, int WORDS>
-static __device__ void bt_skinny_stage(const typename Op::Params &p, int64_t column0, int columns, int pitch,
-                                       int64_t k0, int steps, uint4 *xs) {
-    for (int at = (int)threadIdx.x; at < 4 * WORDS * steps; at += (int)blockDim.x) {
-        const int step = at / (4 * WORDS), t = at / WORDS % 4, i = at % WORDS;
-        for (int column = 0; column < columns; column++) {
-            const void *const x = Op::x(p, column0 + column);
-            uint4 in[Op::UNITS], out[Op::UNITS];
-            bt_skinny_read<Op>(x, k0 + 16 * (int64_t)at, Op::columns(p), (uintptr_t)x % 16 == 0, in);
-            Op::arrange(in, out);
-            for (int u = 0; u < Op::UNITS; u++)
-                xs[(((step * WORDS + i) * Op::UNITS + u) * pitch + column) * 4 + t] = Op::arranged(p) ? in[u] : out[u];
-        }
+/* `steps` steps of `columns` columns of activations, LEAST or more, the first from column k0 of k on and each `apart`
+ * after the one before, to xs. THREADS threads do it, of which this is `thread`: four have the places t, and their
+ * neighbours the next columns, so that what a warp writes meets every bank once. */
+template <class Op, int WORDS, int THREADS, int LEAST>
+static __device__ __forceinline__ void bt_skinny_stage(const typename Op::Params &p, int columns, int64_t k0,
+                                                       int64_t apart, int steps, int thread, uint4 *xs) {
+    enum { LINES = THREADS / (4 * WORDS) }; /* columns of a step at a time, or of several steps */
+    const int t = thread % 4, i = thread / 4 / LINES, line = thread / 4 % LINES;
+    const int jump = LINES <= LEAST ? 0 : LINES / columns, begin = LINES <= LEAST ? 0 : line / columns;
+    for (int step = begin, column = line - begin * columns; step < steps;) {
+        const void *const x = Op::x(p, column);
+        uint4 in[Op::UNITS], out[Op::UNITS];
+        bt_skinny_read<Op>(x, k0 + step * apart + 16 * (t * WORDS + i), Op::columns(p), (uintptr_t)x % 16 == 0, in);
+        Op::arrange(in, out);
+        for (int u = 0; u < Op::UNITS; u++)
+            xs[(((step * WORDS + i) * Op::UNITS + u) * columns + column) * 4 + t] = Op::arranged(p) ? in[u] : out[u];
+        step += jump, column += LINES - jump * columns;
+        if (column >= columns)
+            step++, column -= columns;
     }
 }
 
@@ -186,43 +192,43 @@ static __device__ __forceinline__ void bt_skinny_put(const typename Op::Sum (&su
 }
 
 /* One scale a row or one for all. The warps of a block take the steps of its part of k in turn and add their sums in
- * the order of the warps. With several parts the sums go to the workspace, [part][column][n], where finish_parts adds
- * them in the order of the parts. That order depends on n, k and whether there are more than 8 columns. */
+ * the order of the warps. A warp stages the activations of its own steps in its own share of xs, and leaves its sums
+ * there, so that warps wait for one another at the end of a tile alone. With several parts the sums go to the
+ * workspace, [part][column][n], where finish_parts adds them in the order of the parts. That order depends on n, k and
+ * whether there are more than 8 columns. */
 template <class Op, int TILES, int ROW_TILES, int WARPS>
-static __global__ void __launch_bounds__(32 * WARPS, 16 / WARPS) bt_skinny_rows(typename Op::Params p, int parts) {
+static __global__ void __launch_bounds__(32 * WARPS, WARPS == 8 ? 3 : 4)
+    bt_skinny_rows(typename Op::Params p, int parts) {
     typedef typename Op::Sum Sum;
     enum { WORDS = 4, STEP_BYTES = 16 * WORDS, ROWS = BT_SKINNY_ROWS * ROW_TILES, PLACE = 8 * TILES * BT_SKINNY_PITCH };
     enum { TURN = WARPS * STEP_BYTES }; /* from a warp's step to its next */
-    /* Steps that the loop has side by side: with 9 columns of halves or more a chunk has one step for each warp. */
-    enum {
-        LEAST = 8 * (TILES - 1) + 1,
-        AT_ONCE = 2 * WARPS * 4 * WORDS * Op::UNITS * LEAST <= BT_SKINNY_UNITS ? 2 : 1
-    };
-    __shared__ uint4 xs[BT_SKINNY_UNITS];
-    __shared__ Sum sums[WARPS][ROW_TILES][PLACE];
+    enum { SHARE = BT_SKINNY_UNITS / WARPS, SHARE_SUMS = SHARE * sizeof(uint4) / sizeof(Sum) };
+    static_assert(ROW_TILES * PLACE <= SHARE_SUMS, "the sums of a warp");
+    /* Steps that the loop has side by side: with 9 columns of halves or more one step fills a warp's share. */
+    enum { LEAST = 8 * (TILES - 1) + 1, AT_ONCE = 2 * 4 * WORDS * Op::UNITS * LEAST <= SHARE ? 2 : 1 };
+    __shared__ uint4 xs[WARPS][SHARE];
     const int columns = bt_skinny_columns<Op>(p), warp = (int)threadIdx.x / 32;
-    const int units = 4 * WORDS * Op::UNITS * columns; /* of a step */
+    const int units = 4 * WORDS * Op::UNITS * columns,
+              turns = SHARE / units; /* of a step; steps that are staged at once */
     /* Of rows that do not fill the last step all but that one are whole. */
     const int steps = (int)bt_div_up(p.k, 64 * WORDS), whole = (int)(p.k / (64 * WORDS));
     const int first = (int)((int64_t)steps * blockIdx.y / parts),
-              end = (int)((int64_t)steps * (blockIdx.y + 1) / parts);
-    /* A whole number of turns, so that a warp's next step is WARPS further whether or not it is in the same chunk. */
-    const int chunk = BT_SKINNY_UNITS / units / WARPS * WARPS;
-    for (int64_t tile = blockIdx.x; tile < bt_div_up(p.n, ROWS); tile += gridDim.x) {
-        auto lane =
-            bt_skinny_place<Op, WORDS, TILES, ROW_TILES>(p, columns, tile * ROWS, (int64_t)(first + warp) * STEP_BYTES);
+              end = (int)((int64_t)steps * (blockIdx.y + 1) / parts), last = end < whole ? end : whole;
+    for (int64_t r0 = (int64_t)blockIdx.x * ROWS; r0 < p.n; r0 += (int64_t)gridDim.x * ROWS) {
+        auto lane = bt_skinny_place<Op, WORDS, TILES, ROW_TILES>(p, columns, r0, (int64_t)(first + warp) * STEP_BYTES);
         Sum sum[ROW_TILES][TILES][4] = {};
         bt_skinny_weights<WORDS, ROW_TILES> next = {};
         int step = first + warp; /* which `next` holds, if there is such a step and it is whole */
-        bt_skinny_fetch<WORDS>(lane, step < end && step < whole, TURN, next);
-        for (int begin = first; begin < end; begin += chunk) {
-            const int stop = end - begin < chunk ? end : begin + chunk, stop_whole = stop < whole ? stop : whole;
-            const int last = end < whole ? end : whole;
-            bt_skinny_stage<Op, WORDS>(p, 0, columns, columns, (int64_t)begin * 64 * WORDS, stop - begin, xs);
-            __syncthreads();
-            const uint4 *b = xs + warp * units;
+        bt_skinny_fetch<WORDS>(lane, step < last, TURN, next);
+        while (step < end) {
+            const int left = (end - step + WARPS - 1) / WARPS, count = left < turns ? left : turns;
+            const int stop = step + count * WARPS, stop_whole = stop < last ? stop : last;
+            bt_skinny_stage<Op, WORDS, 32, LEAST>(p, columns, (int64_t)step * 64 * WORDS, (int64_t)TURN * 4, count,
+                                                  (int)threadIdx.x % 32, xs[warp]);
+            __syncwarp();
+            const uint4 *b = xs[warp];
             BT_UNROLL_BY(AT_ONCE)
-            for (; step < stop_whole; b += WARPS * units) {
+            for (; step < stop_whole; b += units) {
                 const auto now = next;
                 step += WARPS;
                 bt_skinny_fetch<WORDS>(lane, step < last, TURN, next);
@@ -230,22 +236,24 @@ static __global__ void __launch_bounds__(32 * WARPS, 16 / WARPS) bt_skinny_rows(
             }
             if (step < stop) {
                 const int64_t at = (int64_t)step * STEP_BYTES;
-                const auto there = bt_skinny_place<Op, WORDS, TILES, ROW_TILES>(p, columns, tile * ROWS, at);
+                const auto there = bt_skinny_place<Op, WORDS, TILES, ROW_TILES>(p, columns, r0, at);
                 const auto now = bt_skinny_fetch_end(there, bt_div_up(p.k, 4) - at);
                 bt_skinny_multiply<Op, WORDS, TILES, ROW_TILES>(lane, now, b, columns, sum);
+                step += WARPS;
             }
-            __syncthreads();
+            __syncwarp();
         }
+        Sum *const sums = (Sum *)xs[warp];
         for (int rows = 0; rows < ROW_TILES; rows++)
-            bt_skinny_put<Op, TILES>(sum[rows], sums[warp][rows]);
+            bt_skinny_put<Op, TILES>(sum[rows], sums + rows * PLACE);
         __syncthreads();
         for (int at = (int)threadIdx.x; at < ROWS * (parts > 1 ? columns : (int)p.m); at += 32 * WARPS) {
-            const int64_t r = tile * ROWS + at % ROWS;
-            const Sum *const from = sums[0][at / BT_SKINNY_ROWS % ROW_TILES] + at % BT_SKINNY_ROWS;
+            const int64_t r = r0 + at % ROWS;
+            const Sum *const from = (Sum *)xs[0] + at / BT_SKINNY_ROWS % ROW_TILES * PLACE + at % BT_SKINNY_ROWS;
             const auto total_of = [&](int64_t column) {
                 Sum total = 0;
                 for (int of = 0; of < WARPS; of++)
-                    total += from[(of * ROW_TILES * 8 * TILES + column) * BT_SKINNY_PITCH];
+                    total += from[of * SHARE_SUMS + column * BT_SKINNY_PITCH];
                 return total;
             };
             if (r >= p.n)
@@ -259,6 +267,7 @@ static __global__ void __launch_bounds__(32 * WARPS, 16 / WARPS) bt_skinny_rows(
             Op::add(p, total, at / ROWS, r, 0, total_of);
             Op::store(p, total, at / ROWS, r);
         }
+        __syncthreads();
     }
 }
 
@@ -303,7 +312,8 @@ static __global__ void __launch_bounds__(256, 2) bt_skinny_groups(typename Op::P
         bt_skinny_fetch<WORDS>(lane, group < groups, steps > 1 ? STEP_BYTES : jump, next);
         for (int64_t begin = 0; begin < groups; begin += round) {
             const int count = groups - begin < round ? (int)(groups - begin) : round;
-            bt_skinny_stage<Op, WORDS>(p, 0, columns, columns, begin * p.group, count * steps, xs);
+            bt_skinny_stage<Op, WORDS, 256, 8 * (TILES - 1) + 1>(p, columns, begin * p.group, 64 * WORDS, count * steps,
+                                                                 (int)threadIdx.x, xs);
             __syncthreads();
             for (; group < begin + count; group += WARPS) {
                 Sum sum[1][TILES][4] = {};
