@@ -42,7 +42,7 @@ def test_xor_is_learned_and_exported() -> None:
 
 @pytest.mark.slow
 def test_xor_untrained_fails_with_advice() -> None:
-    done = run("examples/xor_mlp.py", "--steps", 1)
+    done = run("examples/xor_mlp.py", "--steps", 1, "--hidden", 1)
     assert done.returncode == 1
     assert "try more --steps" in done.stderr
 

@@ -123,7 +123,7 @@ def test_gains_are_norms_of_what_is_multiplied(config: dict[str, str]) -> None:
 def test_product_of_gains_is_found_where_nothing_normalises() -> None:
     torch.manual_seed(0)
     dense = nn.Sequential(*(nn.Linear(32, 32) for _ in range(8)))
-    model = bittorch.quantize_model(dense, TernaryQuantConfig())
+    model = bittorch.quantize_model(dense, TernaryQuantConfig.roadmap())
     doctor = AccuracyDoctor(model)
     (finding,) = doctor.check()
     expected = 1.0
