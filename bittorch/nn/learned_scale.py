@@ -140,7 +140,9 @@ class LearnedScale(nn.Module):
         scale, fresh = self._parameters.get("weight_scale"), self._fresh
         if scale is None or self._scale_state not in ("fresh", "empty") or (fresh and fresh[1] is not scale):
             return
-        readable = not (scale.is_meta or self.weight.is_meta or hasattr(self.weight, "full_tensor"))
+        weight = self.weight
+        readable = not (scale.is_meta or weight.is_meta or hasattr(weight, "full_tensor"))
+        readable = readable and weight.dim() > 1  # FSDP1 leaves each process a flat part
         writable = torch.is_inference_mode_enabled() or not scale.is_inference()
         if readable and writable and (fresh is None or bool(_same(scale.detach(), fresh[0].to(scale)))):
             self.reset_scale()

@@ -320,6 +320,16 @@ def fsdp1_exports_where_its_parameters_are_whole() -> None:  # FIELD T14
 
 
 @check
+def fsdp1_takes_a_learned_scale_as_it_is_used() -> None:
+    for use_orig_params in (True, False):
+        plain, net = model("lsq"), model("lsq")
+        for one in (plain, net):
+            nn.init.normal_(one[3].weight, std=0.002, generator=torch.Generator().manual_seed(1))
+        wrapped = fsdp1(net, use_orig_params)
+        assert torch.equal(wrapped(X), plain(X)), use_orig_params
+
+
+@check
 def fsdp1_exports_on_the_process_that_has_the_parameters() -> None:  # FIELD T14
     net = fsdp1(model("twn"), True)
     with FullyShardedDataParallel.summon_full_params(net, writeback=False, rank0_only=True):
