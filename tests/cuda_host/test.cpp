@@ -3,6 +3,7 @@
 
 #include <ctime>
 
+const float HALF_BOUNDS[5] = {0x1p-14f, -0x1p-14f, 65504.0f, 65519.996f, INFINITY};
 const int64_t SIZES[13] = {0, 1, 3, 4, 5, 31, 32, 33, 63, 64, 65, 127, 257};
 
 static long passed, failed;

@@ -27,6 +27,9 @@ void check(bool ok, const char *format, ...) __attribute__((format(printf, 2, 3)
 
 extern const int64_t SIZES[13]; /* 0, 1, and around every block size */
 
+/* Where conversions to half types decide: the smallest normal number, the largest, what rounds up to infinity. */
+extern const float HALF_BOUNDS[5];
+
 const char *type_name(int type);
 int64_t type_bytes(int type);
 

@@ -116,20 +116,25 @@ static void ties(Random &random, int type) {
 }
 
 static void special(Random &random, int type) {
-    const float values[] = {INFINITY, -INFINITY, NAN, -NAN, 0.0f, 1e-5f, -1e-7f, 65504.0f};
-    const Buffer x = random_floats(random, type, 16, 270, 271);
-    for (int64_t i = 0; i < 8; i++) {
+    const float values[] = {INFINITY, -INFINITY, NAN, -NAN, 0.0f, 1e-5f, -1e-7f, 0x1p-14f, 65504.0f};
+    const int64_t count = sizeof values / sizeof *values;
+    const Buffer x = random_floats(random, type, 2 * count, 270, 271);
+    for (int64_t i = 0; i < count; i++) {
         x.put(i, random.below(270), values[i]);
         for (int64_t k = 0; k < 270; k++)
-            x.put(8 + i, k, values[i]);
+            x.put(count + i, k, values[i]);
     }
-    const Buffer weight = random_floats(random, BT_F32, 1, 270, 270);
+    const Buffer weight = random_floats(random, BT_F32, 1, 270, 270), bounds(type, 1, 270, 270);
+    for (int64_t k = 0; k < 270; k++)
+        bounds.put(0, k, values[count - 1 - k / 16 % 2]);
     compare(x, nullptr, BT_ORDER_NATURAL, 271, true, "special");
     compare(x, nullptr, BT_ORDER_NATURAL, 272, true, "special");
     stride4(x, nullptr, 1);
     stride4(x, &weight, 1);
+    stride4(x, &bounds, 1);
     compare(x, nullptr, BT_ORDER_PLANES, 512, true, "special");
     compare_digits(x, &weight, BT_ORDER_PLANES, 512, 3, true, "special");
+    compare_digits(x, &bounds, BT_ORDER_NATURAL, 272, 1, true, "special");
 }
 
 void test_act_quantize() {
@@ -138,6 +143,8 @@ void test_act_quantize() {
         for (const int64_t k : SIZES)
             for (const int64_t m : {0, 1, 5})
                 shape(random, m, k, type);
+        for (int64_t k = 18; k < 31; k++) /* every end of 16 */
+            shape(random, 1, k, type);
         shape(random, 33, 65, type);
         shape(random, 2, 1030, type);
         if (type != BT_I8) {

@@ -29,9 +29,19 @@ static std::vector<double> exact_product(const bt_ternary_linear_packed &p, cons
     return y;
 }
 
+/* What the scalar kernel and float64 make of it. */
+static void multiply(Problem &a) {
+    bt_ternary_linear_packed p = a.p;
+    p.ldxp = bt_div_up(p.k, BT_FLOAT_BLOCK) * BT_FLOAT_BLOCK;
+    const Buffer xp(BT_F32, p.m, p.ldxp, p.ldxp);
+    p.xp = xp.data<float>();
+    bt_ternary_linear_packed_prepare(&p, 0, p.m);
+    bt_ternary_linear_packed_scalar(&p, 0, bt_tiles(p.m, p.n));
+    a.exact = exact_product(p, a.x, a.w, a.bias);
+}
+
 static Problem make(Random &random, int64_t m, int64_t n, int64_t k, const Grouping &grouping, int x_type, int y_type,
                     int bias_type, int64_t ldx, int64_t ldw) {
-    const int64_t ldxp = bt_div_up(k, BT_FLOAT_BLOCK) * BT_FLOAT_BLOCK;
     const int64_t scales = grouping.scales;
     Problem a = {random_floats(random, x_type, m, k, ldx),
                  random_packed(random, n, k, ldw),
@@ -40,22 +50,16 @@ static Problem make(Random &random, int64_t m, int64_t n, int64_t k, const Group
                  Buffer(y_type, m, n, n + random.below(3)),
                  {},
                  {}};
-    const Buffer xp(BT_F32, m, ldxp, ldxp);
     bt_ternary_linear_packed &p = a.p;
     p.x = a.x.data();
     p.w = a.w.data<uint8_t>();
     p.scale = a.scale.data<float>();
     p.bias = bias_type < 0 ? nullptr : a.bias.data();
     p.y = a.y.data();
-    p.xp = xp.data<float>();
     p.m = m, p.n = n, p.k = k, p.ldx = a.x.stride, p.ldw = a.w.stride, p.ldy = a.y.stride;
-    p.lds = grouping.lds, p.group = grouping.group, p.ldxp = ldxp;
+    p.lds = grouping.lds, p.group = grouping.group;
     p.x_type = x_type, p.y_type = y_type, p.bias_type = a.bias.type;
-    bt_ternary_linear_packed_prepare(&p, 0, m);
-    bt_ternary_linear_packed_scalar(&p, 0, bt_tiles(m, n));
-    p.xp = nullptr;
-    p.ldxp = 0;
-    a.exact = exact_product(p, a.x, a.w, a.bias);
+    multiply(a);
     return a;
 }
 
@@ -143,6 +147,10 @@ static void skinny(Random &random) {
         /* More tiles of rows than blocks. */
         aligned(random, 5, 70, 700, {"channel", 1, 700, 70}, type);
         aligned(random, 12, 130, 700, {"tensor", 0, 700, 1}, type);
+        /* Every end of a row. */
+        for (int64_t k = 256; k < 528; k += 17)
+            for (const int64_t m : {2, 12})
+                aligned(random, m, 17, k, {"channel", 1, k, 17}, type);
         for (const int64_t group : {64, 128, 192, 256, 320, 512, 1024})
             for (const int64_t m : {1 + random.below(8), 9 + random.below(8)}) {
                 const int64_t groups = 2 + random.below(1600 / group + 1), k = groups * group, n = 1 + random.below(20);
@@ -168,11 +176,7 @@ static void special(Random &random, int type, int64_t ldw) {
     a.x.put(1, 129, INFINITY);
     a.x.put(2, 70, NAN);
     a.x.put(4, 0, -INFINITY);
-    const Buffer xp(BT_F32, 5, 256, 256);
-    a.p.xp = xp.data<float>();
-    a.p.ldxp = 256;
-    bt_ternary_linear_packed_prepare(&a.p, 0, 5);
-    bt_ternary_linear_packed_scalar(&a.p, 0, bt_tiles(5, 40));
+    multiply(a);
     int finite = 0;
     for (int64_t r = 0; r < 40; r++)
         finite += std::isfinite(a.y.at(1, r)) + std::isfinite(a.y.at(2, r)) + std::isfinite(a.y.at(4, r));
@@ -188,12 +192,7 @@ static void huge(Random &random, float value) {
         a.x.put(1, c, c == 5 ? value : 0.0f);
     for (int64_t r = 0; r < 40; r++)
         a.scale.put(0, r, 0.25f);
-    const Buffer xp(BT_F32, 3, 256, 256);
-    a.p.xp = xp.data<float>();
-    a.p.ldxp = 256;
-    bt_ternary_linear_packed_prepare(&a.p, 0, 3);
-    bt_ternary_linear_packed_scalar(&a.p, 0, bt_tiles(3, 40));
-    a.exact = exact_product(a.p, a.x, a.w, a.bias);
+    multiply(a);
     if (value < 1.7e38f)
         return compare(a, channel, "huge");
     for (const auto &kernel : KERNELS) {
@@ -210,6 +209,33 @@ static void huge(Random &random, float value) {
     }
 }
 
+/* Activations and outputs at the bounds of half types. Where x is zero an output is its bias. */
+static void bounds(Random &random, int64_t m, int64_t k, const Grouping &grouping) {
+    for (const int x_type : {BT_F16, BT_BF16})
+        for (const int y_type : {BT_F16, BT_BF16}) {
+            const int64_t n = grouping.scales / (k / grouping.group);
+            Problem a = make(random, m, n, k, grouping, x_type, y_type, y_type == BT_F16 ? BT_F32 : BT_F16,
+                             bt_div_up(k, 8) * 8, bt_div_up(k, 64) * 16);
+            for (int64_t i = 0; i < m * k; i++)
+                a.x.put(i / k, i % k, i / k % 3 == 0 ? 0.0f : i / k % 3 == 1 ? HALF_BOUNDS[i % 2] : 0.0f);
+            for (int64_t i = 2; i < m; i += 3)
+                a.x.put(i, random.below(k), HALF_BOUNDS[2]);
+            for (int64_t r = 0; r < n; r++)
+                a.bias.put(0, r, HALF_BOUNDS[r % 5]);
+            multiply(a);
+            compare(a, grouping, "bounds");
+        }
+}
+
+static void all_bounds(Random &random) {
+    for (const int64_t m : {5, 12, 36, 64, 128})
+        bounds(random, m, 130, {"channel", 1, 130, 40});
+    for (const int64_t group : {64, 128, 256})
+        for (const int64_t m : {5, 12, 36})
+            if (m < 36 || group == 64)
+                bounds(random, m, 2 * group, {"group", 2, group, 80});
+}
+
 /* More tokens than one tile, tiles that are not full, one stage and more than are under way, several parts of k, blocks
  * of 256 rows, long groups. */
 static void bulk(Random &random) {
@@ -217,6 +243,9 @@ static void bulk(Random &random) {
         aligned(random, 32, 20, 600, {"channel", 1, 600, 20}, type);
         aligned(random, 64, 30, 500, {"channel", 1, 500, 30}, type);
         aligned(random, 128, 20, 500, {"channel", 1, 500, 20}, type);
+        /* The last token and row at every place of a lane. */
+        for (int64_t at = 0; at < 8; at++)
+            aligned(random, 34 + at / 2 * 8 + at % 2, 4 + at * 8, 128, {"group", 2, 64, 2 * (4 + at * 8)}, type);
     }
     aligned(random, 17, 140, 300, {"channel", 1, 300, 140}, BT_F16);
     aligned(random, 66, 9, 130, {"tensor", 0, 130, 1}, BT_BF16);
@@ -247,6 +276,7 @@ void test_linear_packed() {
     for (int type = BT_F32; type <= BT_BF16; type++)
         for (const int64_t ldw : {33, 48})
             special(random, type, ldw);
+    all_bounds(random);
     skinny(random);
     bulk(random);
 }

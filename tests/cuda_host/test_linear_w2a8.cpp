@@ -73,6 +73,12 @@ static void shape(Random &random, int64_t m, int64_t n, int64_t k, const Groupin
     const Buffer q_step = buffer_of(std::vector<double>((size_t)m));
     for (int64_t i = 0; i < m; i++)
         q_step.data<double>()[i] = (double)q_scale.data<float>()[i] / 8355711.0;
+    /* Where q is zero an output is its bias, which is put at the bounds of half types. */
+    for (int64_t r = 0; r < n && y_type != BT_F32; r++)
+        bias.put(0, r, HALF_BOUNDS[r % 5]);
+    for (int64_t i = 0; i < digits * m && k > 0; i++)
+        if (i / digits % 3 == 0 && y_type != BT_F32)
+            memset(q.data<int8_t>() + i * q.stride, 0, (size_t)k);
     bt_ternary_linear_w2a8 p = {};
     p.digits = digits;
     p.q_scale = digits == 1 ? q_scale.data<float>() : nullptr;
@@ -117,6 +123,10 @@ static void skinny(Random &random) {
     /* More tiles of rows than blocks. */
     aligned(random, 5, 70, 700, {"channel", 1, 700, 70}, 1);
     aligned(random, 12, 130, 700, {"tensor", 0, 700, 1}, 1);
+    /* Every end of a row. */
+    for (int64_t k = 256; k < 528; k += 17)
+        for (const int64_t m : {2, 12})
+            aligned(random, m, 17, k, {"channel", 1, k, 17}, 1);
     for (const int64_t group : {64, 128, 192, 256, 320, 512, 1024})
         for (int digits = 1; digits <= BT_MAX_DIGITS; digits++) {
             const int64_t groups = 2 + random.below(1600 / group + 1), k = groups * group;
@@ -178,6 +188,9 @@ static void bulk(Random &random) {
     aligned(random, 35, 20, 256, {"group", 2, 128, 40}, 1);
     aligned(random, 3, 20, 3072, {"group", 2, 1536, 40}, 1);
     aligned(random, 33, 9, 768, {"group", 3, 256, 27}, 1);
+    /* The last token and row at every place of a lane. */
+    for (int64_t at = 0; at < 8; at++)
+        aligned(random, 34 + at / 2 * 8 + at % 2, 4 + at * 8, 128, {"group", 2, 64, 2 * (4 + at * 8)}, 1);
 }
 
 /* The extremes of the sums, and a scale that is NaN. */

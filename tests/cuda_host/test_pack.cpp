@@ -34,6 +34,8 @@ static void unpack_case(Random &random, int64_t n, int64_t k, int y_type, const 
     const int64_t ldy = random.below(2) ? k + random.below(3) : bt_div_up(k, 16) * 16; /* or rows at 16 bytes */
     const Buffer packed = random_packed(random, n, k, ldw), expected(y_type, n, k, ldy);
     const Buffer scale = random_floats(random, BT_F32, 1, grouping.scales, grouping.scales);
+    for (int64_t i = 0; i < grouping.scales; i += 2)
+        scale.put(0, i, HALF_BOUNDS[i / 2 % 5]);
     bt_ternary_unpack p = {};
     p.w = packed.data<uint8_t>();
     p.scale = scaled ? scale.data<float>() : nullptr;
