@@ -1,7 +1,6 @@
 /* ternary_embedding: rows of a packed table, gathered by index.
  *
- *   y[i][c] = cast( sum_d fl( code(d n + index[i], c) * scale[(d n + index[i]) * lds + c / group] ) )    d = 0 ..
- * depth-1
+ *   y[i][c] = cast( sum_d fl( code(d n + index[i], c) * scale[(d n + index[i]) * lds + c / group] ) ),  d < depth
  *
  * A product is one fp32 multiplication. With one plane it is cast; of more planes the sum is in fp64, in order, and
  * rounded to fp32 once before the cast. The scale addressing is that of ternary_unpack. An index outside [0, n) gives a

@@ -217,7 +217,7 @@ static void bounds(Random &random, int64_t m, int64_t k, const Grouping &groupin
             Problem a = make(random, m, n, k, grouping, x_type, y_type, y_type == BT_F16 ? BT_F32 : BT_F16,
                              bt_div_up(k, 8) * 8, bt_div_up(k, 64) * 16);
             for (int64_t i = 0; i < m * k; i++)
-                a.x.put(i / k, i % k, i / k % 3 == 0 ? 0.0f : i / k % 3 == 1 ? HALF_BOUNDS[i % 2] : 0.0f);
+                a.x.put(i / k, i % k, i / k % 3 == 1 ? HALF_BOUNDS[i % 2] : 0.0f);
             for (int64_t i = 2; i < m; i += 3)
                 a.x.put(i, random.below(k), HALF_BOUNDS[2]);
             for (int64_t r = 0; r < n; r++)

@@ -208,10 +208,11 @@ static void run_sum(const bt_kernel *kernel, const void *problem, int64_t group)
         p->scale[0] += lane[l];
 }
 
+#define BT_TEXT(name, text, property) text,
+
 /* Every method and rule; group: 0 for the whole matrix. `mean` and `max` cost the same. */
 static void measure_quantize(int64_t n, int64_t k, int64_t group, int type) {
-    static const char *const methods[] = {"max", "twn", "absmean", "absmedian", "optimal"};
-    static const char *const rules[] = {"ls", "mean", "rms"};
+    static const char *const methods[] = {BT_METHODS(BT_TEXT)}, *const rules[] = {BT_SCALES(BT_TEXT)};
     static const int scales[] = {BT_SCALE_LS, BT_SCALE_MEAN, BT_SCALE_RMS};
     const size_t size = type == BT_F32 ? sizeof(float) : sizeof(uint16_t);
     void *w = allocate(n * k, size);
@@ -239,7 +240,7 @@ static void measure_quantize(int64_t n, int64_t k, int64_t group, int type) {
             p.method = i / 3, p.rule = scales[i % 3];
             p.workspace = malloc(bt_ternary_quantize_workspace(&p));
             printf("%5ld x %5ld  group %4ld  %-4s %-9s %-4s  ", (long)n, (long)k, (long)group, type_names[type],
-                   methods[i / 3], rules[i % 3]);
+                   methods[p.method], rules[p.rule]);
             print_elements("ternary_quantize", kernel->variant, seconds(run_quantize, kernel, &p, group), n * k, size);
             free(p.workspace);
         }

@@ -200,8 +200,9 @@ def _setup() -> ModuleType:
     return module
 
 
-COMMON: list[str] = _setup().COMMON
-ISA_FLAGS: dict[str, tuple[str | None, list[str]]] = _setup().ISA_FLAGS
+_SETUP = _setup()
+COMMON: list[str] = _SETUP.COMMON
+ISA_FLAGS: dict[str, tuple[str | None, list[str]]] = _SETUP.ISA_FLAGS
 
 
 def suffix_of(name: str) -> str:

@@ -2,7 +2,6 @@
 #include "harness.h"
 
 #include <math.h>
-#include <string.h>
 
 /* Index 0, the last one, and two that are none. */
 static int64_t *some_indices(int64_t m, int64_t n) {
@@ -49,7 +48,8 @@ static void check_embedding(int64_t m, int64_t n, int64_t k, int depth, int64_t 
                               .y_type = type};
     store_expected(&p, trits, expected);
     for (const bt_kernel *kernel = bt_kernels; kernel < bt_kernels + bt_kernel_count; kernel++) {
-        if (kernel->op != BT_OP_ternary_embedding || kernel->device != BT_CPU || !bt_kernel_usable(kernel))
+        if (!to_be_compared(kernel, BT_OP_ternary_embedding) &&
+            kernel->run != (bt_kernel_fn *)bt_ternary_embedding_scalar)
             continue;
         bt_ternary_embedding_fn *run = (bt_ternary_embedding_fn *)kernel->run;
         p.y = buffer(size);

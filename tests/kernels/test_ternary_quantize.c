@@ -65,7 +65,6 @@ static int keeps(const bt_ternary_quantize *p, float a, statistics_t of) {
     }
 }
 
-/* One group, gathered into w[count], in rows of `width`. */
 static float scale_reference(const bt_ternary_quantize *p, float most, float mean, double kept, double squares,
                              int64_t number) {
     static const float largest[] = {3.40282347e38f, 65504.0f, 3.38953139e38f};
@@ -80,6 +79,7 @@ static float scale_reference(const bt_ternary_quantize *p, float most, float mea
     return (float)(kept / (double)number);
 }
 
+/* One group, gathered into w[count], in rows of `width`. */
 static float quantize_reference(const bt_ternary_quantize *p, const float *w, int64_t count, int64_t width,
                                 int8_t *codes) {
     double sum = 0.0, kept = 0.0, squares = 0.0;

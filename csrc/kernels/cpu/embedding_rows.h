@@ -13,18 +13,6 @@ static inline void bt_embedding_nan(const bt_ternary_embedding *p, int64_t i) {
         bt_store(p->y, p->y_type, i * p->ldy + c, bt_bits_float(0x7fc00000u));
 }
 
-static inline void bt_embedding_store(void *y, int type, int64_t at, const double *sum, int64_t count) {
-    if (type == BT_F32)
-        for (int64_t c = 0; c < count; c++)
-            ((float *)y)[at + c] = (float)sum[c];
-    else if (type == BT_BF16)
-        for (int64_t c = 0; c < count; c++)
-            ((uint16_t *)y)[at + c] = bt_to_bf16((float)sum[c]);
-    else
-        for (int64_t c = 0; c < count; c++)
-            ((uint16_t *)y)[at + c] = bt_to_f16((float)sum[c]);
-}
-
 static inline __attribute__((always_inline)) void bt_embedding_planes(const bt_ternary_embedding *p, int64_t i,
                                                                       bt_unpack_values *v, bt_unpack_fill *fill) {
     double sum[BT_EMBEDDING_STEP];
@@ -39,7 +27,9 @@ static inline __attribute__((always_inline)) void bt_embedding_planes(const bt_t
             for (int64_t j = 0; j < count; j++)
                 sum[j] = d ? sum[j] + (double)value[j] : (double)value[j];
         }
-        bt_embedding_store(p->y, p->y_type, i * p->ldy + c, sum, count);
+        for (int64_t j = 0; j < count; j++)
+            value[j] = (float)sum[j];
+        bt_store_many(p->y, p->y_type, i * p->ldy + c, count, value);
     }
 }
 

@@ -1,8 +1,7 @@
 /* The frame of hadamard on a CPU: a block is widened into a buffer, transformed there, and stored.
  *
- * Steps of a width of one vector and more are plain loops, which compilers vectorise with the instructions of the file
- * that includes this; two widths are taken in one pass over the block. A variant brings the steps inside a vector:
- * `narrow`, for the widths lanes / 2 .. 1 of a block of at least `lanes` values, a multiple of 16 in any case. */
+ * Steps of width 16 and more are plain loops, which compilers vectorise with the instructions of the file that includes
+ * this; two widths are taken in one pass over the block. A variant brings the others, `narrow`. */
 #ifndef BT_CPU_HADAMARD_BLOCK_H
 #define BT_CPU_HADAMARD_BLOCK_H
 
@@ -59,17 +58,6 @@ static inline void bt_hadamard_sign(float *v, const int8_t *sign, int64_t n) {
         v[c] = sign[c] == 1 ? v[c] : sign[c] == -1 ? -v[c] : NAN;
 }
 
-static inline void bt_hadamard_store(void *y, int type, int64_t at, const float *v, int64_t n) {
-    if (type == BT_F16)
-        for (int64_t c = 0; c < n; c++)
-            ((uint16_t *)y)[at + c] = bt_to_f16(v[c]);
-    else if (type == BT_BF16)
-        for (int64_t c = 0; c < n; c++)
-            ((uint16_t *)y)[at + c] = bt_to_bf16(v[c]);
-    else
-        memcpy((float *)y + at, v, (size_t)n * sizeof *v);
-}
-
 static inline __attribute__((always_inline)) bt_status bt_hadamard_blocks(const bt_hadamard *p, int64_t tile_begin,
                                                                           int64_t tile_end,
                                                                           bt_hadamard_narrow *narrow) {
@@ -85,7 +73,7 @@ static inline __attribute__((always_inline)) bt_status bt_hadamard_blocks(const 
         for (int64_t c = 0; c < n; c++)
             v[c] *= factor;
         bt_hadamard_sign(v, p->after ? p->after + column : NULL, n);
-        bt_hadamard_store(p->y, p->type, row * p->ldy + column, v, n);
+        bt_store_many(p->y, p->type, row * p->ldy + column, n, v);
     }
     return BT_OK;
 }

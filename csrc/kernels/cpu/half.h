@@ -95,6 +95,18 @@ static inline void bt_load_many(const void *base, int type, int64_t index, int64
         memcpy(out, (const float *)base + index, (size_t)count * sizeof *out);
 }
 
+/* The same the other way round. */
+static inline void bt_store_many(void *base, int type, int64_t index, int64_t count, const float *value) {
+    if (type == BT_F16)
+        for (int64_t i = 0; i < count; i++)
+            ((uint16_t *)base)[index + i] = bt_to_f16(value[i]);
+    else if (type == BT_BF16)
+        for (int64_t i = 0; i < count; i++)
+            ((uint16_t *)base)[index + i] = bt_to_bf16(value[i]);
+    else
+        memcpy((float *)base + index, value, (size_t)count * sizeof *value);
+}
+
 /* `count` elements from x on, or, when fewer are left, a copy of these followed by zeros. */
 static inline __attribute__((always_inline)) const void *bt_padded(const void *x, size_t size, int64_t left,
                                                                    int64_t count, void *buffer) {

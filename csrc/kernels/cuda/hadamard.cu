@@ -27,11 +27,12 @@ static __device__ float after_wide_steps(const bt_hadamard &p, int64_t row, int6
     for (int i = 0; i < BT_HADAMARD_PARTS; i++)
         value[i] = i < parts ? input_at(p, row, block + i * part + inside) : 0.0f;
     BT_UNROLL
-    for (int width = BT_HADAMARD_PARTS / 2; width > 0; width /= 2)
+    for (int width = BT_HADAMARD_PARTS / 2; width > 0; width /= 2) {
         BT_UNROLL
-    for (int i = 0; i < width; i++)
-        if (width < parts)
-            value[i] = __fadd_rn(value[i], own & width ? -value[i + width] : value[i + width]);
+        for (int i = 0; i < width; i++)
+            if (width < parts)
+                value[i] = __fadd_rn(value[i], own & width ? -value[i + width] : value[i + width]);
+    }
     return value[0];
 }
 
