@@ -227,12 +227,11 @@ class Generation:
                     engine.restart(sequence, self._slid(own.tokens))
                     if self.prefix is not None:
                         self.prefix.tokens.clear()
-            if self.prefix is not None:
-                read = list(engine.running[0].pending)
             with torch.inference_mode():
                 logits = engine.step().float()
                 if self.prefix is not None:
-                    self.prefix.tokens += read
+                    held = self.prefix.tokens
+                    held += engine.running[0].tokens[len(held) :]
                 check_logits(logits, [own.index for own in active], active[0].answer_length)
                 new = [self._choose(own, logits[i]) for i, own in enumerate(active)]
             pieces = [self._push(own, token) for own, token in zip(active, new, strict=True)]

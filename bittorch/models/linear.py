@@ -104,10 +104,9 @@ def packed_linear(
             ]
         )
     fused = fuse_packed(weights, device)
-    out_features = fused.weight_packed.shape[0] // fused.depth
     layer = TernaryLinearInference(
         fused.in_features,
-        out_features,
+        fused.out_features,
         bias is not None,
         activation_bits=activation_bits,
         depth=fused.depth,

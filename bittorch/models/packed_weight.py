@@ -28,3 +28,8 @@ class PackedWeight:
     @property
     def out_features(self) -> int:
         return self.weight_packed.shape[0] // self.depth
+
+    def reordered(self, order: Tensor) -> PackedWeight:
+        """Of one plane: row i is row ``order[i]`` of this one."""
+        scale = self.scale if self.scale.numel() == 1 else self.scale[order]
+        return PackedWeight(self.weight_packed[order], scale, self.in_features)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from bittorch.models.config import ModelConfig
 from bittorch.models.decoder import Decoder
 from bittorch.models.io import Report, from_memory, save
 from bittorch.models.io.conversion import Progress
 from bittorch.models.rules import activation_bits, named_tensors
-from bittorch.nn import TernaryLinearInference
+
+HEAD = "lm_head.weight"
 
 
 def save_model(
@@ -28,14 +27,13 @@ def save_model(
     progress: Progress | None = None,
 ) -> Report:
     """See `LanguageModel.save_pretrained`; the tokenizer is that of another place, as `from_memory` takes it."""
-    source = from_memory(stored_config(model), dict(named_tensors(model)), tokenizer_source, activation_bits(model))
+    tensors, bits = dict(named_tensors(model)), activation_bits(model)
+    source = from_memory(_stored_config(model.config, tensors, bits), tensors, tokenizer_source, bits)
     return save(source, path, to=to, allow_lossy=allow_lossy, overwrite=overwrite, progress=progress)
 
 
-def stored_config(model: Decoder) -> ModelConfig:
+def _stored_config(config: ModelConfig, tensors: Container[str], bits: Mapping[str, int | None]) -> ModelConfig:
     """The configuration of what is written: a packed head is a tensor of its own, and layers keep their precision."""
-    modules = [*model.layers.modules(), model.lm_head]
-    packed = [module.activation_bits for module in modules if isinstance(module, TernaryLinearInference)]
-    tied = model.config.tie_embeddings and isinstance(model.lm_head, nn.Linear)
-    bits = packed[0] if packed else None
-    return dataclasses.replace(model.config, tie_embeddings=tied, activation_bits=bits)
+    layers = [own for name, own in bits.items() if name != HEAD] or list(bits.values())
+    first = layers[0] if layers else None
+    return dataclasses.replace(config, tie_embeddings=HEAD not in tensors, activation_bits=first)

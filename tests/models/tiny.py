@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bittorch.models import LanguageModel, LoadOptions, ModelConfig
+from bittorch.models.config import PROJECTIONS
 from bittorch.models.decoder import tensor_shapes
 from bittorch.models.io import Checkpoint, PackedWeight, from_memory
 from tests import helpers
@@ -28,7 +29,6 @@ CONFIG = ModelConfig(
     tie_embeddings=True,
     activation_bits=8,
 )
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def checkpoint(config: ModelConfig, tensors: Mapping[str, Tensor | PackedWeight], tokenizer: Any = None) -> Checkpoint:
@@ -49,7 +49,7 @@ def tensors(config: ModelConfig, ternary: bool = True, seed: int = 0) -> dict[st
     for index, (name, shape) in enumerate(tensor_shapes(config).items(), seed * 1000):
         if len(shape) == 1:
             values[name] = helpers.randn(*shape, seed=index) * 0.1 + (0 if name.endswith("bias") else 1)
-        elif ternary and name.split(".")[-2] in LINEARS:
+        elif ternary and name.split(".")[-2] in PROJECTIONS:
             values[name] = random_packed(*shape, index)
         else:
             values[name] = helpers.randn(*shape, seed=index) / shape[1] ** 0.5

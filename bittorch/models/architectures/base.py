@@ -120,21 +120,21 @@ class Architecture:
         return next(iter(self.gguf))
 
 
-def read_entries(entries: tuple[Entry, ...], key: str, value_of: Callable[[str, Any], Any]) -> dict[str, Any]:
-    """Fields of `ModelConfig` from a file.
+def read_entries(architecture: Architecture, key: str, value_of: Callable[[str, Any], Any]) -> dict[str, Any]:
+    """Fields of `ModelConfig` from a file: those of `ENTRIES`, and the architecture's own.
 
     Args:
-        entries: what to read.
+        architecture: whose file it is.
         key: ``hf`` or ``gguf``.
         value_of: gives the value for a key, or the default; `REQUIRED` stands for none, and must raise.
     """
-    named = ((entry, getattr(entry, key)) for entry in entries)
+    named = ((entry, getattr(entry, key)) for entry in ENTRIES + architecture.entries)
     return {entry.field: value_of(name, entry.default) for entry, name in named if name is not None}
 
 
-def written_entries(entries: tuple[Entry, ...], key: str, config: ModelConfig) -> dict[str, Any]:
+def written_entries(architecture: Architecture, key: str, config: ModelConfig) -> dict[str, Any]:
     """The inverse of `read_entries`."""
-    named = ((entry, getattr(entry, key)) for entry in entries)
+    named = ((entry, getattr(entry, key)) for entry in ENTRIES + architecture.entries)
     return {name: getattr(config, entry.field) for entry, name in named if name is not None}
 
 

@@ -123,16 +123,19 @@ def save(
             source.release(name)
             report(count, 2 * len(names), name)
 
+        rounded = False
         if to in GGUF_TARGETS:
             write_gguf(source, path, GGUF_TARGETS[to], allow_lossy, dense_dtype, seen)
         else:
             path.mkdir()
-            write_directory(source, path, targets()[to].layout(to, source, allow_lossy), dense_dtype, seen)
+            layout = targets()[to].layout(to, source, allow_lossy)
+            rounded = layout.rounds_biases and allow_lossy
+            write_directory(source, path, layout, dense_dtype, seen)
             if isinstance(source.tokenizer_source, Path):
                 copy_tokenizer(source.tokenizer_source, path)
             else:
                 write_entries(source.tokenizer_source, path)
-        error = _compare(source, path, to, allow_lossy, dense_dtype, seen)
+        error = _compare(source, path, to, allow_lossy, dense_dtype, seen, rounded)
         files = [path] if path.is_file() else [file for file in path.iterdir() if file.is_file()]
         ternary = sum(source.info(name).ternary for name in names)
         return Report(Path(dst), sum(file.stat().st_size for file in files), len(names), ternary, error)
@@ -214,6 +217,7 @@ def _compare(
     allow_lossy: bool,
     dense_dtype: torch.dtype | None,
     seen: Callable[[str], None],
+    rounded: bool,
 ) -> float:
     """Reads everything back. Returns the largest relative change of a scale; raises FormatError at any other change."""
     largest = 0.0
@@ -226,9 +230,7 @@ def _compare(
                 if source.activation_bits(name) != written.activation_bits(name) and not allow_lossy:
                     raise FormatError(f"{name} reads back with other activation_bits; this is a bug of the writer")
                 largest = max(largest, _weight_error(name, source.packed(name), written.stored(name).packed()))
-            elif not _same(
-                source.dense(name), written.stored(name).dense(), dense_dtype, to == "bitnet" and allow_lossy
-            ):
+            elif not _same(source.dense(name), written.stored(name).dense(), dense_dtype, rounded):
                 raise FormatError(
                     f"{name} reads back changed; this is a bug of the writer of {to}, or the disk is damaged"
                 )

@@ -24,7 +24,16 @@ from bittorch.models.io.stacks import cut_bytes, unstacked
 from bittorch.models.io.ternary_tensor import Floats, TernaryTensor, chunks, collapse_scale
 from bittorch.models.packed_weight import PackedWeight
 
-TERNARY = {"TQ1_0", "TQ2_0", "Q2_0", "Q2_0_128", "PQ2_0", "PTQ1_0", "STQ1_0", "I2_S"}
+_BLOCK_DECODERS: dict[str, Callable[[Bytes], tuple[Bytes, codecs.Halves]]] = {
+    "TQ1_0": codecs.decode_tq1_0,
+    "TQ2_0": codecs.decode_tq2_0,
+    "Q2_0": codecs.decode_q2_0,
+    "Q2_0_128": codecs.decode_q2_0,
+    "PQ2_0": codecs.decode_q2_0,
+    "PTQ1_0": codecs.decode_ptq1_0,
+    "STQ1_0": codecs.decode_stq1_0,
+}
+TERNARY = {*_BLOCK_DECODERS, "I2_S"}
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -141,17 +150,6 @@ def _rows4(data: Bytes, out: Bytes) -> None:
             out[4 * begin + row : 4 * end + row : 4] = packed
 
 
-_BLOCK_DECODERS: dict[str, Callable[[Bytes], tuple[Bytes, codecs.Halves]]] = {
-    "TQ1_0": codecs.decode_tq1_0,
-    "TQ2_0": codecs.decode_tq2_0,
-    "Q2_0": codecs.decode_q2_0,
-    "Q2_0_128": codecs.decode_q2_0,
-    "PQ2_0": codecs.decode_q2_0,
-    "PTQ1_0": codecs.decode_ptq1_0,
-    "STQ1_0": codecs.decode_stq1_0,
-}
-
-
 class Permuted(StoredTensor):
     """q or k as ggml's rotation of neighbours wants it, its rows put back into halves."""
 
@@ -168,9 +166,7 @@ class Permuted(StoredTensor):
         self.inner.release()
 
     def packed(self) -> PackedWeight:
-        weight = self.inner.packed()
-        scale = weight.scale if weight.scale.numel() == 1 else weight.scale[self.order]
-        return PackedWeight(weight.weight_packed[self.order], scale, weight.in_features)
+        return self.inner.packed().reordered(self.order)
 
 
 def open_gguf(path: Path, i2_s_layout: str = "128x32", hidden_act: str | None = None) -> Checkpoint:

@@ -191,11 +191,11 @@ def _is_known(key: str, value: Any, entries: Mapping[str, Any], arch: str, also:
         return bool(value == "model")
     if key.startswith(f"{arch}."):
         name = key.removeprefix(f"{arch}.")
-        if (
-            name == "attention.sliding_window" and name not in also and type(value) is int
-        ):  # no sequence is longer than the context
+        if name in READ or name in HARMLESS or name in also:
+            return True
+        if name == "attention.sliding_window" and type(value) is int:  # no sequence is longer than the context
             return value == 0 or value >= int(entries.get(f"{arch}.context_length", value + 1))
-        return name in READ or name in also or name in HARMLESS or value in NEUTRAL.get(name, ())
+        return value in NEUTRAL.get(name, ())
     return key in READ_ELSEWHERE or key.startswith((*HARMLESS_PREFIXES, "tokenizer."))
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from bittorch.models import architectures
 from bittorch.models.architectures.base import (
-    ENTRIES,
     GGUF_LAYER,
     GGUF_WHOLE,
     REQUIRED,
@@ -88,7 +87,6 @@ def config_from_gguf(
         FormatError: an architecture, activation or rope type that is not read, missing or impossible sizes.
     """
     architecture, arch = architecture_of(entries, what), entries["general.architecture"]
-    fields = ENTRIES + architecture.entries
     check_entries(entries, arch, what, [entry.gguf for entry in architecture.entries])
 
     def get(key: str, default: Any = None) -> Any:
@@ -118,7 +116,7 @@ def config_from_gguf(
         eos_ids = entries.get("bittorch.eos_token_ids", [] if eos is None else [eos])
         return ModelConfig(
             architecture=architecture.of_tensors(tensors),
-            **read_entries(fields, "gguf", get),
+            **read_entries(architecture, "gguf", get),
             vocab_size=embedding.shape[0],
             num_kv_heads=get("attention.head_count_kv", heads),
             head_dim=head_dim,
@@ -259,7 +257,7 @@ def config_entries(config: ModelConfig, arch: str) -> dict[str, Any]:
     """The inverse of `config_from_gguf`: entries of sizes and rules."""
     architecture = architectures.find(config.architecture)
     entries: dict[str, Any] = {
-        **written_entries(ENTRIES + architecture.entries, "gguf", config),
+        **written_entries(architecture, "gguf", config),
         "attention.head_count_kv": config.num_kv_heads,
         "attention.key_length": config.head_dim,
         "attention.value_length": config.head_dim,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 import os
@@ -13,7 +12,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from bittorch.models import architectures
 from bittorch.models.architectures.base import Architecture, permuted_rows
@@ -115,12 +113,13 @@ def write_gguf(
 
 def _name(architecture: Architecture, config: ModelConfig, type_name: str) -> str:
     """The file's general.architecture. Raises LossyError where it would imply another activation."""
-    name, usual = architecture.gguf_name(config, type_name), {f.name: f.default for f in dataclasses.fields(config)}
+    name = architecture.gguf_name(config, type_name)
     for entry in architecture.entries:
-        if entry.gguf is None and (value := getattr(config, entry.field)) != usual[entry.field]:
+        if entry.gguf is None and (value := getattr(config, entry.field)) != (
+            usual := getattr(ModelConfig, entry.field)
+        ):
             raise LossyError(
-                f"GGUF has no entry of {name} for {entry.field}={value!r:.100}, and means {usual[entry.field]!r}; "
-                "write bittorch"
+                f"GGUF has no entry of {name} for {entry.field}={value!r:.100}, and means {usual!r}; write bittorch"
             )
     if architecture.gguf[name] not in (None, config.hidden_act):
         raise LossyError(
@@ -162,7 +161,7 @@ def _entry(
         def trits() -> Iterator[Any]:
             weight = source.packed(name)
             refuse_depth(name, weight, "GGUF")
-            weight = weight if order is None else _reordered(weight, order)
+            weight = weight if order is None else weight.reordered(order)
             return _i2_s(name, weight) if type_name == "I2_S" else _blocks(name, weight, type_name, allow_lossy)
 
         return Entry(own_name, type_name, info.shape, trits, (name,))
@@ -205,11 +204,6 @@ def _stack(entries: list[Entry], stack: str) -> Entry:
     return Entry(
         first.name, first.type_name, shape, lambda: itertools.chain(*(entry.data() for entry in entries)), names
     )
-
-
-def _reordered(weight: PackedWeight, order: Tensor) -> PackedWeight:
-    scale = weight.scale if weight.scale.numel() == 1 else weight.scale[order]
-    return PackedWeight(weight.weight_packed[order], scale, weight.in_features)
 
 
 def _i2_s(name: str, weight: PackedWeight) -> Iterator[Any]:

@@ -7,8 +7,8 @@ from collections.abc import Container, Mapping
 from typing import Any
 
 from bittorch.models import architectures
-from bittorch.models.architectures.base import ENTRIES, REQUIRED, Architecture, read_entries, written_entries
-from bittorch.models.config import ModelConfig
+from bittorch.models.architectures.base import REQUIRED, Architecture, read_entries, written_entries
+from bittorch.models.config import ROPE_ENTRIES, ModelConfig
 from bittorch.models.io import choices
 from bittorch.models.io.errors import FormatError
 
@@ -54,7 +54,7 @@ def config_from_hf(
         act, eos = value_of("hidden_act", None), values.get("eos_token_id")
         return ModelConfig(
             architecture=architecture.of_tensors(names),
-            **read_entries(ENTRIES + architecture.entries, "hf", value_of),
+            **read_entries(architecture, "hf", value_of),
             vocab_size=values["vocab_size"],
             num_kv_heads=_or(values.get("num_key_value_heads"), values["num_attention_heads"]),
             head_dim=_head_dim(values, architecture),
@@ -154,7 +154,7 @@ def _rope(values: Mapping[str, Any], architecture: Architecture, what: str) -> d
     if part != 1 and not architecture.partial_rotation:
         raise FormatError(f"{what}: partial_rotary_factor {part!r:.40} is not read; heads must be rotated whole")
     theta, kind = given.pop("rope_theta"), given.pop("rope_type")
-    if kind not in ("default", "linear", "llama3", "yarn", "factors"):
+    if kind not in ("default", *ROPE_ENTRIES):
         raise FormatError(f"{what}: rope_type {kind!r:.100} is not read; known are default, linear, llama3, yarn")
     scaling = None if kind == "default" else {"rope_type": kind, **given}
     rotated = 0 if part == 1 else int(_head_dim(values, architecture) * part)
@@ -182,7 +182,7 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
         "architectures": [architecture.hf_class],
         "model_type": architecture.hf_types[0],
         "vocab_size": config.vocab_size,
-        **written_entries(ENTRIES + architecture.entries, "hf", config),
+        **written_entries(architecture, "hf", config),
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
         "rms_norm_eps": config.rms_norm_eps,

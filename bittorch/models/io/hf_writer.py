@@ -76,8 +76,8 @@ def write_directory(
             f"the model has biases of {', '.join(source.config.biases)}; transformers reads config.json as biases of "
             f"{', '.join(biases_read)}, and has no entry that says otherwise; write bittorch or GGUF"
         )
-    ternary = [name for name in source.names if source.info(name).ternary]
-    others = [name for name in source.names if not source.info(name).ternary]
+    ternary = dict.fromkeys(name for name in source.names if source.info(name).ternary)
+    others = [name for name in source.names if name not in ternary]
     biases = {name: name.removesuffix("bias") + "weight" for name in others if name.endswith(".bias")}
     if dense_dtype is None and layout.one_dtype:
         rounds = layout.rounds_biases and any(weight in ternary for weight in biases.values())
@@ -103,7 +103,9 @@ def write_directory(
     finally:
         file.file.close()
     linear = [name for name in others if name.endswith(("_proj.weight", ".mlp.gate.weight", "lm_head.weight"))]
-    dense = sorted({name.removesuffix(".weight") for name in linear} | {"lm_head"} - set(_modules(ternary)))
+    dense = sorted(
+        {name.removesuffix(".weight") for name in linear} | (set() if "lm_head.weight" in ternary else {"lm_head"})
+    )
     if ternary:
         values["quantization_config"] = layout.quantization(dense)
     if dense_dtype is not None:
@@ -128,7 +130,3 @@ def _one_dtype(source: Checkpoint, names: list[str]) -> torch.dtype:
 def _holds(dtype: torch.dtype, values: Tensor) -> bool:
     flat = values.reshape(-1)
     return all(bool((flat[a:b] == flat[a:b].to(dtype)).all()) for a, b in chunks(len(flat), 1))
-
-
-def _modules(names: list[str]) -> list[str]:
-    return [name.removesuffix(".weight") for name in names]

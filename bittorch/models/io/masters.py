@@ -51,11 +51,6 @@ class Master(TernaryTensor):
         return scale
 
 
-def are_masters(quantization: Any) -> bool:
-    """Whether a quantization_config is the record of a model in training."""
-    return isinstance(quantization, dict) and quantization.get("quant_method") == METHOD and "stored" in quantization
-
-
 def read_masters(
     raw: Mapping[str, RawTensor], record: Mapping[str, Any], what: str
 ) -> tuple[dict[str, StoredTensor], int | None]:
@@ -134,7 +129,8 @@ class Masters(DirectoryFormat):
     """See `DirectoryFormat`."""
 
     def matches(self, directory: Directory) -> bool:
-        return are_masters(directory.quantization)
+        record = directory.quantization or {}
+        return record.get("quant_method") == METHOD and "stored" in record
 
     def read(self, directory: Directory) -> Found:
         """Norms are those of a model that runs in transformers; a tied weight is ternary in the head alone."""

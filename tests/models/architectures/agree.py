@@ -2,31 +2,49 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
 from bittorch.models import LanguageModel
 from bittorch.models.io import convert, open_checkpoint
 from tests import helpers
-from tests.models.io.gguf_files import write
+from tests.models.io.gguf_files import NO_TOKENS, write
 
+transformers = pytest.importorskip("transformers")
 IDS = torch.randint(0, 300, (2, 24), generator=helpers.seeded(3))
 SIZES = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
-NO_TOKENS = ("tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id")
 
 
-def randomised(net: Any) -> Any:
-    """The model with weights that keep the size of what passes, norms and biases that are not neutral."""
+def made(kind: str, **changes: Any) -> Any:
+    """A model of a class of transformers, with the same weights each time.
+
+    They keep the size of what passes; norms and biases are not neutral.
+    """
+    rope = {"rope_type": "default", "rope_theta": 1e6}
+    settings = {**SIZES, **HEADS, "rope_parameters": rope, **changes}
+    torch.manual_seed(1)
+    config = getattr(transformers, f"{kind}Config")(**settings, eos_token_id=None, bos_token_id=None)
+    net = getattr(transformers, f"{kind}ForCausalLM")(config)
     for parameter in net.parameters():
         if parameter.dim() > 1:
             nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
         else:
             nn.init.uniform_(parameter, 0.5, 1.5)
     return net.eval()
+
+
+def saved(net: Any, folder: Path, **changes: Any) -> Path:
+    """The model's directory, some entries of whose config.json say something else."""
+    net.save_pretrained(folder)
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**values, **changes}))
+    return folder
 
 
 def assert_alike(found: LanguageModel, net: Any) -> None:

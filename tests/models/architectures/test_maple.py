@@ -14,7 +14,7 @@ from bittorch.models import LanguageModel
 from bittorch.models.config import ModelConfig
 from bittorch.models.decoder import tensor_shapes
 from bittorch.models.io import FormatError, convert, open_checkpoint
-from tests.models.io.gguf_files import write
+from tests.models.io.gguf_files import NO_TOKENS, write
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 SIZES: dict[str, Any] = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 32, "num_layers": 4}
@@ -34,7 +34,6 @@ ENTRIES = {
     "attention.sliding_window_pattern": [True, True, True, False],
     "rope.dimension_count": 8,
 }
-NO_TOKENS = ("tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id")
 Weights = dict[str, Tensor]
 
 

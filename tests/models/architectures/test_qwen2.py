@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-transformers = pytest.importorskip("transformers")
-
-from bittorch.models import LanguageModel  # noqa: E402
-from bittorch.models.io import FormatError, open_checkpoint  # noqa: E402
-from tests.models.architectures.agree import (  # noqa: E402
-    HEADS,
-    SIZES,
+from bittorch.models import LanguageModel
+from bittorch.models.io import FormatError, open_checkpoint
+from tests.models.architectures.agree import (
     assert_alike,
     assert_alike_from_everywhere,
-    randomised,
+    made,
+    saved,
     written_by_gguf_py,
 )
 
 
 def qwen2(**changes: Any) -> Any:
-    rope = {"rope_type": "default", "rope_theta": 1e6}
-    torch.manual_seed(1)
-    settings = {**SIZES, **HEADS, "rope_parameters": rope, **changes}
-    config = transformers.Qwen2Config(**settings, eos_token_id=None, bos_token_id=None)
-    return randomised(transformers.Qwen2ForCausalLM(config))
+    return made("Qwen2", **changes)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -46,8 +37,5 @@ def test_a_file_of_gguf_py(tmp_path: Path) -> None:
 
 
 def test_sliding_windows_are_refused(tmp_path: Path) -> None:
-    qwen2().save_pretrained(tmp_path)
-    values = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**values, "use_sliding_window": True}))
     with pytest.raises(FormatError, match=r"use_sliding_window True, which changes"):
-        open_checkpoint(tmp_path)
+        open_checkpoint(saved(qwen2(), tmp_path, use_sliding_window=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-transformers = pytest.importorskip("transformers")
-
-from bittorch.models import LanguageModel  # noqa: E402
-from bittorch.models.io import FormatError, LossyError, convert, open_checkpoint  # noqa: E402
-from tests.models.architectures.agree import (  # noqa: E402
-    HEADS,
-    SIZES,
+from bittorch.models import LanguageModel
+from bittorch.models.io import FormatError, LossyError, convert, open_checkpoint
+from tests.models.architectures.agree import (
     assert_alike,
     assert_alike_from_everywhere,
-    randomised,
+    made,
+    saved,
     written_by_gguf_py,
 )
 
@@ -29,19 +25,7 @@ LAST = "model.layers.1.mlp.experts"
 
 
 def moe(**changes: Any) -> Any:
-    rope = {"rope_type": "default", "rope_theta": 1e6}
-    settings = {**SIZES, **HEADS, **EXPERTS, "rope_parameters": rope, **changes}
-    torch.manual_seed(1)
-    config = transformers.Qwen3MoeConfig(**settings, eos_token_id=None, bos_token_id=None)
-    return randomised(transformers.Qwen3MoeForCausalLM(config))
-
-
-def saved(folder: Path, **changes: Any) -> Path:
-    """A directory whose config.json says something else."""
-    moe().save_pretrained(folder)
-    values = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**values, **changes}))
-    return folder
+    return made("Qwen3Moe", **{**EXPERTS, **changes})
 
 
 def stacked(folder: Path, **changes: Any) -> Path:
@@ -116,7 +100,7 @@ def test_ternary_experts_come_back_packed(to: str, tmp_path: Path) -> None:
 )
 def test_configurations_that_cannot_be_right(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=message):
-        open_checkpoint(saved(tmp_path, **changes))
+        open_checkpoint(saved(moe(), tmp_path, **changes))
 
 
 def test_stacks_that_cannot_be_right(tmp_path: Path) -> None:
@@ -130,7 +114,7 @@ def test_stacks_that_cannot_be_right(tmp_path: Path) -> None:
 
 
 def test_a_router_without_experts_is_refused(tmp_path: Path) -> None:
-    file = saved(tmp_path) / "model.safetensors"
+    file = saved(moe(), tmp_path) / "model.safetensors"
     save_file({name: value for name, value in load_file(file).items() if ".experts." not in name}, file)
     with pytest.raises(FormatError, match=r"too few for 4 experts in 2 layers|lacks 24 tensors"):
         open_checkpoint(tmp_path)

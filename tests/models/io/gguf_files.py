@@ -16,6 +16,7 @@ from bittorch.models.io.gguf_names import gguf_name
 from tests.models.io.tiny import random_scale
 
 TYPE = gguf.GGMLQuantizationType
+NO_TOKENS = ("tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id")
 
 
 def permuted(w: np.ndarray, heads: int) -> np.ndarray:
