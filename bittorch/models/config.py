@@ -151,6 +151,8 @@ class ModelConfig:
             raise ValueError(f"layer_types has {len(self.layer_types)} values for {self.num_layers} layers")
         if LAYER_TYPES[0] in self.layer_types and not self.window:
             raise ValueError("window must be positive for layers of sliding_attention, got 0")
+        if self.window and not self.layer_types:
+            raise ValueError(f"layer_types must name the layers of window={self.window}, got none")
         if type(self.rotary_dim) is not int or self.rotary_dim % 2 or not 0 <= self.rotary_dim <= self.head_dim:
             raise ValueError(
                 f"rotary_dim must be even, from 0 to head_dim={self.head_dim}, got {self.rotary_dim!r:.40}"

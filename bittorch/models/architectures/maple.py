@@ -7,7 +7,7 @@ from typing import ClassVar
 from bittorch.models.architectures.base import Architecture, Entry
 from bittorch.models.architectures.qwen3 import NormedHeads
 from bittorch.models.block import DecoderLayer
-from bittorch.models.config import LAYER_TYPES, ModelConfig
+from bittorch.models.config import ModelConfig
 from bittorch.models.experts import SparseMLP
 
 
@@ -39,7 +39,7 @@ class Maple(Architecture):
 
     def layer(self, config: ModelConfig, index: int) -> DecoderLayer:
         attention = NormedHeads(config, index)
-        if config.layer_types[index] != LAYER_TYPES[0]:
+        if not attention.window:
             attention.rotated = 0
         return DecoderLayer(config, attention, SparseMLP(config))
 
