@@ -28,9 +28,13 @@ $(BIN)/.dependencies: pyproject.toml requirements.txt
 
 environment: $(BIN)/.dependencies
 
-extension: environment
-	$(BIN)/python setup.py --quiet build_ext --inplace
+# The name, the version and the programs of the package; the sources are read where they lie.
+$(BIN)/.installed: $(BIN)/.dependencies setup.py bittorch/_version.py
 	$(PIP) --quiet --no-build-isolation --no-deps -e .
+	touch $@
+
+extension: environment $(BIN)/.installed
+	$(BIN)/python setup.py --quiet build_ext --inplace
 
 build: ## make .venv and the extension
 	$(STAGES) build

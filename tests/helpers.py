@@ -60,12 +60,9 @@ GRANULARITIES = (TENSOR, CHANNEL, Granularity("group", 4), Granularity("group", 
 
 def slow_but(fast: Iterable[object], values: Iterable[object]) -> list[object]:
     """Parameters of a test, a tuple where it has several: those in ``fast`` always run, the others count as slow."""
-    fast = list(fast)
-    tuples = [value if isinstance(value, tuple) else (value,) for value in values]
-    assert all((value if isinstance(value, tuple) else (value,)) in tuples for value in fast)
-    return [
-        pytest.param(*value, marks=() if value in fast or value[0] in fast else pytest.mark.slow) for value in tuples
-    ]
+    chosen, every = ([v if isinstance(v, tuple) else (v,) for v in given] for given in (fast, values))
+    assert all(value in every for value in chosen)
+    return [pytest.param(*value, marks=() if value in chosen else pytest.mark.slow) for value in every]
 
 
 def random_codes(n: int, k: int, seed: int = 0) -> Tensor:

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -72,8 +74,12 @@ def test_w2a8_with_every_granularity_and_bias(
     _assert_all_variants(_Problem(9, 320, granularity, bias), helpers.randn(7, 320, dtype=dtype))
 
 
-@pytest.mark.parametrize("k", [255, 256, 4096, 16384])
-@pytest.mark.parametrize("value", [127, -127, -128], ids=str)
+@pytest.mark.parametrize(
+    ("k", "value"),
+    helpers.slow_but(
+        [(255, 127), (256, -127), (16384, -128)], itertools.product([255, 256, 4096, 16384], [127, -127, -128])
+    ),
+)
 @pytest.mark.parametrize("weights", ["plus", "minus", "alternating", "zero"])
 def test_w2a8_of_extreme_codes_is_exact(variant: str, k: int, value: int, weights: str) -> None:
     """The largest partial sums: where a narrow accumulator would wrap or saturate."""
