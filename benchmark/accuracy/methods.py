@@ -41,6 +41,6 @@ def config_of(method: str) -> TernaryQuantConfig | None:
 
 
 def same_as(method: str) -> str:
-    """The first method of the same configuration: those of ``max+ls``, the default, are ``ternary``."""
+    """The first method of the same configuration: those of ``max+rms``, the default, are ``ternary``."""
     config = config_of(method)
     return next(name for name in METHODS if config_of(name) == config)

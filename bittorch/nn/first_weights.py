@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bittorch.nn.learned_scale import LearnedScale, fill, gathered
-from bittorch.nn.parts import codes_of, narrowed, two_scales, unpacked
+from bittorch.nn.parts import codes_of, two_scales, unpacked
 from bittorch.ops import reference
 from bittorch.quant import TernaryQuantConfig
 
@@ -30,8 +30,8 @@ class FirstWeights(LearnedScale):
     @torch.no_grad()
     def _preserve_norm(self) -> None:
         """Multiplies the weights that share a scale by ``||W|| / ||Q(W)||``, unless that was done to these weights."""
-        if self.weight.is_meta or not self.weight.numel() or not self.quantize:
-            return
+        if self.weight.is_meta or not self.weight.numel() or not self.quantize or self.config.scale == "rms":
+            return  # rms keeps the norm of any weights
         weight = gathered(self.weight)
         rows = self._rows_by_scale(weight)
         norms = _norms(rows)
@@ -52,10 +52,11 @@ class FirstWeights(LearnedScale):
 
     def _quantized(self, weight: Tensor) -> Tensor:
         """Codes times scale in float32; a learned scale starts from the weights."""
-        return _product(narrowed(weight).float(), self._rule(weight) if self.config.learned else None, self.config)
+        return _product(weight, self._rule(weight) if self.config.learned else None, self.config)
 
 
 def _product(weight: Tensor, step: Tensor | None, config: TernaryQuantConfig) -> Tensor:
+    weight = weight.float()
     if step is not None and not config.packs:
         return two_scales(weight, step, config, 1.0)
     w_packed, scale, _ = codes_of(weight, step, config)
@@ -73,10 +74,8 @@ def gain_of(layer: FirstWeights) -> float:
     It is the norm of what the layer multiplies by, compared with that of a dense layer with the same start. It is 1 for
     weights of the constructor. Below 1 the layer shrinks signals and gradients, above 1 it amplifies them.
     """
-    weight = used = gathered(layer.weight).detach()
-    if layer.quantize:
-        step = None if layer.weight_scale is None else layer._stored_step()
-        used = _product(narrowed(weight).float(), step, layer.config)
+    weight = gathered(layer.weight).detach()
+    used = _product(weight, None if layer.weight_scale is None else layer._stored_step(), layer.config)
     norm, of_used = (float(torch.linalg.vector_norm(t, dtype=torch.float64)) for t in (weight, used))
     drawn, first = (float(t.norm()) for t in layer._first_norms) if layer._first_norms else (1.0, 1.0)
     return of_used / norm * first / drawn if norm and drawn else 1.0

@@ -86,7 +86,7 @@ class LearnedScale(nn.Module):
         assert scale is not None
         if self._scale_state == "kept":
             return scale
-        if (self._scale_state == "meta" and not scale.is_meta) or (self._fresh and self._fresh[1] is not scale):
+        if not self._scale_follows:
             self._keep()  # another parameter: of a loader that sets parameters itself, or of fully_shard
             return scale
         if not self.training:
@@ -102,16 +102,15 @@ class LearnedScale(nn.Module):
         """The whole of the scale, detached: what a forward pass would use now."""
         assert self.weight_scale is not None
         scale = gathered(self.weight_scale).detach()
-        replaced = self._fresh is not None and self._fresh[1] is not self.weight_scale
-        if self._scale_state == "kept" or replaced or (self._scale_state == "meta" and not scale.is_meta):
-            return scale
-        return self._present(gathered(self.weight), scale)
+        return self._present(gathered(self.weight), scale) if self._scale_follows else scale
 
     @property
     def _scale_follows(self) -> bool:
         """Whether the parameter is one that the layer made, and nobody trained or loaded it."""
-        replaced = self._fresh is not None and self._fresh[1] is not self.weight_scale
-        return self._scale_state != "kept" and not replaced
+        scale, state = self.weight_scale, self._scale_state
+        if scale is None or state == "kept" or (state == "meta" and not scale.is_meta):
+            return False
+        return self._fresh is None or self._fresh[1] is scale
 
     def _keep(self) -> None:
         self._scale_state, self._fresh = "kept", None

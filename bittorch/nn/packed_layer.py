@@ -16,6 +16,22 @@ from bittorch.quant.ternary import check_activation_bits
 from bittorch.quant.trit_planes import check_depth
 
 
+def check_groups(groups: int, depth: int, **columns: int) -> None:
+    """Raises ValueError for scales that do not cut a row of ``columns``, given by their name, or one for all planes."""
+    ((name, size),) = columns.items()
+    if groups < 0 or (groups > 1 and (size % groups or size // groups % 4)):
+        raise ValueError(f"groups={groups} do not cut {name}={size} into equal multiples of 4")
+    if groups == 0 and depth != 1:
+        raise ValueError(f"groups=0 is one scale for all rows, but each of depth={depth} planes has its own; use 1")
+
+
+def groups_of(weight_packed: Tensor, scale: Tensor) -> int:
+    """Scales of a row; 0 where all rows have a single one."""
+    if scale.dim() == 2:
+        return scale.shape[1]
+    return 0 if len(scale) == 1 and len(weight_packed) != 1 else 1
+
+
 class PackedLayer(nn.Module):
     """Buffers only: ``weight_packed`` ``(depth * rows, ceil(columns / 4))`` uint8, ``scale`` float32, ``bias`` or None.
 
@@ -96,9 +112,7 @@ class PackedLayer(nn.Module):
 
     def _scale_groups(self) -> int:
         """Scales of a row; 0 when the layer has a single one."""
-        if self.scale.dim() == 2:
-            return self.scale.shape[1]
-        return 0 if self.scale.shape[0] == 1 and self.weight_packed.shape[0] != 1 else 1
+        return groups_of(self.weight_packed, self.scale)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedLayer:
         """Moves all buffers, but no cast changes codes and scale: a rounded scale would change every output."""

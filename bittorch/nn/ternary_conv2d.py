@@ -122,7 +122,8 @@ class TernaryConv2d(TernaryLayer, PaddedConv2d, nn.Conv2d):
             device="meta",
         )  # meta: no weights are made only to be thrown away
         layer.weight, layer.bias = conv.weight, conv.bias
-        layer._make_scale()
+        if layer.weight_scale is not None:  # made when the weight came
+            layer.weight_scale.requires_grad_(conv.weight.requires_grad)
         return layer.train(conv.training)
 
     def _make_padding(self, **new: Any) -> None:

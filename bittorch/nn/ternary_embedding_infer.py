@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.fx
 from torch import Tensor, nn
 
 from bittorch import ops
-from bittorch.nn.packed_layer import PackedLayer
+from bittorch.nn.packed_layer import PackedLayer, check_groups, groups_of
 from bittorch.nn.parts import check_not_sharded, narrowed
 from bittorch.nn.ternary_layer import gathered
 from bittorch.nn.ternary_linear_infer import TernaryLinearInference
@@ -49,10 +51,7 @@ class TernaryEmbeddingInference(PackedLayer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if groups < 0 or (groups > 1 and (embedding_dim % groups or embedding_dim // groups % 4)):
-            raise ValueError(f"groups={groups} do not cut embedding_dim={embedding_dim} into equal multiples of 4")
-        if groups == 0 and depth != 1:
-            raise ValueError(f"groups=0 is one scale for all rows, but each of depth={depth} planes has its own; use 1")
+        check_groups(groups, depth, embedding_dim=embedding_dim)
         super().__init__(num_embeddings, embedding_dim, False, groups, None, device, dtype, depth)
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
@@ -112,8 +111,7 @@ class TernaryEmbeddingInference(PackedLayer):
             RuntimeError: tensors that do not fit each other, code 11, wrong padding, or a scale that is not finite.
             TypeError, ValueError: as the class.
         """
-        groups = scale.shape[1] if scale.dim() == 2 else int(len(scale) != 1 or len(weight_packed) == 1)
-        num_embeddings = len(weight_packed) // max(1, depth)
+        num_embeddings, groups = len(weight_packed) // max(1, depth), groups_of(weight_packed, scale)
         layer = cls(num_embeddings, embedding_dim, groups=groups, depth=depth, device="meta", dtype=dtype)
         layer.load_state_dict({"weight_packed": weight_packed, "scale": scale}, assign=True)
         return layer
@@ -158,7 +156,9 @@ class TernaryEmbeddingInference(PackedLayer):
         return unpack_trit_planes(self.weight_packed, self.scale, self.depth, self.embedding_dim, dtype)
 
     def forward(self, input: Tensor) -> Tensor:
-        return _rows(input, self.weight_packed, self.scale, self.embedding_dim, self.weight_dtype, self.depth)
+        buffers: dict[str, Any] = self._buffers  # as in TernaryLinearInference
+        rows = buffers["weight_packed"], buffers["scale"]
+        return _rows(input, *rows, self.embedding_dim, self.weight_dtype, self.depth)
 
     def extra_repr(self) -> str:
         depth = f", depth={self.depth}" if self.depth != 1 else ""

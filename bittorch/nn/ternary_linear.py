@@ -97,7 +97,8 @@ class TernaryLinear(TernaryLayer, nn.Linear):
             linear.in_features, linear.out_features, linear.bias is not None, config=config, device="meta"
         )  # meta: no weights are made only to be thrown away
         layer.weight, layer.bias = linear.weight, linear.bias
-        layer._make_scale()
+        if layer.weight_scale is not None:  # made when the weight came
+            layer.weight_scale.requires_grad_(linear.weight.requires_grad)
         return layer.train(linear.training)
 
     def forward(self, input: Tensor) -> Tensor:

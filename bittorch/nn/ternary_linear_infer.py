@@ -9,7 +9,7 @@ import torch.fx
 from torch import Tensor, nn
 
 from bittorch import _env, ops
-from bittorch.nn.packed_layer import PackedLayer
+from bittorch.nn.packed_layer import PackedLayer, check_groups
 from bittorch.nn.parts import check_not_sharded
 from bittorch.nn.ternary_layer import gathered
 from bittorch.quant import TernaryQuantConfig
@@ -68,10 +68,7 @@ class TernaryLinearInference(PackedLayer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if groups < 0 or (groups > 1 and (in_features % groups or in_features // groups % 4)):
-            raise ValueError(f"groups={groups} do not cut in_features={in_features} into equal multiples of 4")
-        if groups == 0 and depth != 1:
-            raise ValueError(f"groups=0 is one scale for all rows, but each of depth={depth} planes has its own; use 1")
+        check_groups(groups, depth, in_features=in_features)
         super().__init__(out_features, in_features, bias, groups, activation_bits, device, dtype, depth)
         self.in_features = in_features
         self.out_features = out_features

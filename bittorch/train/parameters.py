@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from bittorch.nn import TernaryConv2d, TernaryLinear
+from bittorch.utils.wrappers import is_called
 
 
 def parameter_groups(model: nn.Module, weight_decay: float = 0.01) -> list[dict[str, Any]]:
@@ -32,7 +33,7 @@ def parameter_groups(model: nn.Module, weight_decay: float = 0.01) -> list[dict[
     """
     if not weight_decay >= 0:
         raise ValueError(f"weight_decay must be 0 or more, got {weight_decay}")
-    if any(base.__name__ == "FullyShardedDataParallel" for m in model.modules() for base in type(m).__mro__):
+    if any(is_called(module, "FullyShardedDataParallel") for module in model.modules()):
         raise TypeError(
             "the model is in FullyShardedDataParallel, which flattens matrices, so they cannot be told from biases; "
             "make the groups before wrapping it with use_orig_params=True, or shard with fully_shard"

@@ -90,11 +90,8 @@ class Recipe:
 
 def _described(model: nn.Module) -> dict[str, dict[str, Any]]:
     """The configuration of every ternary layer."""
-    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, _TERNARY)]
-    return {name: layer.config.to_dict() for name, layer in layers}
-
-
-_TERNARY = (TernaryLinear, TernaryConv2d)
+    layers = model.named_modules()
+    return {name: m.config.to_dict() for name, m in layers if isinstance(m, TernaryLinear | TernaryConv2d)}
 
 
 def _names(names: set[str]) -> str:

@@ -207,7 +207,13 @@ def _swap(model: nn.Module, twins: dict[int, nn.Module]) -> None:
         for name, child in parent._modules.items():  # named_children() leaves out second places
             if id(child) in twins:
                 setattr(parent, name, twins[id(child)])
+
+
+def _finish(model: nn.Module, plan: _Plan) -> None:
+    """Tells a model whose layers were exchanged what was done to it."""
     call_ternary_layers(model)
+    note_left(model, plan.left_by_caller)
+    note_for_transformers(unwrapped(model))
 
 
 def quantize_(
@@ -283,8 +289,7 @@ def quantize_(
     if id(unwrapped(model)) in plan.twins:
         raise ValueError("the model itself is the layer and cannot change in place; use quantize_model")
     _swap(model, plan.twins)
-    note_left(model, plan.left_by_caller)
-    note_for_transformers(unwrapped(model))
+    _finish(model, plan)
     return plan.report
 
 
@@ -310,9 +315,7 @@ def quantize_model(
         plan = _plan(model, config, filter_fn, skip, request)
         with normal_tensors():
             duplicate = copied(model, plan.twins)
-        call_ternary_layers(duplicate)
-        note_left(duplicate, plan.left_by_caller)
-        note_for_transformers(duplicate)
+        _finish(duplicate, plan)
         return duplicate
     with normal_tensors():
         duplicate = copied(model, {})
@@ -320,8 +323,7 @@ def quantize_model(
     if id(duplicate) in plan.twins:
         return plan.twins[id(duplicate)]
     _swap(duplicate, plan.twins)
-    note_left(duplicate, plan.left_by_caller)
-    note_for_transformers(duplicate)
+    _finish(duplicate, plan)
     return duplicate
 
 

@@ -17,7 +17,8 @@ _WRAPPERS = {
 }
 
 
-def _bears(module: nn.Module, name: str) -> bool:
+def is_called(module: nn.Module, name: str) -> bool:
+    """Whether the module is of the class of this name, or derived from it; the class is not imported."""
     return any(base.__name__ == name for base in type(module).__mro__)
 
 
@@ -27,7 +28,7 @@ def inner_of(module: nn.Module) -> nn.Module | None:
     An average counts as one around a whole model alone: inside another model it has a name and a state of its own.
     """
     for slot, kind in _WRAPPERS.items():
-        if slot in module._modules and _bears(module, kind):
+        if slot in module._modules and is_called(module, kind):
             return module._modules[slot]
     return None
 
@@ -56,9 +57,9 @@ def check_not_wrapped(
     if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
         raise TypeError(f"the model is wrapped in {type(model).__name__}; {if_wrapped}")
     for name, module in model.named_modules():
-        if _bears(module, "FSDPModule"):
+        if is_called(module, "FSDPModule"):
             raise TypeError(f"the model is sharded by fully_shard; {if_sharded}")
-        if _bears(module, "FullyShardedDataParallel") and not (whole_is_fine and _is_whole(module)):
+        if is_called(module, "FullyShardedDataParallel") and not (whole_is_fine and _is_whole(module)):
             where = f"{name} is" if name else "the model is"
             raise TypeError(f"{where} wrapped in FullyShardedDataParallel; {if_fsdp}")
 

@@ -89,6 +89,11 @@ def test_weights_that_are_no_first_ones_are_refused() -> None:
     with pytest.raises(ValueError, match=r"the scale of 0 was trained or loaded, .* reset_scale\(\)"):
         norm_preserving_(nn.Sequential(layer))
     layer.reset_scale()
+    loaded = TernaryLinear(48, 32, config=TernaryQuantConfig(method="lsq"), device="meta")
+    loaded.weight = nn.Parameter(helpers.randn(32, 48))
+    loaded.weight_scale = nn.Parameter(torch.full(loaded.weight_scale.shape, 0.5))
+    with pytest.raises(ValueError, match=r"the scale of the layer was trained or loaded, .* reset_scale\(\)"):
+        norm_preserving_(loaded)
     layer.weight.data[1, 2] = torch.nan
     with pytest.raises(ValueError, match="the weight of the layer must be finite, got NaN or Inf"):
         bittorch.nn.init.norm_preserving_(layer)
