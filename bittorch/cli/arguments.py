@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from bittorch.cli.errors import UsageError
 from bittorch.models.config import ACTIVATIONS
 from bittorch.models.io.codecs import I2S_LAYOUTS
+from bittorch.models.io.exact_ternary import TERNARY
 
 if TYPE_CHECKING:
     from bittorch.models import GenerationConfig
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-READING = ("i2_s_layout", "hidden_act", "pre_tokenizer")
+READING = ("ternary", "i2_s_layout", "hidden_act", "pre_tokenizer")
 ACTIVATION_BITS = ("auto", "8", "16", "24", "none")
 
 
@@ -99,9 +100,11 @@ def model_options() -> argparse.ArgumentParser:
 
 
 def reading_options() -> argparse.ArgumentParser:
-    """What a GGUF file may leave open; see `bittorch.models.io.open_checkpoint`."""
+    """What a file may leave open; see `bittorch.models.io.open_checkpoint`."""
     parser = argparse.ArgumentParser(add_help=False)
-    group = parser.add_argument_group("what a GGUF file leaves open")
+    group = parser.add_argument_group("what a file leaves open")
+    about = "floats that are exactly trits times scales: packed (auto), floats (never), or an error where some are not"
+    group.add_argument("--ternary", choices=TERNARY, help=about)
     group.add_argument("--i2-s-layout", choices=I2S_LAYOUTS, help="order of weights in I2_S tensors; default 128x32")
     group.add_argument("--hidden-act", choices=ACTIVATIONS, help="activation of the MLP; default what the file says")
     group.add_argument("--pre-tokenizer", metavar="NAME", help="how text is cut into words, such as llama-bpe")

@@ -57,6 +57,7 @@ class LanguageModel(Decoder):
         head_depth: int | None = None,
         fuse_norms: bool | Literal["auto"] = "auto",
         tokenizer: bool = True,
+        ternary: str = "auto",
         i2_s_layout: str = "128x32",
         hidden_act: str | None = None,
         pre_tokenizer: str | None = None,
@@ -71,7 +72,7 @@ class LanguageModel(Decoder):
             device, dtype, depth, group_size, activation_bits, head_depth, fuse_norms: as in
                 `bittorch.models.load.LoadOptions`.
             tokenizer: whether to load the tokenizer too, which needs the extra ``lm``.
-            i2_s_layout, hidden_act, pre_tokenizer: what a GGUF file may leave open, as in `open_checkpoint`.
+            ternary, i2_s_layout, hidden_act, pre_tokenizer: what a file may leave open, as in `open_checkpoint`.
 
         Warns:
             bittorch.models.io.CheckpointWarning: the checkpoint leaves something open; names it and what is taken.
@@ -82,7 +83,7 @@ class LanguageModel(Decoder):
         """
         options = LoadOptions(device, dtype, depth, group_size, activation_bits, head_depth, fuse_norms)
         with open_checkpoint(
-            path, i2_s_layout=i2_s_layout, hidden_act=hidden_act, pre_tokenizer=pre_tokenizer
+            path, ternary=ternary, i2_s_layout=i2_s_layout, hidden_act=hidden_act, pre_tokenizer=pre_tokenizer
         ) as checkpoint:
             return cls.from_checkpoint(checkpoint, options, tokenizer=tokenizer)
 

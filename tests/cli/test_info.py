@@ -72,3 +72,11 @@ def test_what_a_file_leaves_open_is_noted_and_can_be_said(bittorch: Command, tmp
 def test_options_of_reading_are_there(bittorch: Command, command: str) -> None:
     told = bittorch(command, "--help").out
     assert all(option in told for option in ("--i2-s-layout", "--hidden-act", "--pre-tokenizer"))
+
+
+def test_layers_that_are_not_ternary_can_be_refused(bittorch: Command, model: Path) -> None:
+    result = bittorch("info", model, "--ternary=require")
+    assert result.code == 1
+    assert re.search(
+        r"_proj.weight of shape .* is not exactly ternary: row 0, column \d is .*--ternary 'auto'", result.err
+    )

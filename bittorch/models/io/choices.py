@@ -72,6 +72,10 @@ CHOICES: dict[str, Choice] = {
     "exact-ternary": Choice(
         "warned", "Weights are stored as floats, and are exactly trits times scales: they are read as ternary weights."
     ),
+    "exact-ternary-narrow": Choice(
+        "warned",
+        "Weights are stored as floats, and are exactly trits times scales of a few columns: they are read as floats.",
+    ),
     "gguf-entry": Choice(
         "refused",
         "A GGUF file has an entry that no table knows, or a value that changes what the model computes.",

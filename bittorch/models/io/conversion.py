@@ -54,6 +54,7 @@ def convert(
     allow_dense: bool = False,
     dense_dtype: torch.dtype | None = None,
     overwrite: bool = False,
+    ternary: str = "auto",
     i2_s_layout: str = "128x32",
     hidden_act: str | None = None,
     pre_tokenizer: str | None = None,
@@ -71,7 +72,7 @@ def convert(
             the format does not know.
         overwrite: replace the checkpoint at ``dst`` in one step, once the new one is whole. A directory that holds
             anything besides a checkpoint's files is refused.
-        i2_s_layout, hidden_act, pre_tokenizer: as in `open_checkpoint`, for reading.
+        ternary, i2_s_layout, hidden_act, pre_tokenizer: as in `open_checkpoint`, for reading.
 
     Returns:
         What was written.
@@ -86,7 +87,7 @@ def convert(
     """
     check_target(dst, to=to, overwrite=overwrite)
     with open_checkpoint(
-        Path(src), i2_s_layout=i2_s_layout, hidden_act=hidden_act, pre_tokenizer=pre_tokenizer
+        Path(src), ternary=ternary, i2_s_layout=i2_s_layout, hidden_act=hidden_act, pre_tokenizer=pre_tokenizer
     ) as source:
         if not allow_dense and not any(source.info(name).ternary for name in source.names):
             raise ValueError(
@@ -221,7 +222,7 @@ def _compare(
 ) -> float:
     """Reads everything back. Returns the largest relative change of a scale; raises FormatError at any other change."""
     largest = 0.0
-    with open_checkpoint(path) as written:
+    with open_checkpoint(path, ternary="never") as written:  # as it is stored
         _compare_configs(source.config, written.config, allow_lossy)
         if set(source.names) != set(written.names):
             raise FormatError(f"{path} reads back other tensors: {set(source.names) ^ set(written.names)}")

@@ -169,7 +169,9 @@ class Permuted(StoredTensor):
         return self.inner.packed().reordered(self.order)
 
 
-def open_gguf(path: Path, i2_s_layout: str = "128x32", hidden_act: str | None = None) -> Checkpoint:
+def open_gguf(
+    path: Path, i2_s_layout: str = "128x32", hidden_act: str | None = None, ternary: str = "auto"
+) -> Checkpoint:
     """A GGUF file's checkpoint. Raises as `open_checkpoint`."""
     if i2_s_layout not in codecs.I2S_LAYOUTS:
         raise ValueError(f"i2_s_layout must be one of {', '.join(codecs.I2S_LAYOUTS)}, got {i2_s_layout!r}")
@@ -194,7 +196,7 @@ def open_gguf(path: Path, i2_s_layout: str = "128x32", hidden_act: str | None = 
         factor_name = tensor.name.removesuffix("weight") + "scale"
         used.add(factor_name)
         tensors[name] = _stored(name, tensor, _factor(table.get(factor_name)), i2_s_layout)
-    tensors = recognised(tensors, str(path))
+    tensors = recognised(tensors, str(path), ternary)
     for name, tensor in stored.items():
         order = permuted_rows(architecture, config, name)
         if order is not None and len(order) == tensor.shape[0]:

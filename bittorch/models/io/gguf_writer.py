@@ -87,8 +87,12 @@ def write_gguf(
     groups: dict[str, list[str]] = {}
     for name in source.names:
         groups.setdefault(stacked_name(name), []).append(name)
+    zeros = {name for names in groups.values() for name in _zeros(source, names)}
     table = [
-        _stack([_entry(source, name, architecture, type_name, allow_lossy, dense_dtype) for name in names], stack)
+        _stack(
+            [_entry(source, name, name in zeros, architecture, type_name, allow_lossy, dense_dtype) for name in names],
+            stack,
+        )
         for stack, names in groups.items()
     ]
     if (factors := rope_factors(source.config)) is not None:
@@ -138,9 +142,17 @@ def _carried(source: Checkpoint) -> dict[str, Any]:
     return {key: value for key, value in {**general, **tokenizer}.items() if key not in OWN_ENTRIES}
 
 
+def _zeros(source: Checkpoint, names: Sequence[str]) -> list[str]:
+    """Experts of a stack that are floats, all zeros, among ternary ones: as trits they are the same."""
+    if not any(source.info(name).ternary for name in names):
+        return []
+    return [name for name in names if not source.info(name).ternary and not bool(source.dense(name).any())]
+
+
 def _entry(
     source: Checkpoint,
     name: str,
+    zeros: bool,
     architecture: Architecture,
     type_name: str,
     allow_lossy: bool,
@@ -148,7 +160,7 @@ def _entry(
 ) -> Entry:
     info, order = source.info(name), permuted_rows(architecture, source.config, name)
     own_name = gguf_name(name, architecture.gguf_layer)
-    if info.ternary:
+    if info.ternary or zeros:
         kind = TYPES[TYPE_IDS[type_name]]
         flat = 128 if type_name == "I2_S" else kind.weights
         cut = info.shape[0] * info.shape[1] if type_name == "I2_S" else info.shape[1]
@@ -159,7 +171,7 @@ def _entry(
             )
 
         def trits() -> Iterator[Any]:
-            weight = source.packed(name)
+            weight = _packed_zeros(*info.shape) if zeros else source.packed(name)
             refuse_depth(name, weight, "GGUF")
             weight = weight if order is None else weight.reordered(order)
             return _i2_s(name, weight) if type_name == "I2_S" else _blocks(name, weight, type_name, allow_lossy)
@@ -204,6 +216,10 @@ def _stack(entries: list[Entry], stack: str) -> Entry:
     return Entry(
         first.name, first.type_name, shape, lambda: itertools.chain(*(entry.data() for entry in entries)), names
     )
+
+
+def _packed_zeros(rows: int, columns: int) -> PackedWeight:
+    return PackedWeight(torch.zeros((rows, columns // 4), dtype=torch.uint8), torch.ones(1), columns)
 
 
 def _i2_s(name: str, weight: PackedWeight) -> Iterator[Any]:

@@ -30,7 +30,7 @@ IGNORED = ("rotary_emb.inv_freq",)  # follows from the configuration; old files 
 RENAMED = {"self_attn.inner_attn_ln": "self_attn.attn_sub_norm", "mlp.ffn_layernorm": "mlp.ffn_sub_norm"}
 
 
-def open_directory(path: Path) -> Checkpoint:
+def open_directory(path: Path, ternary: str = "auto") -> Checkpoint:
     """A directory's checkpoint. Raises as `open_checkpoint`."""
     config_path = path / "config.json"
     if not config_path.is_file():
@@ -53,8 +53,8 @@ def open_directory(path: Path) -> Checkpoint:
     config = config_from_hf(said, tensors, found.activation_bits, what)
     ends = dict.fromkeys([*config.eos_token_ids, *end_tokens(path)])
     config = _tied(tensors, dataclasses.replace(config, eos_token_ids=tuple(ends)), what)
-    if found.format == "safetensors":
-        tensors = recognised(tensors, str(path))
+    if found.format == "safetensors" or ternary == "require":  # what other formats have as floats is meant to be floats
+        tensors = recognised(tensors, str(path), ternary)
     return Checkpoint(path, found.format, config, tensors, {"config": said, "safetensors": own}, path, files)
 
 

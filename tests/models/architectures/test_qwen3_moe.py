@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bittorch.models import LanguageModel
-from bittorch.models.io import FormatError, LossyError, convert, open_checkpoint
+from bittorch.models.io import FormatError, LossyError, convert, from_memory, open_checkpoint, save
 from tests.models.architectures.agree import (
     assert_alike,
     assert_alike_from_everywhere,
@@ -84,6 +84,37 @@ def test_ternary_experts_come_back_packed(to: str, tmp_path: Path) -> None:
     assert_alike(model, net)
     model.save_pretrained(tmp_path / "again", to=to)
     assert_alike(LanguageModel.from_pretrained(tmp_path / "again", tokenizer=False), net)
+
+
+@pytest.mark.filterwarnings("ignore:.*exactly trits times scales", "ignore:.*is all zeros")
+def test_an_expert_of_zeros_goes_with_its_stack(tmp_path: Path) -> None:
+    """As floats that are ternary beside it, and as floats beside trits; a GGUF file has one type for a stack."""
+    net = moe(hidden_size=256, moe_intermediate_size=256)
+    with torch.no_grad():
+        for layer in net.model.layers:
+            for weight in (layer.mlp.experts.gate_up_proj, layer.mlp.experts.down_proj):
+                weight.copy_(torch.randint(-1, 2, weight.shape) / 16)
+                weight[1] = 0
+    net.save_pretrained(tmp_path / "hf")
+    zeros, other = f"{LAST}.1.down_proj.weight", f"{LAST}.2.down_proj.weight"
+    with open_checkpoint(tmp_path / "hf") as source:
+        assert source.info(zeros).ternary
+        assert source.packed(zeros).scale.tolist() == [1]
+        state = {
+            name: source.packed(name) if source.info(name).ternary else source.dense(name) for name in source.names
+        }
+        mixed = from_memory(source.config, {**state, zeros: source.dense(zeros)}, {})
+        save(mixed, tmp_path / "mixed.gguf", to="gguf-tq2_0")
+        with pytest.raises(LossyError, match=r"experts.0.down_proj.weight is TQ2_0 and .*2.down_proj.weight F32"):
+            save(
+                from_memory(source.config, {**state, other: source.dense(other)}, {}),
+                tmp_path / "no.gguf",
+                to="gguf-tq2_0",
+            )
+    convert(tmp_path / "hf", tmp_path / "x.gguf", to="gguf-tq2_0")
+    for name in ("x.gguf", "mixed.gguf"):
+        found = LanguageModel.from_pretrained(tmp_path / name, tokenizer=False)
+        assert_alike(found, net)
 
 
 @pytest.mark.parametrize(

@@ -14,20 +14,25 @@ from torch import Tensor
 
 from bittorch.models import LanguageModel
 from bittorch.models.decoder import tensor_shapes
-from bittorch.models.io import CheckpointWarning, convert, open_checkpoint
+from bittorch.models.io import CheckpointWarning, FormatError, convert, from_memory, open_checkpoint, save
 from bittorch.models.io.hf_config import config_to_hf
 from tests import helpers
 from tests.helpers import random_codes, seeded
-from tests.models.io.tiny import LLAMA, random_scale
+from tests.models.io import gguf_files
+from tests.models.io.tiny import LLAMA, model, random_scale, tensors
 
 UP, HEAD = "model.layers.1.mlp.up_proj.weight", "lm_head.weight"
-KINDS = ("tensor", "channel", "group256", "group128", "group64")
+KINDS = ("tensor", "channel", "group256", "group128", "group64", "columns64")
 
 
 def scale_of(kind: str, n: int, k: int, seed: int) -> Tensor:
-    """As `random_scale`, of groups of 128 too; multipliers that bfloat16 holds."""
-    scale = random_scale("group64" if kind == "group128" else kind, n, k, seed)
-    return (scale[:, ::2] if kind == "group128" else scale).bfloat16().float()
+    """As `random_scale`, of other groups too, and of blocks of columns; multipliers that bfloat16 holds."""
+    if kind == "group32":
+        scale = torch.cat([random_scale("group64", n, k, seed + part) for part in (0, 1)], 1)
+    else:
+        scale = random_scale("group64" if kind in ("group128", "columns64") else kind, n, k, seed)
+    scale = scale[:, ::2] if kind == "group128" else scale[:1].expand(n, -1) if kind == "columns64" else scale
+    return scale.bfloat16().float()
 
 
 def codes_of(name: str) -> Tensor:
@@ -164,13 +169,12 @@ def test_conversion_writes_them_ternary(kind: str, to: str, tmp_path: Path) -> N
 
 @pytest.mark.filterwarnings("ignore::bittorch.models.io.CheckpointWarning")
 @torch.inference_mode()
-def test_the_model_computes_what_the_dense_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_computes_what_the_dense_one_does(tmp_path: Path) -> None:
     # FIELD L5
     write(tmp_path / "x", "group64", torch.float32, lambda state: state["model.embed_tokens.weight"].mul_(0.1))
     tokens = torch.arange(20)[None] % 24
     packed = LanguageModel.from_pretrained(tmp_path / "x", tokenizer=False)
-    monkeypatch.setattr("bittorch.models.io.hf.recognised", lambda tensors, what: tensors)
-    dense = LanguageModel.from_pretrained(tmp_path / "x", tokenizer=False)
+    dense = LanguageModel.from_pretrained(tmp_path / "x", tokenizer=False, ternary="never")
     assert type(packed.layers[0].mlp.down_proj) is not type(dense.layers[0].mlp.down_proj)
     assert helpers.relative_l2(packed(tokens), dense(tokens)) < 1e-4
     assert isinstance(open_checkpoint(tmp_path / "x").dense(UP), Tensor)
@@ -178,15 +182,10 @@ def test_the_model_computes_what_the_dense_one_does(tmp_path: Path, monkeypatch:
 
 @pytest.mark.filterwarnings("ignore::bittorch.models.io.CheckpointWarning")
 @pytest.mark.parametrize("kind", ["channel", "group64"])
-def test_floats_of_a_gguf_file_count_too(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # FIELD L5
+def test_floats_of_a_gguf_file_count_too(kind: str, tmp_path: Path) -> None:  # FIELD L5
     """With the rows of q and k in their order."""
     scales = write(tmp_path / "x", kind, torch.bfloat16)
-    with monkeypatch.context() as patch:
-        patch.setattr("bittorch.models.io.hf.recognised", lambda tensors, what: tensors)
-        patch.setattr("bittorch.models.io.gguf.recognised", lambda tensors, what: tensors)
-        convert(tmp_path / "x", tmp_path / "x.gguf", to="gguf-tq2_0", allow_dense=True)
+    convert(tmp_path / "x", tmp_path / "x.gguf", to="gguf-tq2_0", allow_dense=True, ternary="never")
     with pytest.warns(CheckpointWarning, match="14 weights are stored as BF16"):
         found = open_checkpoint(tmp_path / "x.gguf")
     for name in ("model.layers.0.self_attn.q_proj.weight", "model.layers.1.self_attn.k_proj.weight", UP):
@@ -194,3 +193,77 @@ def test_floats_of_a_gguf_file_count_too(
         assert torch.equal(weight.weight_packed, packed_of(name))
         assert torch.equal(spread(weight.scale, n, k), spread(scales[name], n, k))
     assert convert(tmp_path / "x.gguf", tmp_path / "y", to="bittorch").ternary == 14
+
+
+def test_zeros_of_any_sign_in_rows_and_groups(tmp_path: Path) -> None:
+    """They have no say in the scale, which stays one for the tensor."""
+
+    def change(state: dict[str, Tensor]) -> None:
+        state[UP] = codes_of(UP).to(torch.bfloat16) * 0.25
+        state[UP][3] = -0.0
+        state[UP][:, 64:128] = 0.0
+        state[UP][7, ::2] *= -0.0
+
+    write(tmp_path / "x", "tensor", torch.bfloat16, change)
+    with pytest.warns(CheckpointWarning, match="14 weights"), open_checkpoint(tmp_path / "x") as found:
+        weight, floats = found.packed(UP), found.dense(UP).float()
+    assert weight.scale.tolist() == [0.25]
+    assert torch.equal(weight.weight_packed, helpers.pack((floats * 4).to(torch.int8)))
+
+
+def test_never_reads_floats(tmp_path: Path) -> None:
+    write(tmp_path / "x", "group64", torch.bfloat16)
+    with warnings.catch_warnings(), open_checkpoint(tmp_path / "x", ternary="never") as found:
+        warnings.simplefilter("error", CheckpointWarning)
+        assert not any(found.info(name).ternary for name in found.names)
+    with pytest.raises(ValueError, match="ternary must be one of auto, never, require, got 'always'"):
+        open_checkpoint(tmp_path / "x", ternary="always")
+
+
+def test_narrow_groups_are_packed_where_that_is_required(tmp_path: Path) -> None:
+    scales = write(tmp_path / "x", "group32", torch.bfloat16)
+    with pytest.warns(CheckpointWarning, match="14 weights .* of 32") as caught:
+        found = open_checkpoint(tmp_path / "x")
+    assert [warning.message.choice for warning in caught] == ["exact-ternary-narrow"]
+    assert not found.info(UP).ternary
+    with pytest.warns(CheckpointWarning, match="14 weights .* read packed"):
+        found = open_checkpoint(tmp_path / "x", ternary="require")
+    assert torch.equal(found.packed(UP).scale, scales[UP])
+    assert torch.equal(found.packed(UP).weight_packed, packed_of(UP))
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (one_more, r"row 100, column 7 is 0.30078125 beside 0.5 at column [456]\."),
+        (
+            lambda state: state[UP][100, 6].fill_(float("-inf")),
+            r"row 100, column [457] is .* beside -inf at column 6\.",
+        ),
+        (lambda state: state[UP][511, 6].fill_(float("nan")), r"row 511, column [457] is .* beside nan at column 6\."),
+    ],
+    ids=["another value", "Inf", "NaN"],
+)
+def test_what_is_required_and_is_not_ternary_is_named(
+    change: Callable[[dict[str, Tensor]], Any], why: str, tmp_path: Path
+) -> None:
+    def changed(state: dict[str, Tensor]) -> None:
+        state[UP] = codes_of(UP).abs().clamp(min=1).to(torch.bfloat16) * 0.5
+        change(state)
+
+    write(tmp_path / "x", "tensor", torch.bfloat16, changed)
+    with pytest.raises(FormatError, match=rf"x: {UP} of shape \(512, 256\) is not exactly ternary: {why}"):
+        open_checkpoint(tmp_path / "x", ternary="require")
+
+
+def test_what_is_required_holds_for_every_format(tmp_path: Path) -> None:
+    """Floats beside ternary weights of a quantised format, and types that are not floats."""
+    save(model(LLAMA), tmp_path / "own")
+    open_checkpoint(tmp_path / "own", ternary="require").close()
+    state = tensors(LLAMA) | {UP: torch.randn(512, 256)}
+    save(from_memory(LLAMA, state, {}), tmp_path / "part")
+    with pytest.raises(FormatError, match=rf"part: {UP} .* row 0, column 0 is "):
+        open_checkpoint(tmp_path / "part", ternary="require")
+    gguf_files.write(tmp_path / "x.gguf", "llama", LLAMA, "Q8_0", gguf_files.dense_values(LLAMA, "Q8_0"))
+    with pytest.raises(FormatError, match=r"q_proj.weight .* is not exactly ternary: its type is Q8_0"):
+        open_checkpoint(tmp_path / "x.gguf", ternary="require")

@@ -112,6 +112,16 @@ def _(tmp_path: Path) -> None:
     open_checkpoint(tmp_path).close()
 
 
+@case("exact-ternary-narrow")
+def _(tmp_path: Path) -> None:
+    values = {name: torch.randn(shape) for name, shape in tensor_shapes(LLAMA).items()}
+    scale = torch.rand(512, 64).repeat_interleave(4, 1)
+    values["model.layers.1.mlp.up_proj.weight"] = scale * torch.randint(-1, 2, (512, 256))
+    save_file(values, tmp_path / "model.safetensors")
+    configure(tmp_path, config_to_hf(LLAMA))
+    open_checkpoint(tmp_path).close()
+
+
 @case("gguf-entry")  # FIELD L7
 def _(tmp_path: Path) -> None:
     write(tmp_path / "x.gguf", "llama", LLAMA, "F16", dense_values(LLAMA, "F16"), {"prism.hadamard.block_size": 64})
