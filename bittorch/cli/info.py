@@ -73,6 +73,10 @@ def _print(checkpoint: Checkpoint, tensors: Sequence[TensorInfo], console: Conso
     )
     if config.activation_bits:
         console.line(f"inputs   {config.activation_bits}-bit in ternary layers")
+    if config.hadamard:
+        console.line(
+            f"basis    {len(config.hadamard.weights)} weights in Hadamard blocks of {config.hadamard.block_size}"
+        )
     console.line()
     if each:
         rows = [(i.name, i.type, " x ".join(map(str, i.shape)), f"{i.bytes}", f"{_bits([i]):.3f}") for i in tensors]

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from bittorch.models.hadamard import HEAD, Hadamard
+
 ACTIVATIONS = ("silu", "relu2")
 # The matrices of a layer that may have a bias, each on its own.
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -56,6 +58,7 @@ class ModelConfig:
         window: a token of a layer with a window sees itself and so many before it.
         layer_types: of each layer ``sliding_attention``, with the window, or ``full_attention``; empty for no window.
         rotary_dim: channels of a head that are rotated, the first of it; 0 for all.
+        hadamard: which weights stand in a rotated basis; None for none.
 
     Raises:
         ValueError: a size that no model has, or heads that do not divide.
@@ -90,6 +93,7 @@ class ModelConfig:
     window: int = 0
     layer_types: tuple[str, ...] = ()
     rotary_dim: int = 0
+    hadamard: Hadamard | None = None
 
     def __post_init__(self) -> None:
         sizes = "vocab_size hidden_size intermediate_size num_layers num_heads num_kv_heads head_dim max_positions"
@@ -119,6 +123,11 @@ class ModelConfig:
         object.__setattr__(self, "biases", tuple(name for name in PROJECTIONS if name in self.biases))
         self._check_experts()
         self._check_layers()
+        if self.hadamard and self.tie_embeddings and self.hadamard.embedding != (HEAD in self.hadamard.weights):
+            raise ValueError(
+                f"hadamard has embedding={self.hadamard.embedding}, and {HEAD}, which is the embedding, is "
+                f"{'one' if HEAD in self.hadamard.weights else 'none'} of its weights: they must agree"
+            )
         if self.rope_scaling is not None:
             self._check_rope_scaling(self.rope_scaling)
 

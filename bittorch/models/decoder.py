@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bittorch.models import architectures, rules
 from bittorch.models.batch import Batch
 from bittorch.models.config import ModelConfig
+from bittorch.models.hadamard import HEAD, Basis
 from bittorch.models.kv_cache import KVCache
 from bittorch.models.rope import Rotation, rope_frequencies, rope_magnitude
 from bittorch.models.rules import Block, Embedding, Head, Source
@@ -40,6 +41,8 @@ class Decoder(Block):
         self.layers = nn.ModuleList(architecture.layer(config, index) for index in range(config.num_layers))
         self.hold("norm", rules.Norm("model.norm", config.hidden_size, config.rms_norm_eps))
         self.hold("lm_head", Head("lm_head", *sizes, tied="model.embed_tokens" if config.tie_embeddings else None))
+        self.embedding_basis: Basis | None = None
+        self.head_basis: Basis | None = None
         self.frequencies: Tensor
         self.magnitude = rope_magnitude(config)
         self.eval()
@@ -48,6 +51,10 @@ class Decoder(Block):
         """Takes all weights, and their device."""
         rules.fill(self, source)
         self.register_buffer("frequencies", rope_frequencies(self.config).to(self.device), persistent=False)
+        if (hadamard := self.config.hadamard) is not None:
+            size, device = self.config.hidden_size, self.device
+            self.embedding_basis = hadamard.basis(size, device) if hadamard.embedding else None
+            self.head_basis = hadamard.basis(size, device) if HEAD in hadamard.weights else None
         self.eval()
 
     @property
@@ -113,7 +120,7 @@ class Decoder(Block):
     def hidden_states(self, tokens: Tensor, batch: Batch) -> Tensor:
         """What the last layer gives, ``(tokens, hidden_size)``; arguments and errors as of `step`."""
         self._check(tokens, batch)
-        x = self.embed_tokens(tokens).to(self.dtype)
+        x = self.embedded(tokens)
         rotation = Rotation(self.frequencies, batch.positions(self.device), self.dtype, self.magnitude)
         for layer in self.layers:
             x = layer(x, rotation, batch)
@@ -121,9 +128,15 @@ class Decoder(Block):
             batch.cache.advance(batch.rows, batch.counts)
         return x
 
+    def embedded(self, tokens: Tensor) -> Tensor:
+        """What the first layer gets, ``(tokens, hidden_size)``."""
+        x = self.embed_tokens(tokens).to(self.dtype)
+        return x if self.embedding_basis is None else self.embedding_basis.back(x)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """The logits ``(tokens, vocab_size)`` of `hidden_states`, or of some of them."""
-        return self.lm_head(self.norm(hidden))
+        x = self.norm(hidden)
+        return self.lm_head(x if self.head_basis is None else self.head_basis(x))
 
     def _check(self, tokens: Tensor, batch: Batch) -> None:
         if tokens.shape != (sum(batch.counts),):
@@ -135,6 +148,11 @@ class Decoder(Block):
         if not tokens.is_cuda and not bool(((tokens >= 0) & (tokens < self.config.vocab_size)).all()):
             low, high = int(tokens.min()), int(tokens.max())
             raise ValueError(f"token numbers must be from 0 to {self.config.vocab_size - 1}, got {low} to {high}")
+
+
+def products(config: ModelConfig) -> dict[str, int]:
+    """The canonical name of every weight of a product of such a model, a tied head's too, and its columns."""
+    return rules.products(Decoder(config))
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

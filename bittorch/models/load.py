@@ -10,7 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from bittorch.models.hadamard import Rotated
 from bittorch.models.io import Checkpoint, FormatError
+from bittorch.models.io.stacks import stacked_name
 from bittorch.models.linear import Concatenated, StoredLinear, dense_linear, fuse_packed, linear_of, packed_linear
 from bittorch.models.packed_weight import PackedWeight
 from bittorch.quant import check_depth, pack_trit_planes
@@ -133,13 +135,23 @@ class Loader:
         return packed_linear([planes], None, activation_bits=bits, device=self.device)
 
     def linear(self, names: Sequence[str], biased: Sequence[bool]) -> nn.Module:
-        """The layers of these names, which have one input, side by side."""
+        """The layers of these names, which have one input, side by side; those in a rotated basis rotate it once."""
+        hadamard = self.config.hadamard
+        rotated = [hadamard is not None and stacked_name(f"{name}.weight") in hadamard.weights for name in names]
+        if len(set(rotated)) > 1:
+            return Concatenated([self.linear([name], [own]) for name, own in zip(names, biased, strict=True)])
+        layer = self._side_by_side(names, biased)
+        if hadamard is None or not all(rotated):
+            return layer
+        return Rotated(layer, hadamard.basis(self.checkpoint.info(f"{names[0]}.weight").shape[1], self.device))
+
+    def _side_by_side(self, names: Sequence[str], biased: Sequence[bool]) -> nn.Module:
         weights = [f"{name}.weight" for name in names]
         ternary = [self.checkpoint.info(name).ternary for name in weights]
         depth = self.options.depth
         bits = {self._bits(name if trits else None) for name, trits in zip(weights, ternary, strict=True)}
         if len(bits) > 1 or (any(ternary) and not all(ternary) and depth is None):
-            return Concatenated([self.linear([name], [own]) for name, own in zip(names, biased, strict=True)])
+            return Concatenated([self._side_by_side([name], [own]) for name, own in zip(names, biased, strict=True)])
         bias = self._biases(names, biased)
         if all(ternary):
             parts = [self.checkpoint.packed(name) for name in weights]

@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor, nn
 
 from bittorch.models.config import ModelConfig
+from bittorch.models.hadamard import unrotated
 from bittorch.models.linear import Concatenated, linear_of, split_packed
 from bittorch.models.norm import RMSNorm
 from bittorch.models.packed_weight import PackedWeight
@@ -58,6 +59,10 @@ class Rule:
         """Of the ternary tensors of a module, by their names."""
         return {}
 
+    def products(self, prefix: str) -> dict[str, int]:
+        """The weights that `Source.linear` or `Source.head` makes a product of, and their columns."""
+        return {}
+
 
 class Part(NamedTuple):
     """A matrix of a checkpoint: its name, its rows, and whether it has a bias."""
@@ -89,6 +94,7 @@ class Linear(Rule):
         return source.linear([prefix + part.name for part in self.parts], [part.bias for part in self.parts])
 
     def tensors(self, module: nn.Module, prefix: str) -> Named:
+        module = unrotated(module)
         if isinstance(module, Concatenated):
             for own, part in zip(module.parts, self.parts, strict=True):
                 yield from Linear(self.columns, (part,)).tensors(own, prefix)
@@ -108,12 +114,16 @@ class Linear(Rule):
                 yield f"{prefix}{part.name}.bias", bias
 
     def activation_bits(self, module: nn.Module, prefix: str) -> dict[str, int | None]:
-        parts = module.parts if isinstance(module, Concatenated) else [module] * len(self.parts)
+        module = unrotated(module)
+        parts = map(unrotated, module.parts) if isinstance(module, Concatenated) else [module] * len(self.parts)
         return {
             f"{prefix}{part.name}.weight": own.activation_bits
             for own, part in zip(parts, self.parts, strict=True)
             if isinstance(own, TernaryLinearInference)
         }
+
+    def products(self, prefix: str) -> dict[str, int]:
+        return {f"{prefix}{part.name}.weight": self.columns for part in self.parts}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +154,9 @@ class Experts(Rule):
         for expert, own in zip(module, self._prefixes(prefix), strict=True):
             found |= self.linear.activation_bits(expert, own)
         return found
+
+    def products(self, prefix: str) -> dict[str, int]:
+        return {key: columns for own in self._prefixes(prefix) for key, columns in self.linear.products(own).items()}
 
     def _prefixes(self, prefix: str) -> list[str]:
         return [f"{prefix}experts.{expert}." for expert in range(self.count)]
@@ -235,6 +248,9 @@ class Head(Rule):
     def activation_bits(self, module: nn.Module, prefix: str) -> dict[str, int | None]:
         return self._linear.activation_bits(module, prefix)
 
+    def products(self, prefix: str) -> dict[str, int]:
+        return self._linear.products(prefix)
+
     def shares(self, module: nn.Module) -> bool:
         """Whether a head has no tensor of its own."""
         return self.tied is not None and isinstance(module, nn.Linear)
@@ -275,6 +291,11 @@ def walk(model: nn.Module) -> Iterator[tuple[Block, str, Rule, str]]:
 def tensor_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """The canonical name of every tensor, biases included, and its shape."""
     return {key: shape for _, _, rule, prefix in walk(model) for key, shape in rule.shapes(prefix).items()}
+
+
+def products(model: nn.Module) -> dict[str, int]:
+    """The canonical name of every weight of a product, a tied head's too, and its columns."""
+    return {key: columns for _, _, rule, prefix in walk(model) for key, columns in rule.products(prefix).items()}
 
 
 def fill(model: nn.Module, source: Source) -> None:

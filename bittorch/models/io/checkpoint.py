@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from bittorch.models.config import ModelConfig
-from bittorch.models.decoder import tensor_shapes
+from bittorch.models.decoder import products, tensor_shapes
 from bittorch.models.io import choices
 from bittorch.models.io.errors import FormatError
+from bittorch.models.io.stacks import stacked_name
 from bittorch.models.packed_weight import PackedWeight
 
 
@@ -217,6 +218,12 @@ class Checkpoint:
         for name, shape in expected.items():
             if (given := self._tensors[name].info.shape) != shape:
                 raise FormatError(f"{self.path}: {name} must be {shape} by the configuration, got {given}")
+        if config.hadamard is not None:
+            columns = {stacked_name(name): count for name, count in products(config).items()}
+            try:
+                config.hadamard.check(columns, config.hidden_size)
+            except ValueError as error:
+                raise FormatError(f"{self.path}: {error}") from None
 
 
 def _some(names: list[str]) -> str:

@@ -84,6 +84,14 @@ CHOICES: dict[str, Choice] = {
         "warned",
         "A GGUF file has tensors of PrismML's types, and no entry says that activations are rotated: they are not.",
     ),
+    "gguf-hadamard": Choice(
+        "refused",
+        "A GGUF file has entries prism.hadamard of which one is missing, or has another value than the format knows.",
+    ),
+    "write-gguf-hadamard": Choice(
+        "warned",
+        "A model with rotated weights is written as GGUF: bittorch and PrismML's program alone read that they are.",
+    ),
     "gguf-layers": Choice(
         "refused",
         "A GGUF file has an entry with a value for each layer, and the values differ.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from bittorch.models.io.checkpoint import Checkpoint, StoredTensor, TensorInfo
 from bittorch.models.io.codecs import Bytes
 from bittorch.models.io.errors import FormatError
 from bittorch.models.io.exact_ternary import recognised
+from bittorch.models.io.gguf_hadamard import hadamard_of
 from bittorch.models.io.gguf_header import GGUFTensor
 from bittorch.models.io.gguf_names import ROPE_FACTORS, architecture_of, canonical_name, config_from_gguf
 from bittorch.models.io.gguf_split import read_parts
@@ -182,7 +184,11 @@ def open_gguf(
             stored[canonical] = tensor
     factors = _rope_factors(table)
     config = config_from_gguf(entries, stored, factors, str(path), hidden_act)
-    if rotated := [tensor for tensor in table.values() if tensor.type.name in PRISM]:
+    hadamard = hadamard_of(entries, {tensor.name: name for name, tensor in stored.items()}, str(path))
+    rotated = [tensor for tensor in table.values() if tensor.type.name in PRISM]
+    if hadamard is not None:
+        config = dataclasses.replace(config, hadamard=hadamard)
+    elif rotated:
         choices.warn(
             "gguf-unrotated",
             f"{path}: {rotated[0].name} is {rotated[0].type.name}, whose models rotate activations, and the file has "

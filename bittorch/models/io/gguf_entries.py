@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from bittorch.models.io import choices
+from bittorch.models.io.gguf_hadamard import KEYS as HADAMARD_KEYS
 
 # Of the architecture, without its name: what `config_from_gguf` reads.
 READ = frozenset(
@@ -85,6 +86,7 @@ READ_ELSEWHERE = frozenset(
         "bittorch.fuse_norms",
         "bittorch.bos_token_id",
         "bittorch.eos_token_ids",
+        *HADAMARD_KEYS,
         "split.no",
         "split.count",
         "split.tensors.count",

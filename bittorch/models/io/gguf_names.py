@@ -21,6 +21,7 @@ from bittorch.models.config import LAYER_TYPES, PROJECTIONS, ModelConfig
 from bittorch.models.io import choices
 from bittorch.models.io.errors import FormatError, LossyError
 from bittorch.models.io.gguf_entries import check_entries
+from bittorch.models.io.gguf_hadamard import hadamard_entries
 from bittorch.models.io.gguf_header import GGUFTensor
 from bittorch.models.io.stacks import stacked_name
 
@@ -278,6 +279,9 @@ def config_entries(config: ModelConfig, arch: str) -> dict[str, Any]:
     named["bittorch.activation_bits"] = config.activation_bits or 0
     if not config.fuse_norms:
         named["bittorch.fuse_norms"] = False
+    if config.hadamard is not None:
+        file_names = {name: gguf_name(name, architecture.gguf_layer) for name in config.hadamard.weights}
+        named |= hadamard_entries(config.hadamard, file_names, config.tie_embeddings)
     if config.bos_token_id is not None:
         named["tokenizer.ggml.bos_token_id"] = named["bittorch.bos_token_id"] = config.bos_token_id
     if config.eos_token_ids:

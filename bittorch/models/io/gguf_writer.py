@@ -84,6 +84,13 @@ def write_gguf(
             f"bitnet.cpp, the only program with I2_S, runs it with 8-bit activations; the model has activation_bits="
             f"{source.config.activation_bits}, which bittorch alone reads from the file",
         )
+    if source.config.hadamard is not None:
+        choices.warn(
+            "write-gguf-hadamard",
+            f"{path} has weights in a basis of Hadamard blocks of {source.config.hadamard.block_size}, which the "
+            "entries prism.hadamard.* say: bittorch and PrismML's fork of llama.cpp read them, and other programs, "
+            "which may ignore them, would give nonsense",
+        )
     groups: dict[str, list[str]] = {}
     for name in source.names:
         groups.setdefault(stacked_name(name), []).append(name)

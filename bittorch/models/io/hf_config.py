@@ -9,6 +9,7 @@ from typing import Any
 from bittorch.models import architectures
 from bittorch.models.architectures.base import REQUIRED, Architecture, read_entries, written_entries
 from bittorch.models.config import ROPE_ENTRIES, ModelConfig
+from bittorch.models.hadamard import of_note, to_note
 from bittorch.models.io import choices
 from bittorch.models.io.errors import FormatError
 
@@ -65,6 +66,7 @@ def config_from_hf(
             biases=_biases(architecture, values, names, what),
             activation_bits=activation_bits,
             fuse_norms=note(values).get("fuse_norms", True),
+            hadamard=of_note(note(values).get("hadamard")),
             bos_token_id=values.get("bos_token_id"),
             eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
         )
@@ -100,6 +102,7 @@ def note_of(config: ModelConfig) -> dict[str, Any]:
         "activation_bits": config.activation_bits,
         **({"biases": list(config.biases)} if config.biases else {}),
         **({} if config.fuse_norms else {"fuse_norms": False}),
+        **({} if config.hadamard is None else {"hadamard": to_note(config.hadamard)}),
     }
 
 

@@ -69,6 +69,11 @@ def write_directory(
     Raises:
         LossyError: what the layout cannot hold.
     """
+    if source.config.hadamard is not None and not layout.own:
+        raise LossyError(
+            f"the model has weights in a basis of Hadamard blocks of {source.config.hadamard.block_size}, such as "
+            f"{source.config.hadamard.weights[0]}, and transformers has no entry that says so; write bittorch or GGUF"
+        )
     values = config_to_hf(source.config)
     biases_read = architectures.find(source.config.architecture).hf_biases(values)
     if set(biases_read) != set(source.config.biases) and not layout.own:

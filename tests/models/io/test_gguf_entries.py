@@ -30,7 +30,7 @@ def opened(path: Path, extra: dict[str, Any] | None = None, without: tuple[str, 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("prism.hadamard.block_size", 64),
+        ("prism.hadamard.rank", 64),
         ("prism.transform", "hadamard"),
         ("fork.rotated", True),
         ("llama.logit_scale", 0.5),

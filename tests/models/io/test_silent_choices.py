@@ -20,6 +20,7 @@ from torch import Tensor
 import bittorch
 from bittorch.models import LanguageModel, ModelConfig, Tokenizer
 from bittorch.models.decoder import tensor_shapes
+from bittorch.models.hadamard import Hadamard
 from bittorch.models.io import CheckpointWarning, FormatError, LossyError, convert, open_checkpoint, save
 from bittorch.models.io.choices import CHOICES, refusal, warn
 from bittorch.models.io.hf_config import config_to_hf
@@ -124,8 +125,20 @@ def _(tmp_path: Path) -> None:
 
 @case("gguf-entry")  # FIELD L7
 def _(tmp_path: Path) -> None:
+    write(tmp_path / "x.gguf", "llama", LLAMA, "F16", dense_values(LLAMA, "F16"), {"prism.rotation": 64})
+    open_checkpoint(tmp_path / "x.gguf")
+
+
+@case("gguf-hadamard")
+def _(tmp_path: Path) -> None:
     write(tmp_path / "x.gguf", "llama", LLAMA, "F16", dense_values(LLAMA, "F16"), {"prism.hadamard.block_size": 64})
     open_checkpoint(tmp_path / "x.gguf")
+
+
+@case("write-gguf-hadamard")
+def _(tmp_path: Path) -> None:
+    config = dataclasses.replace(LLAMA, hadamard=Hadamard(64, ("model.layers.0.mlp.down_proj.weight",)))
+    save(model(config), tmp_path / "x.gguf", to="gguf-tq2_0")
 
 
 @case("gguf-unrotated")
