@@ -17,8 +17,13 @@ ROPE_ENTRIES = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "factors": ("factors",),
     "yarn": ("factor", "original_max_position_embeddings"),
+    "longrope": ("short_factor", "long_factor", "original_max_position_embeddings"),
 }
-YARN_OPTIONS = ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim")
+ROPE_OPTIONS = {
+    "yarn": ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim"),
+    "longrope": ("factor", "attention_factor"),
+}
+ROPE_LISTS = ("factors", "short_factor", "long_factor")
 
 
 def _is_positive(value: Any, below: float = 2.0**127) -> bool:
@@ -39,8 +44,10 @@ class ModelConfig:
         rope_scaling: None, or how the frequencies are changed, under ``rope_type``: ``linear`` with ``factor``;
             ``llama3`` with ``factor``, ``low_freq_factor``, ``high_freq_factor``,
             ``original_max_position_embeddings``; ``yarn`` with ``factor``, ``original_max_position_embeddings``,
-            and where wanted ``truncate`` and `YARN_OPTIONS`; ``factors`` with ``factors``, head_dim / 2 floats by
-            which the frequencies are divided (a GGUF file keeps only these of ``llama3``).
+            and where wanted ``truncate`` and other `ROPE_OPTIONS`; ``factors`` with ``factors``, head_dim / 2 floats
+            by which the frequencies are divided (a GGUF file keeps only these of ``llama3``); ``longrope`` with two
+            such lists, ``short_factor`` and ``long_factor``, and ``original_max_position_embeddings``, which chooses
+            one of them.
         hidden_act: ``silu``, or ``relu2``, the square of ReLU.
         tie_embeddings: the head is the embedding.
         biases: names of `PROJECTIONS`, those that have a bias; kept in that order.
@@ -59,6 +66,9 @@ class ModelConfig:
         layer_types: of each layer ``sliding_attention``, with the window, or ``full_attention``; empty for no window.
         rotary_dim: channels of a head that are rotated, the first of it; 0 for all.
         hadamard: which weights stand in a rotated basis; None for none.
+        embedding_scale: embeddings are multiplied by it.
+        residual_scale: what attention and MLP of a layer add is multiplied by it.
+        logit_scale: what the head multiplies is divided by it.
 
     Raises:
         ValueError: a size that no model has, or heads that do not divide.
@@ -94,6 +104,9 @@ class ModelConfig:
     layer_types: tuple[str, ...] = ()
     rotary_dim: int = 0
     hadamard: Hadamard | None = None
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
 
     def __post_init__(self) -> None:
         sizes = "vocab_size hidden_size intermediate_size num_layers num_heads num_kv_heads head_dim max_positions"
@@ -113,6 +126,9 @@ class ModelConfig:
             raise ValueError(f"rms_norm_eps must be above 0 and below 1, got {self.rms_norm_eps!r:.100}")
         if not _is_positive(self.rope_theta):
             raise ValueError(f"rope_theta must be positive and finite, got {self.rope_theta!r:.100}")
+        for name in ("embedding_scale", "residual_scale", "logit_scale"):
+            if not _is_positive(value := getattr(self, name)):
+                raise ValueError(f"{name} must be positive and finite, got {value!r:.100}")
         if type(self.fuse_norms) is not bool:
             raise ValueError(f"fuse_norms must be True or False, got {self.fuse_norms!r}")
         for token in (self.bos_token_id, *self.eos_token_ids):
@@ -175,17 +191,19 @@ class ModelConfig:
             raise ValueError(f"rope_type {kind!r:.100} is not known; known are {', '.join(ROPE_ENTRIES)}")
         for name in ROPE_ENTRIES[kind]:
             values = scaling.get(name)
-            if name == "factors":
+            if name in ROPE_LISTS:
                 count = len(values) if isinstance(values, list | tuple) else 0
                 if count != self.rotated // 2:
-                    raise ValueError(f"rope_scaling factors must be {self.rotated // 2} numbers, got shape ({count},)")
+                    raise ValueError(f"rope_scaling {name} must be {self.rotated // 2} numbers, got shape ({count},)")
                 if not all(_is_positive(value) for value in values or ()):
-                    raise ValueError(f"rope_scaling factors must be positive and finite, got {values!r:.100}")
+                    raise ValueError(f"rope_scaling {name} must be positive and finite, got {values!r:.100}")
             elif not _is_positive(values):
                 raise ValueError(f"rope_scaling of {kind} must have a positive {name}, got {values!r:.100}")
-        for name in YARN_OPTIONS if kind == "yarn" else ():
+        for name in ROPE_OPTIONS.get(kind, ()):
             if not _is_positive(scaling.get(name, 1)):
-                raise ValueError(f"rope_scaling of yarn must have a positive {name}, got {scaling[name]!r:.100}")
+                raise ValueError(f"rope_scaling of {kind} must have a positive {name}, got {scaling[name]!r:.100}")
+        if kind == "longrope" and (original := scaling["original_max_position_embeddings"]) <= 1:
+            raise ValueError(f"rope_scaling original_max_position_embeddings must be above 1, got {original!r:.40}")
         if kind == "yarn" and type(scaling.get("truncate", True)) is not bool:
             raise ValueError(f"rope_scaling of yarn must have truncate true or false, got {scaling['truncate']!r:.100}")
         if kind == "llama3" and scaling["low_freq_factor"] >= scaling["high_freq_factor"]:

@@ -37,6 +37,7 @@ class Decoder(Block):
         super().__init__()
         self.config, self.dtype = config, dtype
         architecture, sizes = architectures.find(config.architecture), (config.vocab_size, config.hidden_size)
+        self.embedding_scale, self.logit_scale = config.embedding_scale, config.logit_scale
         self.hold("embed_tokens", Embedding("model.embed_tokens", *sizes))
         self.layers = nn.ModuleList(architecture.layer(config, index) for index in range(config.num_layers))
         self.hold("norm", rules.Norm("model.norm", config.hidden_size, config.rms_norm_eps))
@@ -131,11 +132,14 @@ class Decoder(Block):
     def embedded(self, tokens: Tensor) -> Tensor:
         """What the first layer gets, ``(tokens, hidden_size)``."""
         x = self.embed_tokens(tokens).to(self.dtype)
-        return x if self.embedding_basis is None else self.embedding_basis.back(x)
+        x = x if self.embedding_basis is None else self.embedding_basis.back(x)
+        return x if self.embedding_scale == 1 else x * self.embedding_scale
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The logits ``(tokens, vocab_size)`` of `hidden_states`, or of some of them."""
         x = self.norm(hidden)
+        if self.logit_scale != 1:
+            x = x / self.logit_scale
         return self.lm_head(x if self.head_basis is None else self.head_basis(x))
 
     def _check(self, tokens: Tensor, batch: Batch) -> None:

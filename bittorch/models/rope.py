@@ -18,14 +18,17 @@ def rope_frequencies(config: ModelConfig) -> Tensor:
     ``linear`` divides all by ``factor``. ``llama3`` keeps wavelengths below ``original / high_freq_factor``,
     divides those above ``original / low_freq_factor`` by ``factor``, and blends in between. ``yarn`` keeps channels
     that turn more than ``beta_fast`` (32) times within the original context, divides those below ``beta_slow`` (1)
-    turns by ``factor``, and blends linearly by channel. ``factors`` divides each by its own.
+    turns by ``factor``, and blends linearly by channel. ``factors`` divides each by its own. ``longrope`` divides each
+    by its ``long_factor`` where the context is longer than the original one, else by its ``short_factor``: at all
+    positions, because keys in a cache are rotated once.
     Where a part of a head is rotated, its size stands for head_dim.
 
     Returns:
         float32 ``(head_dim / 2,)``.
 
     Source:
-        RoFormer, arXiv:2104.09864; the Llama 3.1 model card for ``llama3``; YaRN, arXiv:2309.00071.
+        RoFormer, arXiv:2104.09864; the Llama 3.1 model card for ``llama3``; YaRN, arXiv:2309.00071; LongRoPE,
+        arXiv:2402.13753, with the choice of the code of MiniCPM4.
     """
     exponent = torch.arange(0, config.rotated, 2, dtype=torch.int64).float() / config.rotated
     frequencies = 1.0 / config.rope_theta**exponent
@@ -39,7 +42,11 @@ def rope_frequencies(config: ModelConfig) -> Tensor:
         return _llama3(frequencies, scaling)
     if kind == "yarn":
         return _yarn(frequencies, scaling, config)
-    return frequencies / torch.as_tensor(scaling["factors"], dtype=torch.float32)
+    name = "factors"
+    if kind == "longrope":
+        extended = config.max_positions > scaling["original_max_position_embeddings"]
+        name = "long_factor" if extended else "short_factor"
+    return frequencies / torch.as_tensor(scaling[name], dtype=torch.float32)
 
 
 def _llama3(frequencies: Tensor, scaling: Mapping[str, Any]) -> Tensor:
@@ -68,16 +75,22 @@ def _yarn(frequencies: Tensor, scaling: Mapping[str, Any], config: ModelConfig) 
 
 
 def rope_magnitude(config: ModelConfig) -> float:
-    """What cosines and sines are multiplied by: 1, but for ``yarn``.
+    """What cosines and sines are multiplied by: 1, but for ``yarn`` and ``longrope``.
 
-    There it is ``attention_factor``; without one ``m(mscale) / m(mscale_all_dim)`` of ``m(x) = 1 + x ln(factor) / 10``,
-    and without these two ``m(1)``. A factor up to 1 changes nothing.
+    There it is ``attention_factor``. Without one it is for ``yarn`` ``m(mscale) / m(mscale_all_dim)`` of
+    ``m(x) = 1 + x ln(factor) / 10``, and without these two ``m(1)``; for ``longrope``
+    ``sqrt(1 + ln(factor) / ln(original))``, where a missing ``factor`` is the context in original ones. A factor up to
+    1 changes nothing.
     """
     scaling = config.rope_scaling
-    if not scaling or scaling["rope_type"] != "yarn":
+    if not scaling or scaling["rope_type"] not in ("yarn", "longrope"):
         return 1.0
     if "attention_factor" in scaling:
         return float(scaling["attention_factor"])
+    if scaling["rope_type"] == "longrope":
+        original = scaling["original_max_position_embeddings"]
+        factor = scaling.get("factor", config.max_positions / original)
+        return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
 
     def m(x: float) -> float:
         return 1.0 if scaling["factor"] <= 1 else 0.1 * x * math.log(scaling["factor"]) + 1.0

@@ -22,6 +22,9 @@ from tests.models.io.tiny import BITNET, LLAMA
         ({"activation_bits": 4}, "activation_bits must be None, 8, 16 or 24, got 4"),
         ({"activation_bits": 8.0}, r"activation_bits must be None, 8, 16 or 24, got 8\.0"),  # FIELD R15
         ({"window": 4}, "layer_types must name the layers of window=4, got none"),
+        ({"embedding_scale": 0.0}, r"embedding_scale must be positive and finite, got 0\.0"),
+        ({"residual_scale": "1"}, "residual_scale must be positive and finite, got '1'"),
+        ({"logit_scale": float("nan")}, "logit_scale must be positive and finite, got nan"),
         ({"rms_norm_eps": 0.0}, r"rms_norm_eps must be above 0 and below 1, got 0\.0"),
         ({"rms_norm_eps": 10**30}, "rms_norm_eps must be above 0 and below 1, got 1000"),  # FIELD R15
         ({"rope_theta": 10**400}, "rope_theta must be positive and finite, got 1000"),

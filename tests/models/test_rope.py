@@ -36,6 +36,42 @@ def test_frequencies_equal_those_of_transformers(scaling: dict | None) -> None:
     torch.testing.assert_close(own, expected, rtol=1e-6, atol=0)
 
 
+SHORT, LONGER = [1 + i / 8 for i in range(8)], [2.0 + i for i in range(8)]
+LONG = {"rope_type": "longrope", "short_factor": SHORT, "long_factor": LONGER}
+
+
+@pytest.mark.parametrize("extra", [{}, {"factor": 3.0}, {"attention_factor": 0.9}], ids=str)
+@pytest.mark.parametrize("original", [64, 128, 300])
+def test_longrope_chooses_by_the_context(original: int, extra: dict) -> None:
+    """The context is 128 tokens: longer than, as long as, and shorter than the original one."""
+    transformers = pytest.importorskip("transformers")
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    scaling = {**LONG, "original_max_position_embeddings": original, **extra}
+    sizes = {"hidden_size": 64, "num_attention_heads": 4, "max_position_embeddings": 128}
+    config = transformers.LlamaConfig(**sizes, rope_parameters={"rope_theta": 5e5, **scaling})
+    expected, magnitude = ROPE_INIT_FUNCTIONS["longrope"](config, "cpu", seq_len=128)
+    own = tiny.changed(rope_theta=5e5, rope_scaling=scaling)
+    torch.testing.assert_close(rope_frequencies(own), expected, rtol=1e-6, atol=0)
+    assert rope_magnitude(own) == pytest.approx(magnitude, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"long_factor": [1.0] * 7}, r"long_factor must be 8 numbers, got shape \(7,\)"),
+        ({"short_factor": [1.0] * 7 + ["2"]}, "short_factor must be positive and finite, got "),
+        ({"short_factor": None}, r"short_factor must be 8 numbers, got shape \(0,\)"),
+        ({"original_max_position_embeddings": 1}, "original_max_position_embeddings must be above 1, got 1"),
+        ({"attention_factor": float("nan")}, "longrope must have a positive attention_factor, got nan"),
+        ({"factor": -2}, "longrope must have a positive factor, got -2"),
+    ],
+)
+def test_entries_of_longrope_are_checked(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny.changed(rope_scaling={**LONG, "original_max_position_embeddings": 64, **change})
+
+
 def test_factors_divide_the_frequencies() -> None:
     plain = rope_frequencies(tiny.CONFIG)
     scaled = rope_frequencies(tiny.changed(rope_scaling={"rope_type": "factors", "factors": list(range(1, 9))}))

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import functools
 import importlib
+from collections.abc import Mapping
+from typing import Any
 
 from bittorch.models.architectures.base import Architecture
 
@@ -17,6 +19,7 @@ REGISTER = (
     "qwen3",
     "qwen3_moe",
     "maple",
+    "minicpm",
 )
 
 
@@ -29,9 +32,12 @@ def find(name: str) -> Architecture:
     return found
 
 
-def by_hf(model_type: object) -> Architecture | None:
-    """The architecture of a model_type of config.json."""
-    return next((found for found in map(find, REGISTER) if model_type in found.hf_types), None)
+def by_hf(values: Mapping[str, Any]) -> Architecture | None:
+    """The architecture of a config.json: by its model_type, or where it has none by the class that it names."""
+    if (model_type := values.get("model_type")) is not None:
+        return next((found for found in map(find, REGISTER) if model_type in found.hf_types), None)
+    classes = values.get("architectures")
+    return next((found for found in map(find, REGISTER) if classes == [found.hf_class]), None)
 
 
 def by_gguf(name: object) -> Architecture | None:

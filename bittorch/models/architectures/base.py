@@ -27,7 +27,8 @@ class Entry:
         field: of `ModelConfig`.
         hf: the key in config.json.
         gguf: the key in a GGUF file, without the architecture before it; None where GGUF has none.
-        default: where a file says nothing; without one the key must be there.
+        default: where a file says nothing; without one the key must be there. None is for `Architecture.of_hf` and
+            `Architecture.of_gguf` to fill in.
     """
 
     field: str
@@ -110,6 +111,18 @@ class Architecture:
         """The name in the register of a model with these tensors; some say more than their file's name does."""
         return self.name
 
+    def of_hf(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Fields of `ModelConfig`, of what config.json has for `ENTRIES` and `entries`. Raises ValueError."""
+        return fields
+
+    def to_hf(self, values: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
+        """The inverse, of entries of config.json."""
+        return values
+
+    def of_gguf(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """The same of a GGUF file. What it lacks is None, and gets what llama.cpp takes for it in older files."""
+        return fields
+
     def hf_biases(self, values: Mapping[str, Any]) -> tuple[str, ...]:
         """Which projections have a bias in transformers, by the entries of config.json."""
         attention = ("q_proj", "k_proj", "v_proj", "o_proj") if values.get("attention_bias") else ()
@@ -136,6 +149,11 @@ def written_entries(architecture: Architecture, key: str, config: ModelConfig) -
     """The inverse of `read_entries`."""
     named = ((entry, getattr(entry, key)) for entry in ENTRIES + architecture.entries)
     return {name: getattr(config, entry.field) for entry, name in named if name is not None}
+
+
+def has_sizes(fields: Mapping[str, Any]) -> bool:
+    """Whether what `read_entries` found of `ENTRIES` can be computed with; the rest `ModelConfig` refuses by name."""
+    return all(type(fields[entry.field]) is int and 0 < fields[entry.field] < 2**31 for entry in ENTRIES)
 
 
 def rope_rows(heads: int, head_dim: int) -> Tensor:

@@ -96,6 +96,10 @@ CHOICES: dict[str, Choice] = {
         "refused",
         "A GGUF file has an entry with a value for each layer, and the values differ.",
     ),
+    "gguf-older": Choice(
+        "warned",
+        "A GGUF file lacks entries of its architecture that older converters did not write: what these models have.",
+    ),
     "gguf-pre-tokenizer": Choice(
         "warned",
         "A GGUF file does not name its pre-tokenizer: that of LLaMA 3 is taken for its vocabulary, else the default.",

@@ -19,7 +19,8 @@ from bittorch.models.io.errors import FormatError
 from bittorch.models.io.exact_ternary import recognised
 from bittorch.models.io.gguf_hadamard import hadamard_of
 from bittorch.models.io.gguf_header import GGUFTensor
-from bittorch.models.io.gguf_names import ROPE_FACTORS, architecture_of, canonical_name, config_from_gguf
+from bittorch.models.io.gguf_names import architecture_of, canonical_name, config_from_gguf
+from bittorch.models.io.gguf_rope import ROPE_TENSORS
 from bittorch.models.io.gguf_split import read_parts
 from bittorch.models.io.gguf_types import PRISM
 from bittorch.models.io.stacks import cut_bytes, unstacked
@@ -182,7 +183,7 @@ def open_gguf(
     for name, tensor in table.items():
         if (canonical := canonical_name(name, architecture.gguf_layer)) is not None and not name.endswith(".scale"):
             stored[canonical] = tensor
-    factors = _rope_factors(table)
+    factors = {name: _rope_factors(table[name]) for name in ROPE_TENSORS if name in table}
     config = config_from_gguf(entries, stored, factors, str(path), hidden_act)
     hadamard = hadamard_of(entries, {tensor.name: name for name, tensor in stored.items()}, str(path))
     rotated = [tensor for tensor in table.values() if tensor.type.name in PRISM]
@@ -196,7 +197,7 @@ def open_gguf(
             "the text is nonsense the file has lost its entries, and the original is needed",
         )
     stored = unstacked(stored, _rows_of, str(path), config.num_experts)
-    used = {tensor.name for tensor in stored.values()} | {ROPE_FACTORS}
+    used = {tensor.name for tensor in stored.values()} | factors.keys()
     tensors: dict[str, StoredTensor] = {}
     for name, tensor in stored.items():
         factor_name = tensor.name.removesuffix("weight") + "scale"
@@ -237,15 +238,12 @@ def _stored(name: str, tensor: GGUFTensor, factor: float | None, i2_s_layout: st
     return GGUFTernary(name, tensor, factor, i2_s_layout)
 
 
-def _rope_factors(table: dict[str, GGUFTensor]) -> tuple[float, ...] | None:
-    if ROPE_FACTORS not in table:
-        return None
-    tensor = table[ROPE_FACTORS]
+def _rope_factors(tensor: GGUFTensor) -> tuple[float, ...]:
     if tensor.type.name != "F32" or len(tensor.shape) != 1:
-        raise FormatError(f"{ROPE_FACTORS} must be F32 of one dimension, got {tensor.type.name} {tensor.shape}")
+        raise FormatError(f"{tensor.name} must be F32 of one dimension, got {tensor.type.name} {tensor.shape}")
     values: Any = tensor.file.view(tensor.offset, tensor.bytes).copy().view("<f4")
     if not (np.isfinite(values) & (values > 0)).all():
-        raise FormatError(f"{ROPE_FACTORS} must be positive and finite; the file is damaged")
+        raise FormatError(f"{tensor.name} must be positive and finite; the file is damaged")
     return tuple(values.tolist())
 
 

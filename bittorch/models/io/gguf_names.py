@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Container, Mapping
 from typing import Any
@@ -19,13 +18,12 @@ from bittorch.models.architectures.base import (
 )
 from bittorch.models.config import LAYER_TYPES, PROJECTIONS, ModelConfig
 from bittorch.models.io import choices
-from bittorch.models.io.errors import FormatError, LossyError
+from bittorch.models.io.errors import FormatError
 from bittorch.models.io.gguf_entries import check_entries
 from bittorch.models.io.gguf_hadamard import hadamard_entries
 from bittorch.models.io.gguf_header import GGUFTensor
+from bittorch.models.io.gguf_rope import rope_entries, rope_scaling
 from bittorch.models.io.stacks import stacked_name
-
-ROPE_FACTORS = "rope_freqs.weight"
 
 
 def canonical_name(name: str, layer: Mapping[str, str] = GGUF_LAYER) -> str | None:
@@ -68,7 +66,7 @@ def architecture_of(entries: Mapping[str, Any], what: str) -> Architecture:
 def config_from_gguf(
     entries: Mapping[str, Any],
     tensors: Mapping[str, GGUFTensor],
-    factors: tuple[float, ...] | None,
+    factors: Mapping[str, tuple[float, ...]],
     what: str,
     hidden_act: str | None = None,
 ) -> ModelConfig:
@@ -77,7 +75,7 @@ def config_from_gguf(
     Args:
         entries: of the header.
         tensors: by canonical name.
-        factors: by which rotary frequencies are divided.
+        factors: values of those `ROPE_TENSORS` that the file has.
         what: names the file in errors.
         hidden_act: the activation; None takes that of the file.
 
@@ -88,7 +86,9 @@ def config_from_gguf(
         FormatError: an architecture, activation or rope type that is not read, missing or impossible sizes.
     """
     architecture, arch = architecture_of(entries, what), entries["general.architecture"]
-    check_entries(entries, arch, what, [entry.gguf for entry in architecture.entries])
+    longrope = entries.get(f"{arch}.rope.scaling.type") == "longrope"
+    also = [entry.gguf for entry in architecture.entries] + ["rope.scaling.attn_factor"] * longrope
+    check_entries(entries, arch, what, also)
 
     def get(key: str, default: Any = None) -> Any:
         value = entries.get(f"{arch}.{key}", default)
@@ -117,14 +117,14 @@ def config_from_gguf(
         eos_ids = entries.get("bittorch.eos_token_ids", [] if eos is None else [eos])
         return ModelConfig(
             architecture=architecture.of_tensors(tensors),
-            **read_entries(architecture, "gguf", get),
+            **_fields(architecture, arch, get, what),
             vocab_size=embedding.shape[0],
             num_kv_heads=get("attention.head_count_kv", heads),
             head_dim=head_dim,
             rms_norm_eps=get("attention.layer_norm_rms_epsilon", REQUIRED),
             rotary_dim=0 if rotated == head_dim else rotated,
             rope_theta=get("rope.freq_base", 10000.0),
-            rope_scaling=_rope_scaling(get, factors, what),
+            rope_scaling=rope_scaling(get, factors, what),
             hidden_act=hidden_act or _activation(architecture.gguf[arch], get, tensors, what),
             tie_embeddings="lm_head.weight" not in tensors,
             biases=tuple(name for name in PROJECTIONS if _has_bias(tensors, name)),
@@ -137,6 +137,20 @@ def config_from_gguf(
         raise
     except (TypeError, ValueError, ArithmeticError) as error:
         raise FormatError(f"{what}: {error}") from None
+
+
+def _fields(architecture: Architecture, arch: str, get: Any, what: str) -> dict[str, Any]:
+    """Of the entries of every architecture, and of this one's; older files may lack some of these."""
+    found = read_entries(architecture, "gguf", get)
+    if lacking := [entry for entry in architecture.entries if entry.gguf and found[entry.field] is None]:
+        found = architecture.of_gguf(found)
+        taken = ", ".join(f"{arch}.{entry.gguf} = {found[entry.field]!r:.40}" for entry in lacking)
+        choices.warn(
+            "gguf-older",
+            f"{what} lacks entries that converters write today: {taken} is taken, as the models had it that older ones "
+            "wrote; add the entries to the file to silence this",
+        )
+    return found
 
 
 def _has_bias(tensors: Container[str], projection: str) -> bool:
@@ -205,55 +219,6 @@ def _activation_bits(
     return bits or None
 
 
-def _rope_scaling(get: Any, factors: tuple[float, ...] | None, what: str) -> dict[str, Any] | None:
-    """Linear where no type is given, and the older name of its factor; 0 means 1: all as in llama.cpp."""
-    kind = get("rope.scaling.type", "linear")
-    if kind not in ("none", "linear", "yarn"):
-        raise FormatError(
-            f"{what} scales rotary positions by {kind!r:.40}; supported are none, linear, yarn, and rope_freqs.weight"
-        )
-    if (blend := get("rope.scaling.yarn_ext_factor", float(kind == "yarn"))) != float(kind == "yarn"):
-        raise FormatError(f"{what}: rope.scaling.yarn_ext_factor is {blend!r:.40}; supported are 1 for yarn, else 0")
-    if kind == "yarn":
-        return _yarn(get, factors, what)
-    factor = get("rope.scaling.factor", get("rope.scale_linear", 0.0)) if kind == "linear" else 0.0
-    factor = float(factor) or 1.0
-    if factors is not None:
-        return {"rope_type": "factors", "factors": tuple(factor * own for own in factors)}
-    return None if factor == 1.0 else {"rope_type": "linear", "factor": factor}
-
-
-# Entries of YaRN in config.json and in GGUF files.
-YARN = {
-    "factor": "factor",
-    "original_max_position_embeddings": "original_context_length",
-    "beta_fast": "yarn_beta_fast",
-    "beta_slow": "yarn_beta_slow",
-}
-
-
-def _yarn(get: Any, factors: tuple[float, ...] | None, what: str) -> dict[str, Any]:
-    """llama.cpp takes the context of the model for the original one where a file says none."""
-    if factors is not None:
-        raise FormatError(f"{what} scales rotary positions by yarn and by {ROPE_FACTORS}; one of both is wrong")
-    if (scale := get("rope.scaling.yarn_log_multiplier", 0.0)) != 0:
-        raise FormatError(f"{what}: rope.scaling.yarn_log_multiplier is {scale!r:.40}; supported is 0")
-    scaling = {name: get(f"rope.scaling.{key}", None) for name, key in YARN.items()}
-    scaling["original_max_position_embeddings"] = scaling["original_max_position_embeddings"] or get("context_length")
-    return {"rope_type": "yarn", **{name: value for name, value in scaling.items() if value is not None}}
-
-
-def _yarn_entries(scaling: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse. Raises LossyError for what llama.cpp has no entry for."""
-    if rest := [name for name in scaling if name != "rope_type" and name not in YARN]:
-        raise LossyError(
-            f'GGUF has no entry for {rest[0]} {scaling[rest[0]]!r:.40} of yarn\'s rope_scaling; write to="bittorch"'
-        )
-    sizes = {key: scaling[name] for name, key in YARN.items() if name in scaling}
-    whole = {key: value if key == "original_context_length" else float(value) for key, value in sizes.items()}
-    return {"rope.scaling.type": "yarn", **{f"rope.scaling.{key}": value for key, value in whole.items()}}
-
-
 def config_entries(config: ModelConfig, arch: str) -> dict[str, Any]:
     """The inverse of `config_from_gguf`: entries of sizes and rules."""
     architecture = architectures.find(config.architecture)
@@ -265,14 +230,11 @@ def config_entries(config: ModelConfig, arch: str) -> dict[str, Any]:
         "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
         "rope.dimension_count": config.rotated,
         "rope.freq_base": float(config.rope_theta),
+        **rope_entries(config),
         "vocab_size": config.vocab_size,
     }
     if architecture.gguf[next(iter(architecture.gguf))] is None:
         entries["hidden_activation"] = config.hidden_act
-    if config.rope_scaling and config.rope_scaling["rope_type"] == "linear":
-        entries |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(config.rope_scaling["factor"])}
-    if config.rope_scaling and config.rope_scaling["rope_type"] == "yarn":
-        entries |= _yarn_entries(config.rope_scaling)
     if config.layer_types:
         entries["attention.sliding_window_pattern"] = [kind == LAYER_TYPES[0] for kind in config.layer_types]
     named = {f"{arch}.{key}": value for key, value in entries.items()}
@@ -288,24 +250,3 @@ def config_entries(config: ModelConfig, arch: str) -> dict[str, Any]:
         named["tokenizer.ggml.eos_token_id"] = config.eos_token_ids[0]
         named["bittorch.eos_token_ids"] = list(config.eos_token_ids)
     return named
-
-
-def rope_factors(config: ModelConfig) -> tuple[float, ...] | None:
-    """By what each rotary frequency is divided under ``llama3`` and ``factors``; None for the other kinds.
-
-    ``llama3`` leaves waves shorter than ``original / high_freq_factor`` alone, divides those longer than
-    ``original / low_freq_factor`` by ``factor``, and blends between. Source: transformers, modeling_rope_utils.
-    """
-    scaling = config.rope_scaling
-    if scaling is None or scaling["rope_type"] not in ("llama3", "factors"):
-        return None
-    if scaling["rope_type"] == "factors":
-        return tuple(scaling["factors"])
-    factor, low, high = (float(scaling[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
-    original = scaling["original_max_position_embeddings"]
-    factors = []
-    for pair in range(0, config.rotated, 2):
-        wave = 2 * math.pi * config.rope_theta ** (pair / config.rotated)
-        smooth = min(1.0, max(0.0, (original / wave - low) / (high - low)))
-        factors.append(1 / ((1 - smooth) / factor + smooth))
-    return tuple(factors)

@@ -21,7 +21,8 @@ from bittorch.models.io.checkpoint import Checkpoint
 from bittorch.models.io.directory_format import refuse_depth
 from bittorch.models.io.errors import FormatError, LossyError
 from bittorch.models.io.gguf import PLAIN, GGUFDense
-from bittorch.models.io.gguf_names import ROPE_FACTORS, config_entries, gguf_name, rope_factors
+from bittorch.models.io.gguf_names import config_entries, gguf_name
+from bittorch.models.io.gguf_rope import rope_factors
 from bittorch.models.io.gguf_tokenizer import tokenizer_entries
 from bittorch.models.io.gguf_types import TYPES
 from bittorch.models.io.stacks import stacked_name
@@ -102,9 +103,9 @@ def write_gguf(
         )
         for stack, names in groups.items()
     ]
-    if (factors := rope_factors(source.config)) is not None:
+    for name, factors in rope_factors(source.config).items():
         values = np.array(factors, "<f4")
-        table.append(Entry(ROPE_FACTORS, "F32", values.shape, lambda: iter([values])))
+        table.append(Entry(name, "F32", values.shape, lambda values=values: iter([values])))  # type: ignore[misc]
     entries = {"general.architecture": arch, "general.file_type": FILE_TYPES[type_name]}
     # The tokenizer's numbers of special tokens count; the configuration's have entries of bittorch's own.
     entries |= {**config_entries(source.config, arch), **_carried(source)}

@@ -30,7 +30,7 @@ def config_from_hf(
     Raises:
         FormatError: an architecture, activation or rope type that is not read, missing or impossible sizes.
     """
-    architecture = architectures.by_hf(values.get("model_type"))
+    architecture = architectures.by_hf(values)
     if architecture is None:
         raise FormatError(
             f"{what}: model_type {values.get('model_type')!r:.100} (architectures "
@@ -55,7 +55,7 @@ def config_from_hf(
         act, eos = value_of("hidden_act", None), values.get("eos_token_id")
         return ModelConfig(
             architecture=architecture.of_tensors(names),
-            **read_entries(architecture, "hf", value_of),
+            **architecture.of_hf(read_entries(architecture, "hf", value_of)),
             vocab_size=values["vocab_size"],
             num_kv_heads=_or(values.get("num_key_value_heads"), values["num_attention_heads"]),
             head_dim=_head_dim(values, architecture),
@@ -157,8 +157,8 @@ def _rope(values: Mapping[str, Any], architecture: Architecture, what: str) -> d
     if part != 1 and not architecture.partial_rotation:
         raise FormatError(f"{what}: partial_rotary_factor {part!r:.40} is not read; heads must be rotated whole")
     theta, kind = given.pop("rope_theta"), given.pop("rope_type")
-    if kind not in ("default", *ROPE_ENTRIES):
-        raise FormatError(f"{what}: rope_type {kind!r:.100} is not read; known are default, linear, llama3, yarn")
+    if kind not in (known := ("default", *ROPE_ENTRIES)):
+        raise FormatError(f"{what}: rope_type {kind!r:.100} is not read; known are {', '.join(known)}")
     scaling = None if kind == "default" else {"rope_type": kind, **given}
     rotated = 0 if part == 1 else int(_head_dim(values, architecture) * part)
     return {"rope_theta": float(theta), "rope_scaling": scaling, "rotary_dim": rotated}
@@ -181,7 +181,7 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     if config.rotary_dim:
         rope["partial_rotary_factor"] = config.rotary_dim / config.head_dim
     eos = list(config.eos_token_ids)
-    return {
+    values = {
         "architectures": [architecture.hf_class],
         "model_type": architecture.hf_types[0],
         "vocab_size": config.vocab_size,
@@ -197,3 +197,4 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
         "bos_token_id": config.bos_token_id,
         "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
     }
+    return architecture.to_hf(values, config)

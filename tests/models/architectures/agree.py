@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from bittorch.models import LanguageModel
-from bittorch.models.io import convert, open_checkpoint
+from bittorch.models import LanguageModel, LoadOptions, ModelConfig
+from bittorch.models.io import convert, open_checkpoint, save
+from bittorch.models.rules import Linear, walk
+from bittorch.ops import reference
 from tests import helpers
 from tests.models.io.gguf_files import NO_TOKENS, write
+from tests.models.io.tiny import assert_same, model
 
 transformers = pytest.importorskip("transformers")
 IDS = torch.randint(0, 300, (2, 24), generator=helpers.seeded(3))
@@ -67,6 +71,40 @@ def assert_alike_from_everywhere(net: Any, architecture: str, folder: Path) -> N
     assert_alike(LanguageModel.from_pretrained(folder / "own", tokenizer=False), net)
     convert(folder / "own", folder / "x.gguf", to="gguf-tq2_0", allow_dense=True)
     assert_alike(LanguageModel.from_pretrained(folder / "x.gguf", tokenizer=False), net)
+
+
+PACKED_TARGETS = ("bittorch", "bittorch-base3", "bitnet", "compressed-tensors", "gguf-tq1_0", "gguf-q2_0", "gguf-i2_s")
+
+
+def assert_packed_alike_from_everywhere(config: ModelConfig, folder: Path) -> None:
+    """Random ternary projections: each layer within 1e-6 of the dense product, every format's tensors the same.
+
+    Args:
+        config: of rows of a multiple of 256.
+        folder: where to write.
+    """
+    config = dataclasses.replace(config, activation_bits=8)
+    source = model(config)
+    first = LanguageModel.from_checkpoint(source, LoadOptions(activation_bits=None), tokenizer=False)
+    ids, layers = IDS % config.vocab_size, 0
+    for block, name, rule, prefix in walk(first):
+        if isinstance(rule, Linear):
+            parts = [source.packed(f"{prefix}{part.name}.weight") for part in rule.parts]
+            codes = [reference.ternary_unpack(part.weight_packed, None, rule.columns, torch.int8) for part in parts]
+            weight = torch.cat([c.double() * part.scale.double() for c, part in zip(codes, parts, strict=True)])
+            x = helpers.randn(5, rule.columns, seed=layers)
+            helpers.assert_near(getattr(block, name)(x), x.double() @ weight.T, 1e-6)
+            layers += 1
+    assert layers == 4 * config.num_layers
+    options = LoadOptions(dtype=torch.float32)
+    with torch.inference_mode():
+        expected = LanguageModel.from_checkpoint(source, options, tokenizer=False)(ids)
+        for to in PACKED_TARGETS:
+            save(source, folder / to, to=to)
+            with open_checkpoint(folder / to) as found:
+                assert_same(source, found)
+                again = LanguageModel.from_checkpoint(found, options, tokenizer=False)(ids)
+            assert helpers.relative_l2(again, expected) < 1e-4, to
 
 
 def written_by_gguf_py(net: Any, architecture: str, folder: Path, extra: dict[str, Any] | None = None) -> Path:

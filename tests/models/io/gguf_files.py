@@ -108,7 +108,7 @@ def write(
             add_entry(writer, key, value)
     for name, value in stacked(dense).items():
         heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(name.split(".")[-2])
-        if arch == "llama" and heads:
+        if arch in ("llama", "minicpm") and heads:
             value = permuted(value, heads)
         linear = name.endswith("_proj.weight")
         if name == "model.embed_tokens.weight" and embedding != "F32":

@@ -13,7 +13,8 @@ import torch
 from bittorch.models.config import ModelConfig
 from bittorch.models.decoder import tensor_shapes
 from bittorch.models.io import CheckpointWarning, FormatError, LossyError, convert, open_checkpoint, save
-from bittorch.models.io.gguf_names import canonical_name, gguf_name, rope_factors
+from bittorch.models.io.gguf_names import canonical_name, gguf_name
+from bittorch.models.io.gguf_rope import rope_factors
 from tests.models.io.gguf_files import TYPE, dense_values, permuted, write
 from tests.models.io.tiny import BITNET, LLAMA, assert_same, model
 
@@ -101,7 +102,7 @@ def test_bitnet_without_an_activation(config: ModelConfig, taken: str, why: str,
     [
         ("gpt2", {}, "architecture 'gpt2'; known are llama, bitnet"),
         ("bitnet", {"bitnet.hidden_activation": "gelu"}, "hidden_activation 'gelu'"),
-        ("llama", {"llama.rope.scaling.type": "longrope"}, "by 'longrope'"),
+        ("llama", {"llama.rope.scaling.type": "dynamic"}, "by 'dynamic'"),
         ("llama", {"llama.attention.key_length": "x"}, "'x'"),
         ("llama", {"llama.attention.head_count": 0}, "head_count 0; it must be a positive integer"),
     ],
@@ -269,8 +270,7 @@ def test_llama3_factors_equal_transformers() -> None:
     theirs = LlamaConfig(**sizes, rope_parameters={**scaling, "rope_theta": 500000.0})
     frequencies, _ = ROPE_INIT_FUNCTIONS["llama3"](theirs, "cpu")
     plain = 500000.0 ** (-torch.arange(0, 64, 2, dtype=torch.float64) / 64)
-    factors = rope_factors(ours)
-    assert factors is not None
+    (factors,) = rope_factors(ours).values()
     assert torch.allclose(plain / torch.tensor(factors, dtype=torch.float64), frequencies.double(), rtol=1e-5)
     assert factors[0] == 1
     assert factors[-1] == pytest.approx(32)

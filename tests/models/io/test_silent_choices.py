@@ -67,6 +67,15 @@ def configure(path: Path, values: dict[str, Any]) -> None:
     (path / "config.json").write_text(json.dumps(values))
 
 
+@case("gguf-older")
+def _(tmp_path: Path) -> None:
+    config = dataclasses.replace(LLAMA, architecture="minicpm")
+    write(tmp_path / "x.gguf", "minicpm", config, "F16", dense_values(config, "F16"))
+    with open_checkpoint(tmp_path / "x.gguf") as found:
+        scales = (found.config.embedding_scale, found.config.residual_scale, found.config.logit_scale)
+    assert scales == (12.0, 1.4 / 2**0.5, 1.0)  # as llama.cpp has them; hidden_size is 256
+
+
 @case("hf-tied-head")  # FIELD L2
 def _(tmp_path: Path) -> None:
     path, _ = folder(tmp_path / "x", lm_head__weight=torch.ones(24, 256))
