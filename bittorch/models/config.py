@@ -65,6 +65,7 @@ class ModelConfig:
         window: a token of a layer with a window sees itself and so many before it.
         layer_types: of each layer ``sliding_attention``, with the window, or ``full_attention``; empty for no window.
         rotary_dim: channels of a head that are rotated, the first of it; 0 for all.
+        norms_from_one: the weights of norms are stored less 1.
         hadamard: which weights stand in a rotated basis; None for none.
         embedding_scale: embeddings are multiplied by it.
         residual_scale: what attention and MLP of a layer add is multiplied by it.
@@ -103,6 +104,7 @@ class ModelConfig:
     window: int = 0
     layer_types: tuple[str, ...] = ()
     rotary_dim: int = 0
+    norms_from_one: bool = False
     hadamard: Hadamard | None = None
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
@@ -129,8 +131,9 @@ class ModelConfig:
         for name in ("embedding_scale", "residual_scale", "logit_scale"):
             if not _is_positive(value := getattr(self, name)):
                 raise ValueError(f"{name} must be positive and finite, got {value!r:.100}")
-        if type(self.fuse_norms) is not bool:
-            raise ValueError(f"fuse_norms must be True or False, got {self.fuse_norms!r}")
+        for name in ("fuse_norms", "norms_from_one"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r:.100}")
         for token in (self.bos_token_id, *self.eos_token_ids):
             if token is not None and (type(token) is not int or token < 0):
                 raise ValueError(f"bos_token_id and eos_token_ids must be numbers of tokens, got {token!r}")

@@ -40,7 +40,7 @@ class Decoder(Block):
         self.embedding_scale, self.logit_scale = config.embedding_scale, config.logit_scale
         self.hold("embed_tokens", Embedding("model.embed_tokens", *sizes))
         self.layers = nn.ModuleList(architecture.layer(config, index) for index in range(config.num_layers))
-        self.hold("norm", rules.Norm("model.norm", config.hidden_size, config.rms_norm_eps))
+        self.hold("norm", rules.Norm("model.norm", config.hidden_size, config.rms_norm_eps, config.norms_from_one))
         self.hold("lm_head", Head("lm_head", *sizes, tied="model.embed_tokens" if config.tie_embeddings else None))
         self.embedding_basis: Basis | None = None
         self.head_basis: Basis | None = None

@@ -29,6 +29,11 @@ class RMSNorm(nn.RMSNorm):
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.epsilon = self.epsilon.to(weight.device)
 
+    @property
+    def stored(self) -> Tensor:
+        """The weight as checkpoints have it."""
+        return self.weight.detach()
+
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype != torch.float32:
             return super().forward(x)
@@ -36,3 +41,22 @@ class RMSNorm(nn.RMSNorm):
         # those of transformers, in its order, so that float32 logits are equal bit for bit.
         factor = x.square().mean(-1, True).add_(self.epsilon).rsqrt_()
         return torch.mul(x, factor).mul_(self.weight)
+
+
+class NormFromOne(RMSNorm):
+    """`RMSNorm` whose weight is stored less 1; in float32 whatever the dtype of ``x``, as 1 + w has fewer digits of w.
+
+    Source:
+        Gemma, arXiv:2403.08295; Qwen3-Next.
+    """
+
+    def fill(self, weight: Tensor) -> None:
+        self.less_one = weight
+        super().fill(1 + weight.float())
+
+    @property
+    def stored(self) -> Tensor:
+        return self.less_one
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float()).to(x.dtype)

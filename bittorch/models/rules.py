@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bittorch.models.config import ModelConfig
 from bittorch.models.hadamard import unrotated
 from bittorch.models.linear import Concatenated, linear_of, split_packed
-from bittorch.models.norm import RMSNorm
+from bittorch.models.norm import NormFromOne, RMSNorm
 from bittorch.models.packed_weight import PackedWeight
 from bittorch.nn import TernaryLinearInference
 
@@ -183,23 +183,24 @@ class Router(Rule):
 
 @dataclasses.dataclass(frozen=True)
 class Norm(Rule):
-    """A `RMSNorm` of ``size`` channels."""
+    """A `RMSNorm` of ``size`` channels; with ``from_one`` its weight is stored less 1."""
 
     name: str
     size: int
     eps: float
+    from_one: bool = False
 
     def shapes(self, prefix: str) -> dict[str, tuple[int, ...]]:
         return {f"{prefix}{self.name}.weight": (self.size,)}
 
     def load(self, source: Source, prefix: str, owner: nn.Module) -> RMSNorm:
-        norm = RMSNorm(self.size, self.eps)
+        norm = (NormFromOne if self.from_one else RMSNorm)(self.size, self.eps)
         norm.fill(source.vector(prefix + self.name))
         return norm
 
     def tensors(self, module: nn.Module, prefix: str) -> Named:
         assert isinstance(module, RMSNorm)
-        yield f"{prefix}{self.name}.weight", module.weight.detach()
+        yield f"{prefix}{self.name}.weight", module.stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,7 +276,7 @@ class Block(nn.Module):
     def hold_norm(self, config: ModelConfig, name: str, size: int, wanted: bool = True) -> None:
         """Announces a norm of the model's kind; without ``wanted``, nothing stands in its place."""
         if wanted:
-            self.hold(name, Norm(name, size, config.rms_norm_eps))
+            self.hold(name, Norm(name, size, config.rms_norm_eps, config.norms_from_one))
         else:
             self.add_module(name, nn.Identity())
 

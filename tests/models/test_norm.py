@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bittorch.models.norm import RMSNorm
+from bittorch.models.norm import NormFromOne, RMSNorm
 from tests import helpers
 
 
@@ -34,3 +34,16 @@ def test_zeros_and_nan() -> None:
     layer = norm(8, torch.float32)
     assert not bool(layer(torch.zeros(2, 8)).any())
     assert bool(layer(torch.full((1, 8), torch.nan)).isnan().all())
+
+
+@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+def test_a_weight_that_is_stored_less_one(dtype: torch.dtype) -> None:
+    """Small weights keep their digits, also under halves; what was stored is given back as it was."""
+    layer, weight = NormFromOne(64, 1e-5), (helpers.randn(64, seed=1) * 1e-3).to(dtype)
+    layer.fill(weight)
+    x = helpers.randn(5, 64, dtype=dtype)
+    found, wide = layer(x), x.double()
+    expected = wide / (wide.square().mean(-1, keepdim=True) + 1e-5).sqrt() * (1 + weight.double())
+    assert found.dtype == dtype
+    helpers.assert_near(found, expected, {torch.float32: 1e-6}.get(dtype, helpers.TOLERANCE[dtype]))
+    helpers.assert_same_bits(layer.stored, weight)

@@ -44,3 +44,14 @@ def test_a_decoder_without_weights_knows_its_tensors() -> None:
     assert tensor_shapes(tiny.CONFIG).keys() == tiny.tensors(tiny.CONFIG).keys()
     with pytest.raises(ValueError, match="architecture 'gpt' is not known; known are llama, bitnet"):
         tensor_shapes(tiny.changed(architecture="gpt"))
+
+
+def test_norms_from_one_are_those_of_weights_plus_one() -> None:
+    given = tiny.tensors(tiny.CONFIG)
+    less = {name: value - 1 if name.endswith("norm.weight") else value for name, value in given.items()}
+    config, ids = tiny.changed(norms_from_one=True), torch.tensor(tiny.prompts(6))
+    assert torch.allclose(logits(config, less, ids), logits(tiny.CONFIG, given, ids), atol=1e-5)
+    model = LanguageModel.from_checkpoint(tiny.checkpoint(config, less), tokenizer=False)
+    found = dict(named_tensors(model))
+    for name in ("model.norm.weight", "model.layers.1.self_attn.attn_sub_norm.weight"):
+        assert torch.equal(found[name], less[name])

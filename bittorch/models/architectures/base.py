@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Container, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -70,6 +70,23 @@ GGUF_LAYER = {
 SUB_NORM = "model.layers.0.self_attn.attn_sub_norm.weight"
 
 
+class Form(NamedTuple):
+    """How a GGUF file has a tensor that transformers has in another way.
+
+    Args:
+        rows: row i of the file is row ``rows[i]``; None for the same order.
+        added: to each value of the file.
+    """
+
+    rows: Tensor | None = None
+    added: float = 0.0
+
+    @property
+    def plain(self) -> bool:
+        """Whether there is no difference."""
+        return self.rows is None and not self.added
+
+
 class Architecture:
     """One architecture; a subclass in a file of its own has other values and methods.
 
@@ -85,6 +102,7 @@ class Architecture:
             must say it.
         gguf_layer: names of a layer's tensors in GGUF files, and canonical ones.
         gguf_permuted: whether GGUF files keep the rows of q and k in the order of `rope_rows`.
+        norms_from_one: whether config.json's models add 1 to the weights of norms; GGUF files have the sum.
         partial_rotation: whether files may rotate a part of each head.
         activation_bits: what models of this kind are trained with.
         entries: fields of `ModelConfig` that this architecture has beyond `ENTRIES`.
@@ -99,6 +117,7 @@ class Architecture:
     gguf: ClassVar[Mapping[str, str | None]]
     gguf_layer: ClassVar[Mapping[str, str]] = GGUF_LAYER
     gguf_permuted: ClassVar[bool] = False
+    norms_from_one: ClassVar[bool] = False
     partial_rotation: ClassVar[bool] = False
     activation_bits: ClassVar[int | None] = None
     entries: ClassVar[tuple[Entry, ...]] = ()
@@ -127,6 +146,12 @@ class Architecture:
         """Which projections have a bias in transformers, by the entries of config.json."""
         attention = ("q_proj", "k_proj", "v_proj", "o_proj") if values.get("attention_bias") else ()
         return attention + (("gate_proj", "up_proj", "down_proj") if values.get("mlp_bias") else ())
+
+    def gguf_form(self, config: ModelConfig, name: str) -> Form:
+        """What a GGUF file has for a tensor, by its canonical name."""
+        heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(name.split(".")[-2])
+        rows = rope_rows(heads, config.head_dim) if self.gguf_permuted and heads else None
+        return Form(rows, float(self.norms_from_one and name.endswith("norm.weight")))
 
     def gguf_name(self, config: ModelConfig, type_name: str) -> str:
         """The name that a GGUF file with ternary tensors of this type is written under."""
@@ -163,9 +188,3 @@ def rope_rows(heads: int, head_dim: int) -> Tensor:
     """
     rows = torch.arange(heads * head_dim)
     return rows.view(heads, 2, head_dim // 2).transpose(1, 2).reshape(-1)
-
-
-def permuted_rows(architecture: Architecture, config: ModelConfig, name: str) -> Tensor | None:
-    """`rope_rows` of a tensor by its canonical name; None where a GGUF file has its rows in their order."""
-    heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(name.split(".")[-2])
-    return rope_rows(heads, config.head_dim) if architecture.gguf_permuted and heads else None

@@ -46,7 +46,12 @@ class StoredTensor:
     Args:
         info: how it is stored.
         path: the file, for errors; None in memory.
+
+    Attributes:
+        rounds: whether `dense` computes values of those in the file, and may change the last bits.
     """
+
+    rounds = False
 
     def __init__(self, info: TensorInfo, path: Path | None = None) -> None:
         self.info, self.path = info, path

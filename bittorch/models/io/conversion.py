@@ -231,7 +231,12 @@ def _compare(
                 if source.activation_bits(name) != written.activation_bits(name) and not allow_lossy:
                     raise FormatError(f"{name} reads back with other activation_bits; this is a bug of the writer")
                 largest = max(largest, _weight_error(name, source.packed(name), written.stored(name).packed()))
-            elif not _same(source.dense(name), written.stored(name).dense(), dense_dtype, rounded):
+            elif not _same(
+                source.dense(name),
+                written.stored(name).dense(),
+                dense_dtype,
+                rounded or written.stored(name).rounds,
+            ):
                 raise FormatError(
                     f"{name} reads back changed; this is a bug of the writer of {to}, or the disk is damaged"
                 )
@@ -288,6 +293,6 @@ def _same(before: Tensor, after: Tensor, dense_dtype: torch.dtype | None, rounde
 def _same_part(before: Tensor, after: Tensor, dense_dtype: torch.dtype | None, rounded: bool) -> bool:
     if rounded:
         eps = 2**-20 if dense_dtype is None else max(2**-20, torch.finfo(dense_dtype).eps)
-        return torch.allclose(before.float(), after, rtol=eps, equal_nan=True)
+        return torch.allclose(before.float(), after, rtol=eps, atol=2**-23, equal_nan=True)
     wanted = [before.float()] + ([before.to(dense_dtype).float()] if dense_dtype else [])
     return any(bool(((after == value) | (value.isnan() & after.isnan())).all()) for value in wanted)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bittorch.models.architectures.base import permuted_rows
+from bittorch.models.architectures.base import Form
 from bittorch.models.io import choices, codecs, gguf_blocks
 from bittorch.models.io.checkpoint import Checkpoint, StoredTensor, TensorInfo
 from bittorch.models.io.codecs import Bytes
@@ -153,23 +153,27 @@ def _rows4(data: Bytes, out: Bytes) -> None:
             out[4 * begin + row : 4 * end + row : 4] = packed
 
 
-class Permuted(StoredTensor):
-    """q or k as ggml's rotation of neighbours wants it, its rows put back into halves."""
+class Formed(StoredTensor):
+    """A tensor of a file that has it in a form of its own, as transformers has it."""
 
-    def __init__(self, inner: StoredTensor, order: Tensor) -> None:
-        super().__init__(inner.info)
-        self.inner, self.order = inner, order
+    def __init__(self, inner: StoredTensor, form: Form) -> None:
+        super().__init__(inner.info, inner.path)
+        self.inner, self.form, self.rounds = inner, form, bool(form.added)
+        self.order = None if form.rows is None else form.rows.argsort()
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
-        rows = self.inner.dense(dtype)[self.order]
+        values = self.inner.dense(torch.float32 if self.form.added else dtype)
+        values = values if self.order is None else values[self.order]
+        values = (values - self.form.added).to(dtype or torch.float32) if self.form.added else values
         self.release()
-        return rows
+        return values
 
     def release(self) -> None:
         self.inner.release()
 
     def packed(self) -> PackedWeight:
-        return self.inner.packed().reordered(self.order)
+        packed = self.inner.packed()
+        return packed if self.order is None else packed.reordered(self.order)
 
 
 def open_gguf(
@@ -205,9 +209,10 @@ def open_gguf(
         tensors[name] = _stored(name, tensor, _factor(table.get(factor_name)), i2_s_layout)
     tensors = recognised(tensors, str(path), ternary)
     for name, tensor in stored.items():
-        order = permuted_rows(architecture, config, name)
-        if order is not None and len(order) == tensor.shape[0]:
-            tensors[name] = Permuted(tensors[name], order.argsort())
+        form = architecture.gguf_form(config, name)
+        fits = form.rows is None or len(form.rows) == tensor.shape[0]  # else the shape is refused by the configuration
+        if not form.plain and fits:
+            tensors[name] = Formed(tensors[name], form)
     if unknown := [name for name in table if name not in used]:
         raise FormatError(
             f"{path} has {len(unknown)} tensors that no part of the model uses, first {unknown[0]!r:.100}"

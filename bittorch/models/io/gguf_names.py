@@ -130,6 +130,7 @@ def config_from_gguf(
             biases=tuple(name for name in PROJECTIONS if _has_bias(tensors, name)),
             activation_bits=_activation_bits(entries, architecture.activation_bits, tensors, what),
             fuse_norms=entries.get("bittorch.fuse_norms", True),
+            norms_from_one=architecture.norms_from_one,
             bos_token_id=entries.get("bittorch.bos_token_id", entries.get("tokenizer.ggml.bos_token_id")),
             eos_token_ids=tuple(eos_ids),
         )

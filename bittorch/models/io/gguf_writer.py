@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from bittorch.models import architectures
-from bittorch.models.architectures.base import Architecture, permuted_rows
+from bittorch.models.architectures.base import Architecture
 from bittorch.models.config import ModelConfig
 from bittorch.models.io import choices, codecs
 from bittorch.models.io.checkpoint import Checkpoint
@@ -166,7 +166,7 @@ def _entry(
     allow_lossy: bool,
     dense_dtype: torch.dtype | None,
 ) -> Entry:
-    info, order = source.info(name), permuted_rows(architecture, source.config, name)
+    info, (order, added) = source.info(name), architecture.gguf_form(source.config, name)
     own_name = gguf_name(name, architecture.gguf_layer)
     if info.ternary or zeros:
         kind = TYPES[TYPE_IDS[type_name]]
@@ -194,6 +194,7 @@ def _entry(
     def floats() -> Iterator[Any]:
         values = source.dense(name, dtype)
         values = values if order is None else values[order]
+        values = values + added if added else values
         yield values.contiguous().reshape(-1).view(torch.uint8).numpy()
 
     plain = next(key for key, value in PLAIN.items() if value == dtype)

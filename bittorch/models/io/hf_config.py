@@ -66,6 +66,7 @@ def config_from_hf(
             biases=_biases(architecture, values, names, what),
             activation_bits=activation_bits,
             fuse_norms=note(values).get("fuse_norms", True),
+            norms_from_one=architecture.norms_from_one,
             hadamard=of_note(note(values).get("hadamard")),
             bos_token_id=values.get("bos_token_id"),
             eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
