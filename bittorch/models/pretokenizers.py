@@ -22,17 +22,26 @@ _THREE_DIGITS = (r"[\p{P}\$\+<=>\^~\|`]+", GPT2, r"[0-9][0-9][0-9]")
 PATTERNS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jais", "roberta-bpe", "gigachat"), (GPT2,)),
     **dict.fromkeys(
-        ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "lfm2", "dbrx", "smaug-bpe"), (LLAMA3,)
+        ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon_e", "falcon-h1", "pixtral", "lfm2", "dbrx", "smaug-bpe"),
+        (LLAMA3,),
     ),
     **dict.fromkeys(("qwen2", "stablelm2", "hunyuan", "deepseek-r1-qwen", "megrez"), (_cl100k(""),)),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), _ONE_DIGIT),
     "falcon": _THREE_DIGITS,
+    "bitnet.cpp-falcon3": (*_THREE_DIGITS[:2], "[0-9]"),
     "default": (*_THREE_DIGITS[:2], r"\p{N}+", _THREE_DIGITS[2]),
 }
-# Vocabularies in which a word that is a token needs no merging.
-WHOLE_WORDS = frozenset(name for name, patterns in PATTERNS.items() if patterns == (LLAMA3,))
 # Those whose texts begin with a token of their own where the file does not say.
-BEGINS = frozenset(("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "lfm2"))
+BEGINS = frozenset(("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon_e", "falcon-h1", "pixtral", "lfm2"))
+# Vocabularies in which a word that is a token needs no merging.
+WHOLE_WORDS = BEGINS
+# Names that programs read differently: what is taken for them, and who takes something else.
+DISPUTED = {
+    "falcon3": "cut into words as LLaMA 3 does, as llama.cpp has it; bitnet.cpp cuts at punctuation and every digit, "
+    "which is pre_tokenizer='bitnet.cpp-falcon3'",
+    "falcon_e": "cut into words as LLaMA 3 does, as ik_llama.cpp has it; bitnet.cpp, whose converter writes this name, "
+    "has a rule of its own",
+}
 
 
 def patterns_of(name: str) -> tuple[str, ...]:

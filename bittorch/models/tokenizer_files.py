@@ -19,7 +19,7 @@ from bittorch.models.io.tokenizer_files import (
     templates_of,
     tokens_beside,
 )
-from bittorch.models.pretokenizers import BEGINS, PATTERNS, WHOLE_WORDS, patterns_of
+from bittorch.models.pretokenizers import BEGINS, DISPUTED, PATTERNS, WHOLE_WORDS, patterns_of
 from bittorch.models.sentencepiece_model import read_model
 from bittorch.models.vocabulary import (
     CONTROL,
@@ -245,6 +245,12 @@ def _ends(metadata: Mapping[str, Any], texts: Sequence[str]) -> list[int]:
 def _pre_tokenizer(metadata: Mapping[str, Any], texts: Sequence[str]) -> str:
     """The name of how text is cut into words: of the file, else by the vocabulary, else llama.cpp's default."""
     name = metadata.get("tokenizer.ggml.pre")
+    if name in DISPUTED:
+        choices.warn(
+            "gguf-disputed-pre-tokenizer",
+            f"the GGUF file says tokenizer.ggml.pre {name!r}, which not all programs read alike: text is "
+            f"{DISPUTED[name]}. The tokenizer.json of the model says what it was trained with",
+        )
     if name is not None:
         return str(name)
     where = "the GGUF file does not say how its tokenizer cuts text into words (tokenizer.ggml.pre)"

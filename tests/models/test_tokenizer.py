@@ -58,6 +58,7 @@ def reference(trained: Any, pattern: str, whole_words: bool) -> Any:
     return backend
 
 
+@pytest.mark.filterwarnings("ignore:the GGUF file says tokenizer.ggml.pre:bittorch.models.io.CheckpointWarning")
 @pytest.mark.parametrize("pre", PATTERNS)
 @pytest.mark.parametrize("name", TEXTS)
 def test_gguf_vocabularies_round_trip(trained: Any, pre: str, name: str) -> None:
@@ -92,6 +93,29 @@ def test_smollm_cuts_digits_one_by_one(trained: Any) -> None:
     expected.pre_tokenizer = pre.Sequence([pre.Digits(True), pre.ByteLevel(add_prefix_space=False, use_regex=True)])
     for text in TEXTS.values():
         assert tokenizer.encode(text) == expected.encode(text).ids
+
+
+def test_what_falcon_means_depends_on_the_program(trained: Any) -> None:
+    """A name that two programs read differently is as in llama.cpp, with a warning; the other one has its own name."""
+    for name in ("falcon3", "falcon_e"):
+        with pytest.warns(CheckpointWarning, match=f"tokenizer.ggml.pre '{name}', which not all programs read alike"):
+            disputed = Tokenizer.from_source(gguf(trained, name))
+        same = Tokenizer.from_source(gguf(trained, "llama-bpe"))
+        for text in TEXTS.values():
+            assert disputed.encode(text) == same.encode(text)
+    pre, expected = tokenizers.pre_tokenizers, reference(trained, GPT2, False)
+    punctuation = tokenizers.Regex(r"[\p{P}$+<=>^~|`]+")
+    expected.pre_tokenizer = pre.Sequence(
+        [
+            pre.Split(punctuation, "isolated"),
+            pre.Split(tokenizers.Regex(GPT2), "isolated"),
+            pre.Split(tokenizers.Regex("[0-9]"), "isolated"),
+            pre.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    other = Tokenizer.from_source(gguf(trained, "bitnet.cpp-falcon3"))
+    for text in (*TEXTS.values(), "3 333 3.33, 'tis (x+1) we'll"):
+        assert other.encode(text) == expected.encode(text).ids
 
 
 def test_special_tokens_of_gguf_files(trained: Any) -> None:

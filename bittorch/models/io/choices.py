@@ -104,6 +104,10 @@ CHOICES: dict[str, Choice] = {
         "warned",
         "A GGUF file does not name its pre-tokenizer: that of LLaMA 3 is taken for its vocabulary, else the default.",
     ),
+    "gguf-disputed-pre-tokenizer": Choice(
+        "warned",
+        "A GGUF file names the pre-tokenizer falcon3 or falcon_e, which llama.cpp and bitnet.cpp read differently.",
+    ),
     "write-i2_s-activations": Choice(
         "warned",
         "A model whose activations are not 8-bit is written as I2_S, whose only other program has no others.",

@@ -178,6 +178,12 @@ def _(tmp_path: Path) -> None:
     Tokenizer.from_source({key: value for key, value in VOCABULARY.items() if key != "tokenizer.ggml.pre"})
 
 
+@case("gguf-disputed-pre-tokenizer")
+def _(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    Tokenizer.from_source({**VOCABULARY, "tokenizer.ggml.pre": "falcon_e"})
+
+
 @case("gguf-tokenizer-entry")
 def _(tmp_path: Path) -> None:
     pytest.importorskip("tokenizers")
