@@ -12,6 +12,7 @@ from bittorch.models.batch import Batch
 from bittorch.models.config import ModelConfig
 from bittorch.models.hadamard import HEAD, Basis
 from bittorch.models.kv_cache import KVCache
+from bittorch.models.norm import RMSNorm
 from bittorch.models.rope import Rotation, rope_frequencies, rope_magnitude
 from bittorch.models.rules import Block, Embedding, Head, Source
 
@@ -29,8 +30,8 @@ class Decoder(Block):
         ValueError: an architecture that is not in the register.
     """
 
-    embed_tokens: nn.Embedding
-    norm: nn.Module
+    embed_tokens: nn.Module
+    norm: RMSNorm
     lm_head: nn.Module
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype = torch.float32) -> None:
@@ -60,7 +61,7 @@ class Decoder(Block):
 
     @property
     def device(self) -> torch.device:
-        return self.embed_tokens.weight.device
+        return self.norm.weight.device
 
     def new_cache(self, rows: int = 1, capacity: int | None = None) -> KVCache:
         """An empty cache for ``rows`` sequences of up to ``capacity`` tokens, the context of the model by default."""
@@ -140,7 +141,8 @@ class Decoder(Block):
         x = self.norm(hidden)
         if self.logit_scale != 1:
             x = x / self.logit_scale
-        return self.lm_head(x if self.head_basis is None else self.head_basis(x))
+        logits: Tensor = self.lm_head(x if self.head_basis is None else self.head_basis(x))
+        return logits
 
     def _check(self, tokens: Tensor, batch: Batch) -> None:
         if tokens.shape != (sum(batch.counts),):

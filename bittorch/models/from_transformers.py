@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bittorch.models import architectures
 from bittorch.models.io import Checkpoint, PackedWeight, from_memory
+from bittorch.models.io.checkpoint import EMBEDDING, HEAD
 from bittorch.models.io.hf_config import config_from_hf
 from bittorch.models.io.stacks import unstacked
 from bittorch.nn import TernaryLinearInference
@@ -22,8 +23,6 @@ from bittorch.utils.export import export_for_inference
 
 if TYPE_CHECKING:
     from bittorch.models.tokenizer import Tokenizer
-
-HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
 def checkpoint_of(model: nn.Module, fuse_norms: bool) -> Checkpoint:

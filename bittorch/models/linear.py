@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from bittorch.models.norm import RMSNorm
 from bittorch.models.packed_weight import PackedWeight
-from bittorch.nn import TernaryLinearInference
+from bittorch.nn import TernaryEmbeddingInference, TernaryLinearInference
+from bittorch.nn.packed_layer import groups_of
 
 
 def normed(linear: nn.Module, norm: nn.Module, x: Tensor, fuse: bool) -> Tensor:
@@ -115,6 +116,16 @@ def packed_linear(
     layer.weight_packed, layer.scale = fused.weight_packed, fused.scale
     if bias is not None:
         layer.bias = bias.to(device)
+    return layer.eval()
+
+
+def packed_embedding(weight: PackedWeight, *, device: torch.device, dtype: torch.dtype) -> TernaryEmbeddingInference:
+    """`TernaryEmbeddingInference` of these rows, whose results are of ``dtype``; without a dense copy."""
+    groups = groups_of(weight.weight_packed, weight.scale)
+    layer = TernaryEmbeddingInference(
+        weight.out_features, weight.in_features, groups=groups, depth=weight.depth, device="meta", dtype=dtype
+    )
+    layer.weight_packed, layer.scale = weight.weight_packed.to(device), weight.scale.to(device)
     return layer.eval()
 
 

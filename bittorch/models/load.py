@@ -12,9 +12,19 @@ from torch import Tensor, nn
 
 from bittorch.models.hadamard import Rotated
 from bittorch.models.io import Checkpoint, FormatError
+from bittorch.models.io.checkpoint import EMBEDDING
 from bittorch.models.io.stacks import stacked_name
-from bittorch.models.linear import Concatenated, StoredLinear, dense_linear, fuse_packed, linear_of, packed_linear
+from bittorch.models.linear import (
+    Concatenated,
+    StoredLinear,
+    dense_linear,
+    fuse_packed,
+    linear_of,
+    packed_embedding,
+    packed_linear,
+)
 from bittorch.models.packed_weight import PackedWeight
+from bittorch.nn import TernaryEmbeddingInference
 from bittorch.quant import check_depth, pack_trit_planes
 from bittorch.quant.ternary import Granularity, check_activation_bits
 
@@ -92,7 +102,8 @@ class Loader:
 
     def _dtypes(self) -> tuple[torch.dtype, bool]:
         """Of the model, and whether a dense head stays a half that is narrower."""
-        stored = STORED.get(self.checkpoint.info("model.embed_tokens.weight").type, torch.float32)
+        # "BF16 (ternary)" are trits that stand as bfloat16 in the file.
+        stored = STORED.get(self.checkpoint.info(EMBEDDING).type.partition(" ")[0], torch.float32)
         if self.options.dtype is not None:
             return self.options.dtype, False
         first = (name for name in self.checkpoint.names if name.startswith("model.layers.0."))
@@ -105,9 +116,11 @@ class Loader:
         """The weight of a norm or a router."""
         return self._dense(f"{name}.weight", copy=True)
 
-    def embedding(self, name: str) -> nn.Embedding:
-        """The embedding; with one weight for the head too where they are tied and the head is dense."""
+    def embedding(self, name: str) -> nn.Module:
+        """The embedding; with one weight for the head too where they are tied and the head is not converted."""
         weight = f"{name}.weight"
+        if self.checkpoint.info(weight).ternary:
+            return packed_embedding(self.checkpoint.packed(weight), device=self.device, dtype=self.dtype)
         shared = self.config.tie_embeddings and self.options.head_depth is None
         # A half that is widened after the lookup gives the same values at half the memory.
         widened = shared and not self.stored_head
@@ -116,6 +129,8 @@ class Loader:
 
     def head(self, name: str, embedding: nn.Module | None) -> nn.Module:
         """The head; ``embedding`` is what it is tied to."""
+        if isinstance(embedding, TernaryEmbeddingInference):
+            return embedding.tied_head(self._bits(f"{name}.weight"))
         if not isinstance(embedding, nn.Embedding) or self.options.head_depth is not None:
             return self._head(f"{name}.weight")
         head = linear_of(embedding.weight, kind=StoredLinear if self.stored_head else nn.Linear)

@@ -17,7 +17,7 @@ from bittorch.models.hadamard import unrotated
 from bittorch.models.linear import Concatenated, linear_of, split_packed
 from bittorch.models.norm import NormFromOne, RMSNorm
 from bittorch.models.packed_weight import PackedWeight
-from bittorch.nn import TernaryLinearInference
+from bittorch.nn import TernaryEmbeddingInference, TernaryLinearInference
 
 Named = Iterator[tuple[str, Tensor | PackedWeight]]
 
@@ -62,6 +62,10 @@ class Rule:
     def products(self, prefix: str) -> dict[str, int]:
         """The weights that `Source.linear` or `Source.head` makes a product of, and their columns."""
         return {}
+
+    def shared(self, module: nn.Module, prefix: str, owner: nn.Module) -> str | None:
+        """The name of the tensor of another module of ``owner`` that this one uses; None where it has its own."""
+        return None
 
 
 class Part(NamedTuple):
@@ -218,15 +222,21 @@ class Embedding(Rule):
         return source.embedding(prefix + self.name)
 
     def tensors(self, module: nn.Module, prefix: str) -> Named:
-        assert isinstance(module, nn.Embedding)
-        yield f"{prefix}{self.name}.weight", module.weight.detach()
+        if isinstance(module, TernaryEmbeddingInference):
+            weight: Tensor | PackedWeight
+            weight = PackedWeight(module.weight_packed, module.scale, module.embedding_dim, module.depth)
+        else:
+            assert isinstance(module, nn.Embedding)
+            weight = module.weight.detach()
+        yield f"{prefix}{self.name}.weight", weight
 
 
 @dataclasses.dataclass(frozen=True)
 class Head(Rule):
     """From the last layer to logits. ``tied`` names the embedding whose weight it is, in the same block.
 
-    A tied head that has been converted into planes is a tensor of its own when it is saved.
+    A tied head that has been converted into planes is a tensor of its own when it is saved. The activation bits of one
+    that multiplies the packed rows of its embedding are written with these.
     """
 
     name: str
@@ -240,11 +250,10 @@ class Head(Rule):
     def load(self, source: Source, prefix: str, owner: nn.Module) -> nn.Module:
         if self.tied is None:
             return source.head(prefix + self.name, None)
-        return source.head(prefix + self.tied, getattr(owner, self.tied.rpartition(".")[2]))
+        return source.head(prefix + self.tied, self._embedding(owner))
 
     def tensors(self, module: nn.Module, prefix: str) -> Named:
-        if not self.shares(module):
-            yield from self._linear.tensors(module, prefix)
+        return self._linear.tensors(module, prefix)
 
     def activation_bits(self, module: nn.Module, prefix: str) -> dict[str, int | None]:
         return self._linear.activation_bits(module, prefix)
@@ -252,13 +261,24 @@ class Head(Rule):
     def products(self, prefix: str) -> dict[str, int]:
         return self._linear.products(prefix)
 
-    def shares(self, module: nn.Module) -> bool:
-        """Whether a head has no tensor of its own."""
-        return self.tied is not None and isinstance(module, nn.Linear)
+    def shared(self, module: nn.Module, prefix: str, owner: nn.Module) -> str | None:
+        if self.tied is None:
+            return None
+        same = _weight(module) is _weight(self._embedding(owner))
+        return f"{prefix}{self.tied}.weight" if same else None
+
+    def _embedding(self, owner: nn.Module) -> nn.Module:
+        assert self.tied is not None
+        return owner.get_submodule(self.tied.rpartition(".")[2])
 
     @property
     def _linear(self) -> Linear:
         return Linear(self.columns, (Part(self.name, self.rows),))
+
+
+def _weight(module: nn.Module) -> Tensor | None:
+    """What a dense or a packed layer multiplies or looks up."""
+    return module._parameters.get("weight", module._buffers.get("weight_packed"))
 
 
 class Block(nn.Module):
@@ -308,12 +328,16 @@ def fill(model: nn.Module, source: Source) -> None:
 def named_tensors(model: nn.Module) -> Named:
     """Every tensor of the model by its canonical name, fused layers apart."""
     for block, name, rule, prefix in walk(model):
-        yield from rule.tensors(getattr(block, name), prefix)
+        if rule.shared(getattr(block, name), prefix, block) is None:
+            yield from rule.tensors(getattr(block, name), prefix)
 
 
 def activation_bits(model: nn.Module) -> dict[str, int | None]:
     """Of every ternary tensor, by its canonical name."""
     found: dict[str, int | None] = {}
     for block, name, rule, prefix in walk(model):
-        found |= rule.activation_bits(getattr(block, name), prefix)
+        own = rule.activation_bits(getattr(block, name), prefix)
+        shared = rule.shared(getattr(block, name), prefix, block)
+        for key, bits in own.items():
+            found[shared or key] = bits
     return found

@@ -10,10 +10,9 @@ from typing import Any
 from bittorch.models.config import ModelConfig
 from bittorch.models.decoder import Decoder
 from bittorch.models.io import Report, from_memory, save
+from bittorch.models.io.checkpoint import EMBEDDING, HEAD
 from bittorch.models.io.conversion import Progress
 from bittorch.models.rules import activation_bits, named_tensors
-
-HEAD = "lm_head.weight"
 
 
 def save_model(
@@ -34,6 +33,6 @@ def save_model(
 
 def _stored_config(config: ModelConfig, tensors: Container[str], bits: Mapping[str, int | None]) -> ModelConfig:
     """The configuration of what is written: a packed head is a tensor of its own, and layers keep their precision."""
-    layers = [own for name, own in bits.items() if name != HEAD] or list(bits.values())
+    layers = [own for name, own in bits.items() if name not in (HEAD, EMBEDDING)] or list(bits.values())
     first = layers[0] if layers else None
     return dataclasses.replace(config, tie_embeddings=HEAD not in tensors, activation_bits=first)

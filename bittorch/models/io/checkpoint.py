@@ -18,6 +18,8 @@ from bittorch.models.io.errors import FormatError
 from bittorch.models.io.stacks import stacked_name
 from bittorch.models.packed_weight import PackedWeight
 
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
 
 @dataclasses.dataclass(frozen=True)
 class TensorInfo:
@@ -29,7 +31,8 @@ class TensorInfo:
         shape: of the dense tensor.
         bytes: in the file, scales included.
         ternary: whether `Checkpoint.packed` gives it.
-        activation_bits: of a layer that says so itself; ``model`` for what the configuration says.
+        activation_bits: of a layer that says so itself, of an embedding those of the head that is tied to it; ``model``
+            where nothing is said: for what the configuration says, and for floating activations of an embedding.
     """
 
     name: str
@@ -114,9 +117,16 @@ class Checkpoint:
         return self.stored(name).info
 
     def activation_bits(self, name: str) -> int | None:
-        """Of a ternary layer, by the name of its weight. Raises KeyError where there is none of this name."""
+        """Of a ternary layer, by the name of its weight; of an embedding those of the head that is tied to it.
+
+        Raises KeyError where there is none of this name.
+        """
         bits = self.info(name).activation_bits
-        return self.config.activation_bits if bits == "model" else bits
+        return self.usual_activation_bits(name) if bits == "model" else bits
+
+    def usual_activation_bits(self, name: str) -> int | None:
+        """Where nothing is said of the layer itself. No model is trained with bits for its embedding's product."""
+        return None if name == EMBEDDING else self.config.activation_bits
 
     def dense(self, name: str, dtype: torch.dtype | None = None, copy: bool = False) -> Tensor:
         """A tensor's values.

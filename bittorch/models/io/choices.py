@@ -112,6 +112,10 @@ CHOICES: dict[str, Choice] = {
         "warned",
         "A model whose activations are not 8-bit is written as I2_S, whose only other program has no others.",
     ),
+    "write-dense-embedding": Choice(
+        "warned",
+        "A packed embedding is written to a directory for other programs, which have none: it becomes floats.",
+    ),
     "write-compressed-activations": Choice(
         "warned",
         "A model with 8-bit activations is written as compressed-tensors, whose other readers have none.",

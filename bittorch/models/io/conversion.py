@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bittorch.models.config import ModelConfig
-from bittorch.models.io.checkpoint import Checkpoint, StoredTensor, TensorInfo
+from bittorch.models.io.checkpoint import EMBEDDING, Checkpoint, StoredTensor, TensorInfo
 from bittorch.models.io.errors import FormatError, LossyError
 from bittorch.models.io.formats import targets
 from bittorch.models.io.gguf_tokenizer import write_entries
@@ -21,7 +21,7 @@ from bittorch.models.io.gguf_writer import GGUF_TARGETS, write_gguf
 from bittorch.models.io.hf_writer import write_directory
 from bittorch.models.io.open import open_checkpoint
 from bittorch.models.io.target import check_replaced
-from bittorch.models.io.ternary_tensor import chunks
+from bittorch.models.io.ternary_tensor import chunks, dequantize
 from bittorch.models.io.tokenizer_files import copy_tokenizer
 from bittorch.models.packed_weight import PackedWeight
 from bittorch.models.rope import rope_frequencies
@@ -187,7 +187,7 @@ class _InMemory(StoredTensor):
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         if isinstance(self.value, PackedWeight):
-            raise ValueError(f"{self.info.name} is packed")
+            return dequantize(self.packed(), dtype or torch.float32)
         return self.value.detach().cpu().to(dtype or self.value.dtype)
 
     def copied(self, dtype: torch.dtype | None = None) -> Tensor:
@@ -204,10 +204,12 @@ class _InMemory(StoredTensor):
 def _check_activation_bits(source: Checkpoint, to: str) -> None:
     """Raises LossyError where layers differ, which our own format alone can hold."""
     for name in source.names:
-        if source.info(name).ternary and source.activation_bits(name) != source.config.activation_bits:
+        usual = source.usual_activation_bits(name)
+        if source.info(name).ternary and source.activation_bits(name) != usual:
             raise LossyError(
-                f"{name} has activation_bits={source.activation_bits(name)}, other layers have "
-                f"{source.config.activation_bits}; {to} has one value for the model. Write bittorch, or say allow_lossy"
+                f"{name} has activation_bits={source.activation_bits(name)}, other "
+                f"{'embeddings' if name == EMBEDDING else 'layers'} have {usual}; {to} has one value for the model. "
+                "Write bittorch, or say allow_lossy"
             )
 
 
@@ -227,7 +229,7 @@ def _compare(
         if set(source.names) != set(written.names):
             raise FormatError(f"{path} reads back other tensors: {set(source.names) ^ set(written.names)}")
         for name in source.names:
-            if source.info(name).ternary:
+            if source.info(name).ternary and written.info(name).ternary:
                 if source.activation_bits(name) != written.activation_bits(name) and not allow_lossy:
                     raise FormatError(f"{name} reads back with other activation_bits; this is a bug of the writer")
                 largest = max(largest, _weight_error(name, source.packed(name), written.stored(name).packed()))

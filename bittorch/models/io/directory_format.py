@@ -62,7 +62,8 @@ class Layout:
     Attributes:
         one_dtype: all floats of a file must have one dtype, as transformers runs no model that mixes them.
         rounds_biases: biases are stored as other values than they have.
-        own: nobody but bittorch reads it, so its config.json may say what transformers has no entry for.
+        own: nobody but bittorch reads it, so its config.json may say what transformers has no entry for, and an
+            embedding may stay packed; elsewhere it becomes floats, which a warning says.
     """
 
     one_dtype = True

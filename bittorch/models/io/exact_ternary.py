@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bittorch import ops
 from bittorch.models.io import choices
-from bittorch.models.io.checkpoint import StoredTensor
+from bittorch.models.io.checkpoint import EMBEDDING, HEAD, StoredTensor
 from bittorch.models.io.codecs import Bytes
 from bittorch.models.io.errors import FormatError
 from bittorch.models.io.stacks import stacked_name
@@ -27,8 +27,8 @@ TERNARY = ("auto", "never", "require")
 GROUP = 64  # columns; larger groups are merged from it, and fast kernels take no smaller ones
 NARROW = (32, 16, 8, 4)
 FLOATS = {"F32": torch.int32, "F16": torch.int16, "BF16": torch.int16}
+WHOLE = (EMBEDDING, HEAD)  # which may be ternary or not beside ternary layers
 LINEAR = re.compile(r"model\.layers\..+_proj\.weight")
-HEAD = "lm_head.weight"
 
 
 class ExactTernary(TernaryTensor):
@@ -71,7 +71,7 @@ class _Seen(NamedTuple):
 
 
 def recognised(tensors: Mapping[str, StoredTensor], what: str, ternary: str = "auto") -> dict[str, StoredTensor]:
-    """The tensors, linear weights that are exactly ternary as such; a warning says how many there are.
+    """The tensors, matrices that are exactly ternary as such; a warning says how many there are.
 
     A dense weight costs a look at three of its rows. A matrix of zeros counts beside other experts that count.
 
@@ -90,7 +90,7 @@ def recognised(tensors: Mapping[str, StoredTensor], what: str, ternary: str = "a
     floats = {
         name: stored
         for name, stored in tensors.items()
-        if stored.info.type in FLOATS and len(stored.info.shape) == 2 and (LINEAR.fullmatch(name) or name == HEAD)
+        if stored.info.type in FLOATS and len(stored.info.shape) == 2 and (LINEAR.fullmatch(name) or name in WHOLE)
     }
     seen = {name: found for name, stored in floats.items() if (found := _look(stored)) is not None}
     strict = ternary == "require"
@@ -109,7 +109,7 @@ def _tell(floats: Mapping[str, StoredTensor], seen: Mapping[str, _Seen], taken: 
     """Warns of what is taken for ternary, and of what could be."""
     if taken:
         first = next(name for name in seen if name in taken)
-        others = [name for name in floats if name not in taken and name != HEAD]
+        others = [name for name in floats if name not in taken and name not in WHOLE]
         rest = f"; {len(others)} others are not and stay floats, such as {others[0]}" if others else ""
         choices.warn(
             "exact-ternary",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bittorch.models.architectures.base import Form
 from bittorch.models.io import choices, codecs, gguf_blocks
-from bittorch.models.io.checkpoint import Checkpoint, StoredTensor, TensorInfo
+from bittorch.models.io.checkpoint import EMBEDDING, Checkpoint, StoredTensor, TensorInfo
 from bittorch.models.io.codecs import Bytes
 from bittorch.models.io.errors import FormatError
 from bittorch.models.io.exact_ternary import recognised
@@ -37,6 +37,7 @@ _BLOCK_DECODERS: dict[str, Callable[[Bytes], tuple[Bytes, codecs.Halves]]] = {
     "STQ1_0": codecs.decode_stq1_0,
 }
 TERNARY = {*_BLOCK_DECODERS, "I2_S"}
+FOUR_VALUES = ("Q2_0", "Q2_0_128", "PQ2_0")  # whose fourth code is +2
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -98,11 +99,7 @@ class GGUFTernary(TernaryTensor):
         return scale if self.factor is None else scale * self.factor
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
-        if self.info.type in (
-            "Q2_0",
-            "Q2_0_128",
-            "PQ2_0",
-        ):  # whose fourth code is +2, legal where nobody asks for trits
+        if self.info.type in FOUR_VALUES:  # which are legal where nobody asks for trits
             return GGUFDense(self.info.name, self.stored, self.factor).dense(dtype)
         return super().dense(dtype)
 
@@ -231,7 +228,7 @@ def _rows_of(stack: GGUFTensor, rows: slice) -> GGUFTensor:
 
 
 def _stored(name: str, tensor: GGUFTensor, factor: float | None, i2_s_layout: str) -> StoredTensor:
-    if tensor.type.name not in TERNARY:
+    if tensor.type.name not in TERNARY or (name == EMBEDDING and _has_fourth_value(tensor)):
         return GGUFDense(name, tensor, factor)
     if len(tensor.shape) != 2 or tensor.shape[1] % 4:
         raise FormatError(f"{tensor.name} is {tensor.type.name} of shape {tensor.shape}; rows must be multiples of 4")
@@ -241,6 +238,20 @@ def _stored(name: str, tensor: GGUFTensor, factor: float | None, i2_s_layout: st
         if (rows if i2_s_layout == "rows4" else rows * columns) % unit:
             raise FormatError(f"{tensor.name} of shape {tensor.shape} is not cut into I2_S blocks {i2_s_layout}")
     return GGUFTernary(name, tensor, factor, i2_s_layout)
+
+
+def _has_fourth_value(tensor: GGUFTensor) -> bool:
+    """Whether a tensor of a type that has it holds a +2, which no trit is."""
+    kind = tensor.type
+    if kind.name not in FOUR_VALUES:
+        return False
+    for begin, end in chunks(tensor.bytes // kind.bytes, kind.weights):
+        data = tensor.file.view(tensor.offset + begin * kind.bytes, (end - begin) * kind.bytes)
+        fields = data.reshape(-1, kind.bytes)[:, 2:]
+        if (fields & (fields >> np.uint8(1)) & np.uint8(0x55)).any():
+            return True
+    tensor.file.release(tensor.offset, tensor.bytes)
+    return False
 
 
 def _rope_factors(tensor: GGUFTensor) -> tuple[float, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from bittorch.models.config import ModelConfig
 from bittorch.models.io import choices
-from bittorch.models.io.checkpoint import Checkpoint, StoredTensor
+from bittorch.models.io.checkpoint import EMBEDDING, HEAD, Checkpoint, StoredTensor
 from bittorch.models.io.dense_tensor import DenseTensor
 from bittorch.models.io.directory_format import Directory, Found
 from bittorch.models.io.errors import FormatError
@@ -22,7 +22,6 @@ from bittorch.models.io.stacks import cut_bytes, unstacked
 from bittorch.models.io.ternary_tensor import chunks
 from bittorch.models.io.tokenizer_files import end_tokens
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 IGNORED = ("rotary_emb.inv_freq",)  # follows from the configuration; old files store it

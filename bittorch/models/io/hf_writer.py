@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from bittorch.models import architectures
-from bittorch.models.io.checkpoint import Checkpoint
+from bittorch.models.io import choices
+from bittorch.models.io.checkpoint import EMBEDDING, Checkpoint
 from bittorch.models.io.directory_format import Layout
 from bittorch.models.io.errors import LossyError
 from bittorch.models.io.hf_config import config_to_hf, note_of
@@ -82,6 +83,14 @@ def write_directory(
             f"{', '.join(biases_read)}, and has no entry that says otherwise; write bittorch or GGUF"
         )
     ternary = dict.fromkeys(name for name in source.names if source.info(name).ternary)
+    if EMBEDDING in ternary and not layout.own:
+        del ternary[EMBEDDING]
+        kind = source.info(EMBEDDING).type
+        choices.warn(
+            "write-dense-embedding",
+            f"{source.path}: {EMBEDDING} of type {kind} is written as floats, because other programs know packed "
+            "embeddings in GGUF files alone; write bittorch or GGUF to keep it",
+        )
     others = [name for name in source.names if name not in ternary]
     biases = {name: name.removesuffix("bias") + "weight" for name in others if name.endswith(".bias")}
     if dense_dtype is None and layout.one_dtype:

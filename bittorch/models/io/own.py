@@ -6,6 +6,7 @@ Packed layers stand as ``<module>.weight_packed`` and ``<module>.scale``, or, in
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from bittorch import ops
 from bittorch.models.io import codecs
-from bittorch.models.io.checkpoint import Checkpoint, StoredTensor, TensorInfo
+from bittorch.models.io.checkpoint import EMBEDDING, HEAD, Checkpoint, StoredTensor, TensorInfo
 from bittorch.models.io.codecs import Bytes
 from bittorch.models.io.dense_tensor import DenseTensor
 from bittorch.models.io.directory_format import Directory, DirectoryFormat, Found, Layout, Parts, encode_rows
@@ -23,12 +24,15 @@ from bittorch.models.io.hf_config import note
 from bittorch.models.io.safetensors_header import RawTensor, parse_json
 from bittorch.models.io.ternary_tensor import TernaryTensor, check_scale, chunks
 from bittorch.models.packed_weight import PackedWeight
+from bittorch.nn.packed_layer import groups_of
 from bittorch.quant.ternary import ACTIVATION_BITS
 from bittorch.utils.checkpoint import FORMAT_VERSION, LAYOUT
 
 BASE3_LAYOUT = "5trits-base3-rows"
 # Layout, the key of its codes, weights a byte.
 LAYOUTS = {LAYOUT: ("weight_packed", 4), BASE3_LAYOUT: ("weight_base3", 5)}
+# Rows and columns of a layer of each kind.
+SIZES = {"linear": ("out_features", "in_features"), "embedding": ("num_embeddings", "embedding_dim")}
 
 
 class OwnPacked(TernaryTensor):
@@ -111,13 +115,13 @@ def _with_aliases(raw: Mapping[str, RawTensor], aliases: Any, what: str) -> dict
 
 def _layer(module: str, config: Any, stored: RawTensor, scale: RawTensor, per_byte: int, what: str) -> StoredTensor:
     where = f"{what}: layer {module!r:.100}"
-    if not isinstance(config, dict) or config.get("kind", "linear") != "linear":
-        raise FormatError(f"{where} is no linear layer: {config!r:.200}")
-    sizes = [config.get(key, default) for key, default in (("out_features", 0), ("in_features", 0), ("depth", 1))]
+    kind = config.get("kind", "linear") if isinstance(config, dict) else None
+    if not isinstance(kind, str) or kind not in SIZES:
+        raise FormatError(f"{where} is no linear layer and no embedding: {config!r:.200}")
+    names = (*SIZES[kind], "depth")
+    sizes = [config.get(key, default) for key, default in zip(names, (0, 0, 1), strict=True)]
     if not all(type(size) is int and 0 < size < 2**31 for size in sizes):
-        raise FormatError(
-            f"{where} has out_features, in_features, depth {sizes!r:.100}; they must be positive integers"
-        )
+        raise FormatError(f"{where} has {', '.join(names)} {sizes!r:.100}; they must be positive integers")
     n, k, depth = sizes
     rows = depth * n
     if stored.dtype != "U8" or stored.shape != (rows, -(-k // per_byte)):
@@ -140,6 +144,14 @@ def _layer(module: str, config: Any, stored: RawTensor, scale: RawTensor, per_by
     return (OwnPacked if per_byte == 4 else OwnBase3)(info, stored, scale, depth)
 
 
+def _join_head(tensors: dict[str, StoredTensor]) -> None:
+    """Leaves out a head that is stored as its embedding, which takes the head's activation_bits."""
+    embedding, head = tensors.get(EMBEDDING), tensors.get(HEAD)
+    if isinstance(embedding, OwnPacked) and isinstance(head, OwnPacked) and head.stored is embedding.stored:
+        embedding.info = dataclasses.replace(embedding.info, activation_bits=head.info.activation_bits)
+        del tensors[HEAD]
+
+
 class OwnLayout(Layout):
     """bittorch's own; five trits a byte with ``base3``."""
 
@@ -150,28 +162,38 @@ class OwnLayout(Layout):
         self.layout = BASE3_LAYOUT if base3 else LAYOUT
         self.source = source
         self.layers: dict[str, dict[str, Any]] = {}
+        self.aliases: dict[str, str] = {}
 
     def parts(self, name: str, weight: PackedWeight) -> Parts:
-        scale = weight.scale
-        groups = (
-            scale.shape[1] if scale.dim() == 2 else 0 if scale.numel() == 1 and len(weight.weight_packed) > 1 else 1
-        )
-        sizes = {"in_features": weight.in_features, "out_features": weight.out_features}
-        # The bias is entered once it is seen, after its weight.
-        rest = {"bias": False, "groups": groups, "activation_bits": self.source.activation_bits(name)}
-        depth = {"depth": weight.depth} if weight.depth > 1 else {}
-        self.layers[name.removesuffix(".weight")] = {**sizes, **rest, **depth}
+        scale, module = weight.scale, name.removesuffix(".weight")
+        layer = self._described(name, weight, "linear")
+        if name == EMBEDDING:
+            self.layers[module] = {"kind": "embedding", **self._described(name, weight, "embedding")}
+            if self.source.config.tie_embeddings:  # a linear layer of the same tensors
+                head = HEAD.removesuffix(".weight")
+                self.layers[head] = layer
+                self.aliases = {f"{head}.{part}": f"{module}.{part}" for part in (LAYOUTS[self.layout][0], "scale")}
+        else:
+            self.layers[module] = layer
         codes = weight.weight_packed
         if self.layout == BASE3_LAYOUT:
             codes = encode_rows(weight, codecs.encode_base3)
         return {LAYOUTS[self.layout][0]: codes, "scale": scale}
+
+    def _described(self, name: str, weight: PackedWeight, kind: str) -> dict[str, Any]:
+        """The arguments of the layer's class. A bias is entered once it is seen, after its weight."""
+        sizes = dict(zip(SIZES[kind], (weight.out_features, weight.in_features), strict=True))
+        groups = {"groups": groups_of(weight.weight_packed, weight.scale)}
+        depth = {"depth": weight.depth} if weight.depth > 1 else {}
+        rest = {"bias": False, "activation_bits": self.source.activation_bits(name)} if kind == "linear" else {}
+        return {**sizes, **groups, **rest, **depth}
 
     def bias(self, module: str, bias: Tensor, weight: PackedWeight) -> Tensor:
         self.layers[module]["bias"] = True
         return bias
 
     def metadata(self) -> dict[str, str]:
-        header = {"version": FORMAT_VERSION, "layout": self.layout, "layers": self.layers, "aliases": {}}
+        header = {"version": FORMAT_VERSION, "layout": self.layout, "layers": self.layers, "aliases": self.aliases}
         return {"format": "pt", "bittorch": json.dumps(header)}
 
     def quantization(self, dense: list[str]) -> dict[str, Any]:
@@ -186,6 +208,8 @@ class Own(DirectoryFormat):
 
     def read(self, directory: Directory) -> Found:
         tensors = read_own(directory.raw, directory.metadata, str(directory.path))
+        if directory.values.get("tie_word_embeddings"):
+            _join_head(tensors)
         return Found("bittorch", tensors, note(directory.values).get("activation_bits"))
 
     def layout(self, to: str, source: Checkpoint, allow_lossy: bool) -> OwnLayout:

@@ -15,13 +15,14 @@ from torch import Tensor
 from bittorch.models import LanguageModel
 from bittorch.models.decoder import tensor_shapes
 from bittorch.models.io import CheckpointWarning, FormatError, convert, from_memory, open_checkpoint, save
+from bittorch.models.io.checkpoint import EMBEDDING, HEAD
 from bittorch.models.io.hf_config import config_to_hf
 from tests import helpers
 from tests.helpers import random_codes, seeded
 from tests.models.io import gguf_files
 from tests.models.io.tiny import LLAMA, model, random_scale, tensors
 
-UP, HEAD = "model.layers.1.mlp.up_proj.weight", "lm_head.weight"
+UP, ROUTER = "model.layers.1.mlp.up_proj.weight", "model.layers.1.mlp.gate.weight"
 KINDS = ("tensor", "channel", "group256", "group128", "group64", "columns64")
 
 
@@ -89,7 +90,7 @@ def test_trits_and_scales_are_found(kind: str, dtype: torch.dtype, tmp_path: Pat
     assert not found.info("model.embed_tokens.weight").ternary
 
 
-def test_a_head_and_ragged_rows_count_too(tmp_path: Path) -> None:
+def test_heads_embeddings_and_ragged_rows_count_too(tmp_path: Path) -> None:
     """Rows that 64 does not divide may have a scale each."""
     from bittorch.models.io.checkpoint import StoredTensor, TensorInfo
     from bittorch.models.io.exact_ternary import recognised
@@ -102,11 +103,12 @@ def test_a_head_and_ragged_rows_count_too(tmp_path: Path) -> None:
     values = random_codes(7, 70) * scale
     stored = Held(TensorInfo(HEAD, "F32", (7, 70), 0))
     with pytest.warns(CheckpointWarning):
-        found = recognised({HEAD: stored, "model.embed_tokens.weight": stored}, "x")
-    assert not found["model.embed_tokens.weight"].info.ternary
-    weight = found[HEAD].packed()
-    assert torch.equal(weight.scale, scale[:, 0])
-    assert torch.equal(weight.weight_packed, helpers.pack(random_codes(7, 70)))
+        found = recognised(dict.fromkeys((HEAD, EMBEDDING, ROUTER), stored), "x")
+    assert not found[ROUTER].info.ternary
+    for name in (HEAD, EMBEDDING):
+        weight = found[name].packed()
+        assert torch.equal(weight.scale, scale[:, 0])
+        assert torch.equal(weight.weight_packed, helpers.pack(random_codes(7, 70)))
 
 
 def one_more(state: dict[str, Tensor]) -> None:
@@ -151,7 +153,7 @@ def test_dense_models_are_not_told_of_and_hardly_read(tmp_path: Path, monkeypatc
         warnings.simplefilter("error", CheckpointWarning)
         open_checkpoint(tmp_path / "x").close()
     assert max(looked) <= 512  # one row
-    assert len(looked) == 15  # of each linear weight
+    assert len(looked) == 16  # of each linear weight and of the embedding
 
 
 @pytest.mark.filterwarnings("ignore::bittorch.models.io.CheckpointWarning")

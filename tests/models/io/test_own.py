@@ -11,8 +11,10 @@ from torch import nn
 
 import bittorch
 from bittorch.models.decoder import tensor_shapes
-from bittorch.models.io import FormatError, PackedWeight, open_checkpoint, save
-from tests.models.io.tiny import BITNET, assert_same, model
+from bittorch.models.io import FormatError, PackedWeight, from_memory, open_checkpoint, save
+from bittorch.models.io.checkpoint import EMBEDDING
+from tests.helpers import pack, random_codes
+from tests.models.io.tiny import BITNET, assert_same, model, tensors
 
 
 def skeleton() -> nn.Module:
@@ -52,6 +54,21 @@ def test_the_file_is_that_of_save_ternary_inference_checkpoint(scale: str, tmp_p
         assert_same(source, again)
 
 
+def test_a_tied_embedding_is_one_of_packed_modules(tmp_path: Path) -> None:
+    """`bittorch.load_ternary_inference_checkpoint` makes an embedding and its head of it."""
+    values = tensors(BITNET)
+    values[EMBEDDING] = PackedWeight(pack(random_codes(24, 256)), torch.rand(24), 256)
+    save(from_memory(BITNET, values, {}), tmp_path / "out")
+    root = skeleton()
+    root.get_submodule("model").embed_tokens = nn.Embedding(24, 256, device="meta")
+    root.lm_head = nn.Linear(256, 24, False, device="meta")
+    loaded = bittorch.load_ternary_inference_checkpoint(root, tmp_path / "out" / "model.safetensors")
+    embedding = loaded.get_submodule("model").embed_tokens
+    assert torch.equal(embedding.weight_packed, values[EMBEDDING].weight_packed)
+    assert torch.equal(embedding.scale, values[EMBEDDING].scale)
+    assert loaded.lm_head.weight_packed is embedding.weight_packed
+
+
 def test_aliases(tmp_path: Path) -> None:
     """A tensor of several names is stored once, packed weights too."""
     save(model(), tmp_path / "out", to="bittorch")
@@ -84,7 +101,7 @@ def test_aliases(tmp_path: Path) -> None:
         ({"layout": "other"}, "layout 'other'"),
         ({"aliases": None}, "no aliases"),
         ({"layers": []}, "no layers"),
-        ({"layers": {"model.layers.0.mlp.up_proj": {"kind": "conv2d"}}}, "no linear layer"),
+        ({"layers": {"model.layers.0.mlp.up_proj": {"kind": "conv2d"}}}, "no linear layer and no embedding"),
         ({"layers": {"model.layers.0.mlp.up_proj": {"in_features": 256, "out_features": "n"}}}, "positive integers"),
         (
             {"layers": {"model.layers.0.mlp.up_proj": {"in_features": 260, "out_features": 512}}},

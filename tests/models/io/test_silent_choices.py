@@ -21,11 +21,12 @@ import bittorch
 from bittorch.models import LanguageModel, ModelConfig, Tokenizer
 from bittorch.models.decoder import tensor_shapes
 from bittorch.models.hadamard import Hadamard
-from bittorch.models.io import CheckpointWarning, FormatError, LossyError, convert, open_checkpoint, save
+from bittorch.models.io import CheckpointWarning, FormatError, LossyError, convert, from_memory, open_checkpoint, save
+from bittorch.models.io.checkpoint import EMBEDDING
 from bittorch.models.io.choices import CHOICES, refusal, warn
 from bittorch.models.io.hf_config import config_to_hf
 from tests.models.io.gguf_files import dense_values, write
-from tests.models.io.tiny import BITNET, LLAMA, model
+from tests.models.io.tiny import BITNET, LLAMA, model, tensors
 from tests.models.vocabularies import byte_tokenizer
 
 Case = Callable[[Path], object]
@@ -198,6 +199,13 @@ def _(tmp_path: Path) -> None:
 @case("write-compressed-activations")
 def _(tmp_path: Path) -> None:
     save(model(BITNET), tmp_path / "x", to="compressed-tensors")
+
+
+@case("write-dense-embedding")
+def _(tmp_path: Path) -> None:
+    values = tensors(BITNET)
+    values[EMBEDDING] = values["model.layers.0.self_attn.v_proj.weight"]
+    save(from_memory(dataclasses.replace(BITNET, vocab_size=128), values, {}), tmp_path / "x", to="bitnet")
 
 
 @case("write-gguf-tokenizer")  # FIELD L4
