@@ -11,12 +11,13 @@ from bittorch.cli.errors import UsageError
 from bittorch.models.config import ACTIVATIONS
 from bittorch.models.io.codecs import I2S_LAYOUTS
 from bittorch.models.io.exact_ternary import TERNARY
+from bittorch.models.io.override import parsed
 
 if TYPE_CHECKING:
     from bittorch.models import GenerationConfig
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-READING = ("ternary", "i2_s_layout", "hidden_act", "pre_tokenizer")
+READING = ("ternary", "i2_s_layout", "hidden_act", "pre_tokenizer", "tokenizer")
 ACTIVATION_BITS = ("auto", "8", "16", "24", "none")
 
 
@@ -102,7 +103,15 @@ def model_options() -> argparse.ArgumentParser:
 def reading_options() -> argparse.ArgumentParser:
     """What a file may leave open; see `bittorch.models.io.open_checkpoint`."""
     parser = argparse.ArgumentParser(add_help=False)
-    group = parser.add_argument_group("what a file leaves open")
+    group = parser.add_argument_group("what a file leaves open or gets wrong")
+    group.add_argument(
+        "--override",
+        action="append",
+        metavar="KEY=VALUE",
+        help="a field of the model's configuration, such as rope_theta=1e6 or eos_token_ids=2,7; may be repeated",
+    )
+    about = "another tokenizer: a directory, tokenizer.json, tokenizer.model or a GGUF file"
+    group.add_argument("--tokenizer", metavar="FILE", help=about)
     about = "floats that are exactly trits times scales: packed (auto), floats (never), or an error where some are not"
     group.add_argument("--ternary", choices=TERNARY, help=about)
     group.add_argument("--i2-s-layout", choices=I2S_LAYOUTS, help="order of weights in I2_S tensors; default 128x32")
@@ -112,8 +121,22 @@ def reading_options() -> argparse.ArgumentParser:
 
 
 def reading(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of `reading_options` that were given, as `bittorch.models.io.open_checkpoint` takes them."""
-    return {name: getattr(args, name) for name in READING if getattr(args, name) is not None}
+    """The options of `reading_options` that were given, as `bittorch.models.io.open_checkpoint` takes them.
+
+    Raises:
+        UsageError: no field of a configuration, a value of another type, a field twice.
+    """
+    override: dict[str, Any] = {}
+    for text in args.override or ():
+        try:
+            key, value = parsed(text)
+        except ValueError as error:
+            raise UsageError(f"--{error}") from None
+        if key in override:
+            raise UsageError(f"--override of {key} stands there twice")
+        override[key] = value
+    given = {name: getattr(args, name) for name in READING if getattr(args, name) is not None}
+    return given | ({"override": override} if override else {})
 
 
 def as_options(text: str) -> str:

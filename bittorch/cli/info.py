@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bittorch.cli import default_model
-from bittorch.cli.arguments import output_options, reading, reading_options
+from bittorch.cli.arguments import as_options, output_options, reading, reading_options
 from bittorch.cli.console import Console, size_text
 from bittorch.cli.errors import CommandError
 
 if TYPE_CHECKING:
-    from bittorch.models.io import Checkpoint, TensorInfo
+    from bittorch.models.io import Checkpoint, CheckpointWarning, TensorInfo
 
 
 def add_parser(commands: Any) -> None:
@@ -39,11 +39,30 @@ def execute(args: argparse.Namespace, console: Console) -> int:
     elif not (path := Path(args.path)).exists():
         raise CommandError(f"no checkpoint at {path}")
     with open_checkpoint(path, **reading(args)) as checkpoint:
+        checkpoint.choices += _tokenizer_choices(checkpoint, console)
         tensors = [checkpoint.info(name) for name in checkpoint.names]
         console.object(_object(checkpoint, tensors, not args.no_tensors))
         if not console.json:
             _print(checkpoint, tensors, console, not args.no_tensors)
     return 0
+
+
+def _tokenizer_choices(checkpoint: Checkpoint, console: Console) -> tuple[CheckpointWarning, ...]:
+    """What the tokenizer's files leave open; nothing where there is none, or no library that reads it."""
+    from bittorch.models import Tokenizer
+    from bittorch.models.io.choices import recorded
+
+    source = checkpoint.tokenizer_source
+    if isinstance(source, Mapping) and "tokenizer.ggml.tokens" not in source:
+        return ()
+    with recorded() as made:
+        try:
+            Tokenizer.from_source(source)
+        except (ImportError, FileNotFoundError):
+            pass
+        except ValueError as error:
+            console.note(f"the tokenizer cannot be read: {error}")
+    return tuple(made)
 
 
 def _object(checkpoint: Checkpoint, tensors: Sequence[TensorInfo], each: bool) -> dict[str, Any]:
@@ -54,6 +73,8 @@ def _object(checkpoint: Checkpoint, tensors: Sequence[TensorInfo], each: bool) -
         "path": str(checkpoint.path),
         "format": checkpoint.format,
         "config": dataclasses.asdict(checkpoint.config),
+        "override": dict(checkpoint.override),
+        "choices": [{"choice": choice.choice, "message": str(choice)} for choice in checkpoint.choices],
         "weights": _weights(tensors),
         "bytes": sum(info.bytes for info in tensors),
         "bits_per_weight": _bits(tensors),
@@ -77,6 +98,12 @@ def _print(checkpoint: Checkpoint, tensors: Sequence[TensorInfo], console: Conso
         console.line(
             f"basis    {len(config.hadamard.weights)} weights in Hadamard blocks of {config.hadamard.block_size}"
         )
+    if checkpoint.tokenizer_path is not None:
+        console.line(f"given    tokenizer {checkpoint.tokenizer_path}")
+    for key, value in checkpoint.override.items():
+        console.line(f"given    {key} = {value!r}")
+    for choice in checkpoint.choices:
+        console.line(f"chosen   {choice.choice}: {as_options(str(choice))}")
     console.line()
     if each:
         rows = [(i.name, i.type, " x ".join(map(str, i.shape)), f"{i.bytes}", f"{_bits([i]):.3f}") for i in tensors]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +14,8 @@ from bittorch.models.config import ModelConfig
 from bittorch.models.decoder import Decoder
 from bittorch.models.generate import Generation
 from bittorch.models.generation_config import GenerationConfig
-from bittorch.models.io import Checkpoint, Report, open_checkpoint
+from bittorch.models.io import Checkpoint, FormatError, Report, choices, open_checkpoint
+from bittorch.models.io.tokenizer_files import size_fault
 from bittorch.models.kv_cache import PrefixCache
 from bittorch.models.load import Loader, LoadOptions
 from bittorch.models.save import save_model
@@ -56,10 +57,11 @@ class LanguageModel(Decoder):
         activation_bits: int | Literal["auto"] | None = "auto",
         head_depth: int | None = None,
         fuse_norms: bool | Literal["auto"] = "auto",
-        tokenizer: bool = True,
+        tokenizer: bool | str | Path = True,
         ternary: str = "auto",
         i2_s_layout: str = "128x32",
         hidden_act: str | None = None,
+        override: Mapping[str, Any] | None = None,
         pre_tokenizer: str | None = None,
     ) -> LanguageModel:
         """A model from a directory of safetensors or one GGUF file, straight to its device.
@@ -71,8 +73,10 @@ class LanguageModel(Decoder):
             path: as `bittorch.models.io.open_checkpoint` takes it.
             device, dtype, depth, group_size, activation_bits, head_depth, fuse_norms: as in
                 `bittorch.models.load.LoadOptions`.
-            tokenizer: whether to load the tokenizer too, which needs the extra ``lm``.
-            ternary, i2_s_layout, hidden_act, pre_tokenizer: what a file may leave open, as in `open_checkpoint`.
+            tokenizer: whether to load the tokenizer too, which needs the extra ``lm``; or another one's place, as in
+                `open_checkpoint`.
+            ternary, i2_s_layout, hidden_act, override, pre_tokenizer: what a file may leave open or get wrong, as in
+                `open_checkpoint`.
 
         Warns:
             bittorch.models.io.CheckpointWarning: the checkpoint leaves something open; names it and what is taken.
@@ -83,9 +87,15 @@ class LanguageModel(Decoder):
         """
         options = LoadOptions(device, dtype, depth, group_size, activation_bits, head_depth, fuse_norms)
         with open_checkpoint(
-            path, ternary=ternary, i2_s_layout=i2_s_layout, hidden_act=hidden_act, pre_tokenizer=pre_tokenizer
+            path,
+            ternary=ternary,
+            i2_s_layout=i2_s_layout,
+            hidden_act=hidden_act,
+            override=override,
+            pre_tokenizer=pre_tokenizer,
+            tokenizer=None if isinstance(tokenizer, bool) else tokenizer,
         ) as checkpoint:
-            return cls.from_checkpoint(checkpoint, options, tokenizer=tokenizer)
+            return cls.from_checkpoint(checkpoint, options, tokenizer=tokenizer is not False)
 
     @classmethod
     def from_checkpoint(
@@ -99,6 +109,14 @@ class LanguageModel(Decoder):
             from bittorch.models.tokenizer import Tokenizer
 
             model.tokenizer = Tokenizer.from_source(checkpoint.tokenizer_source)
+            if "eos_token_ids" in checkpoint.override:
+                model.tokenizer.eos_token_ids = model.config.eos_token_ids
+            if fault := size_fault(model.tokenizer.vocab_size, model.config.vocab_size):
+                if checkpoint.tokenizer_path is not None:
+                    raise FormatError(f"{checkpoint.tokenizer_path} does not fit {checkpoint.path}: {fault}")
+                choices.warn(
+                    "tokenizer-size", f"{checkpoint.path}: {fault}; tokenizer= names another one, and False none"
+                )
         return model
 
     @classmethod

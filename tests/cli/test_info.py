@@ -80,3 +80,31 @@ def test_layers_that_are_not_ternary_can_be_refused(bittorch: Command, model: Pa
     assert re.search(
         r"_proj.weight of shape .* is not exactly ternary: row 0, column \d is .*--ternary 'auto'", result.err
     )
+
+
+def test_what_is_given_and_chosen_is_listed(bittorch: Command, tmp_path: Path, model: Path) -> None:
+    path = tmp_path / "x.gguf"
+    write(path, "bitnet", BITNET, "F16", dense_values(BITNET, "F16"))
+    told = bittorch("info", path, "--override", "rope_theta=5e4", "--override=eos_token_ids=2,3").out
+    assert re.search(r"^given    rope_theta = 50000\.0\ngiven    eos_token_ids = \(2, 3\)\n", told, re.M)
+    assert re.search(r"^chosen   gguf-activation: .*give --hidden-act 'silu'", told, re.M)
+    assert re.search(r"^chosen   gguf-activation-bits: .* are 8-bit", told, re.M)
+    told = bittorch("info", path, "--override", "activation_bits=none", "--hidden-act", "silu", "--json").json
+    assert told["override"] == {"activation_bits": None, "hidden_act": "silu"}
+    assert told["choices"] == []
+    named = bittorch("info", model, "--tokenizer", model / "tokenizer.json")
+    assert f"given    tokenizer {model / 'tokenizer.json'}" in named.out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--override", "rope_thetta=1"], "--override has no field 'rope_thetta'; the nearest is rope_theta"),
+        (["--override", "rope_theta"], "--override must be key=value, got 'rope_theta'"),
+        (["--override", "rope_theta=1", "--override", "rope_theta=2"], "--override of rope_theta stands there twice"),
+    ],
+)
+def test_overrides_that_are_none(bittorch: Command, model: Path, options: list[str], message: str) -> None:
+    result = bittorch("info", model, *options)
+    assert result.code == 2
+    assert message in result.err

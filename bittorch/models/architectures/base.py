@@ -158,16 +158,21 @@ class Architecture:
         return next(iter(self.gguf))
 
 
-def read_entries(architecture: Architecture, key: str, value_of: Callable[[str, Any], Any]) -> dict[str, Any]:
+def read_entries(
+    architecture: Architecture, key: str, value_of: Callable[[str, Any], Any], given: Mapping[str, Any]
+) -> dict[str, Any]:
     """Fields of `ModelConfig` from a file: those of `ENTRIES`, and the architecture's own.
 
     Args:
         architecture: whose file it is.
         key: ``hf`` or ``gguf``.
         value_of: gives the value for a key, or the default; `REQUIRED` stands for none, and must raise.
+        given: fields whose values are known, which a file may lack.
     """
     named = ((entry, getattr(entry, key)) for entry in ENTRIES + architecture.entries)
-    return {entry.field: value_of(name, entry.default) for entry, name in named if name is not None}
+    return {
+        entry.field: value_of(name, given.get(entry.field, entry.default)) for entry, name in named if name is not None
+    }
 
 
 def written_entries(architecture: Architecture, key: str, config: ModelConfig) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from bittorch import ops
 from bittorch.models.config import ModelConfig
-from bittorch.models.io import codecs
+from bittorch.models.io import choices, codecs
 from bittorch.models.io.checkpoint import Checkpoint, StoredTensor, TensorInfo
 from bittorch.models.io.codecs import Bytes
 from bittorch.models.io.dense_tensor import DenseTensor
@@ -135,6 +135,11 @@ def read_bitnet(raw: Mapping[str, RawTensor], quantization: Mapping[str, Any], w
         FormatError: options that are not read, a weight without its scale or a scale without its weight, other shapes.
     """
     linear_class = quantization.get("linear_class", "bitlinear")
+    if "linear_class" not in quantization:
+        choices.note(
+            "hf-weight-scale",
+            f"{what}: quantization_config has no linear_class, so weight_scale divides (bitlinear), as in transformers",
+        )
     mode = quantization.get("quantization_mode", "offline")
     if linear_class not in ("bitlinear", "autobitlinear") or mode not in ("offline", "online"):
         raise FormatError(

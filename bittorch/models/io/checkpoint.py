@@ -90,6 +90,9 @@ class Checkpoint:
         format: ``safetensors``, ``bitnet``, ``bitnet-online``, ``compressed-tensors``, ``bittorch`` or ``gguf``.
         metadata: what the file says of itself, undigested.
         tokenizer_source: the directory that has the tokenizer's files, or the ``tokenizer.*`` entries of a GGUF file.
+        choices: what was chosen on opening because the file leaves it open or contradicts itself.
+        override: fields of the configuration that the caller gave, and their values.
+        tokenizer_path: of a tokenizer that the caller named, in the place of the checkpoint's.
     """
 
     def __init__(
@@ -105,6 +108,9 @@ class Checkpoint:
         self.path, self.format, self.config = path, format, config
         self.metadata, self.tokenizer_source = metadata, tokenizer_source
         self._tensors, self._files, self._told_of_zeros = dict(tensors), tuple(files), False
+        self.choices: tuple[choices.CheckpointWarning, ...] = ()
+        self.override: Mapping[str, Any] = {}
+        self.tokenizer_path: Path | None = None
         self._check_complete()
 
     @property
@@ -122,7 +128,9 @@ class Checkpoint:
         Raises KeyError where there is none of this name.
         """
         bits = self.info(name).activation_bits
-        return self.usual_activation_bits(name) if bits == "model" else bits
+        if bits == "model" or "activation_bits" in self.override:
+            return self.usual_activation_bits(name)
+        return bits
 
     def usual_activation_bits(self, name: str) -> int | None:
         """Where nothing is said of the layer itself. No model is trained with bits for its embedding's product."""

@@ -1,21 +1,26 @@
 """What a checkpoint leaves open or contradicts: every such choice has a name here, and none is made silently.
 
-A reader that can go on takes what the reference program takes and calls `warn`. A reader that cannot go on raises
-`refusal`. Tests open a small file for each name of `CHOICES`.
+A reader that can go on takes what the reference program takes and calls `warn`, or `note` where no other choice is
+known to be right. A reader that cannot go on raises `refusal`. `recorded` lists what was chosen. Tests open a small
+file for each name of `CHOICES`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from bittorch.models.io.errors import FormatError, LossyError
 
 _PACKAGE = str(Path(__file__).resolve().parents[2]) + os.sep
+_RECORD: contextvars.ContextVar[list[CheckpointWarning] | None] = contextvars.ContextVar("_RECORD", default=None)
 Refusal = TypeVar("Refusal", FormatError, LossyError)
 
 
@@ -39,11 +44,12 @@ class Choice:
     """One kind of choice.
 
     Args:
-        outcome: ``warned``: something is taken, with a `CheckpointWarning`; ``refused``: nothing is taken.
+        outcome: ``warned``: something is taken, with a `CheckpointWarning`; ``noted``: it is taken as it is everywhere,
+            and listed; ``refused``: nothing is taken.
         about: what the file leaves open or contradicts, and what happens.
     """
 
-    outcome: Literal["warned", "refused"]
+    outcome: Literal["warned", "noted", "refused"]
     about: str
 
 
@@ -51,6 +57,17 @@ CHOICES: dict[str, Choice] = {
     "gguf-activation": Choice(
         "warned",
         "A GGUF file of architecture bitnet has no hidden_activation: relu2 or SiLU is taken by the model's sizes.",
+    ),
+    "gguf-activation-bits": Choice(
+        "noted",
+        "A GGUF file does not say how many bits activations have: 8 for BitNet and I2_S, as they are run elsewhere.",
+    ),
+    "gguf-i2_s-layout": Choice("noted", "A GGUF file does not say how I2_S blocks lie: in the order of converters."),
+    "hf-weight-scale": Choice(
+        "noted", "A BitNet directory has no linear_class: weight_scale divides, as in transformers."
+    ),
+    "tokenizer-size": Choice(
+        "warned", "A tokenizer has more tokens than the model has rows, or many fewer: it is taken as it is."
     ),
     "hf-tied-head": Choice(
         "warned",
@@ -146,7 +163,28 @@ def warn(choice: str, message: str) -> None:
         CheckpointWarning: at the line outside of bittorch that caused it.
     """
     assert CHOICES[choice].outcome == "warned", choice
-    warnings.warn(CheckpointWarning(choice, message), stacklevel=_level_outside())
+    warning = CheckpointWarning(choice, message)
+    if (record := _RECORD.get()) is not None:
+        record.append(warning)
+    warnings.warn(warning, stacklevel=_level_outside())
+
+
+def note(choice: str, message: str) -> None:
+    """Lists a choice that was made, without a warning; arguments as of `warn`."""
+    assert CHOICES[choice].outcome == "noted", choice
+    if (record := _RECORD.get()) is not None:
+        record.append(CheckpointWarning(choice, message))
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list[CheckpointWarning]]:
+    """The choices that are made inside of it, in their order; warnings are given all the same."""
+    made: list[CheckpointWarning] = []
+    token = _RECORD.set(made)
+    try:
+        yield made
+    finally:
+        _RECORD.reset(token)
 
 
 def refusal(choice: str, message: str, kind: type[Refusal] = FormatError) -> Refusal:  # type: ignore[assignment]

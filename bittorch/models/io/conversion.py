@@ -57,7 +57,9 @@ def convert(
     ternary: str = "auto",
     i2_s_layout: str = "128x32",
     hidden_act: str | None = None,
+    override: Mapping[str, Any] | None = None,
     pre_tokenizer: str | None = None,
+    tokenizer: str | Path | None = None,
 ) -> Report:
     """Writes a checkpoint in another format, tensor by tensor, and reads it back before it has its name.
 
@@ -72,7 +74,7 @@ def convert(
             the format does not know.
         overwrite: replace the checkpoint at ``dst`` in one step, once the new one is whole. A directory that holds
             anything besides a checkpoint's files is refused.
-        ternary, i2_s_layout, hidden_act, pre_tokenizer: as in `open_checkpoint`, for reading.
+        ternary, i2_s_layout, hidden_act, override, pre_tokenizer, tokenizer: as in `open_checkpoint`, for reading.
 
     Returns:
         What was written.
@@ -87,7 +89,13 @@ def convert(
     """
     check_target(dst, to=to, overwrite=overwrite)
     with open_checkpoint(
-        Path(src), ternary=ternary, i2_s_layout=i2_s_layout, hidden_act=hidden_act, pre_tokenizer=pre_tokenizer
+        Path(src),
+        ternary=ternary,
+        i2_s_layout=i2_s_layout,
+        hidden_act=hidden_act,
+        override=override,
+        pre_tokenizer=pre_tokenizer,
+        tokenizer=tokenizer,
     ) as source:
         if not allow_dense and not any(source.info(name).ternary for name in source.names):
             raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +174,7 @@ class Formed(StoredTensor):
 
 
 def open_gguf(
-    path: Path, i2_s_layout: str = "128x32", hidden_act: str | None = None, ternary: str = "auto"
+    path: Path, i2_s_layout: str = "128x32", ternary: str = "auto", override: Mapping[str, Any] | None = None
 ) -> Checkpoint:
     """A GGUF file's checkpoint. Raises as `open_checkpoint`."""
     if i2_s_layout not in codecs.I2S_LAYOUTS:
@@ -185,8 +185,15 @@ def open_gguf(
         if (canonical := canonical_name(name, architecture.gguf_layer)) is not None and not name.endswith(".scale"):
             stored[canonical] = tensor
     factors = {name: _rope_factors(table[name]) for name in ROPE_TENSORS if name in table}
-    config = config_from_gguf(entries, stored, factors, str(path), hidden_act)
+    given = override or {}
+    config = config_from_gguf(entries, stored, factors, str(path), given)
     hadamard = hadamard_of(entries, {tensor.name: name for name, tensor in stored.items()}, str(path))
+    head = stored.pop("lm_head.weight", None) if config.tie_embeddings and "tie_embeddings" in given else None
+    if any(tensor.type.name == "I2_S" for tensor in stored.values()):
+        choices.note(
+            "gguf-i2_s-layout",
+            f"{path}: I2_S blocks are read as i2_s_layout={i2_s_layout!r}; the file does not say how they lie",
+        )
     rotated = [tensor for tensor in table.values() if tensor.type.name in PRISM]
     if hadamard is not None:
         config = dataclasses.replace(config, hadamard=hadamard)
@@ -198,7 +205,7 @@ def open_gguf(
             "the text is nonsense the file has lost its entries, and the original is needed",
         )
     stored = unstacked(stored, _rows_of, str(path), config.num_experts)
-    used = {tensor.name for tensor in stored.values()} | factors.keys()
+    used = {tensor.name for tensor in (*stored.values(), *([head] if head else []))} | factors.keys()
     tensors: dict[str, StoredTensor] = {}
     for name, tensor in stored.items():
         factor_name = tensor.name.removesuffix("weight") + "scale"

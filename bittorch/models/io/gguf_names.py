@@ -68,7 +68,7 @@ def config_from_gguf(
     tensors: Mapping[str, GGUFTensor],
     factors: Mapping[str, tuple[float, ...]],
     what: str,
-    hidden_act: str | None = None,
+    override: Mapping[str, Any] | None = None,
 ) -> ModelConfig:
     """The model that a GGUF file's entries and tensors describe.
 
@@ -77,7 +77,7 @@ def config_from_gguf(
         tensors: by canonical name.
         factors: values of those `ROPE_TENSORS` that the file has.
         what: names the file in errors.
-        hidden_act: the activation; None takes that of the file.
+        override: fields in the place of what the file says.
 
     Warns:
         CheckpointWarning: see `bittorch.models.io.choices`.
@@ -89,6 +89,10 @@ def config_from_gguf(
     longrope = entries.get(f"{arch}.rope.scaling.type") == "longrope"
     also = [entry.gguf for entry in architecture.entries] + ["rope.scaling.attn_factor"] * longrope
     check_entries(entries, arch, what, also)
+    own = override or {}
+    if "rope_scaling" in own:  # the file's may be unknown
+        entries = {key: value for key, value in entries.items() if not key.startswith(f"{arch}.rope.scal")}
+        factors = {}
 
     def get(key: str, default: Any = None) -> Any:
         value = entries.get(f"{arch}.{key}", default)
@@ -115,34 +119,37 @@ def config_from_gguf(
             raise FormatError(f"{what} has keys of {head_dim} and values of {value_dim} channels, which must be equal")
         eos = entries.get("tokenizer.ggml.eos_token_id")
         eos_ids = entries.get("bittorch.eos_token_ids", [] if eos is None else [eos])
-        return ModelConfig(
+        said = dict(
             architecture=architecture.of_tensors(tensors),
-            **_fields(architecture, arch, get, what),
+            **_fields(architecture, arch, get, own, what),
             vocab_size=embedding.shape[0],
             num_kv_heads=get("attention.head_count_kv", heads),
             head_dim=head_dim,
-            rms_norm_eps=get("attention.layer_norm_rms_epsilon", REQUIRED),
+            rms_norm_eps=get("attention.layer_norm_rms_epsilon", own.get("rms_norm_eps", REQUIRED)),
             rotary_dim=0 if rotated == head_dim else rotated,
             rope_theta=get("rope.freq_base", 10000.0),
             rope_scaling=rope_scaling(get, factors, what),
-            hidden_act=hidden_act or _activation(architecture.gguf[arch], get, tensors, what),
+            hidden_act=own.get("hidden_act") or _activation(architecture.gguf[arch], get, tensors, what),
             tie_embeddings="lm_head.weight" not in tensors,
             biases=tuple(name for name in PROJECTIONS if _has_bias(tensors, name)),
-            activation_bits=_activation_bits(entries, architecture.activation_bits, tensors, what),
+            activation_bits=None
+            if "activation_bits" in own
+            else _activation_bits(entries, architecture.activation_bits, tensors, what),
             fuse_norms=entries.get("bittorch.fuse_norms", True),
             norms_from_one=architecture.norms_from_one,
             bos_token_id=entries.get("bittorch.bos_token_id", entries.get("tokenizer.ggml.bos_token_id")),
             eos_token_ids=tuple(eos_ids),
         )
+        return ModelConfig(**{**said, **own})
     except FormatError:
         raise
     except (TypeError, ValueError, ArithmeticError) as error:
         raise FormatError(f"{what}: {error}") from None
 
 
-def _fields(architecture: Architecture, arch: str, get: Any, what: str) -> dict[str, Any]:
+def _fields(architecture: Architecture, arch: str, get: Any, given: Mapping[str, Any], what: str) -> dict[str, Any]:
     """Of the entries of every architecture, and of this one's; older files may lack some of these."""
-    found = read_entries(architecture, "gguf", get)
+    found = read_entries(architecture, "gguf", get, given)
     if lacking := [entry for entry in architecture.entries if entry.gguf and found[entry.field] is None]:
         found = architecture.of_gguf(found)
         taken = ", ".join(f"{arch}.{entry.gguf} = {found[entry.field]!r:.40}" for entry in lacking)
@@ -215,6 +222,13 @@ def _activation_bits(
     """
     eight = any(tensor.type.name == "I2_S" for tensor in tensors.values())
     bits = entries.get("bittorch.activation_bits", 8 if eight else trained or 0)
+    if "bittorch.activation_bits" not in entries and bits:
+        choices.note(
+            "gguf-activation-bits",
+            f"{what}: activations of ternary layers are {bits}-bit, as "
+            f"{'bitnet.cpp runs I2_S' if eight else 'models of this architecture are trained'}; "
+            "override={'activation_bits': None} leaves them floating",
+        )
     if bits not in (0, 8, 16, 24):
         raise FormatError(f"{what} has bittorch.activation_bits {bits!r:.40}; it must be 0, 8, 16 or 24")
     return bits or None

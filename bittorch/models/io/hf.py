@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ IGNORED = ("rotary_emb.inv_freq",)  # follows from the configuration; old files 
 RENAMED = {"self_attn.inner_attn_ln": "self_attn.attn_sub_norm", "mlp.ffn_layernorm": "mlp.ffn_sub_norm"}
 
 
-def open_directory(path: Path, ternary: str = "auto") -> Checkpoint:
+def open_directory(path: Path, ternary: str = "auto", override: Mapping[str, Any] | None = None) -> Checkpoint:
     """A directory's checkpoint. Raises as `open_checkpoint`."""
     config_path = path / "config.json"
     if not config_path.is_file():
@@ -49,9 +49,12 @@ def open_directory(path: Path, ternary: str = "auto") -> Checkpoint:
         raise FormatError(f"{what}: quantization_config must be an object with quant_method, got {quantization!r:.100}")
     found = _read(Directory(path, raw, values, quantization, own), what)
     said, tensors = found.values or values, found.tensors
-    config = config_from_hf(said, tensors, found.activation_bits, what)
-    ends = dict.fromkeys([*config.eos_token_ids, *end_tokens(path)])
-    config = _tied(tensors, dataclasses.replace(config, eos_token_ids=tuple(ends)), what)
+    given = override or {}
+    config = config_from_hf(said, tensors, found.activation_bits, what, given)
+    if "eos_token_ids" not in given:
+        ends = dict.fromkeys([*config.eos_token_ids, *end_tokens(path)])
+        config = dataclasses.replace(config, eos_token_ids=tuple(ends))
+    config = _tied(tensors, config, what, "tie_embeddings" in given)
     if found.format == "safetensors" or ternary == "require":  # what other formats have as floats is meant to be floats
         tensors = recognised(tensors, str(path), ternary)
     return Checkpoint(path, found.format, config, tensors, {"config": said, "safetensors": own}, path, files)
@@ -67,14 +70,17 @@ def _read(directory: Directory, what: str) -> Found:
     raise FormatError(f"{what}: quant_method {method!r:.100} is not read; known are {known}")
 
 
-def _tied(tensors: dict[str, StoredTensor], config: ModelConfig, what: str) -> ModelConfig:
-    """Embedding and head of a model that says they are one, as transformers takes them when the files have two."""
+def _tied(tensors: dict[str, StoredTensor], config: ModelConfig, what: str, sure: bool) -> ModelConfig:
+    """Embedding and head of a model that says they are one, as transformers takes them when the files have two.
+
+    Where the caller said so, which is ``sure``, a stored head is left out.
+    """
     embedding, head = tensors.get(EMBEDDING), tensors.get(HEAD)
     if not config.tie_embeddings or head is None:
         return config
     if embedding is None and isinstance(head, DenseTensor):  # stored under its other name
         tensors[EMBEDDING] = DenseTensor(EMBEDDING, head.raw)
-    elif embedding is not None and not _equal(embedding, head):
+    elif embedding is not None and not sure and not _equal(embedding, head):
         choices.warn(
             "hf-tied-head",
             f"{what} says tie_word_embeddings true, but the stored {HEAD} differs from {EMBEDDING}: the stored head is "

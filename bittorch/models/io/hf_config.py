@@ -13,11 +13,16 @@ from bittorch.models.hadamard import of_note, to_note
 from bittorch.models.io import choices
 from bittorch.models.io.errors import FormatError
 
+ROPE_BASE = ("rope_theta", "partial_rotary_factor")
 ACTIVATION_NAMES = {"swish": "silu"}  # second names that transformers has
 
 
 def config_from_hf(
-    values: Mapping[str, Any], names: Container[str], activation_bits: int | None, what: str
+    values: Mapping[str, Any],
+    names: Container[str],
+    activation_bits: int | None,
+    what: str,
+    override: Mapping[str, Any] | None = None,
 ) -> ModelConfig:
     """The model that a config.json describes.
 
@@ -26,6 +31,7 @@ def config_from_hf(
         names: of the stored tensors, which tell what no entry does.
         activation_bits: by the quantisation method.
         what: names the file in errors.
+        override: fields in the place of what the file says.
 
     Raises:
         FormatError: an architecture, activation or rope type that is not read, missing or impossible sizes.
@@ -45,6 +51,10 @@ def config_from_hf(
             )
 
     _check_second_names(architecture, values, what)
+    given = override or {}
+    if "rope_scaling" in given:  # of the file's, which may be unknown, the base alone
+        rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
+        values = {**values, "rope_scaling": None, "rope_parameters": {key: rope.get(key) for key in ROPE_BASE}}
 
     def value_of(key: str, default: Any) -> Any:
         default = architecture.hf_defaults.get(key, default)
@@ -53,13 +63,13 @@ def config_from_hf(
 
     try:
         act, eos = value_of("hidden_act", None), values.get("eos_token_id")
-        return ModelConfig(
+        said = dict(
             architecture=architecture.of_tensors(names),
-            **architecture.of_hf(read_entries(architecture, "hf", value_of)),
-            vocab_size=values["vocab_size"],
+            **architecture.of_hf(read_entries(architecture, "hf", value_of, given)),
+            vocab_size=value_of("vocab_size", given.get("vocab_size", REQUIRED)),
             num_kv_heads=_or(values.get("num_key_value_heads"), values["num_attention_heads"]),
             head_dim=_head_dim(values, architecture),
-            rms_norm_eps=float(value_of("rms_norm_eps", None)),
+            rms_norm_eps=float(given.get("rms_norm_eps", value_of("rms_norm_eps", None))),
             **_rope(values, architecture, what),
             hidden_act=ACTIVATION_NAMES.get(act, act),
             tie_embeddings=bool(value_of("tie_word_embeddings", False)),
@@ -71,6 +81,7 @@ def config_from_hf(
             bos_token_id=values.get("bos_token_id"),
             eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
         )
+        return ModelConfig(**{**said, **given})
     except FormatError:
         raise
     except KeyError as error:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from bittorch.models.config import ACTIVATIONS
 from bittorch.models.io.checkpoint import Checkpoint
+from bittorch.models.io.choices import recorded
+from bittorch.models.io.errors import FormatError
 from bittorch.models.io.exact_ternary import TERNARY
 from bittorch.models.io.gguf import open_gguf
+from bittorch.models.io.gguf_split import read_parts
 from bittorch.models.io.hf import open_directory
-from bittorch.models.io.tokenizer_files import with_pre_tokenizer
+from bittorch.models.io.override import checked
+from bittorch.models.io.tokenizer_files import VOCABULARIES, size_fault, token_count, with_pre_tokenizer
 from bittorch.utils.replacement import recover
 
 
@@ -20,7 +25,9 @@ def open_checkpoint(
     ternary: str = "auto",
     i2_s_layout: str = "128x32",
     hidden_act: str | None = None,
+    override: Mapping[str, Any] | None = None,
     pre_tokenizer: str | None = None,
+    tokenizer: str | Path | None = None,
 ) -> Checkpoint:
     """Opens a language model's checkpoint without reading its tensors.
 
@@ -33,10 +40,14 @@ def open_checkpoint(
         i2_s_layout: the order of weights in I2_S tensors, which a GGUF file does not tell: ``128x32`` of converters
             and most builds of bitnet.cpp; ``64x16`` of its builds for ARM; ``rows4``, four rows a byte, of a build for
             x86. A wrong one gives noise instead of text.
-        hidden_act: the activation of the MLP, ``silu`` or ``relu2``; None takes what the checkpoint says. A GGUF file
-            of architecture ``bitnet`` often says nothing.
+        hidden_act: short for ``override={"hidden_act": ...}``: the activation of the MLP, ``silu`` or ``relu2``. A
+            GGUF file of architecture ``bitnet`` often says nothing.
+        override: fields of `bittorch.models.ModelConfig` and values, which count in the place of what the checkpoint
+            says, or where it says nothing. ``eos_token_ids`` then are the only tokens that end an answer.
         pre_tokenizer: how a byte-level vocabulary of a GGUF file cuts text into words, by llama.cpp's name such as
             ``llama-bpe``; None takes what the file says.
+        tokenizer: where the tokenizer is, if not in the checkpoint: a directory, its tokenizer.json or tokenizer.model,
+            or a GGUF file. Its size must fit the vocabulary of the model.
 
     Returns:
         The open checkpoint; use it in a ``with`` statement.
@@ -47,25 +58,53 @@ def open_checkpoint(
     Raises:
         FileNotFoundError: nothing there.
         FormatError: damaged, incomplete, or of a format or architecture that is not read; the message names it.
-        ValueError: options out of range, and ``pre_tokenizer`` of a tokenizer that has rules of its own.
+        TypeError, ValueError: options out of range, fields that no configuration has, and ``pre_tokenizer`` of a
+            tokenizer that has rules of its own.
     """
     if hidden_act not in (None, *ACTIVATIONS):
         raise ValueError(f"hidden_act must be None or one of {', '.join(ACTIVATIONS)}, got {hidden_act!r}")
+    given = checked(override)
+    if hidden_act is not None and given.setdefault("hidden_act", hidden_act) != hidden_act:
+        raise ValueError(f"hidden_act is {hidden_act!r}, and override says {given['hidden_act']!r}: give one of them")
     if ternary not in TERNARY:
         raise ValueError(f"ternary must be one of {', '.join(TERNARY)}, got {ternary!r:.100}")
     path = Path(path)
     recover(path)
-    if path.is_dir():
-        checkpoint = open_directory(path, ternary)
-        if hidden_act is not None:
-            checkpoint.config = dataclasses.replace(checkpoint.config, hidden_act=hidden_act)
-    elif path.is_file():
-        checkpoint = open_gguf(path, i2_s_layout, hidden_act, ternary)
-    else:
-        raise FileNotFoundError(
-            f"no checkpoint at {path}; give the path of a directory with config.json, or of a .gguf file: nothing is "
-            "downloaded"
-        )
+    with recorded() as made:
+        if path.is_dir():
+            checkpoint = open_directory(path, ternary, given)
+        elif path.is_file():
+            checkpoint = open_gguf(path, i2_s_layout, ternary, given)
+        else:
+            raise FileNotFoundError(
+                f"no checkpoint at {path}; give the path of a directory with config.json, or of a .gguf file: nothing "
+                "is downloaded"
+            )
+    checkpoint.choices, checkpoint.override = tuple(made), given
+    if tokenizer is not None:
+        checkpoint.tokenizer_path = Path(tokenizer)
+        checkpoint.tokenizer_source = _tokenizer(checkpoint.tokenizer_path, checkpoint)
     if pre_tokenizer is not None:
         checkpoint.tokenizer_source = with_pre_tokenizer(checkpoint.tokenizer_source, pre_tokenizer)
     return checkpoint
+
+
+def _tokenizer(path: Path, checkpoint: Checkpoint) -> Path | Mapping[str, Any]:
+    """The source of another tokenizer. Raises FileNotFoundError, and FormatError where it is none or does not fit."""
+    if not path.exists():
+        raise FileNotFoundError(f"no tokenizer at {path}")
+    source: Path | Mapping[str, Any] = path if path.is_dir() else path.parent
+    names = [name for name in VOCABULARIES if (path.parent / name).is_file()]
+    if path.is_file() and path.name not in VOCABULARIES:
+        files, entries, _ = read_parts(path)
+        for file in files:
+            file.close()
+        source = {key: value for key, value in entries.items() if key.startswith("tokenizer.")}
+    elif path.is_file() and names[0] != path.name:
+        raise FormatError(f"{path} lies beside {names[0]}, which comes first; put it into a directory of its own")
+    elif path.is_dir() and not any((path / name).is_file() for name in VOCABULARIES):
+        raise FormatError(f"{path} has no tokenizer: none of {', '.join(VOCABULARIES)}")
+    count = token_count(source)
+    if count is not None and (fault := size_fault(count, checkpoint.config.vocab_size)):
+        raise FormatError(f"{path} does not fit {checkpoint.path}: {fault}")
+    return source

@@ -28,8 +28,10 @@ FILES = (
     "generation_config.json",
     GGUF_TOKENIZER,
 )
+VOCABULARIES = (GGUF_TOKENIZER, "tokenizer.json", "tokenizer.model")  # the first that is there counts
 TEMPLATES = "additional_chat_templates"  # the directory of the templates besides the default one
 HF_JSON = "tokenizer.huggingface.json"
+FEWEST = 0.9  # tokens for each row of the model, at least
 LARGEST_GAP = 1 << 16  # numbers without a token before an added one; more are taken for damage
 
 
@@ -169,6 +171,38 @@ def templates_of(directory: Path) -> dict[str, str]:
         if checkpoint_file(directory, f"{TEMPLATES}/{path.name}") is not None:
             found[path.stem] = path.read_text(encoding="utf-8")
     return found
+
+
+def token_count(source: Path | Mapping[str, Any]) -> int | None:
+    """The tokens of a directory's or a GGUF file's tokenizer; None for a tokenizer.model, which takes reading."""
+    if isinstance(source, Path) and (source / GGUF_TOKENIZER).is_file():
+        source = read_json(source, GGUF_TOKENIZER)
+    if isinstance(source, Path):
+        found = read_json(source, "tokenizer.json")
+        if not found:
+            return None
+        model, added = found.get("model"), found.get("added_tokens")
+        vocabulary = model.get("vocab") if isinstance(model, dict) else None
+        if not isinstance(vocabulary, dict | list):
+            raise FormatError(f"{source / 'tokenizer.json'} has no vocabulary")
+        numbers = set(vocabulary.values()) if isinstance(vocabulary, dict) else set(range(len(vocabulary)))
+        for token in added if isinstance(added, list) else []:
+            numbers.add(token.get("id") if isinstance(token, dict) else None)
+        return len(numbers | numbered_tokens(source).keys())
+    tokens = source.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, list):
+        raise FormatError("the GGUF file carries no tokenizer: it has no tokenizer.ggml.tokens")
+    return len(tokens)
+
+
+def size_fault(tokens: int, rows: int) -> str | None:
+    """Why a tokenizer of so many tokens is not that of a model with so many rows; None where it may be.
+
+    Models have more rows, up to a multiple of some power of two.
+    """
+    if tokens > rows or tokens < FEWEST * rows:
+        return f"the tokenizer has {tokens} tokens, the model {rows}"
+    return None
 
 
 def with_pre_tokenizer(source: Path | Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import ast
 import dataclasses
 import json
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from bittorch.models.decoder import tensor_shapes
 from bittorch.models.hadamard import Hadamard
 from bittorch.models.io import CheckpointWarning, FormatError, LossyError, convert, from_memory, open_checkpoint, save
 from bittorch.models.io.checkpoint import EMBEDDING
-from bittorch.models.io.choices import CHOICES, refusal, warn
+from bittorch.models.io.choices import CHOICES, recorded, refusal, warn
 from bittorch.models.io.hf_config import config_to_hf
 from tests.models.io.gguf_files import dense_values, write
 from tests.models.io.tiny import BITNET, LLAMA, model, tensors
@@ -75,6 +76,34 @@ def _(tmp_path: Path) -> None:
     with open_checkpoint(tmp_path / "x.gguf") as found:
         scales = (found.config.embedding_scale, found.config.residual_scale, found.config.logit_scale)
     assert scales == (12.0, 1.4 / 2**0.5, 1.0)  # as llama.cpp has them; hidden_size is 256
+
+
+@case("gguf-activation-bits")
+def _(tmp_path: Path) -> None:
+    write(tmp_path / "x.gguf", "bitnet-b1.58", BITNET, "F16", dense_values(BITNET, "F16"))
+    open_checkpoint(tmp_path / "x.gguf").close()
+
+
+@case("gguf-i2_s-layout")
+def _(tmp_path: Path) -> None:
+    save(model(), tmp_path / "x.gguf", to="gguf-i2_s")
+    open_checkpoint(tmp_path / "x.gguf").close()
+
+
+@case("hf-weight-scale")
+def _(tmp_path: Path) -> None:
+    path, values = folder(tmp_path / "x", "bitnet")
+    del values["quantization_config"]["linear_class"]
+    configure(path, values)
+    open_checkpoint(path).close()
+
+
+@case("tokenizer-size")
+def _(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    path, _ = folder(tmp_path / "x")
+    byte_tokenizer().save(path)
+    LanguageModel.from_pretrained(path)
 
 
 @case("hf-tied-head")  # FIELD L2
@@ -240,6 +269,29 @@ def test_choices_are_refused(choice: str, tmp_path: Path) -> None:
     with pytest.raises((FormatError, LossyError)) as caught:
         CASES[choice](tmp_path)
     assert caught.value.choice == choice
+
+
+@pytest.mark.parametrize("choice", [name for name, choice in CHOICES.items() if choice.outcome == "noted"])
+def test_choices_are_noted(choice: str, tmp_path: Path) -> None:
+    """Without a warning."""
+    with recorded() as made, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with recorded() as inside:
+            CASES[choice](tmp_path)
+    assert [noted.choice for noted in inside] == [] == made  # opening keeps its own list
+    with open_checkpoint(next(path for path in (tmp_path / "x", tmp_path / "x.gguf") if path.exists())) as found:
+        assert [noted.choice for noted in found.choices] == [choice]
+        assert str(tmp_path) in str(found.choices[0])
+
+
+def test_warned_choices_are_listed_too(tmp_path: Path) -> None:
+    write(tmp_path / "x.gguf", "bitnet", BITNET, "F16", dense_values(BITNET, "F16"))
+    with pytest.warns(CheckpointWarning) as caught:
+        found = open_checkpoint(tmp_path / "x.gguf")
+    assert [made.choice for made in found.choices] == ["gguf-activation", "gguf-activation-bits"]
+    assert found.choices[0] is caught[0].message
+    with open_checkpoint(tmp_path / "x.gguf", override={"hidden_act": "silu", "activation_bits": 8}) as found:
+        assert not found.choices
 
 
 def test_warnings_survive_pickling() -> None:
