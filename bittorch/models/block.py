@@ -25,22 +25,23 @@ class MLP(Block):
     Args:
         config: the model's.
         sub_norm: whether there is a norm, ``ffn_sub_norm``, before the last projection.
+        size: of what is between the projections; 0 for the model's.
     """
 
     gate_up_proj: nn.Module
     down_proj: nn.Module
     ffn_sub_norm: nn.Module
 
-    def __init__(self, config: ModelConfig, *, sub_norm: bool = False) -> None:
+    def __init__(self, config: ModelConfig, *, sub_norm: bool = False, size: int = 0) -> None:
         super().__init__()
         self.relu2, self.fuse = config.hidden_act == "relu2", config.fuse_norms
-        hidden, inner = config.hidden_size, config.intermediate_size
+        hidden, inner = config.hidden_size, size or config.intermediate_size
         gate_up = tuple(Part(name, inner, config.has_bias(name)) for name in ("gate_proj", "up_proj"))
         self.hold("gate_up_proj", Linear(hidden, gate_up))
         self.hold("down_proj", Linear(inner, (Part("down_proj", hidden, config.has_bias("down_proj")),)))
         self.hold_norm(config, "ffn_sub_norm", inner, sub_norm)
 
-    def forward(self, x: Tensor, norm: RMSNorm) -> Tensor:
+    def forward(self, x: Tensor, norm: nn.Module) -> Tensor:
         """Of ``norm(x)``, ``(tokens, hidden)``."""
         inner = gated(normed(self.gate_up_proj, norm, x, self.fuse), self.relu2)
         return normed(self.down_proj, self.ffn_sub_norm, inner, self.fuse)

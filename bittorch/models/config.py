@@ -58,6 +58,7 @@ class ModelConfig:
         num_experts: MLPs of which a token goes through some, in layers that have experts; 0 for none.
         experts_per_token: through how many of them a token goes.
         expert_size: intermediate size of an expert.
+        shared_expert_size: intermediate size of an expert that every token goes through too; 0 for none.
         normalise_experts: the weights of a token's experts are divided by their sum.
         dense_layers: layers that have one MLP instead of experts; kept in order, once each.
         expert_step: of the others, every so many-th has experts; 1 for all.
@@ -97,6 +98,7 @@ class ModelConfig:
     num_experts: int = 0
     experts_per_token: int = 0
     expert_size: int = 0
+    shared_expert_size: int = 0
     normalise_experts: bool = True
     dense_layers: tuple[int, ...] = ()
     expert_step: int = 1
@@ -151,7 +153,7 @@ class ModelConfig:
             self._check_rope_scaling(self.rope_scaling)
 
     def _check_experts(self) -> None:
-        for name in ("num_experts", "experts_per_token", "expert_size", "expert_step"):
+        for name in ("num_experts", "experts_per_token", "expert_size", "expert_step", "shared_expert_size"):
             value = getattr(self, name)
             if type(value) is not int or not 0 <= value < 2**31:
                 raise ValueError(f"{name} must be an integer that is not negative, got {value!r:.100}")

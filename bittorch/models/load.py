@@ -112,9 +112,9 @@ class Loader:
         on_cpu = self.device.type == "cpu"
         return (torch.float32 if on_cpu else torch.bfloat16), on_cpu
 
-    def vector(self, name: str) -> Tensor:
+    def vector(self, name: str, precise: bool = False) -> Tensor:
         """The weight of a norm or a router."""
-        return self._dense(f"{name}.weight", copy=True)
+        return self._dense(f"{name}.weight", torch.float32 if precise else self.dtype, copy=True)
 
     def embedding(self, name: str) -> nn.Module:
         """The embedding; with one weight for the head too where they are tied and the head is not converted."""
@@ -211,10 +211,10 @@ class Loader:
         return torch.cat(parts)
 
     def _bias(self, name: str) -> Tensor:
-        bias = self._dense(name)
+        bias = self._dense(name, self.dtype)
         if not bool(torch.isfinite(bias).all()):
             raise FormatError(f"{self.checkpoint.path}: {name} holds NaN or Inf as {bias.dtype}")
         return bias
 
-    def _dense(self, name: str, copy: bool = False) -> Tensor:
-        return self.checkpoint.dense(name).to(device=self.device, dtype=self.dtype, copy=copy)
+    def _dense(self, name: str, dtype: torch.dtype, copy: bool = False) -> Tensor:
+        return self.checkpoint.dense(name).to(device=self.device, dtype=dtype, copy=copy)

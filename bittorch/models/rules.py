@@ -29,8 +29,8 @@ class Source(Protocol):
         """The matrices of these names, which have one input, as one layer."""
         ...
 
-    def vector(self, name: str) -> Tensor:
-        """A weight that stays dense, of a norm or a router, in memory of its own."""
+    def vector(self, name: str, precise: bool = False) -> Tensor:
+        """A weight that stays dense, of a norm or a router, in memory of its own; ``precise`` is in float32."""
         ...
 
     def embedding(self, name: str) -> nn.Module: ...
@@ -168,17 +168,21 @@ class Experts(Rule):
 
 @dataclasses.dataclass(frozen=True)
 class Router(Rule):
-    """A row of ``columns`` channels for each of ``rows`` experts; dense, whatever becomes of other matrices."""
+    """A row of ``columns`` channels for each of ``rows`` experts; dense, whatever becomes of other matrices.
+
+    With ``precise`` it is in float32, whatever the dtype of the model is.
+    """
 
     name: str
     rows: int
     columns: int
+    precise: bool = False
 
     def shapes(self, prefix: str) -> dict[str, tuple[int, ...]]:
         return {f"{prefix}{self.name}.weight": (self.rows, self.columns)}
 
     def load(self, source: Source, prefix: str, owner: nn.Module) -> nn.Linear:
-        return linear_of(source.vector(prefix + self.name))
+        return linear_of(source.vector(prefix + self.name, self.precise))
 
     def tensors(self, module: nn.Module, prefix: str) -> Named:
         assert isinstance(module, nn.Linear)

@@ -39,3 +39,29 @@ def test_a_token_goes_through_its_own_experts_alone() -> None:
             gate, up = block.gate_up_proj[expert](normed).chunk(2, -1)
             expected += share[:, expert, None] * block.down_proj[expert](nn.functional.silu(gate) * up)
     assert float((found - expected).abs().max()) < 1e-6  # shares are rounded to float32
+
+
+def test_every_token_goes_through_the_shared_expert() -> None:
+    """Beside its own experts, which are zero here."""
+    config = ModelConfig(**SIZES, **HEADS, num_experts=2, experts_per_token=1, expert_size=4, shared_expert_size=6)
+    block = SparseMLP(config)
+    torch.manual_seed(0)
+    block.gate = nn.Linear(8, 2, bias=False)
+    block.gate_up_proj = nn.ModuleList(nn.Linear(8, 8, bias=False) for _ in range(2))
+    block.down_proj = nn.ModuleList(nn.Linear(4, 8, bias=False) for _ in range(2))
+    for expert in block.down_proj:
+        expert.weight.data.zero_()
+    assert block.shared_expert is not None
+    block.shared_expert.gate_up_proj = nn.Linear(8, 12, bias=False)
+    block.shared_expert.down_proj = nn.Linear(6, 8, bias=False)
+    block.shared_expert_gate = nn.Linear(8, 1, bias=False)
+    norm = RMSNorm(8, 1e-6)
+    norm.fill(torch.full((8,), 0.5))
+    x = torch.randn(5, 8, generator=helpers.seeded(1))
+    with torch.inference_mode():
+        normed = norm(x).double()
+        gate, up = (normed @ block.shared_expert.gate_up_proj.weight.T.double()).chunk(2, -1)
+        inner = gate * gate.sigmoid() * up
+        share = (normed @ block.shared_expert_gate.weight.T.double()).sigmoid()
+        expected = share * (inner @ block.shared_expert.down_proj.weight.T.double())
+        assert float((block(x, norm) - expected).abs().max()) < 1e-6

@@ -16,6 +16,7 @@ REGISTER = (
     "llama",
     "bitnet",
     "qwen2",
+    "qwen2_moe",
     "qwen3",
     "qwen3_moe",
     "maple",

@@ -27,14 +27,21 @@ class Entry:
         field: of `ModelConfig`.
         hf: the key in config.json.
         gguf: the key in a GGUF file, without the architecture before it; None where GGUF has none.
-        default: where a file says nothing; without one the key must be there. None is for `Architecture.of_hf` and
-            `Architecture.of_gguf` to fill in.
+        default: where a file says nothing, or null in config.json; without one the key must be there. None is for
+            `Architecture.of_hf` and `Architecture.of_gguf` to fill in.
+        implied: what a GGUF file means without a key; None for the default of `ModelConfig`.
     """
 
     field: str
     hf: str
     gguf: str | None
     default: Any = REQUIRED
+    implied: Any = None
+
+    @property
+    def meant(self) -> Any:
+        """What a GGUF file means that has no key."""
+        return getattr(ModelConfig, self.field) if self.implied is None else self.implied
 
 
 # Of every architecture.
@@ -62,6 +69,10 @@ GGUF_LAYER = {
     "ffn_down": "mlp.down_proj",
     "ffn_sub_norm": "mlp.ffn_sub_norm",
     "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj",
     # A tensor of three dimensions, whose first is the expert's number: see `bittorch.models.io.stacks`.
     "ffn_gate_exps": "mlp.experts.*.gate_proj",
     "ffn_up_exps": "mlp.experts.*.up_proj",
@@ -169,10 +180,12 @@ def read_entries(
         value_of: gives the value for a key, or the default; `REQUIRED` stands for none, and must raise.
         given: fields whose values are known, which a file may lack.
     """
-    named = ((entry, getattr(entry, key)) for entry in ENTRIES + architecture.entries)
-    return {
-        entry.field: value_of(name, given.get(entry.field, entry.default)) for entry, name in named if name is not None
-    }
+    found: dict[str, Any] = {}
+    for entry in ENTRIES + architecture.entries:
+        default, name = given.get(entry.field, entry.default), getattr(entry, key)
+        value = entry.meant if name is None else value_of(name, default)
+        found[entry.field] = default if value is None and default is not REQUIRED else value
+    return found
 
 
 def written_entries(architecture: Architecture, key: str, config: ModelConfig) -> dict[str, Any]:

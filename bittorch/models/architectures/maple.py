@@ -23,6 +23,8 @@ class Maple(Architecture):
     hf_neutral: ClassVar = {
         "nope_on_global_attention": (True,),
         "num_shared_experts": (0, None),
+        "use_bias": (False, None),
+        "first_k_dense_replace": (0, None),
         "scoring_func": ("softmax", None),
     }
     gguf: ClassVar = {"maple": "silu"}
@@ -41,7 +43,7 @@ class Maple(Architecture):
         attention = NormedHeads(config, index)
         if not attention.window:
             attention.rotated = 0
-        return DecoderLayer(config, attention, SparseMLP(config))
+        return DecoderLayer(config, attention, SparseMLP(config, precise=True))
 
 
 ARCHITECTURE = Maple()

@@ -183,7 +183,9 @@ def open_gguf(
     architecture, stored = architecture_of(entries, str(path)), {}
     for name, tensor in table.items():
         if (canonical := canonical_name(name, architecture.gguf_layer)) is not None and not name.endswith(".scale"):
-            stored[canonical] = tensor
+            # A gate of one row stands as a vector.
+            row = canonical.endswith("shared_expert_gate.weight") and len(tensor.shape) == 1
+            stored[canonical] = dataclasses.replace(tensor, shape=(1, *tensor.shape)) if row else tensor
     factors = {name: _rope_factors(table[name]) for name in ROPE_TENSORS if name in table}
     given = override or {}
     config = config_from_gguf(entries, stored, factors, str(path), given)

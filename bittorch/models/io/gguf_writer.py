@@ -127,11 +127,10 @@ def _name(architecture: Architecture, config: ModelConfig, type_name: str) -> st
     """The file's general.architecture. Raises LossyError where it would imply another activation."""
     name = architecture.gguf_name(config, type_name)
     for entry in architecture.entries:
-        if entry.gguf is None and (value := getattr(config, entry.field)) != (
-            usual := getattr(ModelConfig, entry.field)
-        ):
+        if entry.gguf is None and (value := getattr(config, entry.field)) != entry.meant:
             raise LossyError(
-                f"GGUF has no entry of {name} for {entry.field}={value!r:.100}, and means {usual!r}; write bittorch"
+                f"GGUF has no entry of {name} for {entry.field}={value!r:.100}, and means {entry.meant!r}; write "
+                "bittorch"
             )
     if architecture.gguf[name] not in (None, config.hidden_act):
         raise LossyError(

@@ -25,8 +25,12 @@ from bittorch.models.io.tokenizer_files import end_tokens
 INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 IGNORED = ("rotary_emb.inv_freq",)  # follows from the configuration; old files store it
-# Names of the first BitNet checkpoints, and of today's.
-RENAMED = {"self_attn.inner_attn_ln": "self_attn.attn_sub_norm", "mlp.ffn_layernorm": "mlp.ffn_sub_norm"}
+# Names of the first BitNet checkpoints and of Maple's, and of transformers' today.
+RENAMED = {
+    "self_attn.inner_attn_ln": "self_attn.attn_sub_norm",
+    "mlp.ffn_layernorm": "mlp.ffn_sub_norm",
+    "word_embeddings": "embed_tokens",
+}
 
 
 def open_directory(path: Path, ternary: str = "auto", override: Mapping[str, Any] | None = None) -> Checkpoint:

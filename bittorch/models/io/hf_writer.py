@@ -116,7 +116,11 @@ def write_directory(
         file.finish(layout.metadata())
     finally:
         file.file.close()
-    linear = [name for name in others if name.endswith(("_proj.weight", ".mlp.gate.weight", "lm_head.weight"))]
+    linear = [
+        name
+        for name in others
+        if name.endswith(("_proj.weight", ".mlp.gate.weight", ".shared_expert_gate.weight", "lm_head.weight"))
+    ]
     dense = sorted(
         {name.removesuffix(".weight") for name in linear} | (set() if "lm_head.weight" in ternary else {"lm_head"})
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from bittorch.models import LanguageModel
@@ -118,6 +120,42 @@ def test_a_file_of_gguf_py_and_what_is_made_of_it(tmp_path: Path) -> None:
         with torch.inference_mode():
             assert float((model(torch.tensor([ids]))[0] - expected).abs().max()) < 1e-4
         assert model.stream([ids], max_new_tokens=4, temperature=0.0).run().tokens == [greedy[len(ids) :]]
+
+
+def directory(path: Path, dtype: torch.dtype, **changes: Any) -> Path:
+    """Names and entries as the model's own code has them: the embedding is called word_embeddings."""
+    path.mkdir()
+    own = {name.replace("embed_tokens", "word_embeddings"): value for name, value in values().items()}
+    save_file({name: torch.from_numpy(value).to(dtype) for name, value in own.items()}, path / "model.safetensors")
+    sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 4, "head_dim": 16}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    experts = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "swiglu_limit": 0.5}
+    rules = {"num_shared_experts": 0, "norm_topk_prob": True, "first_k_dense_replace": 0, "use_bias": False}
+    layers = {"sliding_window": 3, "layer_types": list(CONFIG.layer_types), "nope_on_global_attention": True}
+    rope = {"rope_theta": 10000, "partial_rotary_factor": 0.5, "rope_scaling": None, "rms_norm_eps": 1e-5}
+    said = {"model_type": "maple", **sizes, **heads, **experts, **rules, **layers, **rope, **changes}
+    (path / "config.json").write_text(json.dumps(said))
+    return path
+
+
+@torch.inference_mode()
+def test_a_directory_of_the_publisher(tmp_path: Path) -> None:
+    ids = [7, 3, 42, 11, 3, 29]
+    found = LanguageModel.from_pretrained(directory(tmp_path / "x", torch.float32), tokenizer=False)
+    assert found.config == CONFIG
+    assert float((found(torch.tensor([ids]))[0] - reference(ids)).abs().max()) < 1e-4
+    with pytest.raises(FormatError, match="has use_bias True"):
+        open_checkpoint(directory(tmp_path / "y", torch.float32, use_bias=True))
+
+
+@torch.inference_mode()
+def test_routers_are_precise(tmp_path: Path) -> None:
+    """In a bfloat16 model too: experts of logits that differ by less than it holds are told apart."""
+    found = LanguageModel.from_pretrained(directory(tmp_path / "x", torch.bfloat16), tokenizer=False)
+    mlp = found.layers[0].mlp
+    assert (found.dtype, mlp.gate.weight.dtype) == (torch.bfloat16, torch.float32)
+    mlp.gate.weight.copy_(torch.ones(6, 32) + torch.tensor([0, 1, 2, 5, 3, 4])[:, None] * 2**-12)
+    assert mlp.routed(torch.ones(1, 32, dtype=torch.bfloat16))[1].tolist() == [[3, 5]]
 
 
 @pytest.mark.parametrize(
