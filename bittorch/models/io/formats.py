@@ -15,6 +15,7 @@ REGISTER = (
     "own",
     "bitnet",
     "compressed_tensors",
+    "mlx",
     "plain",
 )
 

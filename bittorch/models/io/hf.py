@@ -25,11 +25,12 @@ from bittorch.models.io.tokenizer_files import end_tokens
 INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 IGNORED = ("rotary_emb.inv_freq",)  # follows from the configuration; old files store it
-# Names of the first BitNet checkpoints and of Maple's, and of transformers' today.
+# Names of the first BitNet checkpoints, of Maple's and of MLX's, and of transformers' today.
 RENAMED = {
     "self_attn.inner_attn_ln": "self_attn.attn_sub_norm",
     "mlp.ffn_layernorm": "mlp.ffn_sub_norm",
     "word_embeddings": "embed_tokens",
+    "mlp.switch_mlp": "mlp.experts.*",
 }
 
 
@@ -111,8 +112,7 @@ def canonical_name(name: str, prefix: str = "") -> str:
     """The name that today's transformers uses; ``prefix`` goes before all but the head's."""
     name = name if name.startswith("lm_head.") else prefix + name
     for old, new in RENAMED.items():
-        if f".{old}." in name:
-            return name.replace(old, new)
+        name = name.replace(f".{old}.", f".{new}.")
     return name
 
 

@@ -1,8 +1,9 @@
 """Weights of experts: a matrix for each under canonical names, one tensor of three dimensions for all in some files.
 
 A stack is a matrix of all its rows, one expert's below the other's, and `pieces` says which rows are whose. GGUF stacks
-``gate_proj``, ``up_proj`` and ``down_proj``; their canonical name has ``*`` in the place of the number. transformers'
-modules have ``gate_up_proj``, an expert's rows of gate above those of up, and ``down_proj``.
+``gate_proj``, ``up_proj`` and ``down_proj``, as MLX does, with their scales beside them; their canonical name has ``*``
+in the place of the number. transformers' modules have ``gate_up_proj``, an expert's rows of gate above those of up, and
+``down_proj``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from bittorch.models.io.errors import FormatError
 
 PARTS = {"gate_up_proj": ("gate_proj", "up_proj")}
 STACK = re.compile(
-    r"(?P<module>.+\.experts)\.(?:\*\.(?P<one>\w+)\.weight|(?P<all>gate_up_proj|down_proj)(?:\.weight)?)"
+    r"(?P<module>.+\.experts)\.(?:\*\.(?P<one>\w+)\.(?P<part>weight|scales|biases|row_alpha)"
+    r"|(?P<all>gate_up_proj|down_proj)(?:\.weight)?)"
 )
 
 
@@ -50,12 +52,14 @@ def pieces(name: str, shape: tuple[int, ...], what: str) -> dict[str, slice] | N
     if found is None:
         return None
     parts = PARTS.get(found["all"] or "", (found["one"] or found["all"],))
-    if len(shape) != 3 or not math.prod(shape) or shape[1] % len(parts):
+    kind = found["part"] or "weight"
+    axes = ("experts", "rows") if kind == "row_alpha" else ("experts", "rows", "columns")
+    if len(shape) != len(axes) or not math.prod(shape) or shape[1] % len(parts):
         raise FormatError(
-            f"{what}: {name} must be (experts, rows, columns) with rows for {' and '.join(parts)}, got {shape}"
+            f"{what}: {name} must be ({', '.join(axes)}) with rows for {' and '.join(parts)}, got {shape}"
         )
     rows = shape[1] // len(parts)
-    names = (f"{found['module']}.{expert}.{part}.weight" for expert in range(shape[0]) for part in parts)
+    names = (f"{found['module']}.{expert}.{part}.{kind}" for expert in range(shape[0]) for part in parts)
     return {own: slice(index * rows, (index + 1) * rows) for index, own in enumerate(names)}
 
 
@@ -89,11 +93,11 @@ def unstacked(
 def cut_bytes(stored: Stored, rows: slice) -> Stored:
     """Rows of a stack in a file; a dataclass with shape, offset and bytes, whose rows are of one size."""
     entry: Any = stored
-    experts, height, columns = entry.shape
+    experts, height, *rest = entry.shape
     size = entry.bytes // (experts * height)
     return dataclasses.replace(
         entry,
-        shape=(rows.stop - rows.start, columns),
+        shape=(rows.stop - rows.start, *rest),
         offset=entry.offset + rows.start * size,
         bytes=(rows.stop - rows.start) * size,
     )
