@@ -87,8 +87,8 @@ class Checkpoint:
 
     Attributes:
         config: the model's sizes and rules.
-        format: ``safetensors``, ``bitnet``, ``bitnet-online``, ``compressed-tensors``, ``mlx``, ``masters``, ``bittorch``
-            or ``gguf``.
+        format: ``safetensors``, ``bitnet``, ``bitnet-online``, ``compressed-tensors``, ``mlx``, ``masters``,
+            ``bittorch``, ``gguf`` or ``memory``.
         metadata: what the file says of itself, undigested.
         tokenizer_source: the directory that has the tokenizer's files, or the ``tokenizer.*`` entries of a GGUF file.
         choices: what was chosen on opening because the file leaves it open or contradicts itself.
