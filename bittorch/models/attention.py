@@ -14,13 +14,14 @@ from bittorch.models.rope import Rotation
 from bittorch.models.rules import Block, Linear, Part
 
 
-def attend(q: Tensor, kv: Tensor, window: int = 0) -> Tensor:
-    """``softmax(q k^T / sqrt(head_dim)) v``; query i of t sees the keys up to ``length - t + i``.
+def attend(q: Tensor, kv: Tensor, window: int = 0, scale: float | None = None) -> Tensor:
+    """``softmax(scale q k^T) v``; query i of t sees the keys up to ``length - t + i``.
 
     Args:
         q: ``(rows, t, heads, head_dim)``, the queries of the last t tokens.
         kv: ``(2, rows, kv_heads, length, head_dim)``.
         window: of these keys, a query sees the last ``window + 1``; 0 for all.
+        scale: None for ``1 / sqrt(head_dim)``.
 
     Returns:
         ``(rows, t, heads * head_dim)``.
@@ -32,14 +33,14 @@ def attend(q: Tensor, kv: Tensor, window: int = 0) -> Tensor:
     kv_heads, length = k.shape[1], k.shape[2]
     group = heads // kv_heads
     if count == 1:  # every query sees every key: those of a group are as good as tokens, and keys are read once for all
-        y = F.scaled_dot_product_attention(q.reshape(rows, kv_heads, group, width), k, v)
+        y = F.scaled_dot_product_attention(q.reshape(rows, kv_heads, group, width), k, v, scale=scale)
         return y.reshape(rows, 1, heads * width)
     # A kv head and its group of queries are a batch of attentions, in which k and v are views of stride 0.
     q = q.reshape(rows, count, kv_heads, group, width).permute(0, 2, 3, 1, 4).flatten(0, 1)
     k, v = (t.flatten(0, 1).unsqueeze(1).expand(-1, group, -1, -1) for t in (k, v))
     whole = length == count and not 0 < window < length - 1
     mask = None if whole else causal_mask(count, length, q.device, window)
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale)
     return y.view(rows, kv_heads, group, count, width).permute(0, 3, 1, 2, 4).reshape(rows, count, heads * width)
 
 
@@ -65,7 +66,7 @@ class Attention(Block):
     def __init__(self, config: ModelConfig, layer: int, *, sub_norm: bool = False) -> None:
         super().__init__()
         self.layer, self.fuse, self.window = layer, config.fuse_norms, config.window_of(layer)
-        self.rotated = config.rotated
+        self.rotated, self.scale = config.rotated, config.query_size**-0.5 if config.query_size else None
         self.heads, self.kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         rows = {"q_proj": q, "k_proj": kv, "v_proj": kv}
@@ -79,6 +80,7 @@ class Attention(Block):
         other."""
         heads = self.prepared(normed(self.qkv_proj, norm, x, self.fuse).view(len(x), -1, self.head_dim))
         if self.rotated:
+            rotation = rotation.local if self.window else rotation
             rotation.rotate_(heads[:, : self.heads + self.kv_heads, : self.rotated].unflatten(2, (2, -1)))
         q, kv = heads.split((self.heads, 2 * self.kv_heads), 1)
         if batch.even:
@@ -99,10 +101,10 @@ class Attention(Block):
             written, held = batch.views
             written[self.layer].copy_(new)
             new = held[self.layer]
-        return attend(q.view(rows, count, self.heads, self.head_dim), new, self.window).view(len(q), -1)
+        return attend(q.view(rows, count, self.heads, self.head_dim), new, self.window, self.scale).view(len(q), -1)
 
     def _attend_row(self, index: int, q: Tensor, kv: Tensor, batch: Batch) -> Tensor:
         kv = kv.unflatten(1, (2, self.kv_heads))
         row = batch.rows[index]
         cached = kv.permute(1, 2, 0, 3) if batch.cache is None else batch.cache.write(self.layer, row, kv)
-        return attend(q.unsqueeze(0), cached.unsqueeze(1), self.window).squeeze(0)
+        return attend(q.unsqueeze(0), cached.unsqueeze(1), self.window, self.scale).squeeze(0)

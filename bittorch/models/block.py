@@ -13,14 +13,16 @@ from bittorch.models.rope import Rotation
 from bittorch.models.rules import Block, Linear, Part
 
 
-def gated(gate_up: Tensor, relu2: bool) -> Tensor:
-    """``act(gate) * up`` of two halves side by side, which it may overwrite; act is SiLU, or the square of ReLU."""
+def gated(gate_up: Tensor, act: str) -> Tensor:
+    """``act(gate) * up`` of two halves side by side, which it may overwrite; act is `ModelConfig.hidden_act`."""
     gate, up = gate_up.chunk(2, -1)
-    return gate.relu_().square().mul_(up) if relu2 else F.silu(gate).mul_(up)
+    if act == "relu2":
+        return gate.relu_().square().mul_(up)
+    return (F.silu(gate) if act == "silu" else F.gelu(gate, approximate="tanh")).mul_(up)
 
 
 class MLP(Block):
-    """``down_proj(sub_norm(act(gate) * up))``, gate and up from one product; act is SiLU, or the square of ReLU.
+    """``down_proj(sub_norm(act(gate) * up))``, gate and up from one product.
 
     Args:
         config: the model's.
@@ -34,7 +36,7 @@ class MLP(Block):
 
     def __init__(self, config: ModelConfig, *, sub_norm: bool = False, size: int = 0) -> None:
         super().__init__()
-        self.relu2, self.fuse = config.hidden_act == "relu2", config.fuse_norms
+        self.act, self.fuse = config.hidden_act, config.fuse_norms
         hidden, inner = config.hidden_size, size or config.intermediate_size
         gate_up = tuple(Part(name, inner, config.has_bias(name)) for name in ("gate_proj", "up_proj"))
         self.hold("gate_up_proj", Linear(hidden, gate_up))
@@ -43,7 +45,7 @@ class MLP(Block):
 
     def forward(self, x: Tensor, norm: nn.Module) -> Tensor:
         """Of ``norm(x)``, ``(tokens, hidden)``."""
-        inner = gated(normed(self.gate_up_proj, norm, x, self.fuse), self.relu2)
+        inner = gated(normed(self.gate_up_proj, norm, x, self.fuse), self.act)
         return normed(self.down_proj, self.ffn_sub_norm, inner, self.fuse)
 
 
@@ -70,3 +72,19 @@ class DecoderLayer(Block):
     def forward(self, x: Tensor, rotation: Rotation, batch: Batch) -> Tensor:
         x = x + self.self_attn(x, self.input_layernorm, rotation, batch)
         return x + self.mlp(x, self.post_attention_layernorm)
+
+
+class SandwichLayer(DecoderLayer):
+    """``x + norm(attention(norm(x)))``, then ``x + norm(mlp(norm(x)))``."""
+
+    pre_feedforward_layernorm: RMSNorm
+    post_feedforward_layernorm: RMSNorm
+
+    def __init__(self, config: ModelConfig, self_attn: Block, mlp: Block) -> None:
+        super().__init__(config, self_attn, mlp)
+        self.hold_norm(config, "pre_feedforward_layernorm", config.hidden_size)
+        self.hold_norm(config, "post_feedforward_layernorm", config.hidden_size)
+
+    def forward(self, x: Tensor, rotation: Rotation, batch: Batch) -> Tensor:
+        x = x + self.post_attention_layernorm(self.self_attn(x, self.input_layernorm, rotation, batch))
+        return x + self.post_feedforward_layernorm(self.mlp(x, self.pre_feedforward_layernorm))

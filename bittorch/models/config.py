@@ -8,7 +8,7 @@ from typing import Any
 
 from bittorch.models.hadamard import HEAD, Hadamard
 
-ACTIVATIONS = ("silu", "relu2")
+ACTIVATIONS = ("silu", "relu2", "gelu_tanh")
 # The matrices of a layer that may have a bias, each on its own.
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LAYER_TYPES = ("sliding_attention", "full_attention")
@@ -48,7 +48,7 @@ class ModelConfig:
             by which the frequencies are divided (a GGUF file keeps only these of ``llama3``); ``longrope`` with two
             such lists, ``short_factor`` and ``long_factor``, and ``original_max_position_embeddings``, which chooses
             one of them.
-        hidden_act: ``silu``, or ``relu2``, the square of ReLU.
+        hidden_act: ``silu``; ``relu2``, the square of ReLU; ``gelu_tanh``, GELU by its formula with tanh.
         tie_embeddings: the head is the embedding.
         biases: names of `PROJECTIONS`, those that have a bias; kept in that order.
         activation_bits: 8 for W1.58A8 checkpoints, None where activations stay floating.
@@ -65,6 +65,8 @@ class ModelConfig:
         expert_limit: gates of experts are cut above it before SiLU, the other factor to this magnitude; 0 for no limit.
         window: a token of a layer with a window sees itself and so many before it.
         layer_types: of each layer ``sliding_attention``, with the window, or ``full_attention``; empty for no window.
+        local_rope_theta: rope_theta of layers with a window, which scale no positions; 0 for that of all.
+        query_size: attention scores are divided by its square root; 0 for head_dim.
         rotary_dim: channels of a head that are rotated, the first of it; 0 for all.
         norms_from_one: the weights of norms are stored less 1.
         hadamard: which weights stand in a rotated basis; None for none.
@@ -105,6 +107,8 @@ class ModelConfig:
     expert_limit: float = 0.0
     window: int = 0
     layer_types: tuple[str, ...] = ()
+    local_rope_theta: float = 0.0
+    query_size: int = 0
     rotary_dim: int = 0
     norms_from_one: bool = False
     hadamard: Hadamard | None = None
@@ -187,8 +191,13 @@ class ModelConfig:
             raise ValueError(
                 f"rotary_dim must be even, from 0 to head_dim={self.head_dim}, got {self.rotary_dim!r:.40}"
             )
-        if self.expert_limit != 0 and not _is_positive(self.expert_limit):
-            raise ValueError(f"expert_limit must be 0 or positive and finite, got {self.expert_limit!r:.40}")
+        for name in ("expert_limit", "local_rope_theta"):
+            if (value := getattr(self, name)) != 0 and not _is_positive(value):
+                raise ValueError(f"{name} must be 0 or positive and finite, got {value!r:.40}")
+        if type(self.query_size) is not int or not 0 <= self.query_size < 2**31:
+            raise ValueError(f"query_size must be an integer that is not negative, got {self.query_size!r:.40}")
+        if self.query_size == self.head_dim:
+            object.__setattr__(self, "query_size", 0)
 
     def _check_rope_scaling(self, scaling: Mapping[str, Any]) -> None:
         kind = scaling.get("rope_type")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -38,7 +39,7 @@ class Decoder(Block):
         super().__init__()
         self.config, self.dtype = config, dtype
         architecture, sizes = architectures.find(config.architecture), (config.vocab_size, config.hidden_size)
-        self.embedding_scale, self.logit_scale = config.embedding_scale, config.logit_scale
+        self.embedding_scale, self.logit_scale = architecture.embedding_scale(config, dtype), config.logit_scale
         self.hold("embed_tokens", Embedding("model.embed_tokens", *sizes))
         self.layers = nn.ModuleList(architecture.layer(config, index) for index in range(config.num_layers))
         self.hold("norm", rules.Norm("model.norm", config.hidden_size, config.rms_norm_eps, config.norms_from_one))
@@ -46,6 +47,7 @@ class Decoder(Block):
         self.embedding_basis: Basis | None = None
         self.head_basis: Basis | None = None
         self.frequencies: Tensor
+        self.local_frequencies: Tensor | None
         self.magnitude = rope_magnitude(config)
         self.eval()
 
@@ -53,6 +55,10 @@ class Decoder(Block):
         """Takes all weights, and their device."""
         rules.fill(self, source)
         self.register_buffer("frequencies", rope_frequencies(self.config).to(self.device), persistent=False)
+        local = None
+        if theta := self.config.local_rope_theta:
+            local = rope_frequencies(dataclasses.replace(self.config, rope_theta=theta, rope_scaling=None))
+        self.register_buffer("local_frequencies", None if local is None else local.to(self.device), persistent=False)
         if (hadamard := self.config.hadamard) is not None:
             size, device = self.config.hidden_size, self.device
             self.embedding_basis = hadamard.basis(size, device) if hadamard.embedding else None
@@ -123,7 +129,10 @@ class Decoder(Block):
         """What the last layer gives, ``(tokens, hidden_size)``; arguments and errors as of `step`."""
         self._check(tokens, batch)
         x = self.embedded(tokens)
-        rotation = Rotation(self.frequencies, batch.positions(self.device), self.dtype, self.magnitude)
+        positions = batch.positions(self.device)
+        rotation = Rotation(self.frequencies, positions, self.dtype, self.magnitude)
+        if self.local_frequencies is not None:
+            rotation.local = Rotation(self.local_frequencies, positions, self.dtype)
         for layer in self.layers:
             x = layer(x, rotation, batch)
         if batch.cache is not None:

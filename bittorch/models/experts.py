@@ -35,7 +35,7 @@ class SparseMLP(Block):
     def __init__(self, config: ModelConfig, *, precise: bool = False) -> None:
         super().__init__()
         self.used, self.normalise, self.limit = config.experts_per_token, config.normalise_experts, config.expert_limit
-        self.relu2 = config.hidden_act == "relu2"
+        self.act = config.hidden_act
         count, hidden, inner = config.num_experts, config.hidden_size, config.expert_size
         gate_up = (Part("gate_proj", inner), Part("up_proj", inner))
         self.hold("gate", Router("gate", count, hidden, precise))
@@ -57,7 +57,7 @@ class SparseMLP(Block):
         sizes = [counts[expert] for expert in used]
         out = torch.zeros_like(x)
         for expert, own, weight in zip(used, tokens.split(sizes), weights.split(sizes), strict=True):
-            inner = gated(self._limited(self.gate_up_proj[expert](x[own])), self.relu2)
+            inner = gated(self._limited(self.gate_up_proj[expert](x[own])), self.act)
             out.index_add_(0, own, self.down_proj[expert](inner).mul_(weight))
         if self.shared_expert is not None:
             out += self.shared_expert_gate(x).sigmoid() * self.shared_expert(x, self.unchanged)

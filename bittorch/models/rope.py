@@ -102,6 +102,9 @@ def rope_magnitude(config: ModelConfig) -> float:
 class Rotation:
     """Cosines and signed sines of some positions, as `rotate_` wants them.
 
+    Attributes:
+        local: the rotation of layers with a window; the same where a model has one for all.
+
     Args:
         frequencies: of `rope_frequencies`, on the device of the model.
         positions: ``(tokens,)`` integers.
@@ -114,6 +117,7 @@ class Rotation:
         cos, sin = angles.cos() * magnitude, angles.sin() * magnitude
         self.cos = torch.stack((cos, cos), -2).to(dtype).unsqueeze(1)
         self.sin = torch.stack((-sin, sin), -2).to(dtype).unsqueeze(1)
+        self.local = self
 
     def rotate_(self, halves: Tensor) -> Tensor:
         """Turns ``(tokens, heads, 2, head_dim / 2)`` in place: channel i of the first half with i of the second."""

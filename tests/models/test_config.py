@@ -18,7 +18,7 @@ from tests.models.io.tiny import BITNET, LLAMA
         ({"num_layers": 2.0}, r"num_layers must be a positive integer, got 2\.0"),
         ({"num_heads": 3}, "num_heads=3 is no multiple of num_kv_heads=2"),
         ({"head_dim": 63}, "head_dim must be even for rotary positions, got 63"),
-        ({"hidden_act": "gelu"}, "hidden_act must be one of silu, relu2, got 'gelu'"),
+        ({"hidden_act": "gelu"}, "hidden_act must be one of silu, relu2, gelu_tanh, got 'gelu'"),
         ({"activation_bits": 4}, "activation_bits must be None, 8, 16 or 24, got 4"),
         ({"activation_bits": 8.0}, r"activation_bits must be None, 8, 16 or 24, got 8\.0"),  # FIELD R15
         ({"window": 4}, "layer_types must name the layers of window=4, got none"),

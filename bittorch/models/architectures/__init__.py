@@ -21,6 +21,7 @@ REGISTER = (
     "qwen3_moe",
     "maple",
     "minicpm",
+    "gemma3",
 )
 
 

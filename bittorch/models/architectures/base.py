@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from bittorch.models.config import ModelConfig
+from bittorch.models.config import LAYER_TYPES, ModelConfig
 from bittorch.models.rules import Block
 
 REQUIRED: Any = object()
@@ -78,6 +78,7 @@ GGUF_LAYER = {
     "ffn_up_exps": "mlp.experts.*.up_proj",
     "ffn_down_exps": "mlp.experts.*.down_proj",
 }
+MOST_LAYERS = 10**5  # a file that says more is refused for lack of tensors, before something is made for each layer
 SUB_NORM = "model.layers.0.self_attn.attn_sub_norm.weight"
 
 
@@ -137,9 +138,17 @@ class Architecture:
         """The recipe of layer ``index``: a block that takes ``(x, rotation, batch)``, without weights."""
         raise NotImplementedError
 
+    def embedding_scale(self, config: ModelConfig, dtype: torch.dtype) -> float:
+        """What embeddings are multiplied by in a model that runs in ``dtype``."""
+        return config.embedding_scale
+
     def of_tensors(self, names: Container[str]) -> str:
         """The name in the register of a model with these tensors; some say more than their file's name does."""
         return self.name
+
+    def hf_values(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The entries of config.json, what only this architecture has as others have it. Raises ValueError."""
+        return values
 
     def of_hf(self, fields: dict[str, Any]) -> dict[str, Any]:
         """Fields of `ModelConfig`, of what config.json has for `ENTRIES` and `entries`. Raises ValueError."""
@@ -150,8 +159,12 @@ class Architecture:
         return values
 
     def of_gguf(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """The same of a GGUF file. What it lacks is None, and gets what llama.cpp takes for it in older files."""
+        """The same of a GGUF file. What has no default is None, and gets what llama.cpp takes for it in older files."""
         return fields
+
+    def to_gguf(self, entries: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
+        """The inverse, of entries without the name of the architecture."""
+        return entries
 
     def hf_biases(self, values: Mapping[str, Any]) -> tuple[str, ...]:
         """Which projections have a bias in transformers, by the entries of config.json."""
@@ -162,7 +175,7 @@ class Architecture:
         """What a GGUF file has for a tensor, by its canonical name."""
         heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(name.split(".")[-2])
         rows = rope_rows(heads, config.head_dim) if self.gguf_permuted and heads else None
-        return Form(rows, float(self.norms_from_one and name.endswith("norm.weight")))
+        return Form(rows, float(self.norms_from_one and name.endswith("norm.weight") and "_proj.norm" not in name))
 
     def gguf_name(self, config: ModelConfig, type_name: str) -> str:
         """The name that a GGUF file with ternary tensors of this type is written under."""
@@ -197,6 +210,28 @@ def written_entries(architecture: Architecture, key: str, config: ModelConfig) -
 def has_sizes(fields: Mapping[str, Any]) -> bool:
     """Whether what `read_entries` found of `ENTRIES` can be computed with; the rest `ModelConfig` refuses by name."""
     return all(type(fields[entry.field]) is int and 0 < fields[entry.field] < 2**31 for entry in ENTRIES)
+
+
+def counted_windows(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """``window`` and ``layer_types`` of files that count the token itself to the window.
+
+    Args:
+        fields: of `read_entries`; a number in the place of layer_types is a period, whose last layer has no window.
+
+    Raises:
+        ValueError: another type.
+    """
+    window, kinds = fields["window"] or 0, fields["layer_types"]
+    if type(window) is not int or window < 0:
+        raise ValueError(f"sliding_window must be an integer that is not negative, got {window!r:.40}")
+    if not isinstance(kinds, list | tuple) and (type(kinds) is not int or kinds < 1):
+        raise ValueError(f"layer_types must be a list, or a positive period, got {kinds!r:.40}")
+    layers = fields["num_layers"]
+    if not window or not has_sizes(fields) or layers > MOST_LAYERS:
+        return {"window": 0, "layer_types": ()}
+    if type(kinds) is int:
+        kinds = [LAYER_TYPES[(layer + 1) % kinds == 0] for layer in range(layers)]
+    return {"window": window - 1, "layer_types": kinds}
 
 
 def rope_rows(heads: int, head_dim: int) -> Tensor:

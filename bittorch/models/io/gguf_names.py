@@ -149,9 +149,9 @@ def config_from_gguf(
 
 def _fields(architecture: Architecture, arch: str, get: Any, given: Mapping[str, Any], what: str) -> dict[str, Any]:
     """Of the entries of every architecture, and of this one's; older files may lack some of these."""
-    found = read_entries(architecture, "gguf", get, given)
-    if lacking := [entry for entry in architecture.entries if entry.gguf and found[entry.field] is None]:
-        found = architecture.of_gguf(found)
+    stored = read_entries(architecture, "gguf", get, given)
+    found = architecture.of_gguf(stored)
+    if lacking := [entry for entry in architecture.entries if entry.gguf and stored[entry.field] is None]:
         taken = ", ".join(f"{arch}.{entry.gguf} = {found[entry.field]!r:.40}" for entry in lacking)
         choices.warn(
             "gguf-older",
@@ -252,7 +252,7 @@ def config_entries(config: ModelConfig, arch: str) -> dict[str, Any]:
         entries["hidden_activation"] = config.hidden_act
     if config.layer_types:
         entries["attention.sliding_window_pattern"] = [kind == LAYER_TYPES[0] for kind in config.layer_types]
-    named = {f"{arch}.{key}": value for key, value in entries.items()}
+    named = {f"{arch}.{key}": value for key, value in architecture.to_gguf(entries, config).items()}
     named["bittorch.activation_bits"] = config.activation_bits or 0
     if not config.fuse_norms:
         named["bittorch.fuse_norms"] = False

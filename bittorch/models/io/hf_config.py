@@ -14,7 +14,7 @@ from bittorch.models.io import choices
 from bittorch.models.io.errors import FormatError
 
 ROPE_BASE = ("rope_theta", "partial_rotary_factor")
-ACTIVATION_NAMES = {"swish": "silu"}  # second names that transformers has
+ACTIVATION_NAMES = {"swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}  # names that transformers has
 
 
 def config_from_hf(
@@ -50,6 +50,10 @@ def config_from_hf(
                 f"supported: {', '.join(map(repr, neutral))}"
             )
 
+    try:
+        values = architecture.hf_values(values)
+    except (TypeError, ValueError) as error:
+        raise FormatError(f"{what}: {error}") from None
     _check_second_names(architecture, values, what)
     given = override or {}
     if "rope_scaling" in given:  # of the file's, which may be unknown, the base alone
@@ -202,7 +206,7 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
         "head_dim": config.head_dim,
         "rms_norm_eps": config.rms_norm_eps,
         "rope_parameters": rope,
-        "hidden_act": config.hidden_act,
+        "hidden_act": {"gelu_tanh": "gelu_pytorch_tanh"}.get(config.hidden_act, config.hidden_act),
         "tie_word_embeddings": config.tie_embeddings,
         "attention_bias": "q_proj" in config.biases,
         "mlp_bias": "up_proj" in config.biases,

@@ -40,8 +40,8 @@ def open_checkpoint(
         i2_s_layout: the order of weights in I2_S tensors, which a GGUF file does not tell: ``128x32`` of converters
             and most builds of bitnet.cpp; ``64x16`` of its builds for ARM; ``rows4``, four rows a byte, of a build for
             x86. A wrong one gives noise instead of text.
-        hidden_act: short for ``override={"hidden_act": ...}``: the activation of the MLP, ``silu`` or ``relu2``. A
-            GGUF file of architecture ``bitnet`` often says nothing.
+        hidden_act: short for ``override={"hidden_act": ...}``: the activation of the MLP, ``silu``, ``relu2`` or
+            ``gelu_tanh``. A GGUF file of architecture ``bitnet`` often says nothing.
         override: fields of `bittorch.models.ModelConfig` and values, which count in the place of what the checkpoint
             says, or where it says nothing. ``eos_token_ids`` then are the only tokens that end an answer.
         pre_tokenizer: how a byte-level vocabulary of a GGUF file cuts text into words, by llama.cpp's name such as

@@ -25,15 +25,15 @@ SIZES = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 128, "num_hi
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
 
 
-def made(kind: str, **changes: Any) -> Any:
-    """A model of a class of transformers, with the same weights each time.
+def made(kind: str, config_kind: str | None = None, **changes: Any) -> Any:
+    """A model of a class of transformers, with the same weights each time; its configuration may have another name.
 
     They keep the size of what passes; norms and biases are not neutral.
     """
     rope = {"rope_type": "default", "rope_theta": 1e6}
     settings = {**SIZES, **HEADS, "rope_parameters": rope, **changes}
     torch.manual_seed(1)
-    config = getattr(transformers, f"{kind}Config")(**settings, eos_token_id=None, bos_token_id=None)
+    config = getattr(transformers, f"{config_kind or kind}Config")(**settings, eos_token_id=None, bos_token_id=None)
     net = getattr(transformers, f"{kind}ForCausalLM")(config)
     for parameter in net.parameters():
         if parameter.dim() > 1:

@@ -9,6 +9,8 @@ from typing import Any
 import gguf
 import numpy as np
 
+from bittorch.models import architectures
+from bittorch.models.architectures.base import GGUF_LAYER
 from bittorch.models.config import ModelConfig
 from bittorch.models.decoder import tensor_shapes
 from bittorch.models.io import codecs
@@ -102,7 +104,11 @@ def write(
         raw: tensors by GGUF's name, with a type's id and bytes in rows.
         parts: tensors of each part; 0 for one file.
     """
-    writer = gguf.GGUFWriter(path, arch, split_max_tensors=parts)
+    writer, names = gguf.GGUFWriter(path, arch, split_max_tensors=parts), architectures.by_gguf(arch)
+
+    def own_name(name: str) -> str:
+        return gguf_name(name, names.gguf_layer if names else GGUF_LAYER)
+
     for key, value in {**sizes(arch, config), **(extra or {})}.items():
         if key not in without:
             add_entry(writer, key, value)
@@ -112,16 +118,16 @@ def write(
             value = permuted(value, heads)
         linear = name.endswith("_proj.weight")
         if name == "model.embed_tokens.weight" and embedding != "F32":
-            writer.add_tensor(gguf_name(name), gguf.quants.quantize(value, TYPE[embedding]), raw_dtype=TYPE[embedding])
+            writer.add_tensor(own_name(name), gguf.quants.quantize(value, TYPE[embedding]), raw_dtype=TYPE[embedding])
         elif linear and kind == "PQ2_0":
             codes, scale = value.reshape(-1, 128), np.abs(value).max().astype(np.float16)
             blocks = codecs.encode_q2_0(np.rint(codes / scale).astype(np.int8), np.full(len(codes), scale))
-            writer.add_tensor_info(gguf_name(name), value.shape, np.dtype(np.float16), blocks.nbytes, raw_dtype=142)
-            writer.tensors[-1][gguf_name(name)].tensor = blocks
+            writer.add_tensor_info(own_name(name), value.shape, np.dtype(np.float16), blocks.nbytes, raw_dtype=142)
+            writer.tensors[-1][own_name(name)].tensor = blocks
         elif linear and kind not in ("F32", "F16"):
-            writer.add_tensor(gguf_name(name), gguf.quants.quantize(value, TYPE[kind]), raw_dtype=TYPE[kind])
+            writer.add_tensor(own_name(name), gguf.quants.quantize(value, TYPE[kind]), raw_dtype=TYPE[kind])
         else:
-            writer.add_tensor(gguf_name(name), value.astype(np.float16) if linear and kind == "F16" else value)
+            writer.add_tensor(own_name(name), value.astype(np.float16) if linear and kind == "F16" else value)
     for name, (type_id, data) in (raw or {}).items():
         writer.add_tensor(name, data, raw_dtype=type_id)
     writer.write_header_to_file()

@@ -483,7 +483,7 @@ def test_pointers_of_git_lfs_are_named(name: str, tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"model_type": "gemma"}, "model_type 'gemma'"),
-        ({"hidden_act": "gelu"}, "hidden_act must be one of silu, relu2, got 'gelu'"),
+        ({"hidden_act": "gelu"}, "hidden_act must be one of silu, relu2, gelu_tanh, got 'gelu'"),
         ({"hidden_size": -1}, "hidden_size must be a positive integer"),
         # FIELD L14
         ({"num_attention_heads": 0}, r"config\.json: num_attention_heads must be a positive integer, got 0"),
