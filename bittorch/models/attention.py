@@ -11,7 +11,7 @@ from bittorch.models.config import ModelConfig
 from bittorch.models.linear import normed
 from bittorch.models.norm import RMSNorm
 from bittorch.models.rope import Rotation
-from bittorch.models.rules import Block, Linear, Part
+from bittorch.models.rules import Block, NormedLinear, Part
 
 
 def attend(q: Tensor, kv: Tensor, window: int = 0, scale: float | None = None) -> Tensor:
@@ -71,8 +71,9 @@ class Attention(Block):
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         rows = {"q_proj": q, "k_proj": kv, "v_proj": kv}
         parts = tuple(Part(name, count, config.has_bias(name)) for name, count in rows.items())
-        self.hold("qkv_proj", Linear(config.hidden_size, parts))
-        self.hold("o_proj", Linear(q, (Part("o_proj", config.hidden_size, config.has_bias("o_proj")),)))
+        output = Part("o_proj", config.hidden_size, config.has_bias("o_proj"))
+        self.hold("qkv_proj", NormedLinear.of(config, config.hidden_size, parts))
+        self.hold("o_proj", NormedLinear.of(config, q, (output,)))
         self.hold_norm(config, "attn_sub_norm", q, sub_norm)
 
     def forward(self, x: Tensor, norm: RMSNorm, rotation: Rotation, batch: Batch) -> Tensor:

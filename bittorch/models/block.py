@@ -10,7 +10,7 @@ from bittorch.models.config import ModelConfig
 from bittorch.models.linear import normed
 from bittorch.models.norm import RMSNorm
 from bittorch.models.rope import Rotation
-from bittorch.models.rules import Block, Linear, Part
+from bittorch.models.rules import Block, NormedLinear, Part
 
 
 def gated(gate_up: Tensor, act: str) -> Tensor:
@@ -39,8 +39,9 @@ class MLP(Block):
         self.act, self.fuse = config.hidden_act, config.fuse_norms
         hidden, inner = config.hidden_size, size or config.intermediate_size
         gate_up = tuple(Part(name, inner, config.has_bias(name)) for name in ("gate_proj", "up_proj"))
-        self.hold("gate_up_proj", Linear(hidden, gate_up))
-        self.hold("down_proj", Linear(inner, (Part("down_proj", hidden, config.has_bias("down_proj")),)))
+        down = Part("down_proj", hidden, config.has_bias("down_proj"))
+        self.hold("gate_up_proj", NormedLinear.of(config, hidden, gate_up))
+        self.hold("down_proj", NormedLinear.of(config, inner, (down,)))
         self.hold_norm(config, "ffn_sub_norm", inner, sub_norm)
 
     def forward(self, x: Tensor, norm: nn.Module) -> Tensor:

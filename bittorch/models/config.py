@@ -69,6 +69,7 @@ class ModelConfig:
         query_size: attention scores are divided by its square root; 0 for head_dim.
         rotary_dim: channels of a head that are rotated, the first of it; 0 for all.
         norms_from_one: the weights of norms are stored less 1.
+        input_norm_eps: each matrix of attention and MLP has a norm of its input, with this eps; 0 for none.
         hadamard: which weights stand in a rotated basis; None for none.
         embedding_scale: embeddings are multiplied by it.
         residual_scale: what attention and MLP of a layer add is multiplied by it.
@@ -111,6 +112,7 @@ class ModelConfig:
     query_size: int = 0
     rotary_dim: int = 0
     norms_from_one: bool = False
+    input_norm_eps: float = 0.0
     hadamard: Hadamard | None = None
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
@@ -132,6 +134,8 @@ class ModelConfig:
             raise ValueError(f"activation_bits must be None, 8, 16 or 24, got {self.activation_bits!r}")
         if not _is_positive(self.rms_norm_eps, below=1):
             raise ValueError(f"rms_norm_eps must be above 0 and below 1, got {self.rms_norm_eps!r:.100}")
+        if self.input_norm_eps != 0 and not _is_positive(self.input_norm_eps, below=1):
+            raise ValueError(f"input_norm_eps must be 0, or above 0 and below 1, got {self.input_norm_eps!r:.100}")
         if not _is_positive(self.rope_theta):
             raise ValueError(f"rope_theta must be positive and finite, got {self.rope_theta!r:.100}")
         for name in ("embedding_scale", "residual_scale", "logit_scale"):

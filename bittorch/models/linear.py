@@ -40,6 +40,24 @@ class Concatenated(nn.Module):
         return torch.cat([part(x) for part in self.parts], -1)
 
 
+class NormedParts(nn.Module):
+    """Layers with one input, each with a norm of it, whose outputs stand side by side.
+
+    Args:
+        parts: the layers.
+        norms: of each.
+        fuse: as of `normed`.
+    """
+
+    def __init__(self, parts: Sequence[nn.Module], norms: Sequence[nn.Module], fuse: bool) -> None:
+        super().__init__()
+        self.parts, self.norms, self.fuse = nn.ModuleList(parts), nn.ModuleList(norms), fuse
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = [normed(part, norm, x, self.fuse) for part, norm in zip(self.parts, self.norms, strict=True)]
+        return found[0] if len(found) == 1 else torch.cat(found, -1)
+
+
 def fuse_packed(parts: Sequence[PackedWeight], device: torch.device) -> PackedWeight:
     """One packed matrix whose outputs are those of the parts, side by side, bit for bit.
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bittorch.models.config import ModelConfig
 from bittorch.models.hadamard import unrotated
-from bittorch.models.linear import Concatenated, linear_of, split_packed
+from bittorch.models.linear import Concatenated, NormedParts, linear_of, split_packed
 from bittorch.models.norm import NormFromOne, RMSNorm
 from bittorch.models.packed_weight import PackedWeight
 from bittorch.nn import TernaryEmbeddingInference, TernaryLinearInference
@@ -128,6 +128,46 @@ class Linear(Rule):
 
     def products(self, prefix: str) -> dict[str, int]:
         return {f"{prefix}{part.name}.weight": self.columns for part in self.parts}
+
+
+@dataclasses.dataclass(frozen=True)
+class NormedLinear(Linear):
+    """`Linear` each of whose matrices has a norm of its input, ``<matrix>.norm``: one product for each."""
+
+    eps: float
+    fuse: bool
+
+    @classmethod
+    def of(cls, config: ModelConfig, columns: int, parts: tuple[Part, ...]) -> Linear:
+        """What the configuration calls for."""
+        if config.input_norm_eps:
+            return cls(columns, parts, config.input_norm_eps, config.fuse_norms)
+        return Linear(columns, parts)
+
+    def shapes(self, prefix: str) -> dict[str, tuple[int, ...]]:
+        norms = {f"{prefix}{part.name}.norm.weight": (self.columns,) for part in self.parts}
+        return {**super().shapes(prefix), **norms}
+
+    def load(self, source: Source, prefix: str, owner: nn.Module) -> nn.Module:
+        parts = [Linear(self.columns, (part,)).load(source, prefix, owner) for part in self.parts]
+        norms = [self._norm(part).load(source, prefix, owner) for part in self.parts]
+        return NormedParts(parts, norms, self.fuse)
+
+    def tensors(self, module: nn.Module, prefix: str) -> Named:
+        assert isinstance(module, NormedParts)
+        for own, norm, part in zip(module.parts, module.norms, self.parts, strict=True):
+            yield from Linear(self.columns, (part,)).tensors(own, prefix)
+            yield from self._norm(part).tensors(norm, prefix)
+
+    def activation_bits(self, module: nn.Module, prefix: str) -> dict[str, int | None]:
+        assert isinstance(module, NormedParts)
+        found: dict[str, int | None] = {}
+        for own, part in zip(module.parts, self.parts, strict=True):
+            found |= Linear(self.columns, (part,)).activation_bits(own, prefix)
+        return found
+
+    def _norm(self, part: Part) -> Norm:
+        return Norm(f"{part.name}.norm", self.columns, self.eps)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -73,12 +73,21 @@ GGUF_LAYER = {
     "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
     "ffn_up_shexp": "mlp.shared_expert.up_proj",
     "ffn_down_shexp": "mlp.shared_expert.down_proj",
+    # Norms of what a matrix multiplies, as bitnet.cpp names them.
+    "attn_q_norm_in": "self_attn.q_proj.norm",
+    "attn_k_norm_in": "self_attn.k_proj.norm",
+    "attn_v_norm_in": "self_attn.v_proj.norm",
+    "attn_output_norm_in": "self_attn.o_proj.norm",
+    "ffn_gate_norm_in": "mlp.gate_proj.norm",
+    "ffn_up_norm_in": "mlp.up_proj.norm",
+    "ffn_down_norm_in": "mlp.down_proj.norm",
     # A tensor of three dimensions, whose first is the expert's number: see `bittorch.models.io.stacks`.
     "ffn_gate_exps": "mlp.experts.*.gate_proj",
     "ffn_up_exps": "mlp.experts.*.up_proj",
     "ffn_down_exps": "mlp.experts.*.down_proj",
 }
 MOST_LAYERS = 10**5  # a file that says more is refused for lack of tensors, before something is made for each layer
+INPUT_NORM = "model.layers.0.self_attn.q_proj.norm.weight"
 SUB_NORM = "model.layers.0.self_attn.attn_sub_norm.weight"
 
 

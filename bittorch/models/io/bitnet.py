@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from bittorch import ops
+from bittorch.models.architectures.base import INPUT_NORM
 from bittorch.models.config import ModelConfig
 from bittorch.models.io import choices, codecs
 from bittorch.models.io.checkpoint import Checkpoint, StoredTensor, TensorInfo
@@ -32,6 +33,7 @@ from bittorch.models.io.codecs import Bytes
 from bittorch.models.io.dense_tensor import DenseTensor
 from bittorch.models.io.directory_format import Directory, DirectoryFormat, Found, Layout, Parts, refuse_depth
 from bittorch.models.io.errors import FormatError, LossyError
+from bittorch.models.io.hf_config import note
 from bittorch.models.io.safetensors_header import RawTensor
 from bittorch.models.io.ternary_tensor import TernaryTensor, chunks
 from bittorch.models.packed_weight import PackedWeight
@@ -146,8 +148,6 @@ def read_bitnet(raw: Mapping[str, RawTensor], quantization: Mapping[str, Any], w
             f"{what}: linear_class {linear_class!r:.40} with quantization_mode {mode!r:.40} is not read; known are "
             "bitlinear and autobitlinear, offline and online"
         )
-    if quantization.get("use_rms_norm"):
-        raise FormatError(f"{what}: use_rms_norm, a norm before each projection, is not read")
     auto, online = linear_class == "autobitlinear", linear_class == "autobitlinear" and mode == "online"
     skipped = _skipped(quantization, what) if online else ()
     tensors: dict[str, StoredTensor] = {}
@@ -247,25 +247,51 @@ class BitNet(DirectoryFormat):
     targets = ("bitnet",)
 
     def matches(self, directory: Directory) -> bool:
-        return super().matches(directory) or _is_first(directory)
+        return super().matches(directory) or _says_nothing(directory)
 
     def read(self, directory: Directory) -> Found:
-        quantization = FIRST if _is_first(directory) else directory.quantization
-        assert quantization is not None
+        quantization, raw, values = directory.quantization, directory.raw, directory.values
+        if quantization is None:
+            quantization = FIRST
+        elif quantization.get("use_rms_norm"):
+            raw = {name.replace(".rms_norm.weight", ".norm.weight"): entry for name, entry in raw.items()}
+            if INPUT_NORM not in raw:
+                raise FormatError(
+                    f"{directory.path} says use_rms_norm, but has no norm of the input of q_proj in layer 0"
+                )
+            own = {**note(values), "input_norm_eps": quantization.get("rms_norm_eps", 1e-6)}
+            values = {**values, "bittorch": own}
         online = quantization.get("quantization_mode") == "online"
-        tensors = read_bitnet(directory.raw, quantization, str(directory.path))
-        return Found("bitnet-online" if online else "bitnet", tensors, 8)
+        tensors = read_bitnet(raw, quantization, str(directory.path))
+        return Found("bitnet-online" if online else "bitnet", tensors, 8, values)
 
     def layout(self, to: str, source: Checkpoint, allow_lossy: bool) -> BitNetLayout:
         return BitNetLayout(source.config, allow_lossy)
 
 
-# What the first BitNet models, which had code of their own, say by weight_bits.
+# What models with code of their own do, and do not say.
 FIRST = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
 
 
-def _is_first(directory: Directory) -> bool:
-    return directory.quantization is None and directory.values.get("weight_bits") == 1
+def _says_nothing(directory: Directory) -> bool:
+    """Whether master weights are to be quantised without a quantization_config.
+
+    The first BitNet models say so by weight_bits, and bitnet-embedding by norms of what each matrix multiplies.
+    """
+    if directory.quantization is not None:
+        return False
+    if directory.values.get("weight_bits") == 1:
+        return True
+    if INPUT_NORM not in directory.raw or "bittorch" in directory.values:
+        return False
+    choices.warn(
+        "hf-input-norms",
+        f"{directory.path} has norms of the input of each matrix and no quantization_config: its weights are quantised "
+        "by their mean, and activations to 8 bits, as of BitNet models with code of their own; "
+        "a quantization_config with quant_method bitnet, linear_class autobitlinear and quantization_mode online "
+        "silences this",
+    )
+    return True
 
 
 FORMAT = BitNet()

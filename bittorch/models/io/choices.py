@@ -81,6 +81,10 @@ CHOICES: dict[str, Choice] = {
         "warned",
         "A config.json says attention_bias, and the files have none for o: o has no bias, which is a zero one.",
     ),
+    "hf-input-norms": Choice(
+        "warned",
+        "A directory has norms of the input of each matrix and no quantization_config: BitNet's online quantisation.",
+    ),
     "hf-compressed-scheme": Choice(
         "refused",
         "A compressed-tensors scheme quantises activations, outputs or the cache in another way than 8 bits a token.",

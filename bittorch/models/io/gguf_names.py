@@ -10,6 +10,7 @@ from bittorch.models import architectures
 from bittorch.models.architectures.base import (
     GGUF_LAYER,
     GGUF_WHOLE,
+    INPUT_NORM,
     REQUIRED,
     SUB_NORM,
     Architecture,
@@ -137,6 +138,7 @@ def config_from_gguf(
             else _activation_bits(entries, architecture.activation_bits, tensors, what),
             fuse_norms=entries.get("bittorch.fuse_norms", True),
             norms_from_one=architecture.norms_from_one,
+            input_norm_eps=get("attention.layer_norm_rms_epsilon", 0.0) if INPUT_NORM in tensors else 0.0,
             bos_token_id=entries.get("bittorch.bos_token_id", entries.get("tokenizer.ggml.bos_token_id")),
             eos_token_ids=tuple(eos_ids),
         )

@@ -132,6 +132,11 @@ def _name(architecture: Architecture, config: ModelConfig, type_name: str) -> st
                 f"GGUF has no entry of {name} for {entry.field}={value!r:.100}, and means {entry.meant!r}; write "
                 "bittorch"
             )
+    if config.input_norm_eps not in (0, config.rms_norm_eps):
+        raise LossyError(
+            f"GGUF has one eps for all norms, but rms_norm_eps is {config.rms_norm_eps} and input_norm_eps "
+            f"{config.input_norm_eps}; write bittorch"
+        )
     if architecture.gguf[name] not in (None, config.hidden_act):
         raise LossyError(
             f"GGUF has no architecture with hidden_act={config.hidden_act} for {config.architecture}: {name} implies "

@@ -7,7 +7,7 @@ from collections.abc import Container, Mapping
 from typing import Any
 
 from bittorch.models import architectures
-from bittorch.models.architectures.base import REQUIRED, Architecture, read_entries, written_entries
+from bittorch.models.architectures.base import INPUT_NORM, REQUIRED, Architecture, read_entries, written_entries
 from bittorch.models.config import ROPE_ENTRIES, ModelConfig
 from bittorch.models.hadamard import of_note, to_note
 from bittorch.models.io import choices
@@ -81,6 +81,9 @@ def config_from_hf(
             activation_bits=activation_bits,
             fuse_norms=note(values).get("fuse_norms", True),
             norms_from_one=architecture.norms_from_one,
+            input_norm_eps=note(values).get("input_norm_eps", value_of("rms_norm_eps", None))
+            if INPUT_NORM in names
+            else 0.0,
             hadamard=of_note(note(values).get("hadamard")),
             bos_token_id=values.get("bos_token_id"),
             eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
@@ -118,6 +121,7 @@ def note_of(config: ModelConfig) -> dict[str, Any]:
         "activation_bits": config.activation_bits,
         **({"biases": list(config.biases)} if config.biases else {}),
         **({} if config.fuse_norms else {"fuse_norms": False}),
+        **({"input_norm_eps": config.input_norm_eps} if config.input_norm_eps else {}),
         **({} if config.hadamard is None else {"hadamard": to_note(config.hadamard)}),
     }
 

@@ -82,6 +82,10 @@ def write_directory(
             f"the model has biases of {', '.join(source.config.biases)}; transformers reads config.json as biases of "
             f"{', '.join(biases_read)}, and has no entry that says otherwise; write bittorch or GGUF"
         )
+    if source.config.input_norm_eps and not layout.own:
+        raise LossyError(
+            "the model has norms of the input of each matrix, for which bittorch and GGUF have names: write these"
+        )
     ternary = dict.fromkeys(name for name in source.names if source.info(name).ternary)
     if EMBEDDING in ternary and not layout.own:
         del ternary[EMBEDDING]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import nn
 
 from bittorch.models import LanguageModel, LoadOptions, ModelConfig
 from bittorch.models.io import convert, open_checkpoint, save
-from bittorch.models.rules import Linear, walk
+from bittorch.models.rules import Linear, NormedLinear, walk
 from bittorch.ops import reference
 from tests import helpers
 from tests.models.io.gguf_files import NO_TOKENS, write
@@ -76,12 +77,15 @@ def assert_alike_from_everywhere(net: Any, architecture: str, folder: Path) -> N
 PACKED_TARGETS = ("bittorch", "bittorch-base3", "bitnet", "compressed-tensors", "gguf-tq1_0", "gguf-q2_0", "gguf-i2_s")
 
 
-def assert_packed_alike_from_everywhere(config: ModelConfig, folder: Path) -> None:
+def assert_packed_alike_from_everywhere(
+    config: ModelConfig, folder: Path, targets: Sequence[str] = PACKED_TARGETS
+) -> None:
     """Random ternary projections: each layer within 1e-6 of the dense product, every format's tensors the same.
 
     Args:
         config: of rows of a multiple of 256.
         folder: where to write.
+        targets: the formats.
     """
     config = dataclasses.replace(config, activation_bits=8)
     source = model(config)
@@ -89,17 +93,22 @@ def assert_packed_alike_from_everywhere(config: ModelConfig, folder: Path) -> No
     ids, layers = IDS % config.vocab_size, 0
     for block, name, rule, prefix in walk(first):
         if isinstance(rule, Linear):
-            parts = [source.packed(f"{prefix}{part.name}.weight") for part in rule.parts]
-            codes = [reference.ternary_unpack(part.weight_packed, None, rule.columns, torch.int8) for part in parts]
-            weight = torch.cat([c.double() * part.scale.double() for c, part in zip(codes, parts, strict=True)])
-            x = helpers.randn(5, rule.columns, seed=layers)
-            helpers.assert_near(getattr(block, name)(x), x.double() @ weight.T, 1e-6)
+            x, outputs = helpers.randn(5, rule.columns, seed=layers), []
+            for part in rule.parts:
+                packed = source.packed(f"{prefix}{part.name}.weight")
+                codes = reference.ternary_unpack(packed.weight_packed, None, rule.columns, torch.int8)
+                wide = x.double()
+                if isinstance(rule, NormedLinear):
+                    wide = wide / (wide.square().mean(-1, keepdim=True) + rule.eps).sqrt()
+                    wide = wide * source.dense(f"{prefix}{part.name}.norm.weight").double()
+                outputs.append(wide @ (codes.double() * packed.scale.double()).T)
+            helpers.assert_near(getattr(block, name)(x), torch.cat(outputs, -1), 1e-6)
             layers += 1
     assert layers == 4 * config.num_layers
     options = LoadOptions(dtype=torch.float32)
     with torch.inference_mode():
         expected = LanguageModel.from_checkpoint(source, options, tokenizer=False)(ids)
-        for to in PACKED_TARGETS:
+        for to in targets:
             save(source, folder / to, to=to)
             with open_checkpoint(folder / to) as found:
                 assert_same(source, found)

@@ -106,6 +106,18 @@ def _(tmp_path: Path) -> None:
     LanguageModel.from_pretrained(path)
 
 
+@case("hf-input-norms")
+def _(tmp_path: Path) -> None:
+    path, values = folder(tmp_path / "x", config=dataclasses.replace(LLAMA, input_norm_eps=1e-6))
+    state = load_file(path / "model.safetensors")
+    kept = {name: value for name, value in state.items() if not name.endswith((".scale", ".weight_packed"))}
+    masters = {name: torch.ones(shape) for name, shape in tensor_shapes(LLAMA).items() if name not in kept}
+    save_file(kept | masters, path / "model.safetensors")
+    configure(path, {key: value for key, value in values.items() if key not in ("quantization_config", "bittorch")})
+    with open_checkpoint(path) as found:
+        assert (found.format, found.config.activation_bits) == ("bitnet-online", 8)
+
+
 @case("hf-tied-head")  # FIELD L2
 def _(tmp_path: Path) -> None:
     path, _ = folder(tmp_path / "x", lm_head__weight=torch.ones(24, 256))
