@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bittorch.models import architectures
 from bittorch.models.io import Checkpoint, PackedWeight, from_memory
 from bittorch.models.io.checkpoint import EMBEDDING, HEAD
+from bittorch.models.io.generation_defaults import NOT_SAMPLING
 from bittorch.models.io.hf_config import config_from_hf
 from bittorch.models.io.stacks import unstacked
 from bittorch.nn import TernaryLinearInference
@@ -61,6 +62,13 @@ def _generation_ends(model: nn.Module) -> list[int]:
     """The end tokens of the model's generation_config, which may be more than those of its config."""
     ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     return [] if ends is None else [int(end) for end in (ends if isinstance(ends, list | tuple) else [ends])]
+
+
+def sampling_of(model: nn.Module) -> dict[str, Any]:
+    """How the model is to be sampled, by its generation_config; empty where it says nothing but token numbers."""
+    config = getattr(model, "generation_config", None)
+    values = {} if config is None else json.loads(config.to_json_string())
+    return {key: value for key, value in values.items() if key not in NOT_SAMPLING}
 
 
 def _config_values(model: nn.Module) -> Mapping[str, Any]:

@@ -15,6 +15,7 @@ from bittorch.models.decoder import Decoder
 from bittorch.models.generate import Generation
 from bittorch.models.generation_config import GenerationConfig
 from bittorch.models.io import Checkpoint, FormatError, Report, choices, open_checkpoint
+from bittorch.models.io.generation_defaults import generation_defaults, write_defaults
 from bittorch.models.io.tokenizer_files import size_fault
 from bittorch.models.kv_cache import PrefixCache
 from bittorch.models.load import Loader, LoadOptions
@@ -33,6 +34,10 @@ class LanguageModel(Decoder):
         dtype: of activations, keys and values.
         tokenizer: None where text is not wanted.
 
+    Attributes:
+        generation_defaults: what the checkpoint's generation_config.json says, or a GGUF file of sampling. It is
+            written by `save_pretrained`, and not used: `bittorch.models.GenerationConfig` says how text is generated.
+
     Example::
 
         model = LanguageModel.from_pretrained("checkpoint/")
@@ -44,6 +49,7 @@ class LanguageModel(Decoder):
     ) -> None:
         super().__init__(config, dtype)
         self.tokenizer = tokenizer
+        self.generation_defaults: dict[str, Any] = {}
 
     @classmethod
     def from_pretrained(
@@ -105,6 +111,7 @@ class LanguageModel(Decoder):
         loader = Loader(checkpoint, options or LoadOptions())
         model = cls(loader.config, loader.dtype)
         model.fill(loader)
+        model.generation_defaults = generation_defaults(checkpoint)
         if tokenizer:
             from bittorch.models.tokenizer import Tokenizer
 
@@ -145,12 +152,13 @@ class LanguageModel(Decoder):
             ValueError: as `bittorch.export_for_inference`; a model without a head.
             bittorch.models.io.FormatError: an architecture that bittorch.models does not support.
         """
-        from bittorch.models.from_transformers import checkpoint_of, tokenizer_of
+        from bittorch.models.from_transformers import checkpoint_of, sampling_of, tokenizer_of
 
         with checkpoint_of(model, fuse_norms) as checkpoint:
             place = next(model.parameters()).device if device is None else device
             result = cls.from_checkpoint(checkpoint, LoadOptions(place), tokenizer=False)
         result.tokenizer = tokenizer_of(tokenizer, model)
+        result.generation_defaults = sampling_of(model)
         return result
 
     @property
@@ -203,4 +211,5 @@ class LanguageModel(Decoder):
         with tempfile.TemporaryDirectory() as folder:
             if self.tokenizer is not None:
                 self.tokenizer.save(folder)
+            write_defaults(self.generation_defaults, self.config, Path(folder))
             return save_model(self, Path(folder), Path(path), to=to, allow_lossy=allow_lossy, overwrite=overwrite)

@@ -37,6 +37,7 @@ class Tokenizer:
         special_tokens: ``bos_token``, ``eos_token`` and so on, and their texts.
         eos_token_ids: tokens that end a text or a turn; the ``eos_token`` is one in any case.
         chat_template: a Jinja template, or None.
+        more_templates: by name, which go along when the tokenizer is saved.
 
     Example::
 
@@ -50,6 +51,7 @@ class Tokenizer:
         special_tokens: Mapping[str, str] | None = None,
         eos_token_ids: Sequence[int] = (),
         chat_template: str | None = None,
+        more_templates: Mapping[str, str] | None = None,
     ) -> None:
         backend.no_truncation()  # else a text would be cut, or filled up, without a word
         backend.no_padding()
@@ -58,6 +60,7 @@ class Tokenizer:
         eos = self.token_id(self.special_tokens["eos_token"]) if "eos_token" in self.special_tokens else None
         self.eos_token_ids = tuple(dict.fromkeys([*([] if eos is None else [eos]), *map(int, eos_token_ids)]))
         self.chat_template = None if chat_template is None else ChatTemplate(chat_template, self.special_tokens)
+        self.more_templates = dict(more_templates or {})
 
     @classmethod
     def from_source(cls, source: Path | str | Mapping[str, Any]) -> Tokenizer:
@@ -213,8 +216,12 @@ class Tokenizer:
         """Writes ``tokenizer.json`` and ``tokenizer_config.json``, which `from_source` and transformers read."""
         directory = Path(directory)
         values: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **self.special_tokens}
-        if self.chat_template is not None:
-            values["chat_template"] = self.chat_template.source
+        default = {} if self.chat_template is None else {"default": self.chat_template.source}
+        if self.more_templates:
+            named = {**default, **self.more_templates}
+            values["chat_template"] = [{"name": name, "template": text} for name, text in named.items()]
+        elif default:
+            values["chat_template"] = default["default"]
         if self.eos_token_ids:
             values["eos_token_ids"] = list(self.eos_token_ids)
         _write(directory / "tokenizer.json", self.backend.to_str(pretty=True))

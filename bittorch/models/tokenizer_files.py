@@ -35,6 +35,7 @@ from bittorch.models.vocabulary import (
 
 NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 GGUF_ENTRIES = "gguf_tokenizer.json"  # what `bittorch.models.io` makes of a GGUF file's tokenizer in a directory
+TEMPLATE = "tokenizer.chat_template"  # the entry of a GGUF file; further ones have a name behind it
 HF_JSON = "tokenizer.huggingface.json"  # the entry of a GGUF file that holds a tokenizer.json
 # Tokens that end a text or a turn by their names: files often name one alone. Source: llama.cpp.
 _TURN_ENDS = """
@@ -63,6 +64,7 @@ class TokenizerParts(NamedTuple):
     special_tokens: dict[str, str]
     eos_token_ids: list[int]
     chat_template: str | None
+    more_templates: dict[str, str]
 
 
 def from_source(source: Path | str | Mapping[str, Any]) -> TokenizerParts:
@@ -117,7 +119,8 @@ def from_directory(path: Path) -> TokenizerParts:
             f"{path} has the eos_token {end!r:.100}, which is no token of its vocabulary: no answer ends with it. Give "
             "it its number in added_tokens_decoder of tokenizer_config.json",
         )
-    return TokenizerParts(backend, special, ends, templates_of(path).get("default"))
+    templates = templates_of(path)
+    return TokenizerParts(backend, special, ends, templates.pop("default", None), templates)
 
 
 def _add_numbered(backend: tokenizers.Tokenizer, directory: Path, pieces: bool = False) -> None:
@@ -228,7 +231,8 @@ def from_gguf(metadata: Mapping[str, Any]) -> TokenizerParts:
         bos = special.get("bos_token") if metadata.get("tokenizer.ggml.add_bos_token", begins) else None
         eos = special.get("eos_token") if metadata.get("tokenizer.ggml.add_eos_token", kind == "t5") else None
         begin_and_end(backend, bos, eos)
-    return TokenizerParts(backend, special, ends, metadata.get("tokenizer.chat_template"))
+    named = {key.removeprefix(f"{TEMPLATE}."): text for key, text in metadata.items() if key.startswith(f"{TEMPLATE}.")}
+    return TokenizerParts(backend, special, ends, metadata.get(TEMPLATE), named)
 
 
 def _ends(metadata: Mapping[str, Any], texts: Sequence[str]) -> list[int]:

@@ -16,6 +16,7 @@ from bittorch.models.config import ModelConfig
 from bittorch.models.io.checkpoint import EMBEDDING, Checkpoint, StoredTensor, TensorInfo
 from bittorch.models.io.errors import FormatError, LossyError
 from bittorch.models.io.formats import targets
+from bittorch.models.io.generation_defaults import generation_defaults, write_defaults
 from bittorch.models.io.gguf_tokenizer import write_entries
 from bittorch.models.io.gguf_writer import GGUF_TARGETS, write_gguf
 from bittorch.models.io.hf_writer import write_directory
@@ -144,6 +145,7 @@ def save(
                 copy_tokenizer(source.tokenizer_source, path)
             else:
                 write_entries(source.tokenizer_source, path)
+                write_defaults(generation_defaults(source), source.config, path)
         error = _compare(source, path, to, allow_lossy, dense_dtype, seen, rounded)
         files = [path] if path.is_file() else [file for file in path.iterdir() if file.is_file()]
         ternary = sum(source.info(name).ternary for name in names)

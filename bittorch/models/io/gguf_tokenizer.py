@@ -13,6 +13,7 @@ from typing import Any
 
 from bittorch.models.config import ModelConfig
 from bittorch.models.io import choices
+from bittorch.models.io.generation_defaults import sampling_entries
 from bittorch.models.io.safetensors_header import parse_json
 from bittorch.models.io.tokenizer_files import (
     GGUF_TOKENIZER,
@@ -31,12 +32,10 @@ NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # token types of ggml
 # Special tokens: transformers' name, GGUF's.
 SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 ENDS = ("eos", "eot", "eom")  # the end tokens that GGUF has a number for
-# What generation_config.json says besides sampling: token numbers, and notes of the program that wrote it.
-NOT_SAMPLING = ("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config")
 
 
 def tokenizer_entries(directory: Path, config: ModelConfig) -> dict[str, Any]:
-    """The ``tokenizer.*`` entries of a GGUF file, from a directory; empty where it has no tokenizer.
+    """The ``tokenizer.*`` entries of a GGUF file, from a directory, and how the model is to be sampled.
 
     Args:
         directory: with the tokenizer's files.
@@ -48,9 +47,19 @@ def tokenizer_entries(directory: Path, config: ModelConfig) -> dict[str, Any]:
     Warns:
         CheckpointWarning: what GGUF cannot hold.
     """
-    if (path := checkpoint_file(directory, GGUF_TOKENIZER)) is not None:
-        return parse_json(path.read_bytes(), str(path))
     lost: list[str] = []
+    if (path := checkpoint_file(directory, GGUF_TOKENIZER)) is not None:
+        entries = parse_json(path.read_bytes(), str(path))
+    else:
+        entries = _tokenizer_entries(directory, config, lost)
+    entries |= sampling_entries(directory, lost)
+    if lost:
+        choices.warn("write-gguf-tokenizer", f"the GGUF file does not hold from {directory}: {'; '.join(lost)}")
+    return entries
+
+
+def _tokenizer_entries(directory: Path, config: ModelConfig, lost: list[str]) -> dict[str, Any]:
+    """Of the files of transformers; empty where there are none."""
     entries: dict[str, Any] = {}
     given, added = read_json(directory, "tokenizer_config.json"), numbered_tokens(directory)
     settings = read_json(directory, "special_tokens_map.json") | {k: v for k, v in given.items() if v is not None}
@@ -72,13 +81,7 @@ def tokenizer_entries(directory: Path, config: ModelConfig) -> dict[str, Any]:
             numbers = {text: number for number, text in enumerate(entries["tokenizer.ggml.tokens"])}
             entries |= _special(settings, numbers, {})
             entries |= _ends(directory, settings, numbers, config, lost)
-    entries |= _templates(templates_of(directory))
-    sampling = [key for key in read_json(directory, "generation_config.json") if key not in NOT_SAMPLING]
-    if sampling:
-        lost.append(f"{', '.join(sorted(sampling))} of generation_config.json")
-    if lost:
-        choices.warn("write-gguf-tokenizer", f"the GGUF file does not hold from {directory}: {'; '.join(lost)}")
-    return entries
+    return entries | _templates(templates_of(directory))
 
 
 def numbers_of(tokenizer: Mapping[str, Any]) -> dict[str, int]:

@@ -115,7 +115,19 @@ def test_a_model_stops_where_its_directory_does(tmp_path: Path) -> None:
             {"generation_config": {"eos_token_id": [END, STOP, 1, 2]}},
             "the end tokens 1, 2, for which GGUF has no",
         ),
-        ({"generation_config": {"temperature": 0.6, "top_p": 0.9}}, r"temperature, top_p of generation_config\.json"),
+        (
+            {
+                "generation_config": {
+                    "num_beams": 4,
+                    "top_k": True,
+                    "temperature": float("nan"),
+                    "min_p": "a",
+                    "top_p": 0.9,
+                }
+            },
+            r": min_p, num_beams, temperature, top_k of generation_config\.json$",
+        ),
+        ({"generation_config": {"do_sample": False, "top_p": 0.9}}, r": do_sample of generation_config\.json$"),
     ],
 )
 def test_what_gguf_cannot_hold_is_named(files: dict[str, Any], message: str, tmp_path: Path) -> None:  # FIELD L4
@@ -124,6 +136,41 @@ def test_what_gguf_cannot_hold_is_named(files: dict[str, Any], message: str, tmp
         convert(first, tmp_path / "x.gguf", to="gguf-tq2_0")
     with open_checkpoint(first) as before, open_checkpoint(tmp_path / "x.gguf") as after:
         assert before.config.eos_token_ids == after.config.eos_token_ids
+
+
+SAMPLING = {"do_sample": True, "temperature": 0.75, "top_k": 20, "top_p": 0.5, "min_p": 0.25, "repetition_penalty": 1.5}
+
+
+def test_sampling_defaults_go_along(tmp_path: Path) -> None:  # FIELD L4
+    """Under llama.cpp's names, and back: with the end tokens, which transformers takes from this file alone."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CheckpointWarning)
+        convert(directory(tmp_path / "first", generation_config=SAMPLING), tmp_path / "x.gguf", to="gguf-tq2_0")
+    found = {
+        key.rpartition(".")[2]: value for key, value in entries(tmp_path / "x.gguf").items() if ".sampling." in key
+    }
+    assert found == {"temp": 0.75, "top_k": 20, "top_p": 0.5, "min_p": 0.25, "penalty_repeat": 1.5}
+    convert(tmp_path / "x.gguf", tmp_path / "y.gguf", to="gguf-tq1_0")
+    convert(tmp_path / "y.gguf", tmp_path / "second", to="bittorch")
+    values = json.loads((tmp_path / "second" / "generation_config.json").read_text())
+    assert {key: values[key] for key in SAMPLING} == SAMPLING
+    assert set(values["eos_token_id"]) >= {END, STOP}
+    assert LanguageModel.from_pretrained(tmp_path / "y.gguf", tokenizer=False).generation_defaults == SAMPLING
+
+
+@pytest.mark.parametrize("name", ["first", "x.gguf"])
+def test_saved_models_keep_what_they_do_not_use(name: str, tmp_path: Path) -> None:  # FIELD L4
+    """Further chat templates, and how the model is to be sampled."""
+    transformers = pytest.importorskip("transformers")
+    convert(directory(tmp_path / "first", generation_config=SAMPLING), tmp_path / "x.gguf", to="gguf-tq2_0")
+    LanguageModel.from_pretrained(tmp_path / name).save_pretrained(tmp_path / "saved")
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "saved").chat_template == TEMPLATES
+    kept = transformers.GenerationConfig.from_pretrained(tmp_path / "saved")
+    assert {key: getattr(kept, key) for key in SAMPLING} == SAMPLING
+    assert set(kept.eos_token_id) >= {END, STOP}
+    LanguageModel.from_pretrained(tmp_path / "saved").save_pretrained(tmp_path / "y.gguf", to="gguf-tq2_0")
+    found = entries(tmp_path / "y.gguf")
+    assert (found["general.sampling.temp"], found["tokenizer.chat_template.tool_use"]) == (0.75, TEMPLATES["tool_use"])
 
 
 def test_kinds_of_vocabulary_that_ggml_reads_otherwise(tmp_path: Path) -> None:  # FIELD L4

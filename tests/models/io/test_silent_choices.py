@@ -252,7 +252,7 @@ def _(tmp_path: Path) -> None:
 @case("write-gguf-tokenizer")  # FIELD L4
 def _(tmp_path: Path) -> None:
     save(model(), tmp_path / "x", to="bittorch")
-    (tmp_path / "x" / "generation_config.json").write_text('{"temperature": 0.7}')
+    (tmp_path / "x" / "generation_config.json").write_text('{"num_beams": 4}')
     convert(tmp_path / "x", tmp_path / "y.gguf", to="gguf-tq2_0")
 
 
