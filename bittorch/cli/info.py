@@ -92,6 +92,8 @@ def _print(checkpoint: Checkpoint, tensors: Sequence[TensorInfo], console: Conso
         f"vocabulary {config.vocab_size}, "
         f"context {config.max_positions}, {config.hidden_act}" + (", tied embeddings" if config.tie_embeddings else "")
     )
+    if config.pooling:
+        console.line(f"texts    become one vector by pooling {config.pooling}")
     if config.activation_bits:
         console.line(f"inputs   {config.activation_bits}-bit in ternary layers")
     if config.hadamard:

@@ -11,6 +11,7 @@ from bittorch.models.hadamard import HEAD, Hadamard
 ACTIVATIONS = ("silu", "relu2", "gelu_tanh")
 # The matrices of a layer that may have a bias, each on its own.
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+POOLINGS = ("mean", "cls", "last")
 LAYER_TYPES = ("sliding_attention", "full_attention")
 ROPE_ENTRIES = {
     "linear": ("factor",),
@@ -70,6 +71,7 @@ class ModelConfig:
         rotary_dim: channels of a head that are rotated, the first of it; 0 for all.
         norms_from_one: the weights of norms are stored less 1.
         input_norm_eps: each matrix of attention and MLP has a norm of its input, with this eps; 0 for none.
+        pooling: how a text becomes one vector, as of `bittorch.models.LanguageModel.embed`; empty for nothing said.
         hadamard: which weights stand in a rotated basis; None for none.
         embedding_scale: embeddings are multiplied by it.
         residual_scale: what attention and MLP of a layer add is multiplied by it.
@@ -113,6 +115,7 @@ class ModelConfig:
     rotary_dim: int = 0
     norms_from_one: bool = False
     input_norm_eps: float = 0.0
+    pooling: str = ""
     hadamard: Hadamard | None = None
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
@@ -130,6 +133,8 @@ class ModelConfig:
             raise ValueError(f"head_dim must be even for rotary positions, got {self.head_dim}")
         if self.hidden_act not in ACTIVATIONS:
             raise ValueError(f"hidden_act must be one of {', '.join(ACTIVATIONS)}, got {self.hidden_act!r}")
+        if not isinstance(self.pooling, str) or self.pooling not in ("", *POOLINGS):
+            raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, or empty, got {self.pooling!r:.40}")
         if self.activation_bits not in (None, 8, 16, 24) or isinstance(self.activation_bits, float):
             raise ValueError(f"activation_bits must be None, 8, 16 or 24, got {self.activation_bits!r}")
         if not _is_positive(self.rms_norm_eps, below=1):

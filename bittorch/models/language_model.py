@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bittorch.models.config import ModelConfig
 from bittorch.models.decoder import Decoder
+from bittorch.models.embedding import embeddings, token_lists
 from bittorch.models.generate import Generation
 from bittorch.models.generation_config import GenerationConfig
 from bittorch.models.io import Checkpoint, FormatError, Report, choices, open_checkpoint
@@ -185,6 +186,33 @@ class LanguageModel(Decoder):
         ``prefix`` keeps a conversation's keys and values from turn to turn.
         """
         return Generation(self, prompts, (config or GenerationConfig()).changed(**changes), prefix=prefix)
+
+    def embed(
+        self, texts: str | Sequence[str | Sequence[int]], *, pooling: str | None = None, batch_size: int = 32
+    ) -> Tensor:
+        """A vector of length 1 for each text, whose products with others are cosines.
+
+        The last hidden states of a text's tokens, normed, become one vector: their mean, or that of the first (``cls``)
+        or the last token. Texts of a batch stand one behind the other without padding, and each sees itself alone.
+
+        Args:
+            texts: texts, or lists of token numbers, or one text. Texts get the special tokens that the tokenizer adds,
+                such as an end token. An instruction that a model wants before a query is the caller's to write.
+            pooling: ``mean``, ``cls`` or ``last``; None for what the checkpoint says.
+            batch_size: texts that are computed at once.
+
+        Returns:
+            float32 ``(texts, hidden_size)``, on the device of the model.
+
+        Raises:
+            ValueError: no pooling is said or given, an unknown one; a text without tokens, or longer than the context;
+                text where the model has no tokenizer; a batch_size that is not positive.
+            FloatingPointError: hidden states that are not finite.
+
+        Source:
+            Sentence-BERT, arXiv:1908.10084.
+        """
+        return embeddings(self, token_lists(self, texts), pooling or self.config.pooling, batch_size)
 
     def save_pretrained(
         self, path: str | Path, *, to: str = "bittorch", allow_lossy: bool = False, overwrite: bool = False

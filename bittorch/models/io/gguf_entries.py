@@ -25,6 +25,7 @@ READ = frozenset(
         "attention.key_length",
         "attention.value_length",
         "attention.layer_norm_rms_epsilon",
+        "pooling_type",
         "rope.dimension_count",
         "rope.freq_base",
         "rope.scaling.type",
@@ -42,7 +43,6 @@ HARMLESS = frozenset(
     {
         "vocab_size",
         "tensor_data_layout",
-        "pooling_type",
         "decoder_start_token_id",
         "attention.layer_norm_epsilon",
         "rope.scaling.finetuned",

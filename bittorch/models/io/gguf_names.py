@@ -17,7 +17,7 @@ from bittorch.models.architectures.base import (
     read_entries,
     written_entries,
 )
-from bittorch.models.config import LAYER_TYPES, PROJECTIONS, ModelConfig
+from bittorch.models.config import LAYER_TYPES, POOLINGS, PROJECTIONS, ModelConfig
 from bittorch.models.io import choices
 from bittorch.models.io.errors import FormatError
 from bittorch.models.io.gguf_entries import check_entries
@@ -138,6 +138,7 @@ def config_from_gguf(
             else _activation_bits(entries, architecture.activation_bits, tensors, what),
             fuse_norms=entries.get("bittorch.fuse_norms", True),
             norms_from_one=architecture.norms_from_one,
+            pooling=_pooling(get("pooling_type", 0), arch, what),
             input_norm_eps=get("attention.layer_norm_rms_epsilon", 0.0) if INPUT_NORM in tensors else 0.0,
             bos_token_id=entries.get("bittorch.bos_token_id", entries.get("tokenizer.ggml.bos_token_id")),
             eos_token_ids=tuple(eos_ids),
@@ -161,6 +162,16 @@ def _fields(architecture: Architecture, arch: str, get: Any, given: Mapping[str,
             "wrote; add the entries to the file to silence this",
         )
     return found
+
+
+GGUF_POOLINGS = ("", *POOLINGS)  # by their numbers in files
+
+
+def _pooling(number: Any, arch: str, what: str) -> str:
+    if type(number) is not int or not 0 <= number < len(GGUF_POOLINGS):
+        known = ", ".join(f"{index} {name or 'none'}" for index, name in enumerate(GGUF_POOLINGS))
+        raise FormatError(f"{what} has {arch}.pooling_type {number!r:.40}; known are {known}")
+    return GGUF_POOLINGS[number]
 
 
 def _has_bias(tensors: Container[str], projection: str) -> bool:
@@ -254,6 +265,8 @@ def config_entries(config: ModelConfig, arch: str) -> dict[str, Any]:
         entries["hidden_activation"] = config.hidden_act
     if config.layer_types:
         entries["attention.sliding_window_pattern"] = [kind == LAYER_TYPES[0] for kind in config.layer_types]
+    if config.pooling:
+        entries["pooling_type"] = GGUF_POOLINGS.index(config.pooling)
     named = {f"{arch}.{key}": value for key, value in architecture.to_gguf(entries, config).items()}
     named["bittorch.activation_bits"] = config.activation_bits or 0
     if not config.fuse_norms:

@@ -17,6 +17,7 @@ from bittorch.models.io.exact_ternary import recognised
 from bittorch.models.io.formats import formats
 from bittorch.models.io.hf_config import config_from_hf, num_experts
 from bittorch.models.io.mapped_file import MappedFile
+from bittorch.models.io.pooling import stored_pooling
 from bittorch.models.io.safetensors_header import RawTensor, parse_json, read_header
 from bittorch.models.io.stacks import cut_bytes, unstacked
 from bittorch.models.io.ternary_tensor import chunks
@@ -59,6 +60,8 @@ def open_directory(path: Path, ternary: str = "auto", override: Mapping[str, Any
     if "eos_token_ids" not in given:
         ends = dict.fromkeys([*config.eos_token_ids, *end_tokens(path)])
         config = dataclasses.replace(config, eos_token_ids=tuple(ends))
+    if not config.pooling:
+        config = dataclasses.replace(config, pooling=given.get("pooling", stored_pooling(path)))
     config = _tied(tensors, config, what, "tie_embeddings" in given)
     if found.format == "safetensors" or ternary == "require":  # what other formats have as floats is meant to be floats
         tensors = recognised(tensors, str(path), ternary)

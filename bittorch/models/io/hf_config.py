@@ -81,6 +81,7 @@ def config_from_hf(
             activation_bits=activation_bits,
             fuse_norms=note(values).get("fuse_norms", True),
             norms_from_one=architecture.norms_from_one,
+            pooling=note(values).get("pooling", ""),
             input_norm_eps=note(values).get("input_norm_eps", value_of("rms_norm_eps", None))
             if INPUT_NORM in names
             else 0.0,
@@ -121,6 +122,7 @@ def note_of(config: ModelConfig) -> dict[str, Any]:
         "activation_bits": config.activation_bits,
         **({"biases": list(config.biases)} if config.biases else {}),
         **({} if config.fuse_norms else {"fuse_norms": False}),
+        **({"pooling": config.pooling} if config.pooling else {}),
         **({"input_norm_eps": config.input_norm_eps} if config.input_norm_eps else {}),
         **({} if config.hadamard is None else {"hadamard": to_note(config.hadamard)}),
     }
