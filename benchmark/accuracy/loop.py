@@ -1,11 +1,14 @@
 """The one training loop: any task, FP32 or ternary."""
 
+import dataclasses
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from data import Split
+from keep import Kept
 from recipe import Recipe
 from task import Task, logits, score_of
 from torch import nn
@@ -65,8 +68,12 @@ def fit(
     label: str,
     teacher: nn.Module | None = None,
     show: Callable[..., Any] = tqdm,
+    keep: Path | None = None,
 ) -> list[dict[str, float]]:
-    """Trains in place; returns the learning curve: step, mean training loss since the last point, score."""
+    """Trains in place; returns the learning curve: step, mean training loss since the last point, score.
+
+    With ``keep``, a file, a run that was stopped goes on where it was (`keep.Kept`).
+    """
     steps = task.steps(split, recipe)
     optimizer = make_optimizer(model, recipe)
     stepped = [make_schedule(optimizer, recipe, steps), *schedules(model, optimizer, recipe, steps)]
@@ -75,11 +82,19 @@ def fit(
     curve: list[dict[str, float]] = []
     losses = torch.zeros((), device=split.x.device)
     part = slice(CURVE_SAMPLES[task.metric])
-    bar = show(range(1, steps + 1), desc=label, mininterval=1.0)
+    kept = Kept(keep, {"run": label, **dataclasses.asdict(recipe)})
+    parts = {"model": model, "optimizer": optimizer, **{f"schedule{i}": s for i, s in enumerate(stepped)}}
+    done = 0
+    if (values := kept.restore(**parts)) is not None:
+        done, curve, losses = values["step"], values["curve"], values["losses"].to(losses.device)
+        for _ in range(done):  # the batches of a seed follow from those before
+            next(batches)
+    bar = show(range(done + 1, steps + 1), desc=label, mininterval=1.0, initial=done, total=steps)
     model.train()
     for step in bar:
         x, y = next(batches)
-        loss = loss_of(model, teacher, x, y, recipe)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=recipe.bf16):
+            loss = loss_of(model, teacher, x, y, recipe)
         optimizer.zero_grad()
         loss.backward()
         if recipe.clip:
@@ -95,6 +110,8 @@ def fit(
             bar.set_postfix(loss=f"{curve[-1]['loss']:.3f}", score=f"{score:.3f}")
             losses.zero_()
             model.train()
+        kept.save({"step": step, "curve": curve, "losses": losses}, **parts)
+    kept.drop()
     return curve
 
 
@@ -102,7 +119,7 @@ def loss_of(
     model: nn.Module, teacher: nn.Module | None, x: torch.Tensor, y: torch.Tensor, recipe: Recipe
 ) -> torch.Tensor:
     out = model(x)
-    if out.dtype == y.dtype:  # a regression
+    if y.is_floating_point():  # a regression
         return F.mse_loss(out, y)
     loss = F.cross_entropy(out.flatten(0, -2), y.flatten(), label_smoothing=recipe.label_smoothing)
     if teacher is not None and recipe.distill:

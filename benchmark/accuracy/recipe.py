@@ -11,6 +11,7 @@ class Recipe:
     Length: ``epochs`` for images, ``steps`` (of the optimiser) for text. ``train_size`` uses the first so many training
     images only. The learning rate rises linearly over the share ``warmup`` of all steps and falls as a cosine to
     ``lr * lr_end``; ``clip`` is a gradient norm, 0 for none. ``lr`` is that of ternary nets, ``lr_fp32`` of their twin.
+    ``bf16`` trains in bfloat16 autocast; scores are of float32.
 
     Only ternary nets read the rest, shares of all steps again: ``quant_warmup`` (`bittorch.train.QuantWarmup`),
     ``ternary_after`` (`TernaryAfter`), ``decay_off`` (`WeightDecayOff`, at which both nets stop to decay);
@@ -33,6 +34,7 @@ class Recipe:
     clip: float = 0.0
     label_smoothing: float = 0.0
     norm: Literal["none", "batch"] = "none"
+    bf16: bool = False
     quant_warmup: float = 0.0
     ternary_after: float = 0.0
     decay_off: float = 1.0

@@ -76,5 +76,5 @@ def command(options: list[str]) -> str:
     """The call of run.py, with folders of this machine by the name of their option."""
     words = ["python", "benchmark/accuracy/run.py"]
     for before, word in zip(["", *options], options, strict=False):
-        words.append(before[2:].upper() if before in ("--data", "--results", "--teachers") else word)
+        words.append(before[2:].upper() if before in ("--data", "--results", "--teachers", "--keep") else word)
     return " ".join(words)

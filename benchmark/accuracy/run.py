@@ -11,11 +11,13 @@ import dataclasses
 import importlib
 import sys
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
 import torch
 from data import DataError, Split
+from keep import KeptError
 from loop import fit
 from methods import FP32, METHODS, config_of
 from recipe import Recipe, changed, for_fp32
@@ -66,6 +68,7 @@ def parse_args(options: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
     parser.add_argument("--teachers", type=Path, help="folder that keeps trained FP32 nets for later runs that distil")
+    parser.add_argument("--keep", type=Path, help="folder for states of runs that are stopped: they go on from there")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: cpu)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     args = parser.parse_args(options)
@@ -75,6 +78,15 @@ def parse_args(options: list[str]) -> argparse.Namespace:
         parser.error("--device cuda, but torch.cuda.is_available() is False; use --device cpu")
     torch.set_num_threads(args.threads)
     return args
+
+
+def kept_state(task: Task, recipe: Recipe, method: str, seed: int, args: argparse.Namespace) -> Path | None:
+    """The file of a run's state, a file a run."""
+    if args.keep is None:
+        return None
+    settings = zlib.crc32(repr(recipe).encode())
+    split = "final" if args.final else "held-out"
+    return args.keep / f"{task.name}-{split}-{method.replace('/', '-')}-{seed}-{settings:08x}.pt"
 
 
 def trained_fp32(
@@ -94,7 +106,9 @@ def trained_fp32(
         kept = torch.load(path, map_location=args.device)
         model.load_state_dict(kept["model"])
         return model, kept["curve"]
-    curve = fit(model, task, split, own, seed, f"{task.name} fp32 {seed}")
+    curve = fit(
+        model, task, split, own, seed, f"{task.name} fp32 {seed}", keep=kept_state(task, own, "fp32", seed, args)
+    )
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
@@ -109,11 +123,13 @@ def trained_ternary(
     config = config_of(method)
     teacher = trained_fp32(task, split, recipe, seed, args)[0] if recipe.needs_teacher else None
     torch.manual_seed(seed)
-    start = teacher if teacher is not None and recipe.from_fp32 else task.build(recipe).to(args.device)
+    own = task.build(recipe).to(args.device, memory_format=torch.channels_last)
+    start = teacher if teacher is not None and recipe.from_fp32 else own
     model = bittorch.quantize_model(start, config)
     if recipe.norm_start:
         bittorch.nn.init.norm_preserving_(model)
-    return model, fit(model, task, split, recipe, seed, f"{task.name} {method} {seed}", teacher)
+    keep = kept_state(task, recipe, method, seed, args)
+    return model, fit(model, task, split, recipe, seed, f"{task.name} {method} {seed}", teacher, keep=keep)
 
 
 def one_run(
@@ -175,7 +191,10 @@ def main(options: list[str]) -> None:
                 check_same(path, record, there[key_of(record)], dataclasses.asdict(recipe))
                 print(f"there already: {' '.join(map(str, key_of(record)))}")
                 continue
-            record |= one_run(task, split, recipe, method, seed, args)
+            try:
+                record |= one_run(task, split, recipe, method, seed, args)
+            except KeptError as error:
+                sys.exit(f"run.py: {error}")
             record |= {"settings": dataclasses.asdict(recipe), "command": command(options), **environment(args.device)}
             if record["exported_equal"] is False or record["exported_score"] not in (None, record["score"]):
                 sys.exit(

@@ -92,6 +92,48 @@ def test_report_fills_the_document(passed: Callable[..., str], data: Path, tmp_p
     assert (tmp_path / "accuracy_char_lm.png").stat().st_size > 5000
 
 
+@pytest.mark.parametrize("task", ["cifar_resnet20", "char_lm"])
+def test_a_stopped_run_goes_on_bit_for_bit(
+    passed: Callable[..., str],
+    failed: Callable[..., str],
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    task: str,
+) -> None:
+    length = ["steps=7", "batch=8", "bf16=1"]
+    options = [task, "--data", data, "--seeds", 0, "--methods", "ternary", "--keep", tmp_path / "kept"]
+    passed("run.py", *options, "--results", tmp_path / "whole", "--set", *length)
+    keep = importlib.import_module("keep")
+    plain = keep.Kept.__init__
+    monkeypatch.setattr(keep.Kept, "__init__", lambda self, path, what: plain(self, path, what, seconds=0.0))
+    loss_of, calls = importlib.import_module("loop").loss_of, []
+
+    def stopped(*arguments: object) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return loss_of(*arguments)
+
+    monkeypatch.setattr(importlib.import_module("loop"), "loss_of", stopped)
+    options += ["--results", tmp_path / "stopped", "--set", *length]
+    with pytest.raises(KeyboardInterrupt):
+        passed("run.py", *options)
+    (state,) = (tmp_path / "kept").iterdir()
+    other = torch.load(state)
+    torch.save({**other, "what": {**other["what"], "lr": 1.0}}, tmp_path / "other")
+    mine = state.read_bytes()
+    state.write_bytes((tmp_path / "other").read_bytes())
+    assert "is of another run: lr was 1.0 and is " in failed("run.py", *options)
+    state.write_bytes(mine)
+    passed("run.py", *options)
+    assert len(calls) == 5 + 3, "four steps are not done again"
+    assert not state.exists()
+    (whole,), (gone_on,) = (records(tmp_path / name, task) for name in ("whole", "stopped"))
+    assert gone_on["score"] == whole["score"]
+    assert gone_on["curve"] == whole["curve"]
+
+
 def test_damaged_result_file_names_its_line(failed: Callable[..., str], data: Path, tmp_path: Path) -> None:
     (tmp_path / "mnist_mlp.jsonl").write_text('{"task": "mnist_mlp"\n')
     message = failed("run.py", "mnist_mlp", "--data", data, "--results", tmp_path)
