@@ -49,9 +49,9 @@ class Kept:
         torch.set_rng_state(state["random"])
         return state["values"]
 
-    def save(self, values: dict[str, Any], **parts: Any) -> None:
-        """Writes the parts and the values, where the last state is old enough."""
-        if self.path is None or time.monotonic() - self.written < self.seconds:
+    def save(self, values: dict[str, Any], now: bool = False, **parts: Any) -> None:
+        """Writes the parts and the values, where the last state is old enough, or ``now``."""
+        if self.path is None or not (now or time.monotonic() - self.written >= self.seconds):
             return
         state = {"what": self.what, "values": values, "random": torch.get_rng_state()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
