@@ -147,7 +147,9 @@ def exported(student: nn.Module, args: argparse.Namespace) -> dict[str, Any]:
         tokenizer = Tokenizer.from_source(checkpoint.tokenizer_source)
     LanguageModel.from_transformers(student, tokenizer).save_pretrained(args.out, overwrite=True)
     model = LanguageModel.from_pretrained(args.out)
-    text = model.chat_template.render([{"role": "user", "content": args.prompt}], add_generation_prompt=True)
+    template, text = model.chat_template, args.prompt
+    if template is not None:
+        text = template.render([{"role": "user", "content": text}], add_generation_prompt=True)
     return {"prompt": args.prompt, "answer": model.generate(text, max_new_tokens=48, temperature=0)[0]}
 
 

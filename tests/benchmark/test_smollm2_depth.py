@@ -7,17 +7,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 from bittorch import quantize_model
+from tests.benchmark import tiny_llama
+from tests.benchmark.tiny_llama import gguf
 
-gguf = pytest.importorskip("gguf", reason="needs bittorch[hf]")
-transformers = pytest.importorskip("transformers", reason="needs bittorch[hf]")
 FOLDER = Path(__file__).parents[2] / "benchmark" / "accuracy"
 TEXT = "a line of 12 words, and 3 more\n" * 40
 
@@ -42,78 +40,14 @@ def _llama() -> ModuleType:
     return gguf_llama
 
 
-def _tiny() -> nn.Module:
-    torch.manual_seed(1)
-    config = transformers.LlamaConfig(
-        vocab_size=258,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        rms_norm_eps=1e-5,
-        rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
-        tie_word_embeddings=True,
-    )
-    model = transformers.LlamaForCausalLM(config).eval()
-    for parameter in model.parameters():
-        parameter.data = torch.randn_like(parameter) * 0.3
-    return model
-
-
-def _vocabulary() -> list[str]:
-    """The characters that byte-level BPE writes bytes as, and two merges."""
-    printed = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    rest = iter(range(256, 512))
-    return [chr(b) if b in printed else chr(next(rest)) for b in range(256)] + ["wo", "12"]
-
-
-def _interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
-    """The row order of GGUF: the two halves of a head's rows alternate."""
-    order = [h * len(weight) // heads + half for h in range(heads) for half in _alternate(len(weight) // heads)]
-    return weight[order]
-
-
-def _alternate(rows: int) -> list[int]:
-    return [i // 2 + (i % 2) * rows // 2 for i in range(rows)]
-
-
 @pytest.fixture(scope="module")
 def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_vocab_size(258)
-    writer.add_context_length(64)
-    writer.add_embedding_length(64)
-    writer.add_feed_forward_length(128)
-    writer.add_block_count(2)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(5000.0)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(_vocabulary())
-    writer.add_token_merges(["w o", "1 2"])
-    names = {value: key for key, value in _llama().NAMES.items()}
-    for name, tensor in _tiny().state_dict().items():
-        values, parts = tensor.numpy(), name.split(".")
-        if parts[1] == "layers":
-            short = names[".".join(parts[3:-1])]
-            heads = {"attn_q": 4, "attn_k": 2}.get(short)
-            writer.add_tensor(f"blk.{parts[2]}.{short}.weight", _interleaved(values, heads) if heads else values)
-        elif parts[0] != "lm_head":
-            writer.add_tensor("token_embd.weight" if parts[1] == "embed_tokens" else "output_norm.weight", values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    return tiny_llama.write(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
 
 
 def test_model_of_a_gguf_file_is_the_model_that_was_written(tiny_gguf: Path) -> None:
     model, x = _llama().model_of(gguf.GGUFReader(tiny_gguf)), torch.arange(48)[None]
-    expected = _tiny()
+    expected = tiny_llama.model()
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in expected.state_dict().items())
     assert model.lm_head.weight is model.model.embed_tokens.weight
     with torch.no_grad():
@@ -140,7 +74,7 @@ def test_windows_score_every_token_but_the_first_once(count: int, window: int, s
 
 @pytest.mark.parametrize(("window", "stride"), [(64, 64), (16, 16), (16, 5)])
 def test_nll_is_that_of_the_logits(window: int, stride: int) -> None:
-    model, tokens = _tiny(), torch.randint(258, (41,), generator=torch.Generator().manual_seed(2))
+    model, tokens = tiny_llama.model(), torch.randint(258, (41,), generator=torch.Generator().manual_seed(2))
     expected = []
     for target in range(1, 41):
         start = 0
@@ -191,7 +125,7 @@ def test_table_from_a_run(tiny_gguf: Path, tmp_path: Path, capsys: pytest.Captur
         "automatic 7.2 bits, row",
         "depth 4, row, with the head",
     ]
-    model = _tiny()
+    model = tiny_llama.model()
     script, llama = _script(), _llama()
     tokens = torch.tensor(llama.tokens_of(gguf.GGUFReader(tiny_gguf), TEXT))[:65]
     for label, other in (("dense", model), ("depth 4, row", quantize_model(model, depth=4, skip="lm_head"))):
