@@ -57,19 +57,22 @@ class Attention(Block):
         config: the model's.
         layer: which of the cache's layers is this one's.
         sub_norm: whether there is a norm, ``attn_sub_norm``, before the output projection.
+        gated: whether what is attended to is multiplied by the sigmoid of a gate before the output projection. Each
+            head of ``q_proj`` then has the rows of its queries, and as many of its gate.
     """
 
     qkv_proj: nn.Module
     o_proj: nn.Module
     attn_sub_norm: nn.Module
 
-    def __init__(self, config: ModelConfig, layer: int, *, sub_norm: bool = False) -> None:
+    def __init__(self, config: ModelConfig, layer: int, *, sub_norm: bool = False, gated: bool = False) -> None:
         super().__init__()
-        self.layer, self.fuse, self.window = layer, config.fuse_norms, config.window_of(layer)
+        self.layer, self.fuse, self.window = config.cache_layer(layer), config.fuse_norms, config.window_of(layer)
         self.rotated, self.scale = config.rotated, config.query_size**-0.5 if config.query_size else None
+        self.gated = gated
         self.heads, self.kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        rows = {"q_proj": q, "k_proj": kv, "v_proj": kv}
+        rows = {"q_proj": 2 * q if gated else q, "k_proj": kv, "v_proj": kv}
         parts = tuple(Part(name, count, config.has_bias(name)) for name, count in rows.items())
         output = Part("o_proj", config.hidden_size, config.has_bias("o_proj"))
         self.hold("qkv_proj", NormedLinear.of(config, config.hidden_size, parts))
@@ -79,7 +82,11 @@ class Attention(Block):
     def forward(self, x: Tensor, norm: RMSNorm, rotation: Rotation, batch: Batch) -> Tensor:
         """``norm(x)``, ``(tokens, hidden)``, to the same; the tokens are those of the batch, one sequence behind the
         other."""
-        heads = self.prepared(normed(self.qkv_proj, norm, x, self.fuse).view(len(x), -1, self.head_dim))
+        heads = normed(self.qkv_proj, norm, x, self.fuse).view(len(x), -1, self.head_dim)
+        if self.gated:
+            q, kv = heads.split((2 * self.heads, 2 * self.kv_heads), 1)
+            heads, gate = torch.cat((q[:, ::2], kv), 1), q[:, 1::2].flatten(1).sigmoid()
+        heads = self.prepared(heads)
         if self.rotated:
             rotation = rotation.local if self.window else rotation
             rotation.rotate_(heads[:, : self.heads + self.kv_heads, : self.rotated].unflatten(2, (2, -1)))
@@ -89,7 +96,7 @@ class Attention(Block):
         else:
             parts = zip(q.split(batch.counts), kv.split(batch.counts), strict=True)
             y = torch.cat([self._attend_row(index, *part, batch) for index, part in enumerate(parts)])
-        return normed(self.o_proj, self.attn_sub_norm, y, self.fuse)
+        return normed(self.o_proj, self.attn_sub_norm, y * gate if self.gated else y, self.fuse)
 
     def prepared(self, heads: Tensor) -> Tensor:
         """What is rotated, of ``(tokens, heads, head_dim)``, those of q, then k, then v; a subclass may norm them."""

@@ -12,7 +12,8 @@ ACTIVATIONS = ("silu", "relu2", "gelu_tanh")
 # The matrices of a layer that may have a bias, each on its own.
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 POOLINGS = ("mean", "cls", "last")
-LAYER_TYPES = ("sliding_attention", "full_attention")
+WINDOW_TYPES = ("sliding_attention", "full_attention")
+LAYER_TYPES = (*WINDOW_TYPES, "linear_attention")
 ROPE_ENTRIES = {
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
@@ -65,7 +66,11 @@ class ModelConfig:
         expert_step: of the others, every so many-th has experts; 1 for all.
         expert_limit: gates of experts are cut above it before SiLU, the other factor to this magnitude; 0 for no limit.
         window: a token of a layer with a window sees itself and so many before it.
-        layer_types: of each layer ``sliding_attention``, with the window, or ``full_attention``; empty for no window.
+        layer_types: of each layer ``sliding_attention``, with the window, ``full_attention``, or ``linear_attention``,
+            a DeltaNet; empty for full attention in all.
+        delta_key_heads, delta_value_heads, delta_key_dim, delta_value_dim: heads of DeltaNet layers and their
+            channels; queries are as keys, and a key head serves as many value heads as divide it.
+        delta_kernel: tokens that the convolution of such a layer sees, the current one included.
         local_rope_theta: rope_theta of layers with a window, which scale no positions; 0 for that of all.
         query_size: attention scores are divided by its square root; 0 for head_dim.
         rotary_dim: channels of a head that are rotated, the first of it; 0 for all.
@@ -112,6 +117,11 @@ class ModelConfig:
     layer_types: tuple[str, ...] = ()
     local_rope_theta: float = 0.0
     query_size: int = 0
+    delta_key_heads: int = 0
+    delta_value_heads: int = 0
+    delta_key_dim: int = 0
+    delta_value_dim: int = 0
+    delta_kernel: int = 0
     rotary_dim: int = 0
     norms_from_one: bool = False
     input_norm_eps: float = 0.0
@@ -196,6 +206,7 @@ class ModelConfig:
             raise ValueError("window must be positive for layers of sliding_attention, got 0")
         if self.window and not self.layer_types:
             raise ValueError(f"layer_types must name the layers of window={self.window}, got none")
+        self._check_delta()
         if type(self.rotary_dim) is not int or self.rotary_dim % 2 or not 0 <= self.rotary_dim <= self.head_dim:
             raise ValueError(
                 f"rotary_dim must be even, from 0 to head_dim={self.head_dim}, got {self.rotary_dim!r:.40}"
@@ -207,6 +218,18 @@ class ModelConfig:
             raise ValueError(f"query_size must be an integer that is not negative, got {self.query_size!r:.40}")
         if self.query_size == self.head_dim:
             object.__setattr__(self, "query_size", 0)
+
+    def _check_delta(self) -> None:
+        least = int(LAYER_TYPES[2] in self.layer_types)
+        for name in ("delta_key_heads", "delta_value_heads", "delta_key_dim", "delta_value_dim", "delta_kernel"):
+            value = getattr(self, name)
+            wanted = 2 * least if name == "delta_kernel" else least
+            if type(value) is not int or not wanted <= value < 2**31:
+                raise ValueError(f"{name} must be an integer from {wanted} on, got {value!r:.100}")
+        if least and self.delta_value_heads % self.delta_key_heads:
+            raise ValueError(
+                f"delta_value_heads={self.delta_value_heads} is no multiple of delta_key_heads={self.delta_key_heads}"
+            )
 
     def _check_rope_scaling(self, scaling: Mapping[str, Any]) -> None:
         kind = scaling.get("rope_type")
@@ -240,6 +263,24 @@ class ModelConfig:
     def window_of(self, layer: int) -> int:
         """How many tokens before itself a token of layer number ``layer`` sees; 0 for all."""
         return self.window if self.layer_types and self.layer_types[layer] == LAYER_TYPES[0] else 0
+
+    def is_delta(self, layer: int) -> bool:
+        """Whether layer number ``layer`` is a DeltaNet."""
+        return bool(self.layer_types) and self.layer_types[layer] == LAYER_TYPES[2]
+
+    def cache_layer(self, layer: int) -> int:
+        """The number of a layer among those of its kind, attention or DeltaNet."""
+        return sum(self.is_delta(own) == self.is_delta(layer) for own in range(layer))
+
+    @property
+    def delta_layers(self) -> int:
+        """How many layers are a DeltaNet."""
+        return self.layer_types.count(LAYER_TYPES[2])
+
+    @property
+    def delta_channels(self) -> int:
+        """Of queries, keys and values of a DeltaNet layer together."""
+        return 2 * self.delta_key_heads * self.delta_key_dim + self.delta_value_heads * self.delta_value_dim
 
     def has_bias(self, projection: str) -> bool:
         """Whether a matrix of every layer, a name of `PROJECTIONS`, has a bias."""

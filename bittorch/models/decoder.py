@@ -128,6 +128,8 @@ class Decoder(Block):
     def hidden_states(self, tokens: Tensor, batch: Batch) -> Tensor:
         """What the last layer gives, ``(tokens, hidden_size)``; arguments and errors as of `step`."""
         self._check(tokens, batch)
+        if batch.cache is not None:
+            batch.cache.begin(batch.rows)
         x = self.embedded(tokens)
         positions = batch.positions(self.device)
         rotation = Rotation(self.frequencies, positions, self.dtype, self.magnitude)

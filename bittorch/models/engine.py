@@ -86,7 +86,8 @@ class Engine:
             held: how many of the first the free row holds already, at most all but one; the rest of the row is cut.
 
         Raises:
-            ValueError: no token, more held than there is, no free row.
+            ValueError: no token, more held than there is, no free row; a row that cannot be cut there, as
+                `bittorch.models.KVCache.keepable` says.
         """
         taken = {sequence.row for sequence in self.running}
         row = next((row for row in range(self.cache.rows) if row not in taken), None)

@@ -114,7 +114,11 @@ class Loader:
 
     def vector(self, name: str, precise: bool = False) -> Tensor:
         """The weight of a norm or a router."""
-        return self._dense(f"{name}.weight", torch.float32 if precise else self.dtype, copy=True)
+        return self.values(f"{name}.weight", precise)
+
+    def values(self, name: str, precise: bool = False) -> Tensor:
+        """A tensor by its whole name."""
+        return self._dense(name, torch.float32 if precise else self.dtype, copy=True)
 
     def embedding(self, name: str) -> nn.Module:
         """The embedding; with one weight for the head too where they are tied and the head is not converted."""

@@ -6,10 +6,10 @@ CONTRACTIONS = r"'s|'t|'re|'ve|'m|'ll|'d"
 GPT2 = CONTRACTIONS + r"| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
-def _cl100k(digits: str) -> str:
-    """The pattern of GPT-4 and its heirs; ``digits`` is how many digits are one word."""
+def _cl100k(digits: str, letter: str = r"\p{L}") -> str:
+    """The pattern of GPT-4 and its heirs; ``digits`` is how many digits are one word, ``letter`` what words are of."""
     return (
-        rf"(?i:{CONTRACTIONS})|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
+        rf"(?i:{CONTRACTIONS})|[^\r\n\p{{L}}\p{{N}}]?[{letter}]+|\p{{N}}{digits}| ?[^\s{letter}\p{{N}}]+[\r\n]*"
         r"|\s*[\r\n]+|\s+(?!\S)|\s+"
     )
 
@@ -26,6 +26,7 @@ PATTERNS: dict[str, tuple[str, ...]] = {
         (LLAMA3,),
     ),
     **dict.fromkeys(("qwen2", "stablelm2", "hunyuan", "deepseek-r1-qwen", "megrez"), (_cl100k(""),)),
+    "qwen35": (_cl100k("", r"\p{L}\p{M}"),),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), _ONE_DIGIT),
     "falcon": _THREE_DIGITS,
     "bitnet.cpp-falcon3": (*_THREE_DIGITS[:2], "[0-9]"),

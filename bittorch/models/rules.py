@@ -33,6 +33,10 @@ class Source(Protocol):
         """A weight that stays dense, of a norm or a router, in memory of its own; ``precise`` is in float32."""
         ...
 
+    def values(self, name: str, precise: bool = False) -> Tensor:
+        """The same of any tensor, by its whole name."""
+        ...
+
     def embedding(self, name: str) -> nn.Module: ...
 
     def head(self, name: str, embedding: nn.Module | None) -> nn.Module:
@@ -227,6 +231,35 @@ class Router(Rule):
     def tensors(self, module: nn.Module, prefix: str) -> Named:
         assert isinstance(module, nn.Linear)
         yield f"{prefix}{self.name}.weight", module.weight.detach()
+
+
+class Held(nn.Module):
+    """A module that is a tensor, ``value``."""
+
+    value: Tensor
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("value", value, persistent=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Values(Rule):
+    """A tensor of any shape by its whole name, as `Held`; ``precise`` is in float32, whatever the model is."""
+
+    name: str
+    shape: tuple[int, ...]
+    precise: bool = False
+
+    def shapes(self, prefix: str) -> dict[str, tuple[int, ...]]:
+        return {prefix + self.name: self.shape}
+
+    def load(self, source: Source, prefix: str, owner: nn.Module) -> Held:
+        return Held(source.values(prefix + self.name, self.precise))
+
+    def tensors(self, module: nn.Module, prefix: str) -> Named:
+        assert isinstance(module, Held)
+        yield prefix + self.name, module.value
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,7 @@ REGISTER = (
     "maple",
     "minicpm",
     "gemma3",
+    "qwen3_5",
 )
 
 

@@ -96,16 +96,49 @@ class Form(NamedTuple):
 
     Args:
         rows: row i of the file is row ``rows[i]``; None for the same order.
+        columns: the same of columns.
         added: to each value of the file.
+        decay: the file has ``-exp`` of each value.
+        squeezed: the file has two dimensions of three, without the middle one, which is 1; always float32.
     """
 
     rows: Tensor | None = None
+    columns: Tensor | None = None
     added: float = 0.0
+    decay: bool = False
+    squeezed: bool = False
 
     @property
     def plain(self) -> bool:
         """Whether there is no difference."""
-        return self.rows is None and not self.added
+        return self.rows is None and self.columns is None and not (self.added or self.decay or self.squeezed)
+
+    @property
+    def rounds(self) -> bool:
+        """Whether values are computed, and the last bits may change."""
+        return bool(self.added or self.decay)
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether a tensor of the file of this shape can have this form."""
+        rows = self.rows is None or len(self.rows) == shape[0]
+        columns = self.columns is None or shape[1:] == (len(self.columns),)
+        return rows and columns and (len(shape) == 2 or not self.squeezed)
+
+    def to_file(self, values: Tensor) -> Tensor:
+        """Values as the file has them."""
+        values = values.flatten(1) if self.squeezed else values
+        values = values if self.rows is None else values[self.rows]
+        values = values if self.columns is None else values[:, self.columns]
+        values = -values.exp() if self.decay else values
+        return values + self.added if self.added else values
+
+    def of_file(self, values: Tensor) -> Tensor:
+        """The inverse."""
+        values = values - self.added if self.added else values
+        values = (-values).log() if self.decay else values
+        values = values if self.columns is None else values[:, self.columns.argsort()]
+        values = values if self.rows is None else values[self.rows.argsort()]
+        return values.unsqueeze(1) if self.squeezed else values
 
 
 class Architecture:
@@ -127,6 +160,8 @@ class Architecture:
         partial_rotation: whether files may rotate a part of each head.
         activation_bits: what models of this kind are trained with.
         entries: fields of `ModelConfig` that this architecture has beyond `ENTRIES`.
+        gguf_read: entries of GGUF files beyond these, which `of_gguf` reads or which change nothing.
+        hf_skipped: how names of tensors begin that no part of the model uses; they are left out, with a warning.
     """
 
     name: ClassVar[str]
@@ -142,6 +177,8 @@ class Architecture:
     partial_rotation: ClassVar[bool] = False
     activation_bits: ClassVar[int | None] = None
     entries: ClassVar[tuple[Entry, ...]] = ()
+    gguf_read: ClassVar[tuple[str, ...]] = ()
+    hf_skipped: ClassVar[tuple[str, ...]] = ()
 
     def layer(self, config: ModelConfig, index: int) -> Block:
         """The recipe of layer ``index``: a block that takes ``(x, rotation, batch)``, without weights."""
@@ -167,8 +204,11 @@ class Architecture:
         """The inverse, of entries of config.json."""
         return values
 
-    def of_gguf(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """The same of a GGUF file. What has no default is None, and gets what llama.cpp takes for it in older files."""
+    def of_gguf(self, fields: dict[str, Any], get: Callable[[str, Any], Any]) -> dict[str, Any]:
+        """The same of a GGUF file, whose other entries ``get`` gives, or a default.
+
+        What has no default is None, and gets what llama.cpp takes for it in older files. Raises ValueError.
+        """
         return fields
 
     def to_gguf(self, entries: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
@@ -184,7 +224,8 @@ class Architecture:
         """What a GGUF file has for a tensor, by its canonical name."""
         heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(name.split(".")[-2])
         rows = rope_rows(heads, config.head_dim) if self.gguf_permuted and heads else None
-        return Form(rows, float(self.norms_from_one and name.endswith("norm.weight") and "_proj.norm" not in name))
+        summed = self.norms_from_one and name.endswith("norm.weight") and "_proj.norm" not in name
+        return Form(rows, added=float(summed))
 
     def gguf_name(self, config: ModelConfig, type_name: str) -> str:
         """The name that a GGUF file with ternary tensors of this type is written under."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +10,7 @@ import torch
 from bittorch.models.architectures.base import GGUF_LAYER, Architecture, Entry, counted_windows, has_sizes
 from bittorch.models.architectures.qwen3 import NormedHeads
 from bittorch.models.block import MLP, SandwichLayer
-from bittorch.models.config import LAYER_TYPES, ModelConfig
+from bittorch.models.config import WINDOW_TYPES, ModelConfig
 
 
 class Gemma3(Architecture):
@@ -65,11 +65,11 @@ class Gemma3(Architecture):
         if values.get("layer_types") is None:
             values = {**values, "layer_types": values.get("sliding_window_pattern", 6)}
         both = values.get("rope_parameters")
-        if not isinstance(both, dict) or not both or not both.keys() <= set(LAYER_TYPES):
+        if not isinstance(both, dict) or not both or not both.keys() <= set(WINDOW_TYPES):
             return values
-        local, full = (both.get(kind) or {} for kind in LAYER_TYPES)
+        local, full = (both.get(kind) or {} for kind in WINDOW_TYPES)
         if not isinstance(local, dict) or local.get("rope_type", "default") != "default":
-            raise ValueError(f"rope_parameters of {LAYER_TYPES[0]} must be of rope_type default, got {local!r:.100}")
+            raise ValueError(f"rope_parameters of {WINDOW_TYPES[0]} must be of rope_type default, got {local!r:.100}")
         theta = local.get("rope_theta", values.get("rope_local_base_freq", 10000.0))
         return {**values, "rope_parameters": full, "rope_local_base_freq": theta}
 
@@ -83,12 +83,12 @@ class Gemma3(Architecture):
             **values,
             "hidden_activation": act,
             "sliding_window": config.window + 1 if config.window else None,
-            "layer_types": list(config.layer_types) or [LAYER_TYPES[1]] * config.num_layers,
+            "layer_types": list(config.layer_types) or [WINDOW_TYPES[1]] * config.num_layers,
             "query_pre_attn_scalar": config.query_size or config.head_dim,
-            "rope_parameters": dict(zip(LAYER_TYPES, (local, values["rope_parameters"]), strict=True)),
+            "rope_parameters": dict(zip(WINDOW_TYPES, (local, values["rope_parameters"]), strict=True)),
         }
 
-    def of_gguf(self, fields: dict[str, Any]) -> dict[str, Any]:
+    def of_gguf(self, fields: dict[str, Any], get: Callable[[str, Any], Any]) -> dict[str, Any]:
         """llama.cpp knows the 27B model, whose scores are divided by another number, by its layers."""
         found = self.of_hf(fields)
         large = has_sizes(fields) and fields["num_layers"] == 62

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -64,7 +65,7 @@ class MiniCPM(Architecture):
             "dim_model_base": float(f"{config.hidden_size / config.logit_scale:.15g}"),
         }
 
-    def of_gguf(self, fields: dict[str, Any]) -> dict[str, Any]:
+    def of_gguf(self, fields: dict[str, Any], get: Callable[[str, Any], Any]) -> dict[str, Any]:
         if not has_sizes(fields):
             return fields
         older = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from bittorch.models.architectures.base import Entry, has_sizes
@@ -45,7 +45,7 @@ class Qwen2MoE(Qwen2):
     def to_hf(self, values: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
         return {**values, "qkv_bias": config.has_bias("q_proj")}
 
-    def of_gguf(self, fields: dict[str, Any]) -> dict[str, Any]:
+    def of_gguf(self, fields: dict[str, Any], get: Callable[[str, Any], Any]) -> dict[str, Any]:
         """llama.cpp cuts the MLP's size into the experts of a token, and gives the shared expert all of it."""
         if not has_sizes(fields) or type(fields["experts_per_token"]) is not int:
             return fields

@@ -34,8 +34,8 @@ class NormedHeads(Attention):
     q_norm: RMSNorm
     k_norm: RMSNorm
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
-        super().__init__(config, layer)
+    def __init__(self, config: ModelConfig, layer: int, *, gated: bool = False) -> None:
+        super().__init__(config, layer, gated=gated)
         self.hold_norm(config, "q_norm", self.head_dim)
         self.hold_norm(config, "k_norm", self.head_dim)
 

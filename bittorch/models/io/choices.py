@@ -89,6 +89,10 @@ CHOICES: dict[str, Choice] = {
         "refused",
         "A compressed-tensors scheme quantises activations, outputs or the cache in another way than 8 bits a token.",
     ),
+    "skipped-parts": Choice(
+        "warned",
+        "A checkpoint has parts that are not run: what sees images, or predicts tokens beyond the next: left out.",
+    ),
     "all-zero-matrix": Choice("warned", "A matrix is all zeros, in any format: it is taken as it is."),
     "exact-ternary": Choice(
         "warned", "Weights are stored as floats, and are exactly trits times scales: they are read as ternary weights."

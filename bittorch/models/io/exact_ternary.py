@@ -28,7 +28,7 @@ GROUP = 64  # columns; larger groups are merged from it, and fast kernels take n
 NARROW = (32, 16, 8, 4)
 FLOATS = {"F32": torch.int32, "F16": torch.int16, "BF16": torch.int16}
 WHOLE = (EMBEDDING, HEAD)  # which may be ternary or not beside ternary layers
-LINEAR = re.compile(r"model\.layers\..+_proj\.weight")
+LINEAR = re.compile(r"model\.layers\..+_proj(_\w+)?\.weight")
 
 
 class ExactTernary(TernaryTensor):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bittorch.models.architectures.base import Form
+from bittorch.models.architectures.base import Architecture, Form
 from bittorch.models.io import choices, codecs, gguf_blocks
 from bittorch.models.io.checkpoint import EMBEDDING, Checkpoint, StoredTensor, TensorInfo
 from bittorch.models.io.codecs import Bytes
@@ -24,7 +24,7 @@ from bittorch.models.io.gguf_rope import ROPE_TENSORS
 from bittorch.models.io.gguf_split import read_parts
 from bittorch.models.io.gguf_types import PRISM
 from bittorch.models.io.stacks import cut_bytes, unstacked
-from bittorch.models.io.ternary_tensor import Floats, TernaryTensor, chunks, collapse_scale
+from bittorch.models.io.ternary_tensor import Floats, TernaryTensor, chunks, collapse_scale, reordered_columns
 from bittorch.models.packed_weight import PackedWeight
 
 _BLOCK_DECODERS: dict[str, Callable[[Bytes], tuple[Bytes, codecs.Halves]]] = {
@@ -38,6 +38,7 @@ _BLOCK_DECODERS: dict[str, Callable[[Bytes], tuple[Bytes, codecs.Halves]]] = {
 }
 TERNARY = {*_BLOCK_DECODERS, "I2_S"}
 FOUR_VALUES = ("Q2_0", "Q2_0_128", "PQ2_0")  # whose fourth code is +2
+NEXTN, MOST_NEXTN = "nextn_predict_layers", 64
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -154,23 +155,26 @@ class Formed(StoredTensor):
     """A tensor of a file that has it in a form of its own, as transformers has it."""
 
     def __init__(self, inner: StoredTensor, form: Form) -> None:
-        super().__init__(inner.info, inner.path)
-        self.inner, self.form, self.rounds = inner, form, bool(form.added)
-        self.order = None if form.rows is None else form.rows.argsort()
+        rows, *rest = inner.info.shape
+        shape = (rows, 1, *rest) if form.squeezed else (rows, *rest)
+        super().__init__(dataclasses.replace(inner.info, shape=shape), inner.path)
+        self.inner, self.form, self.rounds = inner, form, form.rounds
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
-        values = self.inner.dense(torch.float32 if self.form.added else dtype)
-        values = values if self.order is None else values[self.order]
-        values = (values - self.form.added).to(dtype or torch.float32) if self.form.added else values
+        values = self.form.of_file(self.inner.dense(torch.float32 if self.rounds else dtype))
         self.release()
-        return values
+        return values.to(dtype or torch.float32) if self.rounds else values
+
+    def copied(self, dtype: torch.dtype | None = None) -> Tensor:
+        return self.dense(dtype).clone() if self.form.rows is None else self.dense(dtype)
 
     def release(self) -> None:
         self.inner.release()
 
     def packed(self) -> PackedWeight:
-        packed = self.inner.packed()
-        return packed if self.order is None else packed.reordered(self.order)
+        weight = self.inner.packed()
+        weight = weight if self.form.rows is None else weight.reordered(self.form.rows.argsort())
+        return weight if self.form.columns is None else reordered_columns(weight, self.form.columns.argsort())
 
 
 def open_gguf(
@@ -181,6 +185,7 @@ def open_gguf(
         raise ValueError(f"i2_s_layout must be one of {', '.join(codecs.I2S_LAYOUTS)}, got {i2_s_layout!r}")
     files, entries, table = read_parts(path)
     architecture, stored = architecture_of(entries, str(path)), {}
+    table = _used(table, entries, architecture, str(path))
     for name, tensor in table.items():
         if (canonical := canonical_name(name, architecture.gguf_layer)) is not None and not name.endswith(".scale"):
             # A gate of one row stands as a vector.
@@ -189,7 +194,7 @@ def open_gguf(
     factors = {name: _rope_factors(table[name]) for name in ROPE_TENSORS if name in table}
     given = override or {}
     config = config_from_gguf(entries, stored, factors, str(path), given)
-    hadamard = hadamard_of(entries, {tensor.name: name for name, tensor in stored.items()}, str(path))
+    hadamard = hadamard_of(entries, {tensor.name: name for name, tensor in stored.items()}, config, str(path))
     head = stored.pop("lm_head.weight", None) if config.tie_embeddings and "tie_embeddings" in given else None
     if any(tensor.type.name == "I2_S" for tensor in stored.values()):
         choices.note(
@@ -216,8 +221,7 @@ def open_gguf(
     tensors = recognised(tensors, str(path), ternary)
     for name, tensor in stored.items():
         form = architecture.gguf_form(config, name)
-        fits = form.rows is None or len(form.rows) == tensor.shape[0]  # else the shape is refused by the configuration
-        if not form.plain and fits:
+        if not form.plain and form.fits(tensor.shape):  # else the shape is refused by the configuration
             tensors[name] = Formed(tensors[name], form)
     if unknown := [name for name in table if name not in used]:
         raise FormatError(
@@ -225,6 +229,25 @@ def open_gguf(
         )
     tokenizer = {key: value for key, value in entries.items() if key.startswith("tokenizer.")}
     return Checkpoint(path, "gguf", config, tensors, entries, tokenizer, files)
+
+
+def _used(
+    table: dict[str, GGUFTensor], entries: Mapping[str, Any], architecture: Architecture, what: str
+) -> dict[str, GGUFTensor]:
+    """The tensors without those of layers that predict tokens beyond the next. Warns of these."""
+    if NEXTN not in architecture.gguf_read:
+        return table
+    last, count = (entries.get(f"{entries['general.architecture']}.{key}", 0) for key in ("block_count", NEXTN))
+    if type(last) is not int or type(count) is not int or count < 1:
+        return table
+    prefixes = tuple(f"blk.{layer}." for layer in range(max(0, last - min(count, MOST_NEXTN)), last))
+    if skipped := [name for name in table if name.startswith(prefixes)]:
+        choices.warn(
+            "skipped-parts",
+            f"{what}: {len(skipped)} tensors are of {count} layers for tokens beyond the next, such as {skipped[0]}: "
+            "they are left out, and are not written again",
+        )
+    return {name: tensor for name, tensor in table.items() if not name.startswith(prefixes)}
 
 
 def _rows_of(stack: GGUFTensor, rows: slice) -> GGUFTensor:

@@ -9,9 +9,10 @@ Source: the llama.cpp fork of PrismML, docs of its shared Hadamard head; ggml-or
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from bittorch.models.config import ModelConfig
 from bittorch.models.hadamard import HEAD, Hadamard
 from bittorch.models.io import choices
 
@@ -35,12 +36,15 @@ NAMES = (
 KEYS = tuple(PREFIX + name for name in NAMES)
 
 
-def hadamard_of(entries: Mapping[str, Any], names: Mapping[str, str], what: str) -> Hadamard | None:
+def hadamard_of(
+    entries: Mapping[str, Any], names: Mapping[str, str], config: ModelConfig, what: str
+) -> Hadamard | None:
     """What the entries of a file say; None where it has none of them.
 
     Args:
         entries: of the header.
         names: of the tensors that the model uses, canonical ones by those of the file.
+        config: the rest of the model.
         what: names the file in errors.
 
     Raises:
@@ -75,9 +79,12 @@ def hadamard_of(entries: Mapping[str, Any], names: Mapping[str, str], what: str)
         raise refused("tied_output", f"false where {OUTPUT} is stored or inverse_weight_names lacks {EMBEDDING}")
     if rows and not tied and OUTPUT not in names:
         raise refused("tied_output", f"true where {EMBEDDING} is in inverse_weight_names and {OUTPUT} is not stored")
-    if given.get("gdn_v_grouped", False) is not False:
-        raise refused("gdn_v_grouped", "false for a model without DeltaNet layers")
     canonical = [names[name] for name in weights] + ([HEAD] if tied else [])
+    grouped = given.get("gdn_v_grouped", False)
+    if type(grouped) is not bool or (grouped and not config.delta_layers):
+        raise refused("gdn_v_grouped", "true or false, and false for a model without DeltaNet layers")
+    if not grouped and has_delta_outputs(canonical) and config.delta_key_heads != config.delta_value_heads:
+        raise refused("gdn_v_grouped", "true where ssm_out of several value heads a key head is rotated")
     try:
         return Hadamard(given.get("block_size", 0), tuple(canonical), bool(rows), _signs(given, refused))
     except ValueError as error:
@@ -121,9 +128,19 @@ def hadamard_entries(found: Hadamard, file_names: Mapping[str, str], tied: bool)
         "weight_names": [file_names[name] for name in found.weights if not (tied_output and name == HEAD)],
         "tied_output": tied_output,
     }
+    if has_delta_outputs(found.weights):
+        entries["gdn_v_grouped"] = True
     if found.embedding:
         entries["inverse_weight_names"] = [EMBEDDING]
     if found.signs:
         entries["sign_widths"] = list(found.signs)
         entries["sign_values"] = [sign for signs in found.signs.values() for sign in signs]
     return {PREFIX + name: value for name, value in entries.items()}
+
+
+def has_delta_outputs(names: Iterable[str]) -> bool:
+    """Whether output projections of DeltaNet layers are among the weights.
+
+    A file has the columns of those that are rotated by groups of value heads, as transformers has them.
+    """
+    return any(name.endswith("linear_attn.out_proj.weight") for name in names)

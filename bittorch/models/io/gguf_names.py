@@ -26,17 +26,22 @@ from bittorch.models.io.gguf_header import GGUFTensor
 from bittorch.models.io.gguf_rope import rope_entries, rope_scaling
 from bittorch.models.io.stacks import stacked_name
 
+# Entries with true for each layer of a kind.
+LAYER_ENTRIES = {"attention.sliding_window_pattern": LAYER_TYPES[0], "attention.recurrent_layers": LAYER_TYPES[2]}
+
 
 def canonical_name(name: str, layer: Mapping[str, str] = GGUF_LAYER) -> str | None:
     """``blk.3.attn_q.weight`` as ``model.layers.3.self_attn.q_proj.weight``; None for what has no such name.
 
     Args:
         name: in the file.
-        layer: the `gguf_layer` of the architecture.
+        layer: the `gguf_layer` of the architecture: names without ``.weight`` and ``.bias``, or whole ones.
     """
     stem, _, kind = name.rpartition(".")
     if stem in GGUF_WHOLE:
         return f"{GGUF_WHOLE[stem]}.{kind}"
+    if (whole := re.fullmatch(r"blk\.(\d{1,6})\.([\w.]+)", name)) and whole[2] in layer:
+        return f"model.layers.{int(whole[1])}.{layer[whole[2]]}"
     found = re.fullmatch(r"blk\.(\d{1,6})\.(\w+)", stem)
     if not found or found[2] not in layer:
         return None
@@ -50,6 +55,9 @@ def gguf_name(name: str, layer: Mapping[str, str] = GGUF_LAYER) -> str:
     if stem in whole:
         return f"{whole[stem]}.{kind}"
     own = {canonical: name for name, canonical in layer.items()}
+    number, _, part = name.removeprefix("model.layers.").partition(".")
+    if part in own:
+        return f"blk.{number}.{own[part]}"
     number, _, part = stem.removeprefix("model.layers.").partition(".")
     return f"blk.{number}.{own[part]}.{kind}"
 
@@ -88,7 +96,8 @@ def config_from_gguf(
     """
     architecture, arch = architecture_of(entries, what), entries["general.architecture"]
     longrope = entries.get(f"{arch}.rope.scaling.type") == "longrope"
-    also = [entry.gguf for entry in architecture.entries] + ["rope.scaling.attn_factor"] * longrope
+    also = [*(entry.gguf for entry in architecture.entries), *architecture.gguf_read]
+    also += ["rope.scaling.attn_factor"] * longrope
     check_entries(entries, arch, what, also)
     own = override or {}
     if "rope_scaling" in own:  # the file's may be unknown
@@ -101,8 +110,8 @@ def config_from_gguf(
             raise FormatError(f"{what} has no entry {arch}.{key}")
         if not isinstance(value, list):
             return value
-        if key == "attention.sliding_window_pattern":
-            return _layer_types(f"{arch}.{key}", value, what)
+        if key in LAYER_ENTRIES:
+            return _layer_types(f"{arch}.{key}", LAYER_ENTRIES[key], value, what)
         return _of_all_layers(f"{arch}.{key}", value, entries.get(f"{arch}.block_count"), what)
 
     embedding = tensors.get("model.embed_tokens.weight")
@@ -153,7 +162,7 @@ def config_from_gguf(
 def _fields(architecture: Architecture, arch: str, get: Any, given: Mapping[str, Any], what: str) -> dict[str, Any]:
     """Of the entries of every architecture, and of this one's; older files may lack some of these."""
     stored = read_entries(architecture, "gguf", get, given)
-    found = architecture.of_gguf(stored)
+    found = architecture.of_gguf(stored, get)
     if lacking := [entry for entry in architecture.entries if entry.gguf and stored[entry.field] is None]:
         taken = ", ".join(f"{arch}.{entry.gguf} = {found[entry.field]!r:.40}" for entry in lacking)
         choices.warn(
@@ -178,11 +187,11 @@ def _has_bias(tensors: Container[str], projection: str) -> bool:
     return any(f"model.layers.0.{part}.{projection}.bias" in tensors for part in ("self_attn", "mlp"))
 
 
-def _layer_types(key: str, windowed: list[Any], what: str) -> list[str]:
-    """`ModelConfig.layer_types`, of true for each layer with a window. Raises FormatError."""
-    if any(type(value) is not bool for value in windowed):
-        raise FormatError(f"{what} has {key} {windowed!r:.100}; it must be true or false for each layer")
-    return [LAYER_TYPES[0] if value else LAYER_TYPES[1] for value in windowed]
+def _layer_types(key: str, kind: str, flags: list[Any], what: str) -> list[str]:
+    """`ModelConfig.layer_types`, of true for each layer of a kind. Raises FormatError."""
+    if any(type(value) is not bool for value in flags):
+        raise FormatError(f"{what} has {key} {flags!r:.100}; it must be true or false for each layer")
+    return [kind if value else LAYER_TYPES[1] for value in flags]
 
 
 def _of_all_layers(key: str, values: list[Any], layers: Any, what: str) -> Any:
@@ -263,8 +272,9 @@ def config_entries(config: ModelConfig, arch: str) -> dict[str, Any]:
     }
     if architecture.gguf[next(iter(architecture.gguf))] is None:
         entries["hidden_activation"] = config.hidden_act
-    if config.layer_types:
-        entries["attention.sliding_window_pattern"] = [kind == LAYER_TYPES[0] for kind in config.layer_types]
+    for key, kind in LAYER_ENTRIES.items():
+        if key in entries:
+            entries[key] = [own == kind for own in config.layer_types]
     if config.pooling:
         entries["pooling_type"] = GGUF_POOLINGS.index(config.pooling)
     named = {f"{arch}.{key}": value for key, value in architecture.to_gguf(entries, config).items()}

@@ -26,7 +26,7 @@ from bittorch.models.io.gguf_rope import rope_factors
 from bittorch.models.io.gguf_tokenizer import tokenizer_entries
 from bittorch.models.io.gguf_types import TYPES
 from bittorch.models.io.stacks import stacked_name
-from bittorch.models.io.ternary_tensor import chunks
+from bittorch.models.io.ternary_tensor import chunks, reordered_columns
 from bittorch.models.packed_weight import PackedWeight
 
 ALIGNMENT = 32
@@ -170,7 +170,7 @@ def _entry(
     allow_lossy: bool,
     dense_dtype: torch.dtype | None,
 ) -> Entry:
-    info, (order, added) = source.info(name), architecture.gguf_form(source.config, name)
+    info, form = source.info(name), architecture.gguf_form(source.config, name)
     own_name = gguf_name(name, architecture.gguf_layer)
     if info.ternary or zeros:
         kind = TYPES[TYPE_IDS[type_name]]
@@ -185,7 +185,8 @@ def _entry(
         def trits() -> Iterator[Any]:
             weight = _packed_zeros(*info.shape) if zeros else source.packed(name)
             refuse_depth(name, weight, "GGUF")
-            weight = weight if order is None else weight.reordered(order)
+            weight = weight if form.rows is None else weight.reordered(form.rows)
+            weight = weight if form.columns is None else reordered_columns(weight, form.columns)
             return _i2_s(name, weight) if type_name == "I2_S" else _blocks(name, weight, type_name, allow_lossy)
 
         return Entry(own_name, type_name, info.shape, trits, (name,))
@@ -193,16 +194,16 @@ def _entry(
     if isinstance(stored, GGUFDense) and stored.factor is None and dense_dtype is None and info.type not in PLAIN:
         raw = stored.file.view(stored.stored.offset, stored.stored.bytes)
         return Entry(own_name, info.type, info.shape, lambda: iter([raw]), (name,))
-    dtype = torch.float32 if len(info.shape) == 1 else dense_dtype or PLAIN.get(info.type, torch.float32)
+    single = len(info.shape) == 1 or form.squeezed
+    dtype = torch.float32 if single else dense_dtype or PLAIN.get(info.type, torch.float32)
 
     def floats() -> Iterator[Any]:
-        values = source.dense(name, dtype)
-        values = values if order is None else values[order]
-        values = values + added if added else values
+        values = form.to_file(source.dense(name, dtype))
         yield values.contiguous().reshape(-1).view(torch.uint8).numpy()
 
     plain = next(key for key, value in PLAIN.items() if value == dtype)
-    return Entry(own_name, plain, info.shape, floats, (name,))
+    shape = (info.shape[0], *info.shape[2:]) if form.squeezed else info.shape
+    return Entry(own_name, plain, shape, floats, (name,))
 
 
 def _stack(entries: list[Entry], stack: str) -> Entry:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from bittorch.models import architectures
 from bittorch.models.config import ModelConfig
 from bittorch.models.io import choices
 from bittorch.models.io.checkpoint import EMBEDDING, HEAD, Checkpoint, StoredTensor
@@ -15,7 +16,7 @@ from bittorch.models.io.directory_format import Directory, Found
 from bittorch.models.io.errors import FormatError
 from bittorch.models.io.exact_ternary import recognised
 from bittorch.models.io.formats import formats
-from bittorch.models.io.hf_config import config_from_hf, num_experts
+from bittorch.models.io.hf_config import config_from_hf, num_experts, text_values
 from bittorch.models.io.mapped_file import MappedFile
 from bittorch.models.io.pooling import stored_pooling
 from bittorch.models.io.safetensors_header import RawTensor, parse_json, read_header
@@ -26,6 +27,7 @@ from bittorch.models.io.tokenizer_files import end_tokens
 INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 IGNORED = ("rotary_emb.inv_freq",)  # follows from the configuration; old files store it
+TEXT_PART = "model.language_model."  # of models that see images too
 # Names of the first BitNet checkpoints, of Maple's and of MLX's, and of transformers' today.
 RENAMED = {
     "self_attn.inner_attn_ln": "self_attn.attn_sub_norm",
@@ -43,8 +45,9 @@ def open_directory(path: Path, ternary: str = "auto", override: Mapping[str, Any
         where = f"{hub[-1].parent}" if hub else "a checkpoint's directory or a .gguf file"
         raise FileNotFoundError(f"{path} has no config.json; name {where}")
     what = str(config_path)
-    values = parse_json(config_path.read_bytes(), what)
+    values = text_values(parse_json(config_path.read_bytes(), what))
     stored, files, own = read_shards(path)
+    stored = _used(stored, values, what)
     prefix = "" if "bittorch" in own else _missing_prefix(stored)
     raw = {canonical_name(name, prefix): entry for name, entry in stored.items() if not name.endswith(IGNORED)}
     if len(raw) < len({name for name in stored if not name.endswith(IGNORED)}):
@@ -66,6 +69,19 @@ def open_directory(path: Path, ternary: str = "auto", override: Mapping[str, Any
     if found.format == "safetensors" or ternary == "require":  # what other formats have as floats is meant to be floats
         tensors = recognised(tensors, str(path), ternary)
     return Checkpoint(path, found.format, config, tensors, {"config": said, "safetensors": own}, path, files)
+
+
+def _used(stored: dict[str, RawTensor], values: dict[str, Any], what: str) -> dict[str, RawTensor]:
+    """The tensors without those of parts that the model has beside what is run here. Warns of these."""
+    architecture = architectures.by_hf(values)
+    if architecture is None or not (skipped := [name for name in stored if name.startswith(architecture.hf_skipped)]):
+        return stored
+    choices.warn(
+        "skipped-parts",
+        f"{what}: {len(skipped)} tensors are of parts that are not run, such as {skipped[0]}: they are left out, and "
+        "are not written again",
+    )
+    return {name: entry for name, entry in stored.items() if not name.startswith(architecture.hf_skipped)}
 
 
 def _read(directory: Directory, what: str) -> Found:
@@ -114,6 +130,7 @@ def _equal(one: StoredTensor, other: StoredTensor) -> bool:
 def canonical_name(name: str, prefix: str = "") -> str:
     """The name that today's transformers uses; ``prefix`` goes before all but the head's."""
     name = name if name.startswith("lm_head.") else prefix + name
+    name = "model." + name.removeprefix(TEXT_PART) if name.startswith(TEXT_PART) else name
     for old, new in RENAMED.items():
         name = name.replace(f".{old}.", f".{new}.")
     return name

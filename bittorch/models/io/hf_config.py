@@ -98,6 +98,15 @@ def config_from_hf(
         raise FormatError(f"{what}: {error}") from None
 
 
+def text_values(values: dict[str, Any]) -> dict[str, Any]:
+    """A config.json, of a model that sees images too the part for text, where that is an architecture of its own."""
+    architecture, inner = architectures.by_hf(values), values.get("text_config")
+    if architecture is None or not isinstance(inner, dict):
+        return values
+    outer = {key: value for key, value in values.items() if key not in ("text_config", "vision_config", "model_type")}
+    return {"model_type": architecture.hf_types[0], **inner, **outer}
+
+
 def _check_second_names(architecture: Architecture, values: Mapping[str, Any], what: str) -> None:
     for key, second in architecture.hf_second_names.items():
         if second in values and values.get(key, values[second]) != values[second]:
@@ -175,7 +184,8 @@ def _rope(values: Mapping[str, Any], architecture: Architecture, what: str) -> d
             f"{what} says rope_parameters {newer!r:.150}, but rope_scaling {older!r:.150} and rope_theta "
             f"{outer!r:.40}: {given!r:.150} is taken, as transformers does; remove the entries that are wrong",
         )
-    part = _or(given.pop("partial_rotary_factor", values.get("partial_rotary_factor")), 1)
+    usual = architecture.hf_defaults.get("partial_rotary_factor", 1)
+    part = _or(given.pop("partial_rotary_factor", values.get("partial_rotary_factor")), usual)
     if part != 1 and not architecture.partial_rotation:
         raise FormatError(f"{what}: partial_rotary_factor {part!r:.40} is not read; heads must be rotated whole")
     theta, kind = given.pop("rope_theta"), given.pop("rope_type")
@@ -200,8 +210,8 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     """
     architecture = architectures.find(config.architecture)
     rope = {"rope_theta": config.rope_theta, **(config.rope_scaling or {"rope_type": "default"})}
-    if config.rotary_dim:
-        rope["partial_rotary_factor"] = config.rotary_dim / config.head_dim
+    if architecture.partial_rotation:
+        rope["partial_rotary_factor"] = config.rotated / config.head_dim
     eos = list(config.eos_token_ids)
     values = {
         "architectures": [architecture.hf_class],

@@ -16,6 +16,7 @@ from bittorch.models.io import choices
 from bittorch.models.io.checkpoint import EMBEDDING, Checkpoint
 from bittorch.models.io.directory_format import Layout
 from bittorch.models.io.errors import LossyError
+from bittorch.models.io.exact_ternary import HEAD, LINEAR
 from bittorch.models.io.hf_config import config_to_hf, note_of
 from bittorch.models.io.safetensors_header import DTYPES
 from bittorch.models.io.ternary_tensor import chunks
@@ -120,11 +121,8 @@ def write_directory(
         file.finish(layout.metadata())
     finally:
         file.file.close()
-    linear = [
-        name
-        for name in others
-        if name.endswith(("_proj.weight", ".mlp.gate.weight", ".shared_expert_gate.weight", "lm_head.weight"))
-    ]
+    gates = (".mlp.gate.weight", ".shared_expert_gate.weight", HEAD)
+    linear = [name for name in others if LINEAR.fullmatch(name) or name.endswith(gates)]
     dense = sorted(
         {name.removesuffix(".weight") for name in linear} | (set() if "lm_head.weight" in ternary else {"lm_head"})
     )

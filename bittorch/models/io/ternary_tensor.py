@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -129,3 +130,31 @@ def _prime_factors(number: int) -> Iterator[int]:
             yield factor
             number //= factor
         factor += 1
+
+
+def reordered_columns(weight: PackedWeight, order: Tensor) -> PackedWeight:
+    """Of one plane: column i is column ``order[i]`` of this one. Groups of columns that share a scale move together.
+
+    Raises:
+        ValueError: an order that takes bytes or groups apart.
+    """
+    rows, columns = weight.out_features, weight.in_features
+    run = _run(order)
+    if run % 4:
+        raise ValueError(f"columns move in runs of {run}, and packed ones move in multiples of 4")
+    moved = order[::run] // run
+    codes = weight.weight_packed.view(rows, -1, run // 4)[:, moved].flatten(1)
+    scale = weight.scale
+    if scale.dim() == 2 and scale.shape[1] > 1:
+        group = columns // scale.shape[1]
+        if group > run:
+            scale, group = scale.repeat_interleave(group // math.gcd(group, run), 1), math.gcd(group, run)
+        fine = scale.view(rows, -1, run // group)[:, moved].flatten(1)
+        scale = collapse_scale(fine.numpy(), np.zeros(fine.shape, bool))
+    return PackedWeight(codes, scale, columns)
+
+
+def _run(order: Tensor) -> int:
+    """The columns that stay side by side, the most that cut all of them into equal runs."""
+    breaks = torch.nonzero(order[1:] != order[:-1] + 1).flatten() + 1
+    return math.gcd(len(order), *breaks.tolist())

@@ -192,6 +192,15 @@ def _(tmp_path: Path) -> None:
     save(model(config), tmp_path / "x.gguf", to="gguf-tq2_0")
 
 
+@case("skipped-parts")
+def _(tmp_path: Path) -> None:
+    heads = {"delta_key_heads": 2, "delta_value_heads": 2, "delta_key_dim": 16, "delta_value_dim": 16}
+    layers = {"layer_types": ("linear_attention", "full_attention"), "delta_kernel": 4, "norms_from_one": True}
+    config = dataclasses.replace(LLAMA, architecture="qwen3_5", **heads, **layers)
+    path, _ = folder(tmp_path / "x", config=config, mtp__fc__weight=torch.ones(2, 2))
+    open_checkpoint(path).close()
+
+
 @case("gguf-unrotated")
 def _(tmp_path: Path) -> None:
     write(tmp_path / "x.gguf", "llama", LLAMA, "PQ2_0", dense_values(LLAMA, "TQ2_0"))
