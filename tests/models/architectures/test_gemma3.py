@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
 
@@ -76,6 +77,39 @@ def test_older_files_say_it_in_other_entries(tmp_path: Path) -> None:
     older = {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "rope_parameters": None, "layer_types": None}
     path = saved(net, tmp_path, **older, sliding_window_pattern=2, hidden_act="gelu_pytorch_tanh")
     assert_alike(LanguageModel.from_pretrained(path, tokenizer=False), net)
+
+
+LAYER = (
+    "attn_norm attn_q attn_k attn_v attn_q_norm attn_k_norm attn_output post_attention_norm ffn_norm ffn_gate ffn_up "
+    "ffn_down post_ffw_norm"
+)
+
+
+def test_gguf_files_are_as_llama_cpp_has_them(tmp_path: Path) -> None:
+    """Names, norms plus 1, and entries, as gguf-py reads them."""
+    net = gemma3(query_pre_attn_scalar=32)
+    net.save_pretrained(tmp_path / "hf")
+    convert(tmp_path / "hf", tmp_path / "x.gguf", to="gguf-tq2_0", allow_dense=True)
+    reader = gguf.GGUFReader(tmp_path / "x.gguf")
+    tensors = {tensor.name.removesuffix(".weight"): tensor.data for tensor in reader.tensors}
+    assert set(tensors) == {"token_embd", "output_norm"} | {
+        f"blk.{i}.{name}" for i in range(3) for name in LAYER.split()
+    }
+    layer = net.model.layers[1]
+    for name, norm in {
+        "blk.1.attn_norm": layer.input_layernorm,
+        "blk.1.post_attention_norm": layer.post_attention_layernorm,
+        "blk.1.ffn_norm": layer.pre_feedforward_layernorm,
+        "blk.1.post_ffw_norm": layer.post_feedforward_layernorm,
+        "blk.1.attn_q_norm": layer.self_attn.q_norm,
+        "output_norm": net.model.norm,
+    }.items():
+        assert torch.equal(torch.tensor(tensors[name]), norm.weight + 1), name
+    said = {key.removeprefix("gemma3."): field.contents() for key, field in reader.fields.items()}
+    assert said["general.architecture"] == "gemma3"
+    assert said["attention.sliding_window"] == 5
+    assert said["attention.sliding_window_pattern"] == [True, False, True]
+    assert (said["rope.freq_base"], said["rope.freq_base_swa"]) == (1e6, 1e4)
 
 
 def test_what_is_written_is_read_as_the_same(tmp_path: Path) -> None:
