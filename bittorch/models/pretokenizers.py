@@ -32,6 +32,8 @@ PATTERNS: dict[str, tuple[str, ...]] = {
     "bitnet.cpp-falcon3": (*_THREE_DIGITS[:2], "[0-9]"),
     "default": (*_THREE_DIGITS[:2], r"\p{N}+", _THREE_DIGITS[2]),
 }
+# Names that other programs do not know.
+OURS = frozenset(("bitnet.cpp-falcon3",))
 # Those whose texts begin with a token of their own where the file does not say.
 BEGINS = frozenset(("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon_e", "falcon-h1", "pixtral", "lfm2"))
 # Vocabularies in which a word that is a token needs no merging.

@@ -48,7 +48,7 @@ class MiniCPM(Architecture):
             return fields
         given = {entry.hf: 1 if (value := fields[entry.field]) is None else value for entry in self.entries}
         for key, value in given.items():
-            if type(value) not in (int, float) or not 0 < value < math.inf:
+            if type(value) not in (int, float) or not 0 < value < 2**127:
                 raise ValueError(f"{key} must be positive and finite, got {value!r:.100}")
         return {
             **fields,

@@ -26,7 +26,7 @@ from bittorch.models.io.tokenizer_files import (
     templates_of,
     tokens_beside,
 )
-from bittorch.models.pretokenizers import GPT2, PATTERNS
+from bittorch.models.pretokenizers import GPT2, OURS, PATTERNS
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # token types of ggml
 # Special tokens: transformers' name, GGUF's.
@@ -155,11 +155,16 @@ def _pieces(path: Path, added: Mapping[int, Mapping[str, Any]], config: ModelCon
     }
 
 
+# Behaviour and inversion of a Split that leaves words and what is between them as they are; the second where a pattern
+# matches all of a text.
+WHOLE = (("Isolated", False), ("Removed", True))
+
+
 def _pre_tokenizer(tokenizer: Mapping[str, Any]) -> tuple[str, bool]:
     """ggml's name for how text is cut before merging, and whether it is exactly that."""
     found = tuple(_patterns(tokenizer.get("pre_tokenizer")))
     for name, patterns in PATTERNS.items():
-        if patterns == found:
+        if patterns == found and name not in OURS:
             return name, True
     split = json.dumps(tokenizer.get("pre_tokenizer"))
     if "{N}{1,3}" in split:
@@ -168,19 +173,21 @@ def _pre_tokenizer(tokenizer: Mapping[str, Any]) -> tuple[str, bool]:
 
 
 def _patterns(step: Any) -> Iterable[str]:
-    """The patterns by which a pre-tokenizer of tokenizer.json cuts, in order."""
+    """The patterns by which a pre-tokenizer of tokenizer.json cuts, in order; of a step that has none, what it says."""
     if not isinstance(step, dict):
         return
     if step.get("type") == "Sequence":
         for part in step.get("pretokenizers") or []:
             yield from _patterns(part)
-    elif step.get("type") == "Split":
+    elif step.get("type") == "Split" and (step.get("behavior"), bool(step.get("invert"))) in WHOLE:
         pattern = step.get("pattern")
         yield str(pattern.get("Regex") if isinstance(pattern, dict) else pattern)
     elif step.get("type") == "Digits":
         yield r"\p{N}" if step.get("individual_digits") else r"\p{N}+"
-    elif step.get("type") == "ByteLevel" and step.get("use_regex", True):
-        yield GPT2
+    elif step.get("type") == "ByteLevel":
+        yield from (GPT2,) if step.get("use_regex", True) else ()
+    else:
+        yield json.dumps(step)
 
 
 def _special(settings: Mapping[str, Any], numbers: Mapping[str, int], tokenizer: Mapping[str, Any]) -> dict[str, Any]:

@@ -248,7 +248,8 @@ def test_the_pre_tokenizer_is_found_by_its_patterns(name: str | None, tmp_path: 
     first = directory(tmp_path / "first")
     values = json.loads((first / "tokenizer.json").read_text())
     patterns = ("[a-z]+",) if name is None else PATTERNS[name]
-    splits = [{"type": "Split", "pattern": {"Regex": pattern}} for pattern in patterns if pattern != GPT2]
+    whole = {"type": "Split", "behavior": "Isolated", "invert": False}
+    splits = [{**whole, "pattern": {"Regex": pattern}} for pattern in patterns if pattern != GPT2]
     digits = {"type": "Digits", "individual_digits": True}
     steps = [digits if split["pattern"]["Regex"] == r"\p{N}" else split for split in splits]
     last = {"type": "ByteLevel", "use_regex": GPT2 in patterns}
@@ -259,6 +260,26 @@ def test_the_pre_tokenizer_is_found_by_its_patterns(name: str | None, tmp_path: 
         convert(first, tmp_path / "x.gguf", to="gguf-tq2_0")
     assert entries(tmp_path / "x.gguf")["tokenizer.ggml.pre"] == (name or "gpt-2")
     assert any("how tokenizer.json cuts text" in str(warning.message) for warning in caught) == (name is None)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"type": "Punctuation", "behavior": "Contiguous"},
+        {"type": "Split", "pattern": {"Regex": r"\p{N}"}, "behavior": "MergedWithNext", "invert": False},
+    ],
+    ids=["punctuation", "merged"],
+)
+def test_a_step_that_no_pattern_says_is_told_of(step: dict[str, Any], tmp_path: Path) -> None:
+    """As in Falcon's tokenizers: without it the rest would be smollm's or gpt-2's."""
+    first = directory(tmp_path / "first")
+    values = json.loads((first / "tokenizer.json").read_text())
+    digits = [{"type": "Digits", "individual_digits": True}] if step["type"] == "Punctuation" else []
+    steps = [step, *digits, {"type": "ByteLevel", "use_regex": True}]
+    values["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps}
+    (first / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.warns(CheckpointWarning, match="how tokenizer.json cuts text into words"):
+        convert(first, tmp_path / "x.gguf", to="gguf-tq2_0")
 
 
 def test_templates_in_a_directory_of_their_own_go_along(tmp_path: Path) -> None:
