@@ -14,6 +14,7 @@ from bittorch.models.rope import Rotation
 from bittorch.models.rules import Block, Held, Linear, Norm, Part, Values
 
 L2_EPS = 1e-6
+CHUNK = 64  # tokens that are read at once; a triangular system of this size is solved for each head
 
 
 def delta_rule(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, state: Tensor) -> Tensor:
@@ -32,15 +33,32 @@ def delta_rule(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, sta
     Source:
         Gated Delta Networks, arXiv:2412.06464.
     """
-    out = torch.empty_like(v)
-    kept, flat = decay.exp().unsqueeze(-1).unsqueeze(-1), state.view(-1, *state.shape[2:])
-    for token in range(v.shape[1]):
-        key = k[:, token].unsqueeze(-2)
-        state.mul_(kept[:, token])
-        change = (v[:, token].unsqueeze(-2) - key @ state) * beta[:, token, :, None, None]
-        flat.baddbmm_(key.transpose(-1, -2).flatten(0, 1), change.flatten(0, 1))
-        out[:, token] = (q[:, token].unsqueeze(-2) @ state).squeeze(-2)
-    return out
+    parts = zip(*(t.split(CHUNK, 1) for t in (q, k, v, decay, beta)), strict=True)
+    return torch.cat([_chunk(*(t.transpose(1, 2) for t in part), state) for part in parts], 2).transpose(1, 2)
+
+
+def _chunk(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, state: Tensor) -> Tensor:
+    """`delta_rule` of some tokens at once, all ``(rows, heads, tokens, ...)``.
+
+    With ``g`` the sums of decay up to each token and ``e[t, i] = exp(g_t - g_i)``, S behind token t is
+    ``exp(g_t) S + sum_i<=t e[t, i] k_i u_i^T``, where u, what is written, solves the triangular system
+    ``u_t + b_t sum_i<t e[t, i] (k_t k_i) u_i = b_t (v_t - exp(g_t) S^T k_t)``.
+    """
+    total = decay.double().cumsum(2)  # differences of two large sums are exponents
+    since, beta = total.exp().float().unsqueeze(3), beta.unsqueeze(3)
+    written = beta * (v - since * (k @ state))
+    read = since * (q @ state)
+    if q.shape[2] == 1:
+        kept = torch.ones_like(since)
+    else:
+        later = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).triu(1)
+        kept = (total.unsqueeze(3) - total.unsqueeze(2)).float().masked_fill_(later, -torch.inf).exp_()
+        system = (beta * kept * (k @ k.transpose(2, 3))).tril(-1)
+        written = torch.linalg.solve_triangular(system, written, upper=False, unitriangular=True)
+    read += (kept * (q @ k.transpose(2, 3))) @ written
+    keys = (k * kept[:, :, -1:].transpose(2, 3)).transpose(2, 3)
+    state.mul_(since[:, :, -1:]).view(-1, *state.shape[2:]).baddbmm_(keys.flatten(0, 1), written.flatten(0, 1))
+    return read
 
 
 def normalised(x: Tensor) -> Tensor:
