@@ -125,6 +125,12 @@ class LanguageModel(Decoder):
                 choices.warn(
                     "tokenizer-size", f"{checkpoint.path}: {fault}; tokenizer= names another one, and False none"
                 )
+            if not (model.config.eos_token_ids or model.tokenizer.eos_token_ids):
+                choices.warn(
+                    "no-end-token",
+                    f"{checkpoint.path} names no token that ends an answer, so that answers end by their length alone; "
+                    "override={'eos_token_ids': [NUMBER]} names it",
+                )
         return model
 
     @classmethod

@@ -69,6 +69,9 @@ CHOICES: dict[str, Choice] = {
     "tokenizer-size": Choice(
         "warned", "A tokenizer has more tokens than the model has rows, or many fewer: it is taken as it is."
     ),
+    "no-end-token": Choice(
+        "warned", "No file of a model names a token that ends an answer: answers go on to their limit."
+    ),
     "hf-tied-head": Choice(
         "warned",
         "A config.json says tie_word_embeddings, and the files have a head that differs: the stored head is taken.",

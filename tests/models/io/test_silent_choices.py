@@ -118,6 +118,14 @@ def _(tmp_path: Path) -> None:
         assert (found.format, found.config.activation_bits) == ("bitnet-online", 8)
 
 
+@case("no-end-token")
+def _(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    path, _ = folder(tmp_path / "x", config=dataclasses.replace(BITNET, vocab_size=300, eos_token_ids=()))
+    Tokenizer(byte_tokenizer().backend).save(path)
+    LanguageModel.from_pretrained(path)
+
+
 @case("hf-tied-head")  # FIELD L2
 def _(tmp_path: Path) -> None:
     path, _ = folder(tmp_path / "x", lm_head__weight=torch.ones(24, 256))
