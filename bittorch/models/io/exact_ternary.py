@@ -29,6 +29,7 @@ NARROW = (32, 16, 8, 4)
 FLOATS = {"F32": torch.int32, "F16": torch.int16, "BF16": torch.int16}
 WHOLE = (EMBEDDING, HEAD)  # which may be ternary or not beside ternary layers
 LINEAR = re.compile(r"model\.layers\..+_proj(_\w+)?\.weight")
+GATES = re.compile(r".+\.in_proj_[ab]\.weight")  # of a DeltaNet: a row a head, which may be floats as routers may
 
 
 class ExactTernary(TernaryTensor):
@@ -173,7 +174,7 @@ def _of_one_magnitude(weight: Tensor, group: int) -> bool:
 def _check_all(tensors: Mapping[str, StoredTensor], seen: Mapping[str, _Seen], what: str) -> None:
     """Raises FormatError for the first linear weight of a layer that is not ternary."""
     for name, stored in tensors.items():
-        if not LINEAR.fullmatch(name) or stored.info.ternary or name in seen:
+        if not LINEAR.fullmatch(name) or GATES.fullmatch(name) or stored.info.ternary or name in seen:
             continue
         why = f"its type is {stored.info.type}"
         if stored.info.type in FLOATS and len(stored.info.shape) == 2:

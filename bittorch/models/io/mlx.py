@@ -213,7 +213,7 @@ def _weight(module: str, raw: Mapping[str, RawTensor], scheme: Scheme, what: str
             )
     if biases is not None and biases.dtype != first.dtype:
         raise FormatError(f"{what}: {module} has scales of {first.dtype} and biases of {biases.dtype}")
-    if scheme.bits == 2 and (module.endswith("_proj") or (module in WHOLE and _is_ternary(stored))):
+    if scheme.bits == 2 and ("_proj" in module.rpartition(".")[2] or (module in WHOLE and _is_ternary(stored))):
         if (place := not_minus(stored, 1)) is not None:  # later rows when they are read
             raise FormatError(_not_ternary(f"{what}: {name}", stored, place))
         return MLXTernary(name, stored)

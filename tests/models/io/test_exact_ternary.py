@@ -15,7 +15,8 @@ from torch import Tensor
 from bittorch.models import LanguageModel
 from bittorch.models.decoder import tensor_shapes
 from bittorch.models.io import CheckpointWarning, FormatError, convert, from_memory, open_checkpoint, save
-from bittorch.models.io.checkpoint import EMBEDDING, HEAD
+from bittorch.models.io.checkpoint import EMBEDDING, HEAD, StoredTensor, TensorInfo
+from bittorch.models.io.exact_ternary import recognised
 from bittorch.models.io.hf_config import config_to_hf
 from tests import helpers
 from tests.helpers import random_codes, seeded
@@ -90,18 +91,36 @@ def test_trits_and_scales_are_found(kind: str, dtype: torch.dtype, tmp_path: Pat
     assert not found.info("model.embed_tokens.weight").ternary
 
 
-def test_heads_embeddings_and_ragged_rows_count_too(tmp_path: Path) -> None:
+class Held(StoredTensor):
+    """A tensor in memory."""
+
+    def __init__(self, name: str, values: Tensor) -> None:
+        super().__init__(TensorInfo(name, "F32", tuple(values.shape), 0))
+        self.values = values
+
+    def dense(self, dtype: torch.dtype | None = None) -> Tensor:
+        return self.values
+
+
+def test_layers_of_a_delta_net_count_too() -> None:
+    """Its gates may be floats where layers must be ternary."""
+    at = "model.layers.0.linear_attn"
+    trits, floats = random_codes(8, 64).float(), torch.randn(8, 64, generator=seeded(1))
+    parts = {f"{at}.{name}.weight": trits for name in ("in_proj_qkv", "in_proj_z", "in_proj_b", "out_proj")}
+    held = {name: Held(name, values) for name, values in {**parts, f"{at}.in_proj_a.weight": floats}.items()}
+    with pytest.warns(CheckpointWarning, match=r"4 weights .* 1 others are not"):
+        found = recognised(held, "x", "require")
+    assert [name for name, own in found.items() if not own.info.ternary] == [f"{at}.in_proj_a.weight"]
+    held[f"{at}.in_proj_z.weight"] = Held(f"{at}.in_proj_z.weight", floats)
+    with pytest.raises(FormatError, match=r"x: .*in_proj_z.weight .* is not exactly ternary: row 0, column [0123] is"):
+        recognised(held, "x", "require")
+
+
+def test_heads_embeddings_and_ragged_rows_count_too() -> None:
     """Rows that 64 does not divide may have a scale each."""
-    from bittorch.models.io.checkpoint import StoredTensor, TensorInfo
-    from bittorch.models.io.exact_ternary import recognised
-
-    class Held(StoredTensor):
-        def dense(self, dtype: torch.dtype | None = None) -> Tensor:
-            return values
-
     scale = torch.rand(7, 1, generator=seeded(1)) + 0.1
     values = random_codes(7, 70) * scale
-    stored = Held(TensorInfo(HEAD, "F32", (7, 70), 0))
+    stored = Held(HEAD, values)
     with pytest.warns(CheckpointWarning):
         found = recognised(dict.fromkeys((HEAD, EMBEDDING, ROUTER), stored), "x")
     assert not found[ROUTER].info.ternary

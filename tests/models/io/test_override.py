@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bittorch.models import LanguageModel, Tokenizer
+from bittorch.models import LanguageModel, ModelConfig, Tokenizer
 from bittorch.models.io import FormatError, convert, from_memory, open_checkpoint, save
 from bittorch.models.io.override import checked, parsed
 from tests.models.io import gguf_files
@@ -252,3 +252,9 @@ def test_sentencepiece_is_counted_when_it_is_read(text_model: Path, tmp_path: Pa
     (tmp_path / "ranks" / "tokenizer.model").write_text("\n".join(lines) + "\n")
     with pytest.raises(FormatError, match=r"ranks does not fit .*: the tokenizer has 512 tokens, the model 300"):
         LanguageModel.from_pretrained(text_model, tokenizer=tmp_path / "ranks")
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(ModelConfig)])
+def test_every_field_has_a_type_or_a_reason(field: str) -> None:
+    with pytest.raises(ValueError, match=rf"^override of {field} (must be|is not possible: )"):
+        checked({field: object()})
