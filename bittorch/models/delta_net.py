@@ -34,16 +34,17 @@ def delta_rule(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, sta
         Gated Delta Networks, arXiv:2412.06464.
     """
     parts = zip(*(t.split(CHUNK, 1) for t in (q, k, v, decay, beta)), strict=True)
-    return torch.cat([_chunk(*(t.transpose(1, 2) for t in part), state) for part in parts], 2).transpose(1, 2)
+    return torch.cat([_chunk([t.transpose(1, 2) for t in part], state) for part in parts], 2).transpose(1, 2)
 
 
-def _chunk(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, state: Tensor) -> Tensor:
-    """`delta_rule` of some tokens at once, all ``(rows, heads, tokens, ...)``.
+def _chunk(inputs: list[Tensor], state: Tensor) -> Tensor:
+    """`delta_rule` of some tokens at once; inputs q, k, v, decay and beta, ``(rows, heads, tokens, ...)``.
 
     With ``g`` the sums of decay up to each token and ``e[t, i] = exp(g_t - g_i)``, S behind token t is
     ``exp(g_t) S + sum_i<=t e[t, i] k_i u_i^T``, where u, what is written, solves the triangular system
     ``u_t + b_t sum_i<t e[t, i] (k_t k_i) u_i = b_t (v_t - exp(g_t) S^T k_t)``.
     """
+    q, k, v, decay, beta = inputs
     total = decay.double().cumsum(2)  # differences of two large sums are exponents
     since, beta = total.exp().float().unsqueeze(3), beta.unsqueeze(3)
     written = beta * (v - since * (k @ state))
