@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 from bittorch.cli.errors import UsageError
@@ -143,7 +144,7 @@ def as_options(text: str) -> str:
     """A message of the library with the names of the program's options."""
     for name in READING:
         text = text.replace(f"{name}=", f"--{name.replace('_', '-')} ")
-    return text
+    return re.sub(r"override=\{'(\w+)': \[?([^\]}]*)\]?\}", r"--override \1=\2", text)
 
 
 def sampling_options() -> argparse.ArgumentParser:

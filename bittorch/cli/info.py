@@ -57,7 +57,7 @@ def _tokenizer_choices(checkpoint: Checkpoint, console: Console) -> tuple[Checkp
         return ()
     with recorded() as made:
         try:
-            Tokenizer.from_source(source)
+            Tokenizer.from_checkpoint(checkpoint)
         except (ImportError, FileNotFoundError):
             pass
         except ValueError as error:

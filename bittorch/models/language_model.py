@@ -15,9 +15,8 @@ from bittorch.models.decoder import Decoder
 from bittorch.models.embedding import embeddings, token_lists
 from bittorch.models.generate import Generation
 from bittorch.models.generation_config import GenerationConfig
-from bittorch.models.io import Checkpoint, FormatError, Report, choices, open_checkpoint
+from bittorch.models.io import Checkpoint, Report, open_checkpoint
 from bittorch.models.io.generation_defaults import generation_defaults, write_defaults
-from bittorch.models.io.tokenizer_files import size_fault
 from bittorch.models.kv_cache import PrefixCache
 from bittorch.models.load import Loader, LoadOptions
 from bittorch.models.save import save_model
@@ -116,21 +115,7 @@ class LanguageModel(Decoder):
         if tokenizer:
             from bittorch.models.tokenizer import Tokenizer
 
-            model.tokenizer = Tokenizer.from_source(checkpoint.tokenizer_source)
-            if "eos_token_ids" in checkpoint.override:
-                model.tokenizer.eos_token_ids = model.config.eos_token_ids
-            if fault := size_fault(model.tokenizer.vocab_size, model.config.vocab_size):
-                if checkpoint.tokenizer_path is not None:
-                    raise FormatError(f"{checkpoint.tokenizer_path} does not fit {checkpoint.path}: {fault}")
-                choices.warn(
-                    "tokenizer-size", f"{checkpoint.path}: {fault}; tokenizer= names another one, and False none"
-                )
-            if not (model.config.eos_token_ids or model.tokenizer.eos_token_ids):
-                choices.warn(
-                    "no-end-token",
-                    f"{checkpoint.path} names no token that ends an answer, so that answers end by their length alone; "
-                    "override={'eos_token_ids': [NUMBER]} names it",
-                )
+            model.tokenizer = Tokenizer.from_checkpoint(checkpoint)
         return model
 
     @classmethod

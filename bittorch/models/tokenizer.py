@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bittorch.models.chat_template import ChatTemplate, Message, marked
+from bittorch.models.io import Checkpoint, FormatError, choices
+from bittorch.models.io.tokenizer_files import size_fault
 from bittorch.models.streaming import Detokenizer
 from bittorch.utils.replacement import replacing
 
@@ -80,6 +82,32 @@ class Tokenizer:
         except ImportError as error:
             raise ImportError(f"tokenizers need {error.name}; install bittorch[lm]") from error
         return cls(*from_source(source))
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> Tokenizer:
+        """The tokenizer of an open checkpoint, with the end tokens that its ``override`` names.
+
+        Warns:
+            bittorch.models.io.CheckpointWarning: it has another size than the model; nothing names an end token.
+
+        Raises:
+            FormatError: another size, of a tokenizer that the caller named.
+            ImportError, FileNotFoundError, ValueError: as `from_source`.
+        """
+        tokenizer, config = cls.from_source(checkpoint.tokenizer_source), checkpoint.config
+        if "eos_token_ids" in checkpoint.override:
+            tokenizer.eos_token_ids = config.eos_token_ids
+        if fault := size_fault(tokenizer.vocab_size, config.vocab_size):
+            if checkpoint.tokenizer_path is not None:
+                raise FormatError(f"{checkpoint.tokenizer_path} does not fit {checkpoint.path}: {fault}")
+            choices.warn("tokenizer-size", f"{checkpoint.path}: {fault}; tokenizer= names another one, and False none")
+        if not (config.eos_token_ids or tokenizer.eos_token_ids):
+            choices.warn(
+                "no-end-token",
+                f"{checkpoint.path} names no token that ends an answer, so that answers end by their length alone; "
+                "override={'eos_token_ids': [NUMBER]} names it",
+            )
+        return tokenizer
 
     @property
     def vocab_size(self) -> int:

@@ -1,7 +1,9 @@
 """`bittorch info`."""
 
+import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -88,7 +90,9 @@ def test_what_is_given_and_chosen_is_listed(bittorch: Command, tmp_path: Path, m
     told = bittorch("info", path, "--override", "rope_theta=5e4", "--override=eos_token_ids=2,3").out
     assert re.search(r"^given    rope_theta = 50000\.0\ngiven    eos_token_ids = \(2, 3\)\n", told, re.M)
     assert re.search(r"^chosen   gguf-activation: .*give --hidden-act 'silu'", told, re.M)
-    assert re.search(r"^chosen   gguf-activation-bits: .* are 8-bit", told, re.M)
+    assert re.search(
+        r"^chosen   gguf-activation-bits: .* are 8-bit.*; --override activation_bits=None leaves", told, re.M
+    )
     told = bittorch("info", path, "--override", "activation_bits=none", "--hidden-act", "silu", "--json").json
     assert told["override"] == {"activation_bits": None, "hidden_act": "silu"}
     assert told["choices"] == []
@@ -108,3 +112,15 @@ def test_overrides_that_are_none(bittorch: Command, model: Path, options: list[s
     result = bittorch("info", model, *options)
     assert result.code == 2
     assert message in result.err
+
+
+def test_what_a_tokenizer_leaves_open_is_listed(bittorch: Command, tmp_path: Path, model: Path) -> None:
+    shutil.copytree(model, tmp_path / "x")
+    values = json.loads((tmp_path / "x" / "config.json").read_text())
+    (tmp_path / "x" / "config.json").write_text(json.dumps({**values, "eos_token_id": None}))
+    for name in ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json"):
+        (tmp_path / "x" / name).unlink(missing_ok=True)
+    told = bittorch("info", tmp_path / "x").out
+    assert re.search(
+        r"^chosen   no-end-token: .*x names no token .* --override eos_token_ids=NUMBER names it", told, re.M
+    )
