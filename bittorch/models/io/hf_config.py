@@ -57,8 +57,9 @@ def config_from_hf(
     _check_second_names(architecture, values, what)
     given = override or {}
     if "rope_scaling" in given:  # of the file's, which may be unknown, the base alone
-        rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
-        values = {**values, "rope_scaling": None, "rope_parameters": {key: rope.get(key) for key in ROPE_BASE}}
+        rope = values.get("rope_scaling") or values.get("rope_parameters")
+        base = {key: rope.get(key) for key in ROPE_BASE} if isinstance(rope, dict) else {}
+        values = {**values, "rope_scaling": None, "rope_parameters": base}
 
     def value_of(key: str, default: Any) -> Any:
         default = architecture.hf_defaults.get(key, default)

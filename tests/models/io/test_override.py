@@ -122,6 +122,7 @@ def test_given_fields_count_and_the_others_stay(kind: str, tmp_path: Path) -> No
         ({"vocab_size": None}, {"vocab_size": 24}),
         ({"max_position_embeddings": None}, {"max_positions": 128}),
         ({"rope_parameters": {"rope_type": "spiral", "rope_theta": 5e5}}, {"rope_scaling": None}),
+        ({"rope_scaling": "spiral", "rope_theta": 5e5}, {"rope_scaling": None}),
         ({"eos_token_id": -1}, {"eos_token_ids": [2, 3]}),
     ],
     ids=str,
