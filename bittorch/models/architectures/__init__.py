@@ -23,6 +23,7 @@ REGISTER = (
     "minicpm",
     "gemma3",
     "qwen3_5",
+    "qwen3_5_moe",
 )
 
 

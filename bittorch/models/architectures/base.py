@@ -160,6 +160,7 @@ class Architecture:
         partial_rotation: whether files may rotate a part of each head.
         activation_bits: what models of this kind are trained with.
         entries: fields of `ModelConfig` that this architecture has beyond `ENTRIES`.
+        gguf_defaults: what is taken where a GGUF file lacks an entry that others must have, by its key.
         gguf_read: entries of GGUF files beyond these, which `of_gguf` reads or which change nothing.
         hf_skipped: how names of tensors begin that no part of the model uses; they are left out, with a warning.
     """
@@ -177,6 +178,7 @@ class Architecture:
     partial_rotation: ClassVar[bool] = False
     activation_bits: ClassVar[int | None] = None
     entries: ClassVar[tuple[Entry, ...]] = ()
+    gguf_defaults: ClassVar[Mapping[str, Any]] = {}
     gguf_read: ClassVar[tuple[str, ...]] = ()
     hf_skipped: ClassVar[tuple[str, ...]] = ()
 

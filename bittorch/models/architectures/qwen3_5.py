@@ -46,7 +46,7 @@ class Qwen35(Architecture):
     gguf_read = ("full_attention_interval", "nextn_predict_layers", "rope.dimension_sections")
     norms_from_one = True
     partial_rotation = True
-    entries = (
+    entries: ClassVar[tuple[Entry, ...]] = (
         Entry("layer_types", "layer_types", "attention.recurrent_layers", ()),
         Entry("delta_key_heads", "linear_num_key_heads", "ssm.group_count", 16),
         Entry("delta_value_heads", "linear_num_value_heads", "ssm.time_step_rank", 32),
@@ -57,8 +57,12 @@ class Qwen35(Architecture):
 
     def layer(self, config: ModelConfig, index: int) -> Block:
         if config.is_delta(index):
-            return DeltaLayer(config, DeltaNet(config, index), MLP(config))
-        return DecoderLayer(config, NormedHeads(config, index, gated=True), MLP(config))
+            return DeltaLayer(config, DeltaNet(config, index), self.mlp(config))
+        return DecoderLayer(config, NormedHeads(config, index, gated=True), self.mlp(config))
+
+    def mlp(self, config: ModelConfig) -> Block:
+        """Of every layer."""
+        return MLP(config)
 
     def hf_values(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """Without layer_types, a number that says which layer attends stands in their place."""

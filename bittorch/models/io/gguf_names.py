@@ -105,7 +105,7 @@ def config_from_gguf(
         factors = {}
 
     def get(key: str, default: Any = None) -> Any:
-        value = entries.get(f"{arch}.{key}", default)
+        value = entries.get(f"{arch}.{key}", architecture.gguf_defaults.get(key, default))
         if value is REQUIRED:
             raise FormatError(f"{what} has no entry {arch}.{key}")
         if not isinstance(value, list):

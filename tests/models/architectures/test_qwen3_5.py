@@ -49,9 +49,9 @@ DELTA = {
 }
 
 
-def hybrid(**changes: Any) -> Any:
+def hybrid(kind: str = "Qwen3_5", **changes: Any) -> Any:
     """Three layers of four with states, which forget slowly; norms far from 1."""
-    net = made("Qwen3_5", "Qwen3_5Text", **{**DELTA, **changes})
+    net = made(kind, f"{kind}Text", **{**DELTA, **changes})
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             if name.endswith("A_log"):
@@ -65,6 +65,23 @@ def test_models_of_every_origin(tmp_path: Path) -> None:
     net = hybrid()
     assert [hasattr(layer, "linear_attn") for layer in net.model.layers] == [True, True, True, False]
     assert_alike_from_everywhere(net, "qwen3_5", tmp_path)
+
+
+def test_experts_in_every_layer(tmp_path: Path) -> None:
+    """Of which transformers' files have all in one tensor, and no size of an MLP."""
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    net = hybrid("Qwen3_5Moe", **experts, shared_expert_intermediate_size=48)
+    net.save_pretrained(tmp_path / "plain")
+    values = json.loads((tmp_path / "plain" / "config.json").read_text())
+    del values["intermediate_size"]
+    (tmp_path / "plain" / "config.json").write_text(json.dumps(values))
+    assert_alike(LanguageModel.from_pretrained(tmp_path / "plain", tokenizer=False), net)
+    assert_alike_from_everywhere(net, "qwen3_5_moe", tmp_path)
+    key = b"qwen35moe.feed_forward_length"
+    data = (tmp_path / "x.gguf").read_bytes()
+    assert data.count(key) == 1
+    (tmp_path / "y.gguf").write_bytes(data.replace(key, b"general.".ljust(len(key), b"x")))
+    assert LanguageModel.from_pretrained(tmp_path / "y.gguf", tokenizer=False).config.intermediate_size == 512
 
 
 @pytest.mark.slow
