@@ -81,6 +81,10 @@ def open_checkpoint(
                 "is downloaded"
             )
     checkpoint.choices, checkpoint.override = tuple(made), given
+    if ends := [end for end in given.get("eos_token_ids", ()) if end >= checkpoint.config.vocab_size]:
+        raise FormatError(
+            f"override of eos_token_ids has {ends[0]}, but {path} has {checkpoint.config.vocab_size} tokens"
+        )
     if tokenizer is not None:
         checkpoint.tokenizer_path = Path(tokenizer)
         checkpoint.tokenizer_source = _tokenizer(checkpoint.tokenizer_path, checkpoint)
@@ -91,7 +95,7 @@ def open_checkpoint(
 
 def _tokenizer(path: Path, checkpoint: Checkpoint) -> Path | Mapping[str, Any]:
     """The source of another tokenizer. Raises FileNotFoundError, and FormatError where it is none or does not fit."""
-    if not path.exists():
+    if not path.is_file() and not path.is_dir():
         raise FileNotFoundError(f"no tokenizer at {path}")
     source: Path | Mapping[str, Any] = path if path.is_dir() else path.parent
     names = [name for name in VOCABULARIES if (path.parent / name).is_file()]

@@ -97,6 +97,8 @@ def test_only_mappings_are_taken(tmp_path: Path) -> None:
         checked(["rope_theta"])  # type: ignore[arg-type]
     with pytest.raises(FormatError, match=r"rope_theta must be positive and finite, got nan"):
         open_checkpoint(directory(tmp_path / "x"), override={"rope_theta": float("nan")})
+    with pytest.raises(FormatError, match=r"override of eos_token_ids has 24, but .*x has 24 tokens"):
+        open_checkpoint(tmp_path / "x", override={"eos_token_ids": [23, 24]})
     with pytest.raises(ValueError, match="hidden_act is 'silu', and override says 'relu2'"):
         open_checkpoint(tmp_path / "x", hidden_act="silu", override={"hidden_act": "relu2"})
 
@@ -234,6 +236,7 @@ def test_what_is_no_tokenizer_is_refused(text_model: Path, tmp_path: Path) -> No
     gguf_file(tmp_path / "no.gguf", {})
     for place, message in (
         ("nowhere", "no tokenizer at .*nowhere"),
+        ("/dev/null", "no tokenizer at /dev/null"),
         ("empty", "empty has no tokenizer: none of gguf_tokenizer.json, tokenizer.json, tokenizer.model"),
         ("x.json", "x.json"),
         ("two/tokenizer.model", "lies beside tokenizer.json, which comes first"),
