@@ -68,11 +68,14 @@ def _tokenizer_choices(checkpoint: Checkpoint, console: Console) -> tuple[Checkp
 def _object(checkpoint: Checkpoint, tensors: Sequence[TensorInfo], each: bool) -> dict[str, Any]:
     import dataclasses
 
+    from bittorch.models.hadamard import to_note
+
+    config = checkpoint.config
     rows = [{**dataclasses.asdict(info), "bits_per_weight": _bits([info])} for info in tensors]
     return {
         "path": str(checkpoint.path),
         "format": checkpoint.format,
-        "config": dataclasses.asdict(checkpoint.config),
+        "config": dataclasses.asdict(config) | {"hadamard": to_note(config.hadamard) if config.hadamard else None},
         "override": dict(checkpoint.override),
         "choices": [{"choice": choice.choice, "message": str(choice)} for choice in checkpoint.choices],
         "weights": _weights(tensors),

@@ -167,6 +167,8 @@ class ModelConfig:
         object.__setattr__(self, "biases", tuple(name for name in PROJECTIONS if name in self.biases))
         self._check_experts()
         self._check_layers()
+        if not isinstance(self.hadamard, Hadamard | None):
+            raise ValueError(f"hadamard must be a Hadamard or None, got {type(self.hadamard).__name__}")
         if self.hadamard and self.tie_embeddings and self.hadamard.embedding != (HEAD in self.hadamard.weights):
             raise ValueError(
                 f"hadamard has embedding={self.hadamard.embedding}, and {HEAD}, which is the embedding, is "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,7 +13,7 @@ from bittorch.models.config import ModelConfig
 from bittorch.models.linear import normed
 from bittorch.models.norm import RMSNorm
 from bittorch.models.rope import Rotation
-from bittorch.models.rules import Block, Held, Linear, Norm, Part, Values
+from bittorch.models.rules import Block, Linear, Named, Norm, Part, Rule, Source
 
 L2_EPS = 1e-6
 CHUNK = 64  # tokens that are read at once; a triangular system of this size is solved for each head
@@ -65,6 +67,35 @@ def _chunk(inputs: list[Tensor], state: Tensor) -> Tensor:
 def normalised(x: Tensor) -> Tensor:
     """``x / |x|`` over the last dimension."""
     return x * (x.square().sum(-1, keepdim=True) + L2_EPS).rsqrt()
+
+
+class Held(nn.Module):
+    """A module that is a tensor, ``value``."""
+
+    value: Tensor
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("value", value, persistent=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Values(Rule):
+    """A tensor of any shape by its whole name, as `Held`; ``precise`` is in float32, whatever the model is."""
+
+    name: str
+    shape: tuple[int, ...]
+    precise: bool = False
+
+    def shapes(self, prefix: str) -> dict[str, tuple[int, ...]]:
+        return {prefix + self.name: self.shape}
+
+    def load(self, source: Source, prefix: str, owner: nn.Module) -> Held:
+        return Held(source.values(prefix + self.name, self.precise))
+
+    def tensors(self, module: nn.Module, prefix: str) -> Named:
+        assert isinstance(module, Held)
+        yield prefix + self.name, module.value
 
 
 class DeltaNet(Block):

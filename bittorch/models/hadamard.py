@@ -7,6 +7,7 @@ A stored weight is ``W' = W diag(s) H`` along its columns, so ``W x = W' (H (s *
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,6 +58,11 @@ class Hadamard:
             if wrong := [(index, sign) for index, sign in enumerate(signs) if sign not in (1, -1)]:
                 raise ValueError(f"hadamard sign {wrong[0][0]} of width {width} must be 1 or -1, got {wrong[0][1]!r}")
         object.__setattr__(self, "weights", tuple(sorted(set(self.weights))))
+
+    @functools.cached_property
+    def names(self) -> frozenset[str]:
+        """The weights, to look them up."""
+        return frozenset(self.weights)
 
     def check(self, columns: Mapping[str, int], hidden_size: int) -> None:
         """Compares with the model.

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from bittorch.models.hadamard import Rotated
+from bittorch.models.hadamard import Basis, Rotated
 from bittorch.models.io import Checkpoint, FormatError
 from bittorch.models.io.checkpoint import EMBEDDING
 from bittorch.models.io.stacks import stacked_name
@@ -99,6 +99,7 @@ class Loader:
             self.config = dataclasses.replace(self.config, fuse_norms=options.fuse_norms)
         self.device = torch.device(options.device)
         self.dtype, self.stored_head = self._dtypes()
+        self._bases: dict[int, Basis] = {}
 
     def _dtypes(self) -> tuple[torch.dtype, bool]:
         """Of the model, and whether a dense head stays a half that is narrower."""
@@ -156,13 +157,16 @@ class Loader:
     def linear(self, names: Sequence[str], biased: Sequence[bool]) -> nn.Module:
         """The layers of these names, which have one input, side by side; those in a rotated basis rotate it once."""
         hadamard = self.config.hadamard
-        rotated = [hadamard is not None and stacked_name(f"{name}.weight") in hadamard.weights for name in names]
+        rotated = [hadamard is not None and stacked_name(f"{name}.weight") in hadamard.names for name in names]
         if len(set(rotated)) > 1:
             return Concatenated([self.linear([name], [own]) for name, own in zip(names, biased, strict=True)])
         layer = self._side_by_side(names, biased)
         if hadamard is None or not all(rotated):
             return layer
-        return Rotated(layer, hadamard.basis(self.checkpoint.info(f"{names[0]}.weight").shape[1], self.device))
+        width = self.checkpoint.info(f"{names[0]}.weight").shape[1]
+        if width not in self._bases:
+            self._bases[width] = hadamard.basis(width, self.device)
+        return Rotated(layer, self._bases[width])
 
     def _side_by_side(self, names: Sequence[str], biased: Sequence[bool]) -> nn.Module:
         weights = [f"{name}.weight" for name in names]

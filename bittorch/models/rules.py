@@ -233,35 +233,6 @@ class Router(Rule):
         yield f"{prefix}{self.name}.weight", module.weight.detach()
 
 
-class Held(nn.Module):
-    """A module that is a tensor, ``value``."""
-
-    value: Tensor
-
-    def __init__(self, value: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("value", value, persistent=False)
-
-
-@dataclasses.dataclass(frozen=True)
-class Values(Rule):
-    """A tensor of any shape by its whole name, as `Held`; ``precise`` is in float32, whatever the model is."""
-
-    name: str
-    shape: tuple[int, ...]
-    precise: bool = False
-
-    def shapes(self, prefix: str) -> dict[str, tuple[int, ...]]:
-        return {prefix + self.name: self.shape}
-
-    def load(self, source: Source, prefix: str, owner: nn.Module) -> Held:
-        return Held(source.values(prefix + self.name, self.precise))
-
-    def tensors(self, module: nn.Module, prefix: str) -> Named:
-        assert isinstance(module, Held)
-        yield prefix + self.name, module.value
-
-
 @dataclasses.dataclass(frozen=True)
 class Norm(Rule):
     """A `RMSNorm` of ``size`` channels; with ``from_one`` its weight is stored less 1."""

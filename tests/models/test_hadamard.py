@@ -203,6 +203,9 @@ def test_a_tied_head_and_its_embedding_are_of_one_basis() -> None:
         with pytest.raises(ValueError, match=r"lm_head\.weight, which is the embedding, is (one|none) of its weights"):
             dataclasses.replace(LLAMA, hadamard=basis)
 
+    with pytest.raises(ValueError, match="hadamard must be a Hadamard or None, got dict"):
+        dataclasses.replace(LLAMA, hadamard={"block_size": 32})
+
 
 def test_notes_in_a_config() -> None:
     basis = every(UNTIED)

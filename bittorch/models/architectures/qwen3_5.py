@@ -79,7 +79,9 @@ class Qwen35(Architecture):
         beyond = get("nextn_predict_layers", 0)
         if type(beyond) is not int or type(layers) is not int or not 0 <= beyond < layers:
             raise ValueError(f"nextn_predict_layers {beyond!r:.40} must be less than block_count {layers!r:.40}")
-        types = kinds(fields["layer_types"] or get("full_attention_interval", 4), layers)
+        if not isinstance(types := fields["layer_types"], list | tuple):
+            raise ValueError(f"attention.recurrent_layers must be true or false for each layer, got {types!r:.40}")
+        types = kinds(types or get("full_attention_interval", 4), layers)
         sizes = {"num_layers": layers - beyond, "delta_value_dim": inner // heads}
         return {**fields, **sizes, "layer_types": types[: layers - beyond]}
 
@@ -99,7 +101,7 @@ class Qwen35(Architecture):
             return super().gguf_form(config, name)
         heads, values, channels = tiled(config) if config.delta_key_heads < config.delta_value_heads else [None] * 3
         if part == "out_proj.weight":  # what is rotated has its columns in the order of transformers
-            rotated = config.hadamard is not None and name in config.hadamard.weights
+            rotated = config.hadamard is not None and name in config.hadamard.names
             return Form(columns=None if rotated else values)
         rows = {"in_proj_qkv": channels, "conv1d": channels, "in_proj_z": values, "norm": None}
         return Form(rows.get(part.partition(".")[0], heads), decay=part == "A_log", squeezed=part == "conv1d.weight")

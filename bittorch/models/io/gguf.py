@@ -219,9 +219,12 @@ def open_gguf(
         used.add(factor_name)
         tensors[name] = _stored(name, tensor, _factor(table.get(factor_name)), i2_s_layout)
     tensors = recognised(tensors, str(path), ternary)
-    for name, tensor in stored.items():
+    widest = max(number for tensor in stored.values() for number in tensor.shape)
+    # What no tensor is large enough for is refused for its shape; no order of so many rows is made before.
+    formed = max(config.num_heads * config.head_dim, config.delta_channels) <= widest
+    for name, tensor in stored.items() if formed else ():
         form = architecture.gguf_form(config, name)
-        if not form.plain and form.fits(tensor.shape):  # else the shape is refused by the configuration
+        if not form.plain and form.fits(tensor.shape):
             tensors[name] = Formed(tensors[name], form)
     if unknown := [name for name in table if name not in used]:
         raise FormatError(

@@ -370,6 +370,11 @@ def test_a_config_that_is_wrong(changes: dict[str, Any], message: str, tmp_path:
         ({"ssm.time_step_rank": 0}, r"ssm.inner_size 64 is not cut into ssm.time_step_rank 0 heads"),
         ({"nextn_predict_layers": 4}, r"nextn_predict_layers 4 must be less than block_count 4"),
         ({"attention.recurrent_layers": [1, 1, 1, 0]}, r"it must be true or false for each layer"),
+        ({"attention.recurrent_layers": 4}, r"must be true or false for each layer, got 4"),
+        (
+            {"ssm.group_count": 2**30, "ssm.time_step_rank": 2**31 - 2**30, "ssm.inner_size": 2**30},
+            r"in_proj_qkv.weight must be \(35433480192, 64\) by the configuration",
+        ),
         ({"ssm.group_count": 4}, r"must be .* by the configuration"),
     ],
 )
