@@ -155,7 +155,8 @@ class KVCache:
 
     def keepable(self, row: int, length: int) -> int:
         """How many of the first ``length`` tokens of a row can stay; with DeltaNet layers 0, unless they are all."""
-        return length if self.states is None or length == self.lengths[row] else 0
+        whole = length == self.lengths[row] and row not in self._begun
+        return length if self.states is None or whole else 0
 
     def truncate(self, row: int, length: int) -> None:
         """Forgets the tokens of a row from ``length`` on."""

@@ -134,6 +134,20 @@ def test_a_conversation_keeps_a_state_or_reads_again() -> None:
     assert generation.tokens[0] == greedy(model, other)
 
 
+def test_a_conversation_goes_on_after_a_step_that_was_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Ctrl-C does it: the next turn reads all tokens again."""
+    prefix, first = PrefixCache(MODEL.new_cache(1, 64)), IDS[0, :10].tolist()
+    answer = greedy(MODEL, first, prefix=prefix)
+    turn = [*first, *answer[:-1], 3, 4]
+    with monkeypatch.context() as broken:
+        broken.setattr(type(MODEL.layers[2].mlp), "forward", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            greedy(MODEL, turn, prefix=prefix)
+    generation = MODEL.stream([turn], max_new_tokens=8, temperature=0.0, prefix=prefix).run()
+    assert generation.stats.kept_tokens == 0
+    assert generation.tokens[0] == greedy(MODEL, turn)
+
+
 def greedy(model: LanguageModel, prompt: list[int], **options: Any) -> list[int]:
     return model.stream([prompt], max_new_tokens=8, temperature=0.0, **options).run().tokens[0]
 

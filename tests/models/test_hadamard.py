@@ -91,10 +91,11 @@ def test_parts_of_a_fused_product_that_are_not_rotated_alike() -> None:
     assert isinstance(model.layers[1].self_attn.qkv_proj, torch.nn.Linear)
 
 
-def test_packed_weights_and_a_head_in_planes() -> None:
-    """Ternary in the basis, dense out of it."""
+@pytest.mark.parametrize("rows", [False, True], ids=["floats", "packed rows"])
+def test_packed_weights_and_a_head_in_planes(rows: bool) -> None:
+    """Ternary in the basis, dense out of it; the embedding, which is the head, either way."""
     basis = every(LLAMA)
-    ternary = tiny.tensors(LLAMA)
+    ternary = tiny.tensors(LLAMA) | ({EMBEDDING: tiny.random_packed(300, 64, 5)} if rows else {})
     dense = {
         name: dequantize(value, torch.float32) if isinstance(value, PackedWeight) else value
         for name, value in ternary.items()
