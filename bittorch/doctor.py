@@ -111,6 +111,16 @@ def _check_act_quantize(device: str) -> bool:
     return all(torch.equal(a, b) for a, b in zip(ops.act_quantize(x), reference.act_quantize(x), strict=True))
 
 
+def _check_rows(device: str) -> bool:
+    """Rows of an embedding and rotated blocks, which have the same bits on every device."""
+    _, w_packed, scale = _weights(device)
+    x, rows = _activations(device), (torch.tensor([1, 0, 36], device=device), w_packed, scale, COLUMNS, torch.float32)
+    looked_up, rotated = ops.ternary_embedding(*rows), ops.hadamard(x, 64)
+    return torch.equal(looked_up, reference.ternary_embedding(*rows)) and torch.equal(
+        rotated, reference.hadamard(x, 64)
+    )
+
+
 def _check_packed(device: str, variant: str, dtypes: list[str]) -> bool:
     """In float32, or in bfloat16 where the kernel takes that alone."""
     _, w_packed, scale = _weights(device)
@@ -145,6 +155,7 @@ def _check_conv2d(device: str, variant: str, dtypes: list[str]) -> bool:
 def _checks(device: str) -> Iterator[tuple[str, Callable[[], bool]]]:
     yield "storage and quantiser", lambda: _check_storage(device)
     yield "activation quantiser", lambda: _check_act_quantize(device)
+    yield "embedding and Hadamard blocks", lambda: _check_rows(device)
     for variant, dtypes in _variants("ternary_linear_packed", device):
         yield (
             f"ternary_linear_packed {variant}",

@@ -12,3 +12,8 @@ def _needs_device() -> None:
         pytest.skip("this build of bittorch has no CUDA kernels")
     if not torch.cuda.is_available():
         pytest.skip("torch.cuda.is_available() is False")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
