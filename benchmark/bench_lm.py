@@ -7,6 +7,7 @@ of the model called in order, so weights come from memory as they do in the mode
 """
 
 import argparse
+import dataclasses
 import os
 import subprocess
 import sys
@@ -23,7 +24,9 @@ from torch import Tensor, nn
 from bittorch.models import LanguageModel, LoadOptions, ModelConfig
 from bittorch.models.decoder import tensor_shapes
 from bittorch.models.io import Checkpoint, PackedWeight, TensorInfo
-from bittorch.models.io.checkpoint import StoredTensor
+from bittorch.models.io.blocks import KINDS
+from bittorch.models.io.checkpoint import EMBEDDING, StoredTensor
+from bittorch.models.packed_weight import BlockWeight
 from bittorch.nn import TernaryLinearInference
 
 LEGAL = torch.tensor(
@@ -205,6 +208,45 @@ def loading(model: LanguageModel, args: argparse.Namespace) -> dict[str, Any]:
     return {"bytes": size, "read_s": median(reads), "load_s": median(loads), "peak_bytes": max(peaks)}
 
 
+class RandomBlocks(RandomTensor):
+    """A table in quantised blocks, scales near 0.01; with ``floats`` only as the float32 that they stand for."""
+
+    def __init__(self, shape: tuple[int, ...], kind: str, floats: bool) -> None:
+        super().__init__(EMBEDDING, shape, False)
+        self.info = dataclasses.replace(self.info, type="F32" if floats else kind)
+        known, self.floats = KINDS[kind], floats
+        blocks = torch.randint(0, 256, (shape[0], shape[1] // known.weights, known.bytes), dtype=torch.uint8)
+        for at in known.scales:
+            blocks[:, :, at : at + 2] = torch.tensor([0.01]).half().view(torch.uint8)
+        self.weight = BlockWeight(blocks.flatten(1), kind, shape[1])
+
+    def blocks(self) -> BlockWeight | None:
+        return None if self.floats else self.weight
+
+    def dense(self, dtype: torch.dtype | None = None) -> Tensor:
+        return self.weight.dense(dtype or torch.float32)
+
+
+def quantised_head(args: argparse.Namespace) -> dict[str, Any]:
+    """A small model whose tied table is in blocks, against the same with a float32 table."""
+    sizes = {"vocab_size": 32768, "hidden_size": 1024, "intermediate_size": 2816, "num_heads": 8, "num_kv_heads": 2}
+    config = dataclasses.replace(config_2b4t(args.layers), **sizes)
+    models = {}
+    for name in (args.head, "float32"):
+        source = random_checkpoint(config, True)
+        table = RandomBlocks((config.vocab_size, config.hidden_size), args.head, floats=name == "float32")
+        tensors = {**{key: source.stored(key) for key in source.names}, EMBEDDING: table}
+        source = Checkpoint(Path("random"), "memory", config, tensors, {}, {})
+        model = LanguageModel.from_checkpoint(source, LoadOptions(dtype=torch.float32), tokenizer=False)
+        models[f"head {name}"] = model
+        held = {value.data_ptr(): value.nbytes for value in [*model.parameters(), *model.buffers()]}
+        print(f"head {name:10} {sum(held.values()) / 1e6:8.1f} MB of weights")
+    times = measure(models, args)
+    decode = [times[f"decode {name}"]["median_s"] for name in models]
+    verdict = _timing.verdict(f"decoding with a head of {args.head} against float32", decode[1] / decode[0], 1)
+    return {"layers": args.layers, "head": args.head, "times": times, "verdicts": [verdict]}
+
+
 def random_2b(args: argparse.Namespace) -> dict[str, Any]:
     load = LanguageModel.from_checkpoint
     source = random_checkpoint(config_2b4t(args.layers, tied=False), True)
@@ -260,6 +302,9 @@ def extend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", type=int, default=512, help="tokens of the prefill (default: 512, 0: none)")
     parser.add_argument("--rounds", type=int, default=9, help="rounds; a fourth of them for the prefill (default: 9)")
     parser.add_argument("--model", help="a real dense model instead: a directory, or a .gguf file")
+    parser.add_argument(
+        "--head", choices=sorted(KINDS), help="a small model with its tied table in these blocks instead"
+    )
     parser.add_argument("--depth", type=int, default=4, help="planes of its conversion (default: 4)")
     parser.add_argument("--no-loading", dest="loading", action="store_false", help="do not time loading")
     parser.add_argument("--scratch", help="directory for the checkpoint whose loading is timed")
@@ -271,11 +316,13 @@ def main() -> None:
         args.layers, args.prompt, args.rounds = 1, 16, 2
     record = {"machine": _timing.machine(args)}
     given = f" --model {Path(args.model).name}" if args.model else f" --layers {args.layers}"
+    given += f" --head {args.head}" if args.head else ""
     record["machine"]["command"] += f"{given} --prompt {args.prompt}" + " --no-loading" * (not args.loading)
     print(_timing.header(record["machine"]))
     with torch.inference_mode():
-        record |= converted(args) if args.model else random_2b(args)
-    name = "bench_lm_" + (_timing.slug(Path(args.model).stem) if args.model else f"2b4t_{args.layers}layers")
+        record |= quantised_head(args) if args.head else converted(args) if args.model else random_2b(args)
+    made_up = f"head_{args.head.lower()}" if args.head else f"2b4t_{args.layers}layers"
+    name = "bench_lm_" + (_timing.slug(Path(args.model).stem) if args.model else made_up)
     _timing.save(args, name, record)
 
 

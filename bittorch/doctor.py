@@ -102,6 +102,15 @@ def _check_storage(device: str) -> bool:
     )
 
 
+def _check_blocks(device: str) -> bool:
+    """Weights bit for bit, products but for the order of sums; halves of these bytes are finite."""
+    blocks = torch.randint(0, 60, (7, 420), generator=torch.Generator().manual_seed(2), dtype=torch.uint8).to(device)
+    x = torch.ones(5, 512, device=device)
+    unpacked = [own.block_unpack(blocks, "Q6_K", 512, torch.float32) for own in (ops, reference)]
+    y, expected = (own.block_linear(x, blocks, "Q6_K") for own in (ops, reference))
+    return torch.equal(*unpacked) and bool((y - expected).abs().max() <= 1e-4 * expected.abs().max())
+
+
 def _activations(device: str) -> Tensor:
     return torch.randn(5, COLUMNS, generator=torch.Generator().manual_seed(1)).to(device)
 
@@ -156,6 +165,8 @@ def _checks(device: str) -> Iterator[tuple[str, Callable[[], bool]]]:
     yield "storage and quantiser", lambda: _check_storage(device)
     yield "activation quantiser", lambda: _check_act_quantize(device)
     yield "embedding and Hadamard blocks", lambda: _check_rows(device)
+    if _variants("block_linear", device):
+        yield "quantised blocks", lambda: _check_blocks(device)
     for variant, dtypes in _variants("ternary_linear_packed", device):
         yield (
             f"ternary_linear_packed {variant}",

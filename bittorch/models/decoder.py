@@ -15,7 +15,8 @@ from bittorch.models.hadamard import HEAD, Basis
 from bittorch.models.kv_cache import KVCache
 from bittorch.models.norm import RMSNorm
 from bittorch.models.rope import Rotation, rope_frequencies, rope_magnitude
-from bittorch.models.rules import Block, Embedding, Head, Source
+from bittorch.models.rules import Block, Source
+from bittorch.models.tables import Embedding, Head
 
 
 class Decoder(Block):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from bittorch.models.blocks import BlockEmbedding, BlockLinear
 from bittorch.models.hadamard import Basis, Rotated
 from bittorch.models.io import Checkpoint, FormatError
 from bittorch.models.io.checkpoint import EMBEDDING
@@ -23,7 +24,7 @@ from bittorch.models.linear import (
     packed_embedding,
     packed_linear,
 )
-from bittorch.models.packed_weight import PackedWeight
+from bittorch.models.packed_weight import BlockWeight, PackedWeight
 from bittorch.nn import TernaryEmbeddingInference
 from bittorch.quant import check_depth, pack_trit_planes
 from bittorch.quant.ternary import Granularity, check_activation_bits
@@ -126,6 +127,8 @@ class Loader:
         weight = f"{name}.weight"
         if self.checkpoint.info(weight).ternary:
             return packed_embedding(self.checkpoint.packed(weight), device=self.device, dtype=self.dtype)
+        if (blocks := self._blocks(weight)) is not None:
+            return BlockEmbedding(blocks, self.dtype).eval()
         shared = self.config.tie_embeddings and self.options.head_depth is None
         # A half that is widened after the lookup gives the same values at half the memory.
         widened = shared and not self.stored_head
@@ -136,6 +139,8 @@ class Loader:
         """The head; ``embedding`` is what it is tied to."""
         if isinstance(embedding, TernaryEmbeddingInference):
             return embedding.tied_head(self._bits(f"{name}.weight"))
+        if isinstance(embedding, BlockEmbedding) and self.options.head_depth is None:
+            return embedding.tied_head()
         if not isinstance(embedding, nn.Embedding) or self.options.head_depth is not None:
             return self._head(f"{name}.weight")
         head = linear_of(embedding.weight, kind=StoredLinear if self.stored_head else nn.Linear)
@@ -145,6 +150,8 @@ class Loader:
     def _head(self, name: str) -> nn.Module:
         stored, depth = self.checkpoint.info(name).ternary, self.options.head_depth
         if not stored and depth is None:
+            if (blocks := self._blocks(name)) is not None:
+                return BlockLinear(blocks).eval()
             if self.stored_head and self.checkpoint.info(name).type in STORED:
                 return linear_of(self.checkpoint.dense(name), kind=StoredLinear)
             return dense_linear([self.checkpoint.dense(name)], None, device=self.device, dtype=self.dtype)
@@ -195,17 +202,30 @@ class Loader:
             return CONVERTED_ACTIVATION_BITS if name is None else self.checkpoint.activation_bits(name)
         return chosen
 
+    def _blocks(self, name: str) -> BlockWeight | None:
+        """Of a tensor that can stay as it is: in blocks, on a CPU."""
+        return self.checkpoint.blocks(name) if self.device.type == "cpu" else None
+
     def _planes(self, name: str, depth: int) -> PackedWeight:
-        weight, group_size = self.checkpoint.dense(name), self.options.group_size
+        columns, group_size = self.checkpoint.info(name).shape[1], self.options.group_size
         if group_size is None:
-            group_size = default_group_size(depth, weight.shape[1])
+            group_size = default_group_size(depth, columns)
         granularity: Granularity = "group" if group_size else "channel"
         parts = []
-        for rows in weight.split(PLANE_ROWS):
+        for rows in self._dense_rows(name):
             packed, scale = pack_trit_planes(rows.to(self.device).float(), depth, granularity, group_size or 128)
             scale = scale.expand(depth * len(rows)) if scale.numel() == 1 else scale
-            parts.append(PackedWeight(packed, scale, weight.shape[1], depth))
+            parts.append(PackedWeight(packed, scale, columns, depth))
         return fuse_packed(parts, self.device)
+
+    def _dense_rows(self, name: str) -> Iterator[Tensor]:
+        """A matrix, `PLANE_ROWS` rows at a time; of one in blocks no more rows become floats."""
+        weight = self.checkpoint.blocks(name)
+        if weight is None:
+            yield from self.checkpoint.dense(name).split(PLANE_ROWS)
+        else:
+            for blocks in weight.blocks.split(PLANE_ROWS):
+                yield BlockWeight(blocks, weight.kind, weight.in_features).dense()
 
     def _biases(self, names: Sequence[str], biased: Sequence[bool]) -> Tensor | None:
         """Of the layers side by side, 0 for those that have none; None where none has."""

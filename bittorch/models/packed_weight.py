@@ -1,10 +1,13 @@
-"""Ternary weights as the kernels read them."""
+"""Weights as the kernels read them."""
 
 from __future__ import annotations
 
 import dataclasses
 
+import torch
 from torch import Tensor
+
+from bittorch import ops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,3 +36,26 @@ class PackedWeight:
         """Of one plane: row i is row ``order[i]`` of this one."""
         scale = self.scale if self.scale.numel() == 1 else self.scale[order]
         return PackedWeight(self.weight_packed[order], scale, self.in_features)
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockWeight:
+    """Quantised blocks as GGUF files hold them: what `bittorch.ops.block_unpack` takes.
+
+    Args:
+        blocks: ``(N, bytes)`` uint8.
+        kind: of the blocks, such as ``Q6_K``.
+        in_features: columns K of the dense matrix.
+    """
+
+    blocks: Tensor
+    kind: str
+    in_features: int
+
+    @property
+    def out_features(self) -> int:
+        return len(self.blocks)
+
+    def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The matrix ``(N, K)``."""
+        return ops.block_unpack(self.blocks.cpu(), self.kind, self.in_features, dtype)

@@ -16,10 +16,10 @@ from bittorch.models.config import ModelConfig
 from bittorch.models.hadamard import unrotated
 from bittorch.models.linear import Concatenated, NormedParts, linear_of, split_packed
 from bittorch.models.norm import NormFromOne, RMSNorm
-from bittorch.models.packed_weight import PackedWeight
-from bittorch.nn import TernaryEmbeddingInference, TernaryLinearInference
+from bittorch.models.packed_weight import BlockWeight, PackedWeight
+from bittorch.nn import TernaryLinearInference
 
-Named = Iterator[tuple[str, Tensor | PackedWeight]]
+Named = Iterator[tuple[str, Tensor | PackedWeight | BlockWeight]]
 
 
 class Source(Protocol):
@@ -253,80 +253,6 @@ class Norm(Rule):
     def tensors(self, module: nn.Module, prefix: str) -> Named:
         assert isinstance(module, RMSNorm)
         yield f"{prefix}{self.name}.weight", module.stored
-
-
-@dataclasses.dataclass(frozen=True)
-class Embedding(Rule):
-    """A row of ``columns`` channels for each of ``rows`` tokens."""
-
-    name: str
-    rows: int
-    columns: int
-
-    def shapes(self, prefix: str) -> dict[str, tuple[int, ...]]:
-        return {f"{prefix}{self.name}.weight": (self.rows, self.columns)}
-
-    def load(self, source: Source, prefix: str, owner: nn.Module) -> nn.Module:
-        return source.embedding(prefix + self.name)
-
-    def tensors(self, module: nn.Module, prefix: str) -> Named:
-        if isinstance(module, TernaryEmbeddingInference):
-            weight: Tensor | PackedWeight
-            weight = PackedWeight(module.weight_packed, module.scale, module.embedding_dim, module.depth)
-        else:
-            assert isinstance(module, nn.Embedding)
-            weight = module.weight.detach()
-        yield f"{prefix}{self.name}.weight", weight
-
-
-@dataclasses.dataclass(frozen=True)
-class Head(Rule):
-    """From the last layer to logits. ``tied`` names the embedding whose weight it is, in the same block.
-
-    A tied head that has been converted into planes is a tensor of its own when it is saved. The activation bits of one
-    that multiplies the packed rows of its embedding are written with these.
-    """
-
-    name: str
-    rows: int
-    columns: int
-    tied: str | None
-
-    def shapes(self, prefix: str) -> dict[str, tuple[int, ...]]:
-        return {} if self.tied else self._linear.shapes(prefix)
-
-    def load(self, source: Source, prefix: str, owner: nn.Module) -> nn.Module:
-        if self.tied is None:
-            return source.head(prefix + self.name, None)
-        return source.head(prefix + self.tied, self._embedding(owner))
-
-    def tensors(self, module: nn.Module, prefix: str) -> Named:
-        return self._linear.tensors(module, prefix)
-
-    def activation_bits(self, module: nn.Module, prefix: str) -> dict[str, int | None]:
-        return self._linear.activation_bits(module, prefix)
-
-    def products(self, prefix: str) -> dict[str, int]:
-        return self._linear.products(prefix)
-
-    def shared(self, module: nn.Module, prefix: str, owner: nn.Module) -> str | None:
-        if self.tied is None:
-            return None
-        same = _weight(module) is _weight(self._embedding(owner))
-        return f"{prefix}{self.tied}.weight" if same else None
-
-    def _embedding(self, owner: nn.Module) -> nn.Module:
-        assert self.tied is not None
-        return owner.get_submodule(self.tied.rpartition(".")[2])
-
-    @property
-    def _linear(self) -> Linear:
-        return Linear(self.columns, (Part(self.name, self.rows),))
-
-
-def _weight(module: nn.Module) -> Tensor | None:
-    """What a dense or a packed layer multiplies or looks up."""
-    return module._parameters.get("weight", module._buffers.get("weight_packed"))
 
 
 class Block(nn.Module):

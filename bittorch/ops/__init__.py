@@ -2,6 +2,8 @@
 
 from bittorch.ops import _vmap
 from bittorch.ops.act_quantize import act_quantize
+from bittorch.ops.block_linear import block_linear
+from bittorch.ops.block_unpack import block_unpack
 from bittorch.ops.hadamard import hadamard
 from bittorch.ops.ternary_check import check_packed, ternary_check
 from bittorch.ops.ternary_conv2d import check_conv2d_input, ternary_conv2d
@@ -23,6 +25,8 @@ _vmap.register()
 
 __all__ = [
     "act_quantize",
+    "block_linear",
+    "block_unpack",
     "check_conv2d_input",
     "check_input",
     "check_packed",

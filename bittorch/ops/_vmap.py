@@ -19,6 +19,7 @@ _LINEAR = (
     "ternary_linear_ste",
     "act_quantize",
     "hadamard",
+    "block_linear",
 )
 _CONV = ("ternary_conv2d_packed", "ternary_conv2d")
 

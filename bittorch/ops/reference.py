@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bittorch.ops._fake import check_group_size, conv2d_out_sizes
+from bittorch.ops.block_types import DECODERS, WEIGHTS
 
 EPS = 1e-5
 
@@ -50,6 +51,19 @@ def ternary_embedding(
     planes = ternary_unpack(w_packed[rows.flatten()], scales, in_features, torch.float32)
     wide = planes.double().view(depth, *indices.shape, in_features)
     return sum(wide[1:], wide[0]).float().to(dtype)
+
+
+def block_unpack(blocks: Tensor, kind: str, columns: int, dtype: torch.dtype) -> Tensor:
+    if not blocks.numel():
+        return torch.zeros(len(blocks), columns, dtype=dtype, device=blocks.device)
+    count = len(blocks) * columns // WEIGHTS[kind]
+    values = DECODERS[kind](blocks.numpy(force=True).reshape(count, -1))
+    return torch.from_numpy(values).to(blocks.device, dtype).reshape(len(blocks), columns)
+
+
+def block_linear(x: Tensor, blocks: Tensor, kind: str) -> Tensor:
+    weight = block_unpack(blocks, kind, x.shape[-1], torch.float64)
+    return (x.double() @ weight.t()).to(x.dtype)
 
 
 def ternary_transpose(w_packed: Tensor, in_features: int) -> Tensor:

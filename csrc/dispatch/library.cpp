@@ -31,5 +31,8 @@ TORCH_LIBRARY(bittorch, m) {
     m.def("ternary_conv2d(Tensor x, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation, "
           "int groups, str method, str scale_rule, float threshold_factor, str granularity, int group_size, "
           "int activation_bits=0, str variant='auto') -> Tensor");
+    // blocks (n, bytes) uint8: rows of quantised blocks as GGUF files have them, kind their type
+    m.def("block_unpack(Tensor blocks, str kind, SymInt columns, ScalarType dtype) -> Tensor");
+    m.def("block_linear(Tensor x, Tensor blocks, str kind) -> Tensor");
     m.def("hadamard(Tensor x, int block_size, Tensor? sign_before=None, Tensor? sign_after=None) -> Tensor");
 }

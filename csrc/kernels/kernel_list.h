@@ -4,6 +4,8 @@
 #define BT_KERNEL_LIST_H
 
 #include "act_quantize.h"
+#include "block_linear.h"
+#include "block_unpack.h"
 #include "hadamard.h"
 #include "ternary_check.h"
 #include "ternary_conv2d_packed.h"
@@ -26,6 +28,8 @@
     X(ternary_linear_packed, BT_TERNARY_LINEAR_PACKED)                                                                 \
     X(ternary_linear_w2a8, BT_TERNARY_LINEAR_W2A8)                                                                     \
     X(ternary_conv2d_packed, BT_TERNARY_CONV2D_PACKED)                                                                 \
-    X(hadamard, BT_HADAMARD)
+    X(hadamard, BT_HADAMARD)                                                                                           \
+    X(block_unpack, BT_BLOCK_UNPACK)                                                                                   \
+    X(block_linear, BT_BLOCK_LINEAR)
 
 #endif

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import gguf
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bittorch.models import LanguageModel, LoadOptions, ModelConfig
-from bittorch.models.io import CheckpointWarning, LossyError, PackedWeight, from_memory, open_checkpoint, save
+from bittorch.models.blocks import BlockEmbedding, BlockLinear
+from bittorch.models.io import (
+    CheckpointWarning,
+    FormatError,
+    LossyError,
+    PackedWeight,
+    from_memory,
+    open_checkpoint,
+    save,
+)
+from bittorch.models.io.blocks import KINDS
 from bittorch.models.io.checkpoint import EMBEDDING, HEAD
 from bittorch.models.io.gguf_names import gguf_name
+from bittorch.models.io.gguf_types import TYPES
+from bittorch.models.packed_weight import BlockWeight
 from bittorch.models.rules import activation_bits, named_tensors
 from bittorch.nn import TernaryEmbeddingInference, TernaryLinearInference
 from tests import helpers
@@ -185,3 +200,142 @@ def test_q2_0_with_a_fourth_value_is_no_ternary_embedding(tmp_path: Path) -> Non
         assert not found.info(EMBEDDING).ternary
         assert found.dense(EMBEDDING)[0, 0] == 2 * before[0].abs().max()
     assert logits(opened(path)).isfinite().all()
+
+
+NUMBERS = {kind.name: number for number, kind in TYPES.items()}
+WITH_GGUF_PY = sorted(set(KINDS) - {"Q2_0", "Q2_0_128"})
+
+
+def dequantized(weight: BlockWeight) -> Tensor:
+    """As gguf-py has it."""
+    kind = gguf.GGMLQuantizationType(NUMBERS[weight.kind])
+    return torch.from_numpy(gguf.quants.dequantize(weight.blocks.numpy(), kind)).reshape(300, 256)
+
+
+def random_blocks(kind: str, seed: int = 0) -> BlockWeight:
+    """A table of random codes, whose scales keep the variance of what it multiplies."""
+    weights, size, scales = KINDS[kind]
+    generator = helpers.seeded(seed)
+    data = torch.randint(0, 256, (300, 256 // weights, size), dtype=torch.uint8, generator=generator)
+    if kind == "MXFP4":
+        data[:, :, 0] = data[:, :, 0] % 4 + 121
+    spread = torch.rand(300, 256 // weights, 1, generator=generator) + 0.5
+    for factor in (torch.ones(1), None):
+        if factor is None:
+            factor = 0.06 / dequantized(BlockWeight(data.flatten(1), kind, 256)).std()
+        for at in scales:
+            data[:, :, at : at + 2] = (spread * factor).half().view(torch.uint8)
+    return BlockWeight(data.flatten(1), kind, 256)
+
+
+def file_of(path: Path, tensors: dict[str, Any], config: ModelConfig) -> None:
+    """A GGUF file by gguf-py, its layers TQ2_0."""
+    dense = {name: floats(value) if isinstance(value, PackedWeight) else value for name, value in tensors.items()}
+    blocks = {name: value for name, value in dense.items() if isinstance(value, BlockWeight)}
+    values = {name: value.numpy() for name, value in dense.items() if name not in blocks}
+    raw = {gguf_name(name): (NUMBERS[value.kind], value.blocks.numpy()) for name, value in blocks.items()}
+    write(path, "bitnet-25", config, "TQ2_0", values, without=NO_TOKENS, raw=raw)
+
+
+@pytest.mark.parametrize("kind", WITH_GGUF_PY)
+@pytest.mark.parametrize("config", [TIED, OWN_HEAD], ids=["tied", "own head"])
+def test_quantised_blocks_stay_as_they_are(config: ModelConfig, kind: str, tmp_path: Path) -> None:
+    tensors = made(config, "tensor", ()) | {EMBEDDING: random_blocks(kind)}
+    if not config.tie_embeddings:
+        tensors[HEAD] = random_blocks(kind, 1)
+    file_of(tmp_path / "x.gguf", tensors, config)
+    model = opened(tmp_path / "x.gguf")
+    assert_no_dense_table(model)
+    assert isinstance(model.embed_tokens, BlockEmbedding)
+    assert isinstance(model.lm_head, BlockLinear)
+    assert (model.lm_head.blocks is model.embed_tokens.blocks) == config.tie_embeddings
+    theirs = {name: dequantized(value) for name, value in tensors.items() if isinstance(value, BlockWeight)}
+    helpers.assert_same_bits(model.embed_tokens(IDS), theirs[EMBEDDING][IDS])
+    expected = logits(load(config, tensors | theirs))
+    assert 0.1 < float(expected.std()) < 30
+    torch.testing.assert_close(logits(model), expected, rtol=1e-5, atol=1e-5)
+    alone = model(IDS[:, :1])
+    helpers.assert_same_bits(alone[0, 0], model(IDS)[0, 0])  # whatever the batch
+
+
+@pytest.mark.parametrize("target", ["bittorch", "gguf-tq2_0"])
+def test_files_keep_blocks(target: str, tmp_path: Path) -> None:
+    tensors = made(OWN_HEAD, "tensor", ()) | {EMBEDDING: random_blocks("Q4_K"), HEAD: random_blocks("Q6_K")}
+    model, path = load(OWN_HEAD, tensors), tmp_path / ("x.gguf" if target.startswith("gguf") else "x")
+    model.save_pretrained(path, to=target)
+    with open_checkpoint(path) as found:
+        for name in (EMBEDDING, HEAD):
+            assert found.info(name).type == tensors[name].kind
+            assert found.info(name).bytes == tensors[name].blocks.nbytes
+    again = opened(path)
+    helpers.assert_same_bits(logits(again), logits(model))
+    again.save_pretrained(tmp_path / "again")  # and once more
+    helpers.assert_same_bits(logits(opened(tmp_path / "again")), logits(model))
+
+
+def test_a_head_in_planes_of_a_table_in_blocks() -> None:
+    tensors = made(TIED, "tensor", ()) | {EMBEDDING: random_blocks("Q6_K")}
+    model = load(TIED, tensors, head_depth=5)
+    assert isinstance(model.embed_tokens, BlockEmbedding)
+    assert isinstance(model.lm_head, TernaryLinearInference)
+    dense = load(TIED, tensors | {EMBEDDING: dequantized(tensors[EMBEDDING])}, head_depth=5)
+    helpers.assert_same_bits(logits(model), logits(dense))
+    assert EMBEDDING in dict(named_tensors(model))
+
+
+def test_bfloat16_activations_over_blocks() -> None:
+    tensors = made(TIED, "tensor", ()) | {EMBEDDING: random_blocks("Q8_0")}
+    model = load(TIED, tensors, dtype=torch.bfloat16)
+    assert logits(model).dtype == model.embed_tokens(IDS).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_K", "Q6_K", "MXFP4"])
+def test_scales_that_are_not_finite_are_found_on_loading(kind: str, tmp_path: Path) -> None:
+    weight = random_blocks(kind)
+    weights, size, scales = KINDS[kind]
+    at = 256 // weights * size - size + (scales or (0,))[-1]
+    weight.blocks[7, at : at + 2] = torch.tensor([255, 0x7C] if scales else [255, 0x77], dtype=torch.uint8)
+    file_of(tmp_path / "x.gguf", made(TIED, "tensor", ()) | {EMBEDDING: weight}, TIED)
+    place = f"at row 7, columns {256 - weights} to 255"
+    with pytest.raises(FormatError, match=f"{EMBEDDING} has a scale that is not finite.* {place}"):
+        opened(tmp_path / "x.gguf")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"blocks": {EMBEDDING: "Q9"}}, "whole blocks of Q8_0, .*got 'Q9'"),
+        ({"blocks": {EMBEDDING: 7}}, "got 7, U8"),
+        ({"blocks": {EMBEDDING: "Q6_K", HEAD: "Q6_K"}}, "which its tensors contradict"),
+        ({"blocks": 7}, "which its tensors contradict"),
+        ({"blocks": {EMBEDDING: "Q2_0"}}, r"whole blocks of .*got 'Q2_0', U8 \(300, 210\)"),
+    ],
+)
+def test_blocks_of_our_checkpoint_are_checked(change: dict, message: str, tmp_path: Path) -> None:
+    save(from_memory(TIED, made(TIED, "tensor", ()) | {EMBEDDING: random_blocks("Q6_K")}, {}), tmp_path / "x")
+    path = tmp_path / "x" / "model.safetensors"
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["bittorch"])
+    save_file(load_file(path), path, metadata={"bittorch": json.dumps(header | change)})
+    with pytest.raises(FormatError, match=message):
+        open_checkpoint(tmp_path / "x")
+
+
+@pytest.mark.slow
+def test_loading_takes_no_floats_for_the_table(tmp_path: Path) -> None:
+    """What Python and torch allocate, but for the mapped file, is less than a dense table of halves."""
+    config = dataclasses.replace(TIED, vocab_size=40000)
+    table = random_blocks("Q6_K").blocks.repeat(134, 1)[:40000]
+    file_of(tmp_path / "x.gguf", made(TIED, "tensor", ()) | {EMBEDDING: BlockWeight(table, "Q6_K", 256)}, config)
+    code = f"""
+import resource, torch
+from bittorch.models import LanguageModel
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+model = LanguageModel.from_pretrained({str(tmp_path / "x.gguf")!r}, tokenizer=False)
+with torch.inference_mode():
+    model(torch.tensor([[1, 2]]))
+print(peak() - before)
+"""
+    assert int(helpers.run_python(code).stdout) < 40000 * 256 * 2

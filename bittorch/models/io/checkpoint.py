@@ -16,7 +16,7 @@ from bittorch.models.decoder import products, tensor_shapes
 from bittorch.models.io import choices
 from bittorch.models.io.errors import FormatError
 from bittorch.models.io.stacks import stacked_name
-from bittorch.models.packed_weight import PackedWeight
+from bittorch.models.packed_weight import BlockWeight, PackedWeight
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -73,6 +73,10 @@ class StoredTensor:
 
     def packed(self) -> PackedWeight:
         raise ValueError(f"{self.info.name} is stored as {self.info.type}, which is not ternary; read it with dense()")
+
+    def blocks(self) -> BlockWeight | None:
+        """Quantised blocks that the kernels read as they stand; None for anything else."""
+        return None
 
     def release(self) -> None:
         """Lets go of pages of the file; nothing where what is handed out is no view."""
@@ -173,6 +177,21 @@ class Checkpoint:
         """
         weight = self.stored(name).packed()
         self._tell_of_zeros(name, weight.weight_packed if bool(weight.scale.any()) else weight.scale)
+        return weight
+
+    def blocks(self, name: str) -> BlockWeight | None:
+        """The quantised blocks of a matrix, which may be a view of the mapped file; None where it is not stored so.
+
+        Raises:
+            KeyError: no such tensor.
+            FormatError: damaged bytes: scales that are not finite.
+
+        Warns:
+            CheckpointWarning: a weight whose bytes are all 0.
+        """
+        weight = self.stored(name).blocks()
+        if weight is not None:
+            self._tell_of_zeros(name, weight.blocks)
         return weight
 
     def _tell_of_zeros(self, name: str, values: Tensor) -> None:

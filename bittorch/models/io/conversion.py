@@ -24,7 +24,7 @@ from bittorch.models.io.open import open_checkpoint
 from bittorch.models.io.target import check_replaced
 from bittorch.models.io.ternary_tensor import chunks, dequantize
 from bittorch.models.io.tokenizer_files import copy_tokenizer
-from bittorch.models.packed_weight import PackedWeight
+from bittorch.models.packed_weight import BlockWeight, PackedWeight
 from bittorch.models.rope import rope_frequencies
 from bittorch.utils.replacement import check_place, replacing
 
@@ -167,7 +167,7 @@ def _place(to: str, overwrite: bool) -> dict[str, Any]:
 
 def from_memory(
     config: ModelConfig,
-    tensors: Mapping[str, Tensor | PackedWeight],
+    tensors: Mapping[str, Tensor | PackedWeight | BlockWeight],
     tokenizer_source: Path | Mapping[str, Any],
     activation_bits: Mapping[str, int | None] | None = None,
 ) -> Checkpoint:
@@ -175,7 +175,7 @@ def from_memory(
 
     Args:
         config: the model.
-        tensors: by canonical name, `PackedWeight` where ternary.
+        tensors: by canonical name, `PackedWeight` where ternary, `BlockWeight` where in quantised blocks.
         tokenizer_source: a directory with the tokenizer's files, or the entries of a GGUF file.
         activation_bits: of ternary tensors, by name, where they differ from those of ``config``.
     """
@@ -185,11 +185,16 @@ def from_memory(
 
 
 class _InMemory(StoredTensor):
-    def __init__(self, name: str, value: Tensor | PackedWeight, bits: int | Literal["model"] | None) -> None:
+    def __init__(
+        self, name: str, value: Tensor | PackedWeight | BlockWeight, bits: int | Literal["model"] | None
+    ) -> None:
         self.value = value
         if isinstance(value, PackedWeight):
             shape, size = (value.out_features, value.in_features), value.weight_packed.nbytes + value.scale.nbytes
             super().__init__(TensorInfo(name, "ternary", shape, size, ternary=True, activation_bits=bits))
+        elif isinstance(value, BlockWeight):
+            shape = value.out_features, value.in_features
+            super().__init__(TensorInfo(name, value.kind, shape, value.blocks.nbytes))
         else:
             kind = str(value.dtype).removeprefix("torch.")
             kind = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}.get(kind, kind)
@@ -198,10 +203,15 @@ class _InMemory(StoredTensor):
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         if isinstance(self.value, PackedWeight):
             return dequantize(self.packed(), dtype or torch.float32)
+        if isinstance(self.value, BlockWeight):
+            return self.value.dense(dtype or torch.float32)
         return self.value.detach().cpu().to(dtype or self.value.dtype)
 
     def copied(self, dtype: torch.dtype | None = None) -> Tensor:
         return self.dense(dtype).clone()
+
+    def blocks(self) -> BlockWeight | None:
+        return self.value if isinstance(self.value, BlockWeight) else None
 
     def packed(self) -> PackedWeight:
         if not isinstance(self.value, PackedWeight):

@@ -17,7 +17,7 @@ from bittorch.models.io.checkpoint import Checkpoint, StoredTensor
 from bittorch.models.io.errors import LossyError
 from bittorch.models.io.safetensors_header import RawTensor
 from bittorch.models.io.ternary_tensor import chunks
-from bittorch.models.packed_weight import PackedWeight
+from bittorch.models.packed_weight import BlockWeight, PackedWeight
 
 Parts = Mapping[str, Tensor]
 
@@ -63,7 +63,7 @@ class Layout:
         one_dtype: all floats of a file must have one dtype, as transformers runs no model that mixes them.
         rounds_biases: biases are stored as other values than they have.
         own: nobody but bittorch reads it, so its config.json may say what transformers has no entry for, and an
-            embedding may stay packed; elsewhere it becomes floats, which a warning says.
+            embedding may stay packed; elsewhere it becomes floats, which a warning says. Quantised blocks stay too.
     """
 
     one_dtype = True
@@ -72,6 +72,10 @@ class Layout:
 
     def parts(self, name: str, weight: PackedWeight) -> Parts:
         """Tensors by their last names, ``weight`` and so on."""
+        raise NotImplementedError
+
+    def blocks(self, name: str, weight: BlockWeight) -> Tensor:
+        """What is stored for a matrix in quantised blocks, as ``<name>_blocks``; of our own format alone."""
         raise NotImplementedError
 
     def bias(self, module: str, bias: Tensor, weight: PackedWeight) -> Tensor:

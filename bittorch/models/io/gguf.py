@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from bittorch.models.architectures.base import Architecture, Form
-from bittorch.models.io import choices, codecs, gguf_blocks
+from bittorch.models.io import choices, codecs
+from bittorch.models.io.blocks import KINDS, Blocks, check_finite
 from bittorch.models.io.checkpoint import EMBEDDING, Checkpoint, StoredTensor, TensorInfo
 from bittorch.models.io.codecs import Bytes
 from bittorch.models.io.errors import FormatError
@@ -24,8 +25,8 @@ from bittorch.models.io.gguf_rope import ROPE_TENSORS
 from bittorch.models.io.gguf_split import read_parts
 from bittorch.models.io.gguf_types import PRISM
 from bittorch.models.io.stacks import cut_bytes, unstacked
-from bittorch.models.io.ternary_tensor import Floats, TernaryTensor, chunks, collapse_scale, reordered_columns
-from bittorch.models.packed_weight import PackedWeight
+from bittorch.models.io.ternary_tensor import TernaryTensor, chunks, collapse_scale, reordered_columns
+from bittorch.models.packed_weight import BlockWeight, PackedWeight
 
 _BLOCK_DECODERS: dict[str, Callable[[Bytes], tuple[Bytes, codecs.Halves]]] = {
     "TQ1_0": codecs.decode_tq1_0,
@@ -37,6 +38,7 @@ _BLOCK_DECODERS: dict[str, Callable[[Bytes], tuple[Bytes, codecs.Halves]]] = {
     "STQ1_0": codecs.decode_stq1_0,
 }
 TERNARY = {*_BLOCK_DECODERS, "I2_S"}
+SAME_BLOCKS = {"PQ2_0": "Q2_0_128"}  # what `bittorch.models.io.blocks` calls them
 FOUR_VALUES = ("Q2_0", "Q2_0_128", "PQ2_0")  # whose fourth code is +2
 NEXTN, MOST_NEXTN = "nextn_predict_layers", 64
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -50,7 +52,7 @@ class GGUFDense(StoredTensor):
         self.file, self.stored, self.factor = stored.file, stored, factor
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
-        values = self._plain(dtype) if self.info.type in PLAIN else self._blocks(dtype or torch.float32)
+        values = self._plain(dtype) if self.info.type in PLAIN else self._blocks().dense(dtype or torch.float32)
         return values if self.factor is None else values * self.factor
 
     def release(self) -> None:
@@ -69,21 +71,19 @@ class GGUFDense(StoredTensor):
         tensor = torch.from_numpy(data).view(own).view(self.info.shape)
         return tensor if dtype in (None, own) else self.file.copied(tensor, self.stored.offset, dtype)
 
-    def _blocks(self, dtype: torch.dtype) -> Tensor:
-        kind = self.stored.type
-        decode = gguf_blocks.DECODERS.get(kind.name)
-        if decode is None:
-            known = ", ".join(dict.fromkeys([*PLAIN, *gguf_blocks.DECODERS, *sorted(TERNARY)]))
-            raise FormatError(f"{self.stored.name} is of type {kind.name}, which is not decoded; known are {known}")
-        out = torch.empty(self.info.shape, dtype=dtype).view(-1, kind.weights)
-        for begin, end in chunks(len(out), kind.weights):
-            blocks = self.file.view(self.stored.offset + begin * kind.bytes, (end - begin) * kind.bytes)
-            with np.errstate(invalid="ignore", over="ignore"):
-                values = decode(blocks.reshape(-1, kind.bytes))
-            _check_blocks(values, begin, self)
-            out[begin:end] = torch.from_numpy(values)
-        self.release()
-        return out.view(self.info.shape)
+    def blocks(self) -> BlockWeight | None:
+        if self.info.type in PLAIN or self.factor is not None or len(self.info.shape) != 2:
+            return None
+        return self._blocks().weight()
+
+    def _blocks(self) -> Blocks:
+        kind = SAME_BLOCKS.get(self.info.type, self.info.type)
+        if kind not in KINDS:
+            known = ", ".join(dict.fromkeys([*PLAIN, *KINDS, *sorted(TERNARY)]))
+            raise FormatError(
+                f"{self.stored.name} is of type {self.info.type}, which is not decoded; known are {known}"
+            )
+        return Blocks(self.file, self.stored.offset, kind, self.info.shape, self.where)
 
 
 class GGUFTernary(TernaryTensor):
@@ -111,7 +111,7 @@ class GGUFTernary(TernaryTensor):
         for begin, end in chunks(len(flat), kind.weights):
             blocks = self.file.view(self.stored.offset + begin * kind.bytes, (end - begin) * kind.bytes)
             flat[begin:end], scale[begin:end] = _BLOCK_DECODERS[kind.name](blocks.reshape(-1, kind.bytes))
-        _check_blocks(scale[:, None], 0, self)
+        check_finite(scale[:, None], 0, kind.weights, self.info.shape[-1], self.where)
         if (scale == scale[0]).all():
             return torch.from_numpy(scale[:1].copy())
         blank = ~flat.any(axis=1)
@@ -131,18 +131,6 @@ class GGUFTernary(TernaryTensor):
                 flat[first:last] = codecs.decode_i2_s(data.reshape(-1, block))
         tail = self.file.view(begin + size, 4).copy()
         return torch.from_numpy(tail).view(torch.float32)
-
-
-def _check_blocks(values: Floats, first: int, tensor: GGUFDense | GGUFTernary) -> None:
-    """Raises FormatError, with row and columns, where blocks from number ``first`` on have NaN or Inf."""
-    bad = ~np.isfinite(values)
-    if bad.any():
-        block, place = (int(found[0]) for found in np.nonzero(bad))
-        row, column = divmod((first + block) * tensor.stored.type.weights, tensor.info.shape[-1])
-        raise FormatError(
-            f"{tensor.where} has a scale that is not finite, {values[block, place]}, at row {row}, columns {column} to "
-            f"{column + tensor.stored.type.weights - 1}; the file is damaged"
-        )
 
 
 def _rows4(data: Bytes, out: Bytes) -> None:

@@ -20,7 +20,7 @@ from bittorch.models.io import choices, codecs
 from bittorch.models.io.checkpoint import Checkpoint
 from bittorch.models.io.directory_format import refuse_depth
 from bittorch.models.io.errors import FormatError, LossyError
-from bittorch.models.io.gguf import PLAIN, GGUFDense
+from bittorch.models.io.gguf import PLAIN
 from bittorch.models.io.gguf_names import config_entries, gguf_name
 from bittorch.models.io.gguf_rope import rope_factors
 from bittorch.models.io.gguf_tokenizer import tokenizer_entries
@@ -190,10 +190,9 @@ def _entry(
             return _i2_s(name, weight) if type_name == "I2_S" else _blocks(name, weight, type_name, allow_lossy)
 
         return Entry(own_name, type_name, info.shape, trits, (name,))
-    stored = source.stored(name)
-    if isinstance(stored, GGUFDense) and stored.factor is None and dense_dtype is None and info.type not in PLAIN:
-        raw = stored.file.view(stored.stored.offset, stored.stored.bytes)
-        return Entry(own_name, info.type, info.shape, lambda: iter([raw]), (name,))
+    weight = source.blocks(name) if dense_dtype is None and form.plain else None
+    if weight is not None and weight.kind in TYPE_IDS:
+        return Entry(own_name, weight.kind, info.shape, lambda: iter([weight.blocks.numpy()]), (name,))
     single = len(info.shape) == 1 or form.squeezed
     dtype = torch.float32 if single else dense_dtype or PLAIN.get(info.type, torch.float32)
 

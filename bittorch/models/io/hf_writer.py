@@ -20,6 +20,7 @@ from bittorch.models.io.exact_ternary import HEAD, LINEAR
 from bittorch.models.io.hf_config import config_to_hf, note_of
 from bittorch.models.io.safetensors_header import DTYPES
 from bittorch.models.io.ternary_tensor import chunks
+from bittorch.models.packed_weight import BlockWeight
 
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # What the header needs at most for a tensor besides its name: offsets and shape of 20 digits, a layer's configuration.
@@ -104,10 +105,16 @@ def write_directory(
     file = SafetensorsFile(path / "model.safetensors", source.names)
     try:
         # Floats first: packed rows may end at any byte, and what follows them would not be aligned.
+        blocks: dict[str, BlockWeight] = {}
         for name in others:
-            if biases.get(name) not in ternary:
+            if layout.own and dense_dtype is None and (kept := source.blocks(name)) is not None:
+                blocks[name] = kept
+            elif biases.get(name) not in ternary:
                 file.add(name, source.dense(name, dense_dtype))
                 seen(name)
+        for name, kept in blocks.items():
+            file.add(f"{name}_blocks", layout.blocks(name, kept))
+            seen(name)
         for name in ternary:
             weight = source.packed(name)
             module = name.removesuffix(".weight")

@@ -11,10 +11,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bittorch import ops
 from bittorch.models.io import codecs
+from bittorch.models.io.blocks import KINDS, Blocks
 from bittorch.models.io.checkpoint import EMBEDDING, HEAD, Checkpoint, StoredTensor, TensorInfo
 from bittorch.models.io.codecs import Bytes
 from bittorch.models.io.dense_tensor import DenseTensor
@@ -23,7 +25,7 @@ from bittorch.models.io.errors import FormatError
 from bittorch.models.io.hf_config import note
 from bittorch.models.io.safetensors_header import RawTensor, parse_json
 from bittorch.models.io.ternary_tensor import TernaryTensor, check_scale, chunks
-from bittorch.models.packed_weight import PackedWeight
+from bittorch.models.packed_weight import BlockWeight, PackedWeight
 from bittorch.nn.packed_layer import groups_of
 from bittorch.quant.ternary import ACTIVATION_BITS
 from bittorch.utils.checkpoint import FORMAT_VERSION, LAYOUT
@@ -69,6 +71,34 @@ class OwnBase3(OwnPacked):
         return self.scale.tensor()
 
 
+class OwnBlocks(StoredTensor):
+    """Quantised blocks of GGUF, as they stood there.
+
+    Raises:
+        FormatError: a kind that is not known, a tensor that is not whole blocks.
+    """
+
+    def __init__(self, name: str, stored: RawTensor, kind: Any, what: str) -> None:
+        known = KINDS.get(kind) if isinstance(kind, str) else None
+        if known is None or stored.dtype != "U8" or len(stored.shape) != 2 or stored.shape[1] % known.bytes:
+            raise FormatError(
+                f"{what}: {name}_blocks must be U8 rows of whole blocks of {', '.join(KINDS)}, got {kind!r:.40}, "
+                f"{stored.dtype} {stored.shape}"
+            )
+        shape = stored.shape[0], stored.shape[1] // known.bytes * known.weights
+        super().__init__(TensorInfo(name, kind, shape, stored.bytes), stored.file.path)
+        self._blocks = Blocks(stored.file, stored.offset, kind, shape, self.where)
+
+    def blocks(self) -> BlockWeight:
+        return self._blocks.weight()
+
+    def dense(self, dtype: torch.dtype | None = None) -> Tensor:
+        return self._blocks.dense(dtype or torch.float32)
+
+    def release(self) -> None:
+        self._blocks.release()
+
+
 def read_own(raw: Mapping[str, RawTensor], metadata: Mapping[str, str], what: str) -> dict[str, StoredTensor]:
     """The tensors of a bittorch checkpoint by canonical name.
 
@@ -92,10 +122,15 @@ def read_own(raw: Mapping[str, RawTensor], metadata: Mapping[str, str], what: st
     parts = {f"{module}.{part}" for module in layers for part in (key, "scale")}
     if absent := sorted(parts - raw.keys()):
         raise FormatError(f"{what} describes {len(layers)} packed layers, but lacks {', '.join(absent[:10])}")
+    kinds = header.get("blocks", {})
+    if not isinstance(kinds, dict) or {f"{name}_blocks" for name in kinds} - raw.keys():
+        raise FormatError(f"{what} has blocks {kinds!r:.200} in its 'bittorch' metadata, which its tensors contradict")
     tensors: dict[str, StoredTensor] = {}
     for name, entry in raw.items():
         module, _, kind = name.rpartition(".")
-        if name not in parts:
+        if (matrix := name.removesuffix("_blocks")) in kinds and matrix != name:
+            tensors[matrix] = OwnBlocks(matrix, entry, kinds[matrix], what)
+        elif name not in parts:
             tensors[name] = DenseTensor(name, entry)
         elif kind == key:
             tensors[f"{module}.weight"] = _layer(module, layers[module], entry, raw[f"{module}.scale"], per_byte, what)
@@ -163,6 +198,7 @@ class OwnLayout(Layout):
         self.source = source
         self.layers: dict[str, dict[str, Any]] = {}
         self.aliases: dict[str, str] = {}
+        self.kinds: dict[str, str] = {}
 
     def parts(self, name: str, weight: PackedWeight) -> Parts:
         scale, module = weight.scale, name.removesuffix(".weight")
@@ -192,8 +228,13 @@ class OwnLayout(Layout):
         self.layers[module]["bias"] = True
         return bias
 
+    def blocks(self, name: str, weight: BlockWeight) -> Tensor:
+        self.kinds[name] = weight.kind
+        return weight.blocks
+
     def metadata(self) -> dict[str, str]:
         header = {"version": FORMAT_VERSION, "layout": self.layout, "layers": self.layers, "aliases": self.aliases}
+        header |= {"blocks": self.kinds} if self.kinds else {}
         return {"format": "pt", "bittorch": json.dumps(header)}
 
     def quantization(self, dense: list[str]) -> dict[str, Any]:

@@ -287,6 +287,14 @@ def test_integer_blocks_are_copied_as_they_are(tmp_path: Path) -> None:
     convert(tmp_path / "x.gguf", tmp_path / "z", to="bittorch")
     with open_checkpoint(tmp_path / "x.gguf") as before, open_checkpoint(tmp_path / "z") as after:
         assert_same(before, after)
+        assert after.info(name) == before.info(name)
+    convert(tmp_path / "z", tmp_path / "w.gguf", to="gguf-tq2_0")
+    with open_checkpoint(tmp_path / "x.gguf") as before, open_checkpoint(tmp_path / "w.gguf") as after:
+        assert_same(before, after)
+        assert after.info(name) == before.info(name)
+    convert(tmp_path / "x.gguf", tmp_path / "bitnet", to="bitnet")
+    with open_checkpoint(tmp_path / "x.gguf") as before, open_checkpoint(tmp_path / "bitnet") as after:
+        assert_same(before, after)
         assert after.info(name).type == "F32"
 
 

@@ -1,4 +1,4 @@
-"""Block types of GGUF that stand for floats: blocks of bytes to float32.
+"""Block types of GGUF that stand for floats, in NumPy: blocks of bytes to float32. The definition of `block_unpack`.
 
 Source: the layouts of ggml, as gguf-py 0.19 decodes them.
 """
@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bittorch.models.io.codecs import Bytes, halves
-
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 # The 16 levels of IQ4, which are denser near zero; and twice the values of a float of one sign, two exponent bits and
 # one fraction bit.
@@ -21,7 +20,7 @@ E2M1 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.fl
 
 def _half(blocks: Bytes, at: int) -> Floats:
     """The float16 at a byte of each block, ``(n, 1)``."""
-    return halves(blocks[:, at : at + 2]).astype(np.float32)[:, None]
+    return np.ascontiguousarray(blocks[:, at : at + 2]).view("<f2").astype(np.float32)
 
 
 def _nibbles(data: Bytes) -> Floats:
@@ -156,5 +155,11 @@ DECODERS: dict[str, Callable[[Bytes], Floats]] = {
     "MXFP4": _mxfp4,
     "Q2_0": _q2_0,
     "Q2_0_128": _q2_0,
-    "PQ2_0": _q2_0,
+}
+# Weights of a block.
+WEIGHTS = {
+    **dict.fromkeys(("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4"), 32),
+    **dict.fromkeys(("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"), 256),
+    "Q2_0": 64,
+    "Q2_0_128": 128,
 }

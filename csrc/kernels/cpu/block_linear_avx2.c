@@ -1,0 +1,6 @@
+#define BT_BLOCK_WIDTH 8
+#include "block_rows.h"
+
+bt_status bt_block_linear_avx2(const bt_block_linear *p, int64_t tile_begin, int64_t tile_end) {
+    return bt_block_linear_tiles(p, tile_begin, tile_end);
+}
