@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -12,28 +11,6 @@ from torch.nn import functional as F
 from bittorch.models.batch import Batch
 from bittorch.models.config import POOLINGS
 from bittorch.models.decoder import Decoder
-
-if TYPE_CHECKING:
-    from bittorch.models.tokenizer import Tokenizer
-
-
-class HasTokenizer(Protocol):
-    tokenizer: Tokenizer | None
-
-
-def token_lists(model: HasTokenizer, texts: str | Sequence[str | Sequence[int]]) -> Iterator[list[int]]:
-    """Token numbers of each text. Raises ValueError."""
-    every: Sequence[str | Sequence[int]] = [texts] if isinstance(texts, str) else texts
-    for index, text in enumerate(every):
-        if not isinstance(text, str):
-            tokens = [int(token) for token in text]
-        elif model.tokenizer is None:
-            raise ValueError(f"text {index} is text, and the model has no tokenizer; give token numbers")
-        else:
-            tokens = model.tokenizer.encode(text)
-        if not tokens:
-            raise ValueError(f"text {index} is empty; give at least one token")
-        yield tokens
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from bittorch.models.generation_config import GenerationConfig
 from bittorch.models.kv_cache import KVCache, PrefixCache
 from bittorch.models.sampling import History, check_logits, draw, penalize
 from bittorch.models.streaming import TextStream
+from bittorch.models.token_numbers import token_numbers
 
 if TYPE_CHECKING:
     from bittorch.models.tokenizer import Tokenizer
@@ -178,12 +179,7 @@ class Generation:
 
     def _sequence(self, index: int, prompt: str | Sequence[int]) -> _Sequence:
         model, config = self.model, self.config
-        if isinstance(prompt, str):
-            if model.tokenizer is None:
-                raise ValueError(f"prompt {index} is text, and the model has no tokenizer; give token numbers")
-            tokens = model.tokenizer.encode(prompt)
-        else:
-            tokens = [int(token) for token in prompt]
+        tokens = token_numbers(prompt, model.tokenizer, model.config.vocab_size, f"prompt {index}")
         self._check_prompt(index, tokens)
         # Not from torch's own generator, whose state is the caller's.
         seed = secrets.randbits(64) if config.seed is None else (config.seed + index) % 2**64
@@ -194,13 +190,6 @@ class Generation:
 
     def _check_prompt(self, index: int, tokens: list[int]) -> None:
         config = self.config
-        if not tokens:
-            raise ValueError(f"prompt {index} is empty; give at least one token")
-        vocab = self.model.config.vocab_size
-        if min(tokens) < 0 or max(tokens) >= vocab:
-            raise ValueError(
-                f"prompt {index} has token numbers from {min(tokens)} to {max(tokens)}, the vocabulary 0 to {vocab - 1}"
-            )
         if len(tokens) > self.context:
             raise ValueError(
                 f"prompt {index} has {len(tokens)} tokens, the context {self.context}; shorten it"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bittorch.models.config import ModelConfig
 from bittorch.models.decoder import Decoder
-from bittorch.models.embedding import embeddings, token_lists
+from bittorch.models.embedding import embeddings
 from bittorch.models.generate import Generation
 from bittorch.models.generation_config import GenerationConfig
 from bittorch.models.io import Checkpoint, Report, open_checkpoint
@@ -20,6 +20,7 @@ from bittorch.models.io.generation_defaults import generation_defaults, write_de
 from bittorch.models.kv_cache import PrefixCache
 from bittorch.models.load import Loader, LoadOptions
 from bittorch.models.save import save_model
+from bittorch.models.token_numbers import token_numbers
 
 if TYPE_CHECKING:
     from bittorch.models.chat_template import ChatTemplate
@@ -196,14 +197,19 @@ class LanguageModel(Decoder):
             float32 ``(texts, hidden_size)``, on the device of the model.
 
         Raises:
+            TypeError: a text that is neither text nor a list of integers.
             ValueError: no pooling is said or given, an unknown one; a text without tokens, or longer than the context;
-                text where the model has no tokenizer; a batch_size that is not positive.
+                token numbers outside the vocabulary; text where the model has no tokenizer; a batch_size that is not
+                positive.
             FloatingPointError: hidden states that are not finite.
 
         Source:
             Sentence-BERT, arXiv:1908.10084.
         """
-        return embeddings(self, token_lists(self, texts), pooling or self.config.pooling, batch_size)
+        every = [texts] if isinstance(texts, str) else texts
+        vocab = self.config.vocab_size
+        tokens = (token_numbers(text, self.tokenizer, vocab, f"text {i}") for i, text in enumerate(every))
+        return embeddings(self, tokens, pooling or self.config.pooling, batch_size)
 
     def save_pretrained(
         self, path: str | Path, *, to: str = "bittorch", allow_lossy: bool = False, overwrite: bool = False

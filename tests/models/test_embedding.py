@@ -157,8 +157,9 @@ def test_bad_input_is_refused() -> None:
         ({"texts": TEXTS, "pooling": "mean", "batch_size": 0}, "batch_size must be a positive integer, got 0"),
         ({"texts": [[1], []], "pooling": "mean"}, "text 1 is empty"),
         ({"texts": "a", "pooling": "mean"}, "text 0 is text, and the model has no tokenizer"),
+        ({"texts": [[1], [10**30]], "pooling": "mean"}, "text 1 has token numbers from 10{30} to 10{30}, the voc"),
         ({"texts": [[1] * 129], "pooling": "mean"}, "a context of 128 tokens, got a sequence of 129"),
-        ({"texts": [[300]], "pooling": "mean"}, "token numbers must be from 0 to 299"),
+        ({"texts": [[300]], "pooling": "mean"}, "text 0 has token numbers from 300 to 300, the vocabulary 0 to 299"),
     ):
         with pytest.raises(ValueError, match=message):
             found.embed(**arguments)
