@@ -273,7 +273,7 @@ def counted_windows(fields: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: another type.
     """
-    window, kinds = fields["window"] or 0, fields["layer_types"]
+    window, kinds = 0 if fields["window"] is None else fields["window"], fields["layer_types"]
     if type(window) is not int or window < 0:
         raise ValueError(f"sliding_window must be an integer that is not negative, got {window!r:.40}")
     if not isinstance(kinds, list | tuple) and (type(kinds) is not int or kinds < 1):

@@ -62,7 +62,12 @@ class Gemma3(Architecture):
 
     def hf_values(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """Newer files have rope_parameters for each of the two kinds of layers, older ones a period for layer_types."""
-        if values.get("layer_types") is None:
+        kinds = values.get("layer_types")
+        if isinstance(kinds, list) and WINDOW_TYPES[0] in kinds and values.get("sliding_window", 1) in (None, 0):
+            raise ValueError(f"sliding_window must be positive for layers of {WINDOW_TYPES[0]}, got none")
+        if values.get("query_pre_attn_scalar", 1) == 0:
+            raise ValueError("query_pre_attn_scalar must be positive, got 0")
+        if kinds is None:
             values = {**values, "layer_types": values.get("sliding_window_pattern", 6)}
         both = values.get("rope_parameters")
         if not isinstance(both, dict) or not both or not both.keys() <= set(WINDOW_TYPES):

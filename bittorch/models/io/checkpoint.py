@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,7 @@ from bittorch.models.io.stacks import stacked_name
 from bittorch.models.packed_weight import BlockWeight, PackedWeight
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+INTEGERS = re.compile(r"BOOL|[UI]\d+")  # types of safetensors and GGUF
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,6 +263,8 @@ class Checkpoint:
         for name, shape in expected.items():
             if (given := self._tensors[name].info.shape) != shape:
                 raise FormatError(f"{self.path}: {name} must be {shape} by the configuration, got {given}")
+            if INTEGERS.fullmatch(kind := self._tensors[name].info.type):
+                raise FormatError(f"{self.path}: {name} must hold floats or packed trits, got integers of type {kind}")
         if config.hadamard is not None:
             columns = {stacked_name(name): count for name, count in products(config).items()}
             try:

@@ -121,9 +121,11 @@ def config_from_gguf(
         hidden, heads = get("embedding_length", REQUIRED), get("attention.head_count", REQUIRED)
         if type(heads) is not int or heads < 1:
             raise FormatError(f"{what} has {arch}.attention.head_count {heads!r:.40}; it must be a positive integer")
+        if type(hidden) is not int or hidden < 1:
+            raise FormatError(f"{what} has {arch}.embedding_length {hidden!r:.40}; it must be a positive integer")
         head_dim = get("attention.key_length", hidden // heads)
         rotated = get("rope.dimension_count", head_dim)
-        if rotated != head_dim and not architecture.partial_rotation:
+        if rotated != head_dim and (not architecture.partial_rotation or rotated == 0):
             raise FormatError(f"{what} rotates {rotated} of {head_dim} dimensions of a head, which is not supported")
         if (value_dim := get("attention.value_length", head_dim)) != head_dim:
             raise FormatError(f"{what} has keys of {head_dim} and values of {value_dim} channels, which must be equal")

@@ -47,6 +47,8 @@ def rope_scaling(get: Any, factors: Mapping[str, tuple[float, ...]], what: str) 
     if kind == "longrope":
         return _longrope(get, factors, what)
     factor = get("rope.scaling.factor", get("rope.scale_linear", 0.0)) if kind == "linear" else 0.0
+    if type(factor) not in (int, float):
+        raise FormatError(f"{what}: rope.scaling.factor must be a number, got {factor!r:.40}")
     factor = float(factor) or 1.0
     if ROPE_FACTORS in factors:
         return {"rope_type": "factors", "factors": tuple(factor * own for own in factors[ROPE_FACTORS])}

@@ -14,6 +14,12 @@ from bittorch.models.io import choices
 from bittorch.models.io.errors import FormatError
 
 ROPE_BASE = ("rope_theta", "partial_rotary_factor")
+_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    **dict.fromkeys(("tie_word_embeddings", "attention_bias", "mlp_bias", "qkv_bias"), ((bool,), "true or false")),
+    **dict.fromkeys(("rms_norm_eps", *ROPE_BASE, "rope_local_base_freq"), ((int, float), "a number")),
+    **dict.fromkeys(("hidden_act", "hidden_activation"), ((str,), "a text")),
+    **dict.fromkeys(("rope_parameters", "rope_scaling"), ((dict,), "an object")),
+}  # of entries that are computed with before `ModelConfig` checks fields
 ACTIVATION_NAMES = {"swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}  # names that transformers has
 
 
@@ -54,7 +60,6 @@ def config_from_hf(
         values = architecture.hf_values(values)
     except (TypeError, ValueError) as error:
         raise FormatError(f"{what}: {error}") from None
-    _check_second_names(architecture, values, what)
     given = override or {}
     if "rope_scaling" in given:  # of the file's, which may be unknown, the base alone
         rope = values.get("rope_scaling") or values.get("rope_parameters")
@@ -67,6 +72,8 @@ def config_from_hf(
         return values[key] if value is REQUIRED else value
 
     try:
+        _check_types({key: value for key, value in values.items() if key not in given})
+        _check_second_names(architecture, values, what)
         act, eos = value_of("hidden_act", None), values.get("eos_token_id")
         said = dict(
             architecture=architecture.of_tensors(names),
@@ -74,7 +81,7 @@ def config_from_hf(
             vocab_size=value_of("vocab_size", given.get("vocab_size", REQUIRED)),
             num_kv_heads=_or(values.get("num_key_value_heads"), values["num_attention_heads"]),
             head_dim=_head_dim(values, architecture),
-            rms_norm_eps=float(given.get("rms_norm_eps", value_of("rms_norm_eps", None))),
+            rms_norm_eps=given.get("rms_norm_eps", value_of("rms_norm_eps", None)),
             **_rope(values, architecture, what),
             hidden_act=ACTIVATION_NAMES.get(act, act),
             tie_embeddings=bool(value_of("tie_word_embeddings", False)),
@@ -106,6 +113,13 @@ def text_values(values: dict[str, Any]) -> dict[str, Any]:
         return values
     outer = {key: value for key, value in values.items() if key not in ("text_config", "vision_config", "model_type")}
     return {"model_type": architecture.hf_types[0], **inner, **outer}
+
+
+def _check_types(values: Mapping[str, Any]) -> None:
+    """Of what has a value. Raises ValueError."""
+    for key, (kinds, wanted) in _TYPES.items():
+        if (value := values.get(key)) is not None and type(value) not in kinds:
+            raise ValueError(f"{key} must be {wanted}, got {value!r:.100}")
 
 
 def _check_second_names(architecture: Architecture, values: Mapping[str, Any], what: str) -> None:
@@ -174,6 +188,14 @@ def _rope(values: Mapping[str, Any], architecture: Architecture, what: str) -> d
     transformers takes rope_scaling, else rope_parameters, and rope_theta where these have none.
     """
     default_theta: float = architecture.hf_defaults["rope_theta"]
+    for name in ("rope_parameters", "rope_scaling"):
+        entries = values.get(name) or {}
+        _check_types(entries)
+        if inner := [key for key, value in entries.items() if isinstance(value, dict)]:
+            raise FormatError(
+                f"{what}: {name} has {inner[0]!r:.40} with entries of its own, {entries[inner[0]]!r:.100}; "
+                f"{architecture.name} has one rotation for all layers"
+            )
     newer, older, outer = (values.get(name) for name in ("rope_parameters", "rope_scaling", "rope_theta"))
     given = _rope_entries(older or newer, outer, default_theta)
     other = (
@@ -193,8 +215,20 @@ def _rope(values: Mapping[str, Any], architecture: Architecture, what: str) -> d
     if kind not in (known := ("default", *ROPE_ENTRIES)):
         raise FormatError(f"{what}: rope_type {kind!r:.100} is not read; known are {', '.join(known)}")
     scaling = None if kind == "default" else {"rope_type": kind, **given}
-    rotated = 0 if part == 1 else int(_head_dim(values, architecture) * part)
-    return {"rope_theta": float(theta), "rope_scaling": scaling, "rotary_dim": rotated}
+    theta = float(theta) if abs(theta) < 2**127 else theta  # what is no size is refused by `ModelConfig`
+    return {"rope_theta": theta, "rope_scaling": scaling, "rotary_dim": _rotary_dim(part, values, architecture)}
+
+
+def _rotary_dim(part: float, values: Mapping[str, Any], architecture: Architecture) -> int:
+    """Channels that are rotated, 0 for all. Raises ValueError."""
+    head_dim = _head_dim(values, architecture)
+    if part == 1 or type(head_dim) is not int or not 0 < head_dim < 2**31:
+        return 0
+    if not 0 < part < 1 or not (rotated := int(head_dim * part)):
+        raise ValueError(
+            f"partial_rotary_factor must be up to 1 and leave channels to rotate of head_dim={head_dim}, got {part!r}"
+        )
+    return rotated
 
 
 def _rope_entries(scaling: Any, theta: Any, default_theta: float) -> dict[str, Any]:

@@ -128,6 +128,8 @@ def test_what_is_written_is_read_as_the_same(tmp_path: Path) -> None:
         ("sliding_window", "5", r"sliding_window must be an integer that is not negative, got '5'"),
         ("sliding_window", -1, r"sliding_window must be an integer that is not negative, got -1"),
         ("sliding_window", 1, r"window must be positive for layers of sliding_attention"),
+        ("sliding_window", None, r"sliding_window must be positive for layers of sliding_attention, got none"),
+        ("query_pre_attn_scalar", 0, r"query_pre_attn_scalar must be positive, got 0"),
         ("layer_types", "full", r"layer_types must be a list, or a positive period, got 'full'"),
         ("layer_types", [FULL], r"layer_types has 1 values for 3 layers"),
         ("layer_types", [FULL, FULL, "linear"], r"layer_types must be of sliding_attention, full_attention"),

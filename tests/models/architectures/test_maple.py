@@ -165,6 +165,9 @@ def test_routers_are_precise(tmp_path: Path) -> None:
         ("attention.sliding_window_pattern", [1, 1, 1, 0], r"must be true or false for each layer"),
         ("attention.sliding_window", 0, r"window must be positive"),
         ("rope.dimension_count", 7, r"rotary_dim must be even, from 0 to head_dim=16, got 7"),
+        ("rope.dimension_count", 0, r"rotates 0 of 16 dimensions of a head"),
+        ("rope.scaling.factor", "x", r"rope\.scaling\.factor must be a number, got 'x'"),
+        ("embedding_length", "x", r"maple\.embedding_length 'x'; it must be a positive integer"),
         ("swiglu_clamp_exp", [-1.0] * 4, r"expert_limit must be 0 or positive and finite, got -1.0"),
     ],
 )

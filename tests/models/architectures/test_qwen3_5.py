@@ -355,6 +355,9 @@ def test_columns_of_blocks_that_heads_cut_apart(tmp_path: Path) -> None:
         ({"linear_value_head_dim": 8}, r"in_proj_qkv.weight must be \(96, 64\) by the configuration, got \(128, 64\)"),
         ({"layer_types": ["linear_attention"]}, r"layer_types has 1 values for 4 layers"),
         ({"layer_types": None, "full_attention_interval": 0}, r"full_attention_interval must be a positive .*, got 0"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.01}}, r"leave channels to rotate of head_dim=32, got 0\.01"),
+        ({"rope_parameters": {"partial_rotary_factor": -1}}, r"partial_rotary_factor must be up to 1 .*, got -1"),
+        ({"head_dim": "32"}, r"head_dim must be a positive integer, got '32'"),
         ({"attn_output_gate": False}, r"attn_output_gate False, which changes what the model computes"),
     ],
 )
