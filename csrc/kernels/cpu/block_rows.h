@@ -22,7 +22,7 @@ static inline __attribute__((always_inline)) bt_block_vector bt_block_weights_at
     const int8_t *const at = codes->q + c;
     const int g = c / BT_BLOCK_GROUP;
 #if BT_BLOCK_WIDTH == 16
-    const bt_block_ints q = (bt_block_ints)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)at));
+    const bt_block_ints q = (bt_block_ints)bt_int8_to_int32(_mm_loadu_si128((const __m128i *)at));
 #elif BT_BLOCK_WIDTH == 8
     const bt_block_ints q = (bt_block_ints)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)at));
 #else

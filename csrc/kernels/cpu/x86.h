@@ -39,6 +39,9 @@ BT_ALWAYS_INLINE __m256i bt_dot_u8_i8(__m256i u, __m256i q) {
 BT_ALWAYS_INLINE __m512i bt_madd_words(__m512i a, __m512i b) {
     return bt_join(_mm256_madd_epi16(bt_low(a), bt_low(b)), _mm256_madd_epi16(bt_high(a), bt_high(b)));
 }
+BT_ALWAYS_INLINE __m512i bt_int8_to_int32(__m128i v) {
+    return bt_join(_mm256_cvtepi8_epi32(v), _mm256_cvtepi8_epi32(_mm_srli_si128(v, 8)));
+}
 BT_ALWAYS_INLINE __m128i bt_to_bytes(__m512i v) {
     const __m256i words = _mm256_packus_epi32(bt_low(v), bt_high(v));
     const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
@@ -47,6 +50,9 @@ BT_ALWAYS_INLINE __m128i bt_to_bytes(__m512i v) {
 #elif defined(__AVX512BW__)
 BT_ALWAYS_INLINE __m512i bt_madd_words(__m512i a, __m512i b) {
     return _mm512_madd_epi16(a, b);
+}
+BT_ALWAYS_INLINE __m512i bt_int8_to_int32(__m128i v) {
+    return _mm512_cvtepi8_epi32(v);
 }
 BT_ALWAYS_INLINE __m128i bt_to_bytes(__m512i v) {
     return _mm512_cvtepi32_epi8(v);
