@@ -113,6 +113,7 @@ def _run(path: Path, tmp_path: Path, *more: str) -> dict[str, Any]:
     return json.loads(result.read_text())
 
 
+@pytest.mark.slow
 def test_table_from_a_run(tiny_gguf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = _run(
         tiny_gguf, tmp_path, "--rows", "dense", "depth 4, row", "automatic 7.2", "int4 round to nearest, group"

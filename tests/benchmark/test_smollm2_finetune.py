@@ -39,6 +39,7 @@ def _perplexity(model: nn.Module, path: Path, text: str) -> float:
     return math.exp(llama.nll(model, ids[len(ids) * 9 // 10 :][:65], 16, 16, id))
 
 
+@pytest.mark.slow
 def test_the_student_nears_its_teacher_and_is_exported(options: list[str], tmp_path: Path) -> None:
     script = importlib.import_module("smollm2_finetune")
     script.main([*options, "--out", str(tmp_path / "out"), "--prompt", "a line"])

@@ -195,6 +195,7 @@ def test_autocast_casts_x_alone(dtype: torch.dtype, config: str, shape: str) -> 
     assert layer.weight.grad.dtype == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("shape", ["same of an even kernel", "circular"])
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])

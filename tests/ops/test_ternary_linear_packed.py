@@ -214,6 +214,7 @@ def test_bf16_kernel_with_every_group_size(bf16_variant: str, group: int) -> Non
     helpers.assert_near(problem.run(x, bf16_variant), problem.exact(x))
 
 
+@pytest.mark.slow
 @for_bf16
 @pytest.mark.parametrize("granularity", GRANULARITIES, ids=str)
 def test_bf16_kernel_row_of_a_batch_equals_the_row_alone(bf16_variant: str, granularity: Granularity) -> None:

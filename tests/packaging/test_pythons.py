@@ -57,6 +57,7 @@ FOUND = [minor for minor in MINORS if _python(minor)]
 pytestmark = pytest.mark.parametrize("minor", FOUND)
 
 
+@pytest.mark.slow
 def test_every_source_compiles(minor: int, tmp_path: Path) -> None:
     folders = [str(ROOT / name) for name in ("bittorch", "tests", "examples", "benchmark", "setup.py")]
     cache = {"PYTHONPYCACHEPREFIX": str(tmp_path)}

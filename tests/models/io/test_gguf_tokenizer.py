@@ -203,6 +203,7 @@ def test_tokens_beside_tokenizer_json_go_along(tmp_path: Path) -> None:
     assert Tokenizer.from_source(first).encode("a<later>") == ours.encode("a<later>")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", helpers.slow_but(["unigram"], ["bpe", "unigram"]))
 def test_sentencepiece_models_go_along(kind: str, tmp_path: Path) -> None:  # FIELD L4
     sentencepiece = pytest.importorskip("sentencepiece")
