@@ -88,8 +88,9 @@ class Attention(Block):
             heads, gate = torch.cat((q[:, ::2], kv), 1), q[:, 1::2].flatten(1).sigmoid()
         heads = self.prepared(heads)
         if self.rotated:
-            rotation = rotation.local if self.window else rotation
-            rotation.rotate_(heads[:, : self.heads + self.kv_heads, : self.rotated].unflatten(2, (2, -1)))
+            rotation.of(self.window).rotate_(
+                heads[:, : self.heads + self.kv_heads, : self.rotated].unflatten(2, (2, -1))
+            )
         q, kv = heads.split((self.heads, 2 * self.kv_heads), 1)
         if batch.even:
             y = self._attend_even(q, kv, batch)

@@ -103,7 +103,7 @@ class Rotation:
     """Cosines and signed sines of some positions, as `rotate_` wants them.
 
     Attributes:
-        local: the rotation of layers with a window; the same where a model has one for all.
+        local: the rotation of layers with a window; None where a model has one for all.
 
     Args:
         frequencies: of `rope_frequencies`, on the device of the model.
@@ -117,7 +117,11 @@ class Rotation:
         cos, sin = angles.cos() * magnitude, angles.sin() * magnitude
         self.cos = torch.stack((cos, cos), -2).to(dtype).unsqueeze(1)
         self.sin = torch.stack((-sin, sin), -2).to(dtype).unsqueeze(1)
-        self.local = self
+        self.local: Rotation | None = None
+
+    def of(self, window: int) -> Rotation:
+        """That of a layer with this window, 0 for none."""
+        return self.local if window and self.local is not None else self
 
     def rotate_(self, halves: Tensor) -> Tensor:
         """Turns ``(tokens, heads, 2, head_dim / 2)`` in place: channel i of the first half with i of the second."""
