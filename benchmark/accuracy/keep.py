@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from bittorch.utils.replacement import replacing
 
 
 class KeptError(Exception):
@@ -55,9 +56,9 @@ class Kept:
             return
         state = {"what": self.what, "values": values, "random": torch.get_rng_state()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        torch.save({**state, "parts": {name: part.state_dict() for name, part in parts.items()}}, partial)
-        os.replace(partial, self.path)
+        state["parts"] = {name: part.state_dict() for name, part in parts.items()}
+        with replacing(self.path, directory=False, overwrite=True) as partial:
+            torch.save(state, partial)
         self.written = time.monotonic()
 
     def drop(self) -> None:

@@ -26,6 +26,7 @@ from task import Task, logits, score_of
 from torch import nn
 
 import bittorch
+from bittorch.utils.replacement import replacing
 
 TASKS = {
     "mnist_mlp": ("mnist_mlp", "TASK"),
@@ -111,9 +112,8 @@ def trained_fp32(
     )
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        torch.save({"model": model.state_dict(), "curve": curve}, partial)
-        partial.replace(path)
+        with replacing(path, directory=False, overwrite=True) as partial:
+            torch.save({"model": model.state_dict(), "curve": curve}, partial)
     return model, curve
 
 
