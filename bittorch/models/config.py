@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from bittorch.models.hadamard import HEAD, Hadamard
+from bittorch.models.hadamard import Hadamard
 
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"  # canonical names
 ACTIVATIONS = ("silu", "relu2", "gelu_tanh")
 # The matrices of a layer that may have a bias, each on its own.
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from bittorch.models import architectures, rules
 from bittorch.models.batch import Batch
-from bittorch.models.config import ModelConfig
-from bittorch.models.hadamard import HEAD, Basis
+from bittorch.models.config import HEAD, ModelConfig
+from bittorch.models.hadamard import Basis
 from bittorch.models.kv_cache import KVCache
 from bittorch.models.norm import RMSNorm
 from bittorch.models.rope import Rotation, rope_frequencies, rope_magnitude

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from bittorch.models import architectures
+from bittorch.models.config import EMBEDDING, HEAD
 from bittorch.models.io import Checkpoint, PackedWeight, from_memory
-from bittorch.models.io.checkpoint import EMBEDDING, HEAD
 from bittorch.models.io.generation_defaults import NOT_SAMPLING
 from bittorch.models.io.hf_config import config_from_hf
 from bittorch.models.io.stacks import unstacked

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from bittorch.ops import hadamard
 
-HEAD = "lm_head.weight"
 LARGEST_BLOCK = 32768  # of the op
 
 

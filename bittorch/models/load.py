@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from bittorch.models.blocks import BlockEmbedding, BlockLinear
+from bittorch.models.config import EMBEDDING
 from bittorch.models.hadamard import Basis, Rotated
 from bittorch.models.io import Checkpoint, FormatError
-from bittorch.models.io.checkpoint import EMBEDDING
 from bittorch.models.io.stacks import stacked_name
 from bittorch.models.linear import (
     Concatenated,

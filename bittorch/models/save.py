@@ -7,10 +7,9 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
-from bittorch.models.config import ModelConfig
+from bittorch.models.config import EMBEDDING, HEAD, ModelConfig
 from bittorch.models.decoder import Decoder
 from bittorch.models.io import Report, from_memory, save
-from bittorch.models.io.checkpoint import EMBEDDING, HEAD
 from bittorch.models.io.conversion import Progress
 from bittorch.models.rules import activation_bits, named_tensors
 

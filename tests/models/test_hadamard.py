@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from bittorch.models import LanguageModel, LoadOptions, ModelConfig
+from bittorch.models.config import HEAD
 from bittorch.models.decoder import products, tensor_shapes
-from bittorch.models.hadamard import HEAD, Hadamard, Rotated, of_note, to_note
+from bittorch.models.hadamard import Hadamard, Rotated, of_note, to_note
 from bittorch.models.io import CheckpointWarning, FormatError, LossyError, PackedWeight
 from bittorch.models.io.stacks import stacked_name
 from bittorch.models.io.ternary_tensor import dequantize

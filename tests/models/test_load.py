@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bittorch.models import LanguageModel, LoadOptions, ModelConfig
 from bittorch.models.blocks import BlockEmbedding, BlockLinear
+from bittorch.models.config import EMBEDDING, HEAD
 from bittorch.models.io import (
     CheckpointWarning,
     FormatError,
@@ -26,7 +27,6 @@ from bittorch.models.io import (
     save,
 )
 from bittorch.models.io.blocks import KINDS
-from bittorch.models.io.checkpoint import EMBEDDING, HEAD
 from bittorch.models.io.gguf_names import gguf_name
 from bittorch.models.io.gguf_types import TYPES
 from bittorch.models.packed_weight import BlockWeight

@@ -52,7 +52,12 @@ ENTRIES = (
     Entry("num_heads", "num_attention_heads", "attention.head_count"),
     Entry("max_positions", "max_position_embeddings", "context_length"),
 )
-
+# Of the architectures with experts.
+EXPERT_ENTRIES = (
+    Entry("num_experts", "num_experts", "expert_count"),
+    Entry("experts_per_token", "num_experts_per_tok", "expert_used_count"),
+    Entry("expert_size", "moe_intermediate_size", "expert_feed_forward_length"),
+)
 GGUF_WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 GGUF_LAYER = {
     "attn_norm": "input_layernorm",

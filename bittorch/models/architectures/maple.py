@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from bittorch.models.architectures.base import Architecture, Entry
+from bittorch.models.architectures.base import EXPERT_ENTRIES, Architecture, Entry
 from bittorch.models.architectures.qwen3 import NormedHeads
 from bittorch.models.block import DecoderLayer
 from bittorch.models.config import ModelConfig
@@ -30,9 +30,7 @@ class Maple(Architecture):
     gguf: ClassVar = {"maple": "silu"}
     partial_rotation = True
     entries = (
-        Entry("num_experts", "num_experts", "expert_count"),
-        Entry("experts_per_token", "num_experts_per_tok", "expert_used_count"),
-        Entry("expert_size", "moe_intermediate_size", "expert_feed_forward_length"),
+        *EXPERT_ENTRIES,
         Entry("normalise_experts", "norm_topk_prob", None, True),
         Entry("expert_limit", "swiglu_limit", "swiglu_clamp_exp", 7.0),
         Entry("window", "sliding_window", "attention.sliding_window"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from bittorch.models.architectures.base import Entry, has_sizes
+from bittorch.models.architectures.base import EXPERT_ENTRIES, Entry, has_sizes
 from bittorch.models.architectures.qwen2 import Qwen2
 from bittorch.models.attention import Attention
 from bittorch.models.block import MLP, DecoderLayer
@@ -29,8 +29,7 @@ class Qwen2MoE(Qwen2):
     hf_neutral: ClassVar = {**Qwen2.hf_neutral, "scoring_func": ("softmax", None)}
     gguf: ClassVar = {"qwen2moe": "silu"}
     entries = (
-        Entry("num_experts", "num_experts", "expert_count"),
-        Entry("experts_per_token", "num_experts_per_tok", "expert_used_count"),
+        *EXPERT_ENTRIES[:2],
         Entry("expert_size", "moe_intermediate_size", "expert_feed_forward_length", None),
         Entry("shared_expert_size", "shared_expert_intermediate_size", "expert_shared_feed_forward_length", None),
         Entry("normalise_experts", "norm_topk_prob", None, False, implied=False),

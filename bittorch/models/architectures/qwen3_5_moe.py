@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from bittorch.models.architectures.base import Entry
+from bittorch.models.architectures.base import EXPERT_ENTRIES, Entry
 from bittorch.models.architectures.qwen3_5 import Qwen35
 from bittorch.models.config import ModelConfig
 from bittorch.models.experts import SparseMLP
@@ -30,9 +30,7 @@ class Qwen35MoE(Qwen35):
     gguf_defaults: ClassVar = {"feed_forward_length": 512}
     entries: ClassVar[tuple[Entry, ...]] = (
         *Qwen35.entries,
-        Entry("num_experts", "num_experts", "expert_count"),
-        Entry("experts_per_token", "num_experts_per_tok", "expert_used_count"),
-        Entry("expert_size", "moe_intermediate_size", "expert_feed_forward_length"),
+        *EXPERT_ENTRIES,
         Entry("shared_expert_size", "shared_expert_intermediate_size", "expert_shared_feed_forward_length"),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from bittorch.models.architectures.base import Architecture, Entry
+from bittorch.models.architectures.base import EXPERT_ENTRIES, Architecture, Entry
 from bittorch.models.architectures.qwen3 import NormedHeads, Qwen3
 from bittorch.models.block import MLP, DecoderLayer
 from bittorch.models.config import ModelConfig
@@ -26,9 +26,7 @@ class Qwen3MoE(Qwen3):
     }
     gguf: ClassVar = {"qwen3moe": "silu"}
     entries = (
-        Entry("num_experts", "num_experts", "expert_count"),
-        Entry("experts_per_token", "num_experts_per_tok", "expert_used_count"),
-        Entry("expert_size", "moe_intermediate_size", "expert_feed_forward_length"),
+        *EXPERT_ENTRIES,
         Entry("normalise_experts", "norm_topk_prob", None, False),
         Entry("dense_layers", "mlp_only_layers", None, ()),
         Entry("expert_step", "decoder_sparse_step", None, 1),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bittorch import ops
 from bittorch.models.io.errors import FormatError
+from bittorch.models.io.gguf_types import Q2_0_FORK, TYPES
 from bittorch.models.io.mapped_file import MappedFile
 from bittorch.models.io.ternary_tensor import Floats, chunks
 from bittorch.models.packed_weight import BlockWeight
@@ -20,7 +21,7 @@ class Kind(NamedTuple):
 
     Args:
         weights, bytes: of a block.
-        scales: where the float16 scales of a block stand.
+        scales: as `SCALES`.
     """
 
     weights: int
@@ -28,23 +29,26 @@ class Kind(NamedTuple):
     scales: tuple[int, ...]
 
 
-KINDS = {
-    "Q8_0": Kind(32, 34, (0,)),
-    "Q4_0": Kind(32, 18, (0,)),
-    "Q4_1": Kind(32, 20, (0, 2)),
-    "Q5_0": Kind(32, 22, (0,)),
-    "Q5_1": Kind(32, 24, (0, 2)),
-    "Q2_K": Kind(256, 84, (80, 82)),
-    "Q3_K": Kind(256, 110, (108,)),
-    "Q4_K": Kind(256, 144, (0, 2)),
-    "Q5_K": Kind(256, 176, (0, 2)),
-    "Q6_K": Kind(256, 210, (208,)),
-    "IQ4_NL": Kind(32, 18, (0,)),
-    "IQ4_XS": Kind(256, 136, (0,)),
-    "MXFP4": Kind(32, 17, ()),
-    "Q2_0": Kind(64, 18, (0,)),
-    "Q2_0_128": Kind(128, 34, (0,)),
+# Where the float16 scales of a block stand; of MXFP4 they are powers of two.
+SCALES: dict[str, tuple[int, ...]] = {
+    "Q8_0": (0,),
+    "Q4_0": (0,),
+    "Q4_1": (0, 2),
+    "Q5_0": (0,),
+    "Q5_1": (0, 2),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+    "IQ4_NL": (0,),
+    "IQ4_XS": (0,),
+    "MXFP4": (),
+    "Q2_0": (0,),
+    "Q2_0_128": (0,),
 }
+_TYPES = {kind.name: kind for kind in (*TYPES.values(), Q2_0_FORK)}
+KINDS = {name: Kind(_TYPES[name].weights, _TYPES[name].bytes, scales) for name, scales in SCALES.items()}
 LARGEST_POWER = 252  # of MXFP4's scales: 12 times the next one is infinite
 
 

@@ -12,14 +12,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from bittorch.models.config import ModelConfig
+from bittorch.models.config import EMBEDDING, ModelConfig
 from bittorch.models.decoder import products, tensor_shapes
 from bittorch.models.io import choices
 from bittorch.models.io.errors import FormatError
 from bittorch.models.io.stacks import stacked_name
 from bittorch.models.packed_weight import BlockWeight, PackedWeight
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 INTEGERS = re.compile(r"BOOL|[UI]\d+")  # types of safetensors and GGUF
 
 

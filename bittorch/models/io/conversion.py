@@ -12,8 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from bittorch.models.config import ModelConfig
-from bittorch.models.io.checkpoint import EMBEDDING, Checkpoint, StoredTensor, TensorInfo
+from bittorch.models.config import EMBEDDING, ModelConfig
+from bittorch.models.io.checkpoint import Checkpoint, StoredTensor, TensorInfo
 from bittorch.models.io.errors import FormatError, LossyError
 from bittorch.models.io.formats import targets
 from bittorch.models.io.generation_defaults import generation_defaults, write_defaults

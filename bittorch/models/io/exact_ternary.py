@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from bittorch import ops
+from bittorch.models.config import EMBEDDING, HEAD
 from bittorch.models.io import choices
-from bittorch.models.io.checkpoint import EMBEDDING, HEAD, StoredTensor
+from bittorch.models.io.checkpoint import StoredTensor
 from bittorch.models.io.codecs import Bytes
 from bittorch.models.io.errors import FormatError
 from bittorch.models.io.stacks import stacked_name
@@ -26,7 +27,7 @@ from bittorch.models.io.ternary_tensor import TernaryTensor, chunks, collapse_sc
 TERNARY = ("auto", "never", "require")
 GROUP = 64  # columns; larger groups are merged from it, and fast kernels take no smaller ones
 NARROW = (32, 16, 8, 4)
-FLOATS = {"F32": torch.int32, "F16": torch.int16, "BF16": torch.int16}
+FLOATS = ("F32", "F16", "BF16")
 WHOLE = (EMBEDDING, HEAD)  # which may be ternary or not beside ternary layers
 LINEAR = re.compile(r"model\.layers\..+_proj(_\w+)?\.weight")
 GATES = re.compile(r".+\.in_proj_[ab]\.weight")  # of a DeltaNet: a row a head, which may be floats as routers may

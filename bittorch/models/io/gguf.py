@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from bittorch.models.architectures.base import Architecture, Form
+from bittorch.models.config import EMBEDDING
 from bittorch.models.io import choices, codecs
 from bittorch.models.io.blocks import KINDS, Blocks, check_finite
-from bittorch.models.io.checkpoint import EMBEDDING, Checkpoint, StoredTensor, TensorInfo
+from bittorch.models.io.checkpoint import Checkpoint, StoredTensor, TensorInfo
 from bittorch.models.io.codecs import Bytes
 from bittorch.models.io.errors import FormatError
 from bittorch.models.io.exact_ternary import recognised

@@ -12,8 +12,8 @@ import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from bittorch.models.config import ModelConfig
-from bittorch.models.hadamard import HEAD, Hadamard
+from bittorch.models.config import HEAD, ModelConfig
+from bittorch.models.hadamard import Hadamard
 from bittorch.models.io import choices
 
 PREFIX = "prism.hadamard."

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from bittorch.models import architectures
-from bittorch.models.config import ModelConfig
+from bittorch.models.config import EMBEDDING, HEAD, ModelConfig
 from bittorch.models.io import choices
-from bittorch.models.io.checkpoint import EMBEDDING, HEAD, Checkpoint, StoredTensor
+from bittorch.models.io.checkpoint import Checkpoint, StoredTensor
 from bittorch.models.io.dense_tensor import DenseTensor
 from bittorch.models.io.directory_format import Directory, Found
 from bittorch.models.io.errors import FormatError

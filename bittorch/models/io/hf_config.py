@@ -20,7 +20,8 @@ _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     **dict.fromkeys(("hidden_act", "hidden_activation"), ((str,), "a text")),
     **dict.fromkeys(("rope_parameters", "rope_scaling"), ((dict,), "an object")),
 }  # of entries that are computed with before `ModelConfig` checks fields
-ACTIVATION_NAMES = {"swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}  # names that transformers has
+HF_ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh"}  # transformers' names, where they are others
+ACTIVATION_NAMES = {"swish": "silu", **{theirs: own for own, theirs in HF_ACTIVATIONS.items()}}
 
 
 def config_from_hf(
@@ -257,7 +258,7 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
         "head_dim": config.head_dim,
         "rms_norm_eps": config.rms_norm_eps,
         "rope_parameters": rope,
-        "hidden_act": {"gelu_tanh": "gelu_pytorch_tanh"}.get(config.hidden_act, config.hidden_act),
+        "hidden_act": HF_ACTIVATIONS.get(config.hidden_act, config.hidden_act),
         "tie_word_embeddings": config.tie_embeddings,
         "attention_bias": "q_proj" in config.biases,
         "mlp_bias": "up_proj" in config.biases,

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from bittorch.models import architectures
+from bittorch.models.config import EMBEDDING, HEAD
 from bittorch.models.io import choices
-from bittorch.models.io.checkpoint import EMBEDDING, Checkpoint
+from bittorch.models.io.checkpoint import Checkpoint
 from bittorch.models.io.directory_format import Layout
 from bittorch.models.io.errors import LossyError
-from bittorch.models.io.exact_ternary import HEAD, LINEAR
+from bittorch.models.io.exact_ternary import LINEAR
 from bittorch.models.io.hf_config import config_to_hf, note_of
 from bittorch.models.io.safetensors_header import DTYPES
 from bittorch.models.io.ternary_tensor import chunks
@@ -130,9 +131,7 @@ def write_directory(
         file.file.close()
     gates = (".mlp.gate.weight", ".shared_expert_gate.weight", HEAD)
     linear = [name for name in others if LINEAR.fullmatch(name) or name.endswith(gates)]
-    dense = sorted(
-        {name.removesuffix(".weight") for name in linear} | (set() if "lm_head.weight" in ternary else {"lm_head"})
-    )
+    dense = sorted({name.removesuffix(".weight") for name in {*linear, HEAD} - ternary.keys()})
     if ternary:
         values["quantization_config"] = layout.quantization(dense)
     if dense_dtype is not None:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from bittorch import ops
+from bittorch.models.config import EMBEDDING, HEAD
 from bittorch.models.io import codecs
 from bittorch.models.io.blocks import KINDS, Blocks
-from bittorch.models.io.checkpoint import EMBEDDING, HEAD, Checkpoint, StoredTensor, TensorInfo
+from bittorch.models.io.checkpoint import Checkpoint, StoredTensor, TensorInfo
 from bittorch.models.io.codecs import Bytes
 from bittorch.models.io.dense_tensor import DenseTensor
 from bittorch.models.io.directory_format import Directory, DirectoryFormat, Found, Layout, Parts, encode_rows

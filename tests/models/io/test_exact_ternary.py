@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bittorch.models import LanguageModel
+from bittorch.models.config import EMBEDDING, HEAD
 from bittorch.models.decoder import tensor_shapes
 from bittorch.models.io import CheckpointWarning, FormatError, convert, from_memory, open_checkpoint, save
-from bittorch.models.io.checkpoint import EMBEDDING, HEAD, StoredTensor, TensorInfo
+from bittorch.models.io.checkpoint import StoredTensor, TensorInfo
 from bittorch.models.io.exact_ternary import recognised
 from bittorch.models.io.hf_config import config_to_hf
 from tests import helpers

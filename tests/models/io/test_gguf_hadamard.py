@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from bittorch.models import LanguageModel, ModelConfig
-from bittorch.models.hadamard import HEAD, Hadamard
+from bittorch.models.config import HEAD
+from bittorch.models.hadamard import Hadamard
 from bittorch.models.io import FormatError, open_checkpoint
 from bittorch.models.io.gguf_names import gguf_name
 from tests.models.io.gguf_files import dense_values, write

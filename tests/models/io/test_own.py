@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import bittorch
+from bittorch.models.config import EMBEDDING
 from bittorch.models.decoder import tensor_shapes
 from bittorch.models.io import FormatError, PackedWeight, from_memory, open_checkpoint, save
-from bittorch.models.io.checkpoint import EMBEDDING
 from tests.helpers import pack, random_codes
 from tests.models.io.tiny import BITNET, assert_same, model, tensors
 

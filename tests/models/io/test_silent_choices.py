@@ -20,10 +20,10 @@ from torch import Tensor
 
 import bittorch
 from bittorch.models import LanguageModel, ModelConfig, Tokenizer
+from bittorch.models.config import EMBEDDING
 from bittorch.models.decoder import tensor_shapes
 from bittorch.models.hadamard import Hadamard
 from bittorch.models.io import CheckpointWarning, FormatError, LossyError, convert, from_memory, open_checkpoint, save
-from bittorch.models.io.checkpoint import EMBEDDING
 from bittorch.models.io.choices import CHOICES, recorded, refusal, warn
 from bittorch.models.io.hf_config import config_to_hf
 from tests.models.io.gguf_files import dense_values, write
