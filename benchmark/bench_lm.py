@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from bittorch.models import LanguageModel, LoadOptions, ModelConfig
+from bittorch.models.config import EMBEDDING
 from bittorch.models.decoder import tensor_shapes
-from bittorch.models.io import Checkpoint, PackedWeight, TensorInfo
+from bittorch.models.io import Checkpoint, PackedWeight, TensorInfo, from_memory
 from bittorch.models.io.blocks import KINDS
-from bittorch.models.io.checkpoint import EMBEDDING, StoredTensor
+from bittorch.models.io.checkpoint import StoredTensor
 from bittorch.models.packed_weight import BlockWeight
 from bittorch.nn import TernaryLinearInference
 
@@ -208,35 +209,24 @@ def loading(model: LanguageModel, args: argparse.Namespace) -> dict[str, Any]:
     return {"bytes": size, "read_s": median(reads), "load_s": median(loads), "peak_bytes": max(peaks)}
 
 
-class RandomBlocks(RandomTensor):
-    """A table in quantised blocks, scales near 0.01; with ``floats`` only as the float32 that they stand for."""
-
-    def __init__(self, shape: tuple[int, ...], kind: str, floats: bool) -> None:
-        super().__init__(EMBEDDING, shape, False)
-        self.info = dataclasses.replace(self.info, type="F32" if floats else kind)
-        known, self.floats = KINDS[kind], floats
-        blocks = torch.randint(0, 256, (shape[0], shape[1] // known.weights, known.bytes), dtype=torch.uint8)
-        for at in known.scales:
-            blocks[:, :, at : at + 2] = torch.tensor([0.01]).half().view(torch.uint8)
-        self.weight = BlockWeight(blocks.flatten(1), kind, shape[1])
-
-    def blocks(self) -> BlockWeight | None:
-        return None if self.floats else self.weight
-
-    def dense(self, dtype: torch.dtype | None = None) -> Tensor:
-        return self.weight.dense(dtype or torch.float32)
+def random_blocks(rows: int, columns: int, kind: str) -> BlockWeight:
+    """A table in quantised blocks, scales near 0.01."""
+    weights, size, scales = KINDS[kind]
+    blocks = torch.randint(0, 256, (rows, columns // weights, size), dtype=torch.uint8)
+    for at in scales:
+        blocks[:, :, at : at + 2] = torch.tensor([0.01]).half().view(torch.uint8)
+    return BlockWeight(blocks.flatten(1), kind, columns)
 
 
 def quantised_head(args: argparse.Namespace) -> dict[str, Any]:
     """A small model whose tied table is in blocks, against the same with a float32 table."""
     sizes = {"vocab_size": 32768, "hidden_size": 1024, "intermediate_size": 2816, "num_heads": 8, "num_kv_heads": 2}
     config = dataclasses.replace(config_2b4t(args.layers), **sizes)
-    models = {}
-    for name in (args.head, "float32"):
-        source = random_checkpoint(config, True)
-        table = RandomBlocks((config.vocab_size, config.hidden_size), args.head, floats=name == "float32")
-        tensors = {**{key: source.stored(key) for key in source.names}, EMBEDDING: table}
-        source = Checkpoint(Path("random"), "memory", config, tensors, {}, {})
+    table, models = random_blocks(config.vocab_size, config.hidden_size, args.head), {}
+    source = random_checkpoint(config, True)
+    layers = {key: source.packed(key) if source.info(key).ternary else source.dense(key) for key in source.names}
+    for name, head in ((args.head, table), ("float32", table.dense(torch.float32))):
+        source = from_memory(config, {**layers, EMBEDDING: head}, {})
         model = LanguageModel.from_checkpoint(source, LoadOptions(dtype=torch.float32), tokenizer=False)
         models[f"head {name}"] = model
         held = {value.data_ptr(): value.nbytes for value in [*model.parameters(), *model.buffers()]}

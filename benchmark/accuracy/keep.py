@@ -31,13 +31,17 @@ class Kept:
         self.path, self.what, self.seconds = path, what, seconds
         self.written = time.monotonic()
 
+    @property
+    def there(self) -> bool:
+        return self.path is not None and self.path.exists()
+
     def restore(self, **parts: Any) -> dict[str, Any] | None:
         """Puts the parts back and returns the values beside them; None where there is no file.
 
         Raises:
             KeptError: the file is of another run; the text names what differs. No part is changed then.
         """
-        if self.path is None or not self.path.exists():
+        if self.path is None or not self.there:
             return None
         state = torch.load(self.path, weights_only=True)
         other = {name: (state["what"].get(name), value) for name, value in self.what.items()}

@@ -123,8 +123,10 @@ def trained_ternary(
     config = config_of(method)
     teacher = trained_fp32(task, split, recipe, seed, args)[0] if recipe.needs_teacher else None
     torch.manual_seed(seed)
-    own = task.build(recipe).to(args.device, memory_format=torch.channels_last)
-    start = teacher if teacher is not None and recipe.from_fp32 else own
+    if teacher is not None and recipe.from_fp32:
+        start = teacher
+    else:
+        start = task.build(recipe).to(args.device, memory_format=torch.channels_last)
     model = bittorch.quantize_model(start, config)
     if recipe.norm_start:
         bittorch.nn.init.norm_preserving_(model)

@@ -103,11 +103,12 @@ def student_of(model: nn.Module) -> nn.Module:
 
 def fit(teacher: nn.Module, texts: list[Tensor], scored: dict[str, Tensor], args: argparse.Namespace) -> tuple:
     """The trained student, its curve, and the kept state, to be dropped when nothing is needed of it."""
-    student = student_of(teacher)
-    curve = [{"step": 0, "seconds": 0.0, "loss": None, **perplexities(student, scored, args)}]
-    recipe = train.recipes.from_fp32(student, args.steps, lr=args.lr, clip=1.0)
     what = {name: getattr(args, name) for name in ("steps", "batch", "window", "lr", "points", "scored")}
     kept = Kept(args.keep / "smollm2_finetune.pt" if args.keep else None, {**what, **CONFIG.to_dict()}, seconds=300)
+    student, curve = student_of(teacher), []
+    if not kept.there:  # the recipe changes what the student computes
+        curve = [{"step": 0, "seconds": 0.0, "loss": None, **perplexities(student, scored, args)}]
+    recipe = train.recipes.from_fp32(student, args.steps, lr=args.lr, clip=1.0)
     parts = {"model": student, "optimizer": recipe.optimizer, "recipe": recipe}
     done, seconds, losses = 0, 0.0, 0.0
     if (values := kept.restore(**parts)) is not None:
@@ -132,8 +133,8 @@ def fit(teacher: nn.Module, texts: list[Tensor], scored: dict[str, Tensor], args
             losses = 0.0
             print(curve[-1], flush=True)
         bar.set_postfix(loss=f"{loss.item():.3f}")
-        kept.save({"step": step, "seconds": seconds, "losses": losses, "curve": curve}, **parts)
-    kept.save({"step": args.steps, "seconds": seconds, "losses": losses, "curve": curve}, now=True, **parts)
+        values = {"step": step, "seconds": seconds, "losses": losses, "curve": curve}
+        kept.save(values, now=step == args.steps, **parts)
     return student.eval(), curve, kept
 
 
