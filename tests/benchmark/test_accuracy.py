@@ -120,10 +120,8 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     with pytest.raises(KeyboardInterrupt):
         passed("run.py", *options)
     (state,) = (tmp_path / "kept").iterdir()
-    other = torch.load(state)
-    torch.save({**other, "what": {**other["what"], "lr": 1.0}}, tmp_path / "other")
-    mine = state.read_bytes()
-    state.write_bytes((tmp_path / "other").read_bytes())
+    mine, other = state.read_bytes(), torch.load(state)
+    torch.save({**other, "what": {**other["what"], "lr": 1.0}}, state)
     assert "is of another run: lr was 1.0 and is " in failed("run.py", *options)
     state.write_bytes(mine)
     passed("run.py", *options)

@@ -28,13 +28,14 @@ from bittorch.models.io import (
 )
 from bittorch.models.io.blocks import KINDS
 from bittorch.models.io.gguf_names import gguf_name
-from bittorch.models.io.gguf_types import TYPES
+from bittorch.models.io.gguf_writer import TYPE_IDS
 from bittorch.models.packed_weight import BlockWeight
 from bittorch.models.rules import activation_bits, named_tensors
 from bittorch.nn import TernaryEmbeddingInference, TernaryLinearInference
 from tests import helpers
 from tests.models import tiny
 from tests.models.io.gguf_files import NO_TOKENS, TYPE, write
+from tests.ops.test_block_unpack import PY
 
 IDS = torch.tensor(tiny.prompts(30))
 TIED = tiny.changed(hidden_size=256, intermediate_size=256, head_dim=64)
@@ -58,8 +59,7 @@ def floats(weight: PackedWeight) -> Tensor:
     """By the definition of packed weights."""
     fields = weight.weight_packed[:, :, None] >> torch.tensor([0, 2, 4, 6]) & 3
     codes = torch.tensor([0.0, 1.0, -1.0])[fields.long()].flatten(1)
-    scale = weight.scale.reshape(len(weight.scale), -1)
-    return codes * scale.repeat_interleave(weight.in_features // scale.shape[1], 1)
+    return helpers.dense(codes, weight.scale).float()
 
 
 def halved(weight: PackedWeight) -> PackedWeight:
@@ -202,13 +202,9 @@ def test_q2_0_with_a_fourth_value_is_no_ternary_embedding(tmp_path: Path) -> Non
     assert logits(opened(path)).isfinite().all()
 
 
-NUMBERS = {kind.name: number for number, kind in TYPES.items()}
-WITH_GGUF_PY = sorted(set(KINDS) - {"Q2_0", "Q2_0_128"})
-
-
 def dequantized(weight: BlockWeight) -> Tensor:
     """As gguf-py has it."""
-    kind = gguf.GGMLQuantizationType(NUMBERS[weight.kind])
+    kind = gguf.GGMLQuantizationType(TYPE_IDS[weight.kind])
     return torch.from_numpy(gguf.quants.dequantize(weight.blocks.numpy(), kind)).reshape(300, 256)
 
 
@@ -220,12 +216,13 @@ def random_blocks(kind: str, seed: int = 0) -> BlockWeight:
     if kind == "MXFP4":
         data[:, :, 0] = data[:, :, 0] % 4 + 121
     spread = torch.rand(300, 256 // weights, 1, generator=generator) + 0.5
-    for factor in (torch.ones(1), None):
-        if factor is None:
-            factor = 0.06 / dequantized(BlockWeight(data.flatten(1), kind, 256)).std()
+
+    def scaled(factor: Tensor) -> BlockWeight:
         for at in scales:
             data[:, :, at : at + 2] = (spread * factor).half().view(torch.uint8)
-    return BlockWeight(data.flatten(1), kind, 256)
+        return BlockWeight(data.flatten(1), kind, 256)
+
+    return scaled(0.06 / dequantized(scaled(torch.ones(1))).std())
 
 
 def file_of(path: Path, tensors: dict[str, Any], config: ModelConfig) -> None:
@@ -233,11 +230,11 @@ def file_of(path: Path, tensors: dict[str, Any], config: ModelConfig) -> None:
     dense = {name: floats(value) if isinstance(value, PackedWeight) else value for name, value in tensors.items()}
     blocks = {name: value for name, value in dense.items() if isinstance(value, BlockWeight)}
     values = {name: value.numpy() for name, value in dense.items() if name not in blocks}
-    raw = {gguf_name(name): (NUMBERS[value.kind], value.blocks.numpy()) for name, value in blocks.items()}
+    raw = {gguf_name(name): (TYPE_IDS[value.kind], value.blocks.numpy()) for name, value in blocks.items()}
     write(path, "bitnet-25", config, "TQ2_0", values, without=NO_TOKENS, raw=raw)
 
 
-@pytest.mark.parametrize("kind", WITH_GGUF_PY)
+@pytest.mark.parametrize("kind", PY)
 @pytest.mark.parametrize("config", [TIED, OWN_HEAD], ids=["tied", "own head"])
 def test_quantised_blocks_stay_as_they_are(config: ModelConfig, kind: str, tmp_path: Path) -> None:
     tensors = made(config, "tensor", ()) | {EMBEDDING: random_blocks(kind)}

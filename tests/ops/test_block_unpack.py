@@ -10,12 +10,12 @@ from torch import Tensor
 from bittorch import ops
 from bittorch.models.io.blocks import KINDS
 from bittorch.models.io.gguf_types import TYPES
+from bittorch.models.io.gguf_writer import TYPE_IDS
 from bittorch.ops import reference
 from bittorch.ops.block_types import WEIGHTS
 from tests import helpers
 
 OP = "block_unpack"
-NUMBERS = {kind.name: number for number, kind in TYPES.items()}
 PY = sorted(set(KINDS) - {"Q2_0", "Q2_0_128"})  # the other two gguf-py does not know
 
 
@@ -40,10 +40,10 @@ def random_blocks(kind: str, rows: int, blocks: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("kind", PY)
 def test_blocks_are_those_of_gguf_py(kind: str) -> None:
     weights, size, _ = KINDS[kind]
-    assert (weights, size) == gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(NUMBERS[kind])]
+    assert (weights, size) == gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(TYPE_IDS[kind])]
     for blocks in (1, 3, 16):
         data = random_blocks(kind, 40, blocks)
-        expected = torch.from_numpy(gguf.quants.dequantize(data.numpy(), gguf.GGMLQuantizationType(NUMBERS[kind])))
+        expected = torch.from_numpy(gguf.quants.dequantize(data.numpy(), gguf.GGMLQuantizationType(TYPE_IDS[kind])))
         for run in (ops.block_unpack, reference.block_unpack):
             helpers.assert_same_bits(run(data, kind, blocks * weights, torch.float32), expected)
         for dtype in (torch.float16, torch.bfloat16):
@@ -85,7 +85,7 @@ def test_rows_may_be_views_and_may_be_none() -> None:
 def test_the_tables_agree() -> None:
     assert {kind: own.weights for kind, own in KINDS.items()} == WEIGHTS
     for kind in set(KINDS) - {"Q2_0_128"}:
-        assert (TYPES[NUMBERS[kind]].weights, TYPES[NUMBERS[kind]].bytes) == KINDS[kind][:2]
+        assert (TYPES[TYPE_IDS[kind]].weights, TYPES[TYPE_IDS[kind]].bytes) == KINDS[kind][:2]
 
 
 @pytest.mark.parametrize(
@@ -109,4 +109,4 @@ def test_the_type_table_is_that_of_gguf_py() -> None:
     weights = {kind: sizes for kind, sizes in gguf.GGML_QUANT_SIZES.items() if kind.name not in ("Q8_1", "Q8_K")}
     for kind, sizes in weights.items():
         assert (TYPES[kind].name, (TYPES[kind].weights, TYPES[kind].bytes)) == (kind.name, sizes)
-    assert set(NUMBERS) - {kind.name for kind in weights} == {"I2_S", "Q2_0", "STQ1_0", "PQ2_0", "PTQ1_0"}
+    assert set(TYPE_IDS) - {kind.name for kind in weights} == {"I2_S", "Q2_0", "STQ1_0", "PQ2_0", "PTQ1_0"}

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bittorch.models import LanguageModel, LoadOptions, ModelConfig
-from bittorch.models.io import convert, open_checkpoint, save
+from bittorch.models.io import LossyError, convert, open_checkpoint, save
 from bittorch.models.rules import Linear, NormedLinear, walk
 from bittorch.ops import reference
 from tests import helpers
@@ -72,6 +72,21 @@ def assert_alike_from_everywhere(net: Any, architecture: str, folder: Path) -> N
     assert_alike(LanguageModel.from_pretrained(folder / "own", tokenizer=False), net)
     convert(folder / "own", folder / "x.gguf", to="gguf-tq2_0", allow_dense=True)
     assert_alike(LanguageModel.from_pretrained(folder / "x.gguf", tokenizer=False), net)
+
+
+def assert_alike_but_from_gguf(net: Any, folder: Path, message: str) -> None:
+    """From our own directory; GGUF has no entry for something of it, as the message says."""
+    net.save_pretrained(folder / "hf")
+    convert(folder / "hf", folder / "own", to="bittorch", allow_dense=True)
+    assert_alike(LanguageModel.from_pretrained(folder / "own", tokenizer=False), net)
+    with pytest.raises(LossyError, match=message):
+        convert(folder / "hf", folder / "x.gguf", to="gguf-tq2_0", allow_dense=True)
+
+
+def rounded(x: Tensor) -> Tensor:
+    """Activations as W1.58A8 layers round them."""
+    factor = 127 / x.abs().amax(-1, keepdim=True)
+    return (x * factor).round() / factor
 
 
 PACKED_TARGETS = ("bittorch", "bittorch-base3", "bitnet", "compressed-tensors", "gguf-tq1_0", "gguf-q2_0", "gguf-i2_s")

@@ -14,14 +14,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bittorch.models import LanguageModel
+from bittorch.models.config import PROJECTIONS
 from bittorch.models.io import CheckpointWarning, FormatError, LossyError, convert, open_checkpoint
 from bittorch.models.io.gguf_split import read_parts
 from tests import helpers
-from tests.models.architectures.agree import IDS, assert_alike, assert_packed_alike_from_everywhere, made
+from tests.models.architectures.agree import (
+    IDS,
+    assert_alike,
+    assert_packed_alike_from_everywhere,
+    made,
+    rounded,
+    saved,
+)
 from tests.models.architectures.test_gemma3 import CONFIG as GEMMA3
 from tests.models.architectures.test_gemma3 import gemma3
-
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class Normed(nn.Module):
@@ -39,8 +45,7 @@ class Normed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x * (x.square().mean(-1, keepdim=True) + self.eps).rsqrt() * self.norm.weight
         if self.eight:
-            factor = 127 / x.abs().amax(-1, keepdim=True)
-            x = (x * factor).round() / factor
+            x = rounded(x)
         mean = self.weight.abs().mean()
         return F.linear(x, (self.weight / mean).round().clamp(-1, 1) * mean)
 
@@ -99,14 +104,11 @@ def test_packed_models_are_the_same_from_every_format(config: Any, tmp_path: Pat
 
 def of_transformers(net: Any, folder: Path, **quantization: Any) -> Path:
     """As transformers saves a model with use_rms_norm: the norms have another name, and an eps of their own."""
-    net.save_pretrained(folder)
+    mode = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
+    saved(net, folder, quantization_config={**mode, "use_rms_norm": True, **quantization})
     file = folder / "model.safetensors"
     state = {name.replace("_proj.norm.", "_proj.rms_norm."): value for name, value in load_file(file).items()}
     save_file(state, file, metadata={"format": "pt"})
-    values = json.loads((folder / "config.json").read_text())
-    mode = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
-    values["quantization_config"] = {**mode, "use_rms_norm": True, **quantization}
-    (folder / "config.json").write_text(json.dumps(values))
     return folder
 
 

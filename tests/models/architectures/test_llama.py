@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from bittorch.models import LanguageModel
 from bittorch.models.io import CheckpointWarning, convert, open_checkpoint
 from tests import helpers
-from tests.models.architectures.agree import IDS, assert_alike, made
+from tests.models.architectures.agree import IDS, assert_alike, made, rounded
 
 
 def absmean(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,12 +67,6 @@ def test_packed_checkpoints_divide_by_their_scale(
     with torch.inference_mode():
         assert helpers.relative_l2(eight(IDS), net(IDS).logits) < 2e-2
     assert len(handles) == 14
-
-
-def rounded(x: torch.Tensor) -> torch.Tensor:
-    """Activations as W1.58A8 layers round them."""
-    factor = 127 / x.abs().amax(-1, keepdim=True)
-    return (x * factor).round() / factor
 
 
 def test_unpacked_models_with_a_scale_for_blocks_of_rows_are_packed(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bittorch.models import LanguageModel, ModelConfig
+from bittorch.models import LanguageModel
 from bittorch.models.decoder import products, tensor_shapes
 from bittorch.models.hadamard import Hadamard
 from bittorch.models.io import (
@@ -35,8 +36,8 @@ from tests.models.architectures.agree import (
     made,
     saved,
 )
-from tests.models.io.gguf_files import add_entry
-from tests.models.io.tiny import random_scale
+from tests.models.io.gguf_files import add_entry, hadamard_entries
+from tests.models.io.tiny import LLAMA, random_scale
 from tests.models.test_hadamard import folded, signs
 
 DELTA = {
@@ -247,19 +248,8 @@ def test_rotated_weights_and_value_heads_by_group(tmp_path: Path) -> None:
     turned.load_state_dict(folded(net.state_dict(), basis))
     outputs = {name: value.numpy() for name, value in turned.state_dict().items() if name.endswith("out_proj.weight")}
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN35, 4)
-    extra = {
-        "version": 1,
-        "block_size": 32,
-        "transform": "normalized-sylvester-walsh-hadamard",
-        "axis": "input-last-dimension",
-        "sign_mode": "explicit",
-        "sign_widths": list(basis.signs),
-        "sign_values": [sign for own in basis.signs.values() for sign in own],
-        "weight_names": [names.get_name(name, try_suffixes=(".weight",)) for name in basis.weights],
-        "inverse_weight_names": ["token_embd.weight"],
-        "gdn_v_grouped": True,
-    }
-    extra = {f"prism.hadamard.{key}": value for key, value in extra.items()}
+    stored = [names.get_name(name, try_suffixes=(".weight",)) for name in basis.weights]
+    extra = hadamard_entries(basis, stored, gdn_v_grouped=True)
     found = LanguageModel.from_pretrained(converted(turned, tmp_path, extra=extra, **outputs), tokenizer=False)
     assert_alike(found, net)
     with pytest.warns(CheckpointWarning, match="PrismML"):
@@ -270,15 +260,8 @@ def test_rotated_weights_and_value_heads_by_group(tmp_path: Path) -> None:
             open_checkpoint(converted(turned, tmp_path, extra={**extra, **changes}, **outputs))
 
 
-PACKED = ModelConfig(
-    vocab_size=24,
-    hidden_size=256,
-    intermediate_size=512,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=64,
-    max_positions=128,
+PACKED = dataclasses.replace(
+    LLAMA,
     architecture="qwen3_5",
     rms_norm_eps=1e-6,
     rotary_dim=16,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from bittorch.models import architectures
 from bittorch.models.architectures.base import GGUF_LAYER
 from bittorch.models.config import ModelConfig
 from bittorch.models.decoder import tensor_shapes
+from bittorch.models.hadamard import Hadamard
 from bittorch.models.io import codecs
 from bittorch.models.io.gguf_names import gguf_name
 from tests.models.io.tiny import random_scale
@@ -75,6 +76,23 @@ def add_entry(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
     else:
         adders = {str: writer.add_string, bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32}
         adders[type(value)](key, value)
+
+
+def hadamard_entries(basis: Hadamard, names: Sequence[str], **changes: Any) -> dict[str, Any]:
+    """Of a basis with signs, whose weights a file has by these names; other values where given, None leaves one out."""
+    found = {
+        "version": 1,
+        "block_size": basis.block_size,
+        "transform": "normalized-sylvester-walsh-hadamard",
+        "axis": "input-last-dimension",
+        "sign_mode": "explicit",
+        "sign_widths": list(basis.signs),
+        "sign_values": [sign for own in basis.signs.values() for sign in own],
+        "weight_names": list(names),
+        "inverse_weight_names": ["token_embd.weight"],
+        "gdn_v_grouped": False,
+    }
+    return {f"prism.hadamard.{key}": value for key, value in {**found, **changes}.items() if value is not None}
 
 
 def write(

@@ -15,7 +15,7 @@ from bittorch.models.config import HEAD
 from bittorch.models.hadamard import Hadamard
 from bittorch.models.io import FormatError, open_checkpoint
 from bittorch.models.io.gguf_names import gguf_name
-from tests.models.io.gguf_files import dense_values, write
+from tests.models.io.gguf_files import dense_values, hadamard_entries, write
 from tests.models.io.tiny import LLAMA
 from tests.models.test_hadamard import every, folded, matrix
 
@@ -26,19 +26,8 @@ TIED = dataclasses.replace(LLAMA, tie_embeddings=True)
 def entries(config: ModelConfig, **changes: Any) -> dict[str, Any]:
     """Of a model all of whose weights are rotated in blocks of 128; None leaves one out."""
     basis, tied = every(config, size=128), config.tie_embeddings
-    found = {
-        "version": 1 + tied,
-        "block_size": 128,
-        "transform": "normalized-sylvester-walsh-hadamard",
-        "axis": "input-last-dimension",
-        "sign_mode": "explicit",
-        "sign_widths": list(basis.signs),
-        "sign_values": [sign for own in basis.signs.values() for sign in own],
-        "weight_names": [gguf_name(name) for name in basis.weights if not (tied and name == HEAD)],
-        "inverse_weight_names": ["token_embd.weight"],
-        "gdn_v_grouped": False,
-    } | ({"tied_output": True} if tied else {})
-    return {f"prism.hadamard.{key}": value for key, value in {**found, **changes}.items() if value is not None}
+    names = [gguf_name(name) for name in basis.weights if not (tied and name == HEAD)]
+    return hadamard_entries(basis, names, **{**({"version": 2, "tied_output": True} if tied else {}), **changes})
 
 
 @pytest.mark.parametrize("config", [LLAMA, TIED], ids=["own head", "tied"])

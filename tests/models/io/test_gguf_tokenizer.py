@@ -12,7 +12,6 @@ import pytest
 from bittorch.models import LanguageModel, ModelConfig, Tokenizer
 from bittorch.models.io import CheckpointWarning, FormatError, convert, from_memory, open_checkpoint, save
 from bittorch.models.pretokenizers import GPT2, PATTERNS
-from tests import helpers
 from tests.models.io.tiny import LLAMA, tensors
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -204,7 +203,7 @@ def test_tokens_beside_tokenizer_json_go_along(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", helpers.slow_but(["unigram"], ["bpe", "unigram"]))
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
 def test_sentencepiece_models_go_along(kind: str, tmp_path: Path) -> None:  # FIELD L4
     sentencepiece = pytest.importorskip("sentencepiece")
     first = directory(tmp_path / "first", generation_config={"eos_token_id": 120})
