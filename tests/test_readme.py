@@ -10,6 +10,7 @@ import torch
 
 CONVERSION = Path(__file__).parents[1] / "docs" / "conversion.md"
 RECIPES = Path(__file__).parents[1] / "docs" / "training_recipes.md"
+TRAINER = Path(__file__).parents[1] / "docs" / "training_with_transformers.md"
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
@@ -31,21 +32,19 @@ def test_conversion_guide_runs() -> None:  # FIELD N16
     assert lines[-1] == "[('0', '1'), ('3', '4')]"
 
 
-def _run_recipes(directory: Path, monkeypatch: pytest.MonkeyPatch, last: str) -> dict[str, object]:
-    """Runs the blocks of the page, up to the heading ``last``, in one namespace; returns it, with what was printed."""
-    text, found, _ = RECIPES.read_text().partition(f"## {last}\n")
-    assert found
+def _run_blocks(page: Path, directory: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """Runs the blocks of a page in one namespace; returns it, with what was printed."""
     monkeypatch.chdir(directory)
     space: dict[str, object] = {}
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        for number, block in enumerate(re.findall(r"```python\n(.*?)```", text, re.S)):
-            exec(compile(block, f"{RECIPES.name}, block {number}", "exec"), space)
+        for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.S)):
+            exec(compile(block, f"{page.name}, block {number}", "exec"), space)
     return {**space, "printed": printed.getvalue()}
 
 
 def test_training_recipes_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    space = _run_recipes(tmp_path, monkeypatch, "The Trainer of transformers")
+    space = _run_blocks(RECIPES, tmp_path, monkeypatch)
     first, last = space["printed"].splitlines()
     assert first.startswith("suggested learning rate ")
     assert f"```\n{last}\n```" in RECIPES.read_text()
@@ -57,9 +56,7 @@ def test_training_recipes_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_the_recipe_of_the_trainer_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
-    space = _run_recipes(tmp_path, monkeypatch, "The Trainer of transformers")
-    block = re.search(r"## The Trainer.*?```python\n(.*?)```", RECIPES.read_text(), re.S)[1]
-    exec(compile(block, RECIPES.name, "exec"), space)
+    space = _run_blocks(TRAINER, tmp_path, monkeypatch)
     saved = torch.load("out/checkpoint-4/recipe.pt", weights_only=True)
     assert saved["schedules"] == [{"last_step": 4}, {"last_step": 4}]
     resumed = space["trainer"](4)

@@ -1,6 +1,6 @@
 """Recipes: the optimiser and the schedules that the tables of docs/accuracy.md were made with.
 
-docs/training_recipes.md shows them in a plain loop and in the Trainer of transformers.
+docs/training_recipes.md shows them in a plain loop, docs/training_with_transformers.md in the Trainer of transformers.
 """
 
 from __future__ import annotations
