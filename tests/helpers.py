@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -160,6 +161,11 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
     return subprocess.run(
         [sys.executable, "-c", code], env={**clean, **environment}, capture_output=True, text=True, timeout=300
     )
+
+
+def take_ctrl_c() -> None:
+    """A child's ``preexec_fn``: Ctrl-C reaches it also where it is ignored here, as in a background job of a shell."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 # One matrix in many layouts. Each function returns a tensor equal to its argument, laid out otherwise.

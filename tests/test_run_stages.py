@@ -1,14 +1,17 @@
 """The runner of `make test`: what it says and returns where tools are missing and where stages fail. FIELD N1"""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests import run_stages, without_tools
+from tests.helpers import take_ctrl_c
 from tests.run_stages import STAGES, Stage
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -122,25 +125,124 @@ def test_a_failed_stage_that_others_need_ends_the_run(capsys: pytest.CaptureFixt
 
 def test_a_program_that_is_not_there_is_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_stages.run([Stage("none", "nothing", ("no-such-program",))]) == 1
-    assert "No such file or directory: 'no-such-program'" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "[1/1] nothing FAILED, exit code 127" in out
+    assert "no-such-program: not found" in out
+
+
+def _meets(own: Path, other: Path) -> str:
+    """Ends well if what makes the other file runs at the same time."""
+    return f"""
+import pathlib, sys, time
+pathlib.Path({str(own)!r}).touch()
+end = time.monotonic() + 60
+while not pathlib.Path({str(other)!r}).exists():
+    if time.monotonic() > end: sys.exit("alone")
+    time.sleep(0.01)
+"""
+
+
+def test_stages_run_side_by_side_and_are_summed_up_in_order(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(run_stages, "CPUS", 2)
+    a, b, c = (tmp_path / name for name in "abc")
+    first = _stage("first", _meets(a, b) + _meets(a, c))  # runs until the third does, so it ends after the second
+    stages = [first, _stage("second", _meets(b, a)), _stage("third", _meets(c, a))]
+    assert run_stages.run(stages) == 0
+    out = capsys.readouterr().out
+    assert out.index("[1/3] the stage first ...") < out.index("[2/3] the stage second ...")
+    assert out.index("[2/3] the stage second ok") < out.index("[3/3] the stage third ...")
+    assert out.index("[3/3] the stage third ...") < out.index("[1/3] the stage first ok")
+    ran = [line.split()[3].rstrip(":") for line in out.splitlines() if line.startswith("ran ")]
+    assert ran == ["first", "second", "third"]
+
+
+@pytest.mark.parametrize("kind", ["live", "needed"])
+def test_a_stage_that_is_watched_or_needed_runs_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(run_stages, "CPUS", 4)
+    stages = [_stage("a", "pass"), _stage("b", "pass", **{kind: True}), _stage("c", "pass")]
+    assert run_stages.run(stages) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
+    assert [line.split()[-1] for line in said[::2]] == ["..."] * 3
+    assert [line[:5] for line in said] == ["[1/3]", "[1/3]", "[2/3]", "[2/3]", "[3/3]", "[3/3]"]
+
+
+def test_stages_share_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_stages, "CPUS", 6)
+    for names, jobs in (("a", 6), ("abc", 2), ("abcdefgh", 1)):
+        assert run_stages.run([_stage(name, f"print('jobs', {run_stages.JOBS})") for name in names]) == 0
+        for name in names:
+            assert (run_stages.LOGS / f"{name}.log").read_text().endswith(f"\njobs {jobs}\n")
+    assert all(run_stages.JOBS in " ".join(STAGES[name].command) for name in (*run_stages.KERNELS, *run_stages.CUDA))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_ends_the_run_ends_all_its_processes(tmp_path: Path, number: signal.Signals) -> None:
+    """The stages and what they started, which the terminal does not reach."""
+    code = f"""
+import pathlib, sys
+from tests import run_stages
+run_stages.CPUS, run_stages.LOGS = 2, pathlib.Path({str(tmp_path)!r})
+for name in "ab":
+    path = run_stages.LOGS / name
+    sleeps = f"sleep 300 & echo $! $$ > {{path}}.new; mv {{path}}.new {{path}}; wait"
+    run_stages.STAGES[name] = run_stages.Stage(name, name, ("sh", "-c", sleeps))
+run_stages._end_as_by_ctrl_c()
+sys.exit(run_stages.main(["a", "b"]))
+"""
+    runner = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, preexec_fn=take_ctrl_c)
+    limit = time.monotonic() + 60
+    while not all((tmp_path / name).exists() for name in "ab"):
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    processes = [int(word) for name in "ab" for word in (tmp_path / name).read_text().split()]
+    runner.send_signal(number)
+    out, _ = runner.communicate(timeout=60)
+    assert runner.returncode == 130
+    assert out.endswith(b"interrupted\n")
+    while (alive := [p for p in processes if _is_alive(p)]) and time.monotonic() < limit:
+        time.sleep(0.01)
+    assert len(processes) == 4
+    assert not alive
+
+
+def _is_alive(process: int) -> bool:
+    """Whether it runs; one that ended may wait for init to take notice."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @pytest.mark.slow
-def test_a_long_stage_shows_its_last_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_stage_shows_its_name_and_last_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(run_stages, "HEARTBEAT", 0)
     lines = ["cc native/module.o", "gcc  -std=c11 -O3 -c module.c", "x" * 200]
     for shown, printed in ((lines[0], lines[:2]), ("x" * 100, lines)):
         code = f"import time; print({chr(10).join(printed)!r}, flush=True); time.sleep(1.5)"
         assert run_stages.run([_stage("a", code)]) == 0
-        assert f" s  {shown}\n" in capsys.readouterr().out
+        assert f" s  a: {shown}\n" in capsys.readouterr().out
 
 
-def test_everything_is_shown_at_once_if_asked(
-    capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
+def test_everything_is_shown_at_once_if_asked_in_whole_lines(
+    capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("V", "1")
-    assert run_stages.run([_stage("a", "print('from a')")]) == 0
-    assert b"\nfrom a\n" in capfdbinary.readouterr().out
+    monkeypatch.setattr(run_stages, "CPUS", 2)
+    begins, goes_on = "print('begun', end=' ', flush=True)", "print('and ended'); print('no end', end='')"
+    a, b = tmp_path / "a", tmp_path / "b"
+    for own, other, name in ((a, b, "a"), (b, a, "b")):
+        stage = _stage(name, f"{begins}{_meets(own, other)}{goes_on}")
+        monkeypatch.setitem(STAGES, name, stage)
+    assert run_stages.main(["a", "b"]) == 0
+    lines = capfdbinary.readouterr().out.splitlines()
+    for name in (b"a", b"b"):
+        assert [line[4:] for line in lines if line.startswith(name + b" | ")] == [b"begun and ended", b"no end"]
 
 
 def test_skips_of_pytest_are_counted_by_reason() -> None:
@@ -169,7 +271,7 @@ def test_workers_of_one_run_share_their_hash_seed(monkeypatch: pytest.MonkeyPatc
     code = "import os; print(os.environ['PYTHONHASHSEED'], hash('name'))"
     printed = []
     for name in ("a", "b"):
-        assert run_stages.execute(_stage(name, code, live=True))[0] == 0
+        assert run_stages.run([_stage(name, code, live=True)]) == 0
         printed.append((run_stages.LOGS / f"{name}.log").read_text().splitlines())
     assert printed[0][-1] == printed[1][-1]
     assert printed[0][0].startswith(f"PYTHONHASHSEED={printed[0][-1].split()[0]} ")
@@ -178,6 +280,6 @@ def test_workers_of_one_run_share_their_hash_seed(monkeypatch: pytest.MonkeyPatc
 def test_environment_of_make_keeps_its_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAKEFLAGS", " -j2 --jobserver-auth=3,4 -- TORCH=torch==2.13.0")
     stage = _stage("a", "import os; print('flags', os.environ['MAKEFLAGS'])")
-    assert run_stages.execute(stage)[0] == 0
+    assert run_stages.run([stage]) == 0
     assert (run_stages.LOGS / "a.log").read_text().splitlines()[-1] == "flags  -- TORCH=torch==2.13.0"
     assert os.environ["MAKEFLAGS"].startswith(" -j2")

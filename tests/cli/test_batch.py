@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Command, command, file_size_limit
+from tests.helpers import take_ctrl_c
 
 FEW = ("--max-new-tokens", 6, "--ignore-eos")
 
@@ -224,7 +225,8 @@ def test_an_interrupted_batch_keeps_its_rows(bittorch: Command, model: Path, tmp
     out = tmp_path / "out.jsonl"
     assert bittorch("batch", _jsonl(tmp_path / "first.jsonl", {"prompt": "a"}), out, "--model", model, *FEW).code == 0
     endless = "--max-new-tokens", 10**6, "--ignore-eos", "--model", model
-    with subprocess.Popen(command("batch", rows, out, *endless), stderr=subprocess.PIPE, text=True) as process:
+    started = command("batch", rows, out, *endless)
+    with subprocess.Popen(started, stderr=subprocess.PIPE, text=True, preexec_fn=take_ctrl_c) as process:
         try:
             assert process.stderr is not None
             assert "1 of 2 rows are in" in process.stderr.readline()

@@ -17,6 +17,7 @@ import pytest
 from bittorch.models import LanguageModel
 from tests.cli import tiny_model
 from tests.cli.conftest import Command, command
+from tests.helpers import take_ctrl_c
 
 FEW = ("--max-new-tokens", 8, "--ignore-eos")
 
@@ -134,7 +135,13 @@ class Terminal:
         self.master, slave = pty.openpty()
         environment = {**os.environ, "TERM": "dumb", "COLUMNS": "200"}
         self.process = subprocess.Popen(
-            command(*arguments), stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True
+            command(*arguments),
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=take_ctrl_c,
         )
         os.close(slave)
         self.text = ""
