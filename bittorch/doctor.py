@@ -111,6 +111,15 @@ def _check_blocks(device: str) -> bool:
     return torch.equal(*unpacked) and bool((y - expected).abs().max() <= 1e-4 * expected.abs().max())
 
 
+def _check_trits(device: str) -> bool:
+    """Functions and counts of trits, which have the same bits on every device."""
+    a, same = _weights(device)[1], True
+    for function in ("add", "mul", "le"):
+        y, expected = (own.trit_elementwise(a, a[:1], function, COLUMNS) for own in (ops, reference))
+        same = same and torch.equal(y, expected)
+    return same and torch.equal(ops.trit_reduce(a, a[:1], COLUMNS), reference.trit_reduce(a, a[:1], COLUMNS))
+
+
 def _activations(device: str) -> Tensor:
     return torch.randn(5, COLUMNS, generator=torch.Generator().manual_seed(1)).to(device)
 
@@ -163,6 +172,7 @@ def _checks(device: str) -> Iterator[tuple[str, Callable[[], bool]]]:
     yield "storage and quantiser", lambda: _check_storage(device)
     yield "activation quantiser", lambda: _check_act_quantize(device)
     yield "embedding and Hadamard blocks", lambda: _check_rows(device)
+    yield "functions of trits", lambda: _check_trits(device)
     if _variants("block_linear", device):
         yield "quantised blocks", lambda: _check_blocks(device)
     for variant, dtypes in _variants("ternary_linear_packed", device):

@@ -20,6 +20,8 @@ from bittorch.ops.ternary_pack import ternary_pack
 from bittorch.ops.ternary_quantize import ternary_quantize
 from bittorch.ops.ternary_transpose import ternary_transpose
 from bittorch.ops.ternary_unpack import ternary_unpack
+from bittorch.ops.trit_elementwise import trit_elementwise
+from bittorch.ops.trit_reduce import trit_reduce
 
 _vmap.register()
 
@@ -45,4 +47,6 @@ __all__ = [
     "ternary_quantize",
     "ternary_transpose",
     "ternary_unpack",
+    "trit_elementwise",
+    "trit_reduce",
 ]

@@ -28,6 +28,20 @@ def check_packed_width(w_packed: Tensor, in_features: int) -> None:
         )
 
 
+def check_trit_rows(columns: int, a: Tensor, b: Tensor | None) -> int:
+    """The rows of a function of ``a`` and ``b``; ValueError where one does not hold ``columns`` codes a row."""
+    for name, rows in (("a", a), ("b", b)):
+        if rows is not None and (rows.dim() != 2 or rows.shape[1] != (columns + 3) // 4):
+            raise ValueError(
+                f"{name} must be (rows, {(columns + 3) // 4}) uint8 for columns={columns}, got {tuple(rows.shape)}"
+            )
+    if b is None or b.shape[0] == a.shape[0] or b.shape[0] == 1:
+        return a.shape[0]
+    if a.shape[0] != 1:
+        raise ValueError(f"a and b must have as many rows, or one of them one, got {a.shape[0]} and {b.shape[0]}")
+    return b.shape[0]
+
+
 def check_matrix(name: str, matrix: Tensor) -> None:
     """Raises ValueError where ``matrix`` does not have two dimensions."""
     if matrix.dim() != 2:

@@ -3,7 +3,7 @@
 Products are summed in float64, so they are the exact answer to about 1e-15 before the last rounding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -77,6 +77,31 @@ def ternary_check(w_packed: Tensor, in_features: int) -> Tensor:
     columns = torch.arange(raw.shape[1], device=raw.device)
     bad = (raw == 3) | ((columns >= in_features) & (raw != 0))
     return torch.where(bad, columns, raw.shape[1]).amin(1).where(bad.any(1), -1)
+
+
+_TRIT_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    "neg": torch.neg,
+    "abs": torch.abs,
+    "add": lambda a, b: (a + b).clamp(-1, 1),
+    "sub": lambda a, b: (a - b).clamp(-1, 1),
+    "mul": torch.mul,
+    "min": torch.minimum,
+    "max": torch.maximum,
+    "consensus": lambda a, b: torch.where(a == b, a, 0),
+    **{name: getattr(torch, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")},
+}
+
+
+def trit_elementwise(a: Tensor, b: Tensor | None, function: str, columns: int) -> Tensor:
+    values = [ternary_unpack(rows, None, columns, torch.int8) for rows in (a, b) if rows is not None]
+    return ternary_pack(_TRIT_FUNCTIONS[function](*values).to(torch.int8))
+
+
+def trit_reduce(a: Tensor, b: Tensor | None, columns: int) -> Tensor:
+    values = ternary_unpack(a, None, columns, torch.int8)
+    if b is not None:
+        values = values * ternary_unpack(b, None, columns, torch.int8)
+    return torch.stack(((values == 1).sum(1), (values == -1).sum(1)), 1)
 
 
 def _optimal_threshold(a: Tensor) -> Tensor:

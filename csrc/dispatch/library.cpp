@@ -35,4 +35,7 @@ TORCH_LIBRARY(bittorch, m) {
     m.def("block_unpack(Tensor blocks, str kind, SymInt columns, ScalarType dtype) -> Tensor");
     m.def("block_linear(Tensor x, Tensor blocks, str kind) -> Tensor");
     m.def("hadamard(Tensor x, int block_size, Tensor? sign_before=None, Tensor? sign_after=None) -> Tensor");
+    // a and b (rows, ceil(columns/4)) uint8 of codes, either of them also of one row
+    m.def("trit_elementwise(Tensor a, Tensor? b, str function, SymInt columns) -> Tensor");
+    m.def("trit_reduce(Tensor a, Tensor? b, SymInt columns) -> Tensor");
 }

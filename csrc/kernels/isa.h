@@ -16,7 +16,8 @@
     X(NEONDOT, neondot, ARM, NEON, "-march=armv8.2-a+dotprod", HWCAP(20))                                              \
     X(NEONI8MM, neoni8mm, ARM, NEONDOT, "-march=armv8.2-a+dotprod+i8mm", HWCAP2(13))                                   \
     X(AVXVNNI, avxvnni, X86, AVX2, "-mavxvnni", LEAF_7_1(4))                                                           \
-    X(AVX512BF16, avx512bf16, X86, AVX512, "-mavx512bf16", LEAF_7_1(5))
+    X(AVX512BF16, avx512bf16, X86, AVX512, "-mavx512bf16", LEAF_7_1(5))                                                \
+    X(AVX512POPCNT, avx512popcnt, X86, AVX512, "-mavx512vpopcntdq", SUPPORTS("avx512vpopcntdq"))
 
 /* BT_ISA_<constant>, their numbers; bt_common.h makes the bits of them. */
 #define BT_ISA_NUMBER(constant, ...) BT_ISA_##constant,

@@ -16,6 +16,8 @@
 #include "ternary_quantize.h"
 #include "ternary_transpose.h"
 #include "ternary_unpack.h"
+#include "trit_elementwise.h"
+#include "trit_reduce.h"
 
 #define BT_OPS(X)                                                                                                      \
     X(ternary_pack, BT_TERNARY_PACK)                                                                                   \
@@ -30,6 +32,8 @@
     X(ternary_conv2d_packed, BT_TERNARY_CONV2D_PACKED)                                                                 \
     X(hadamard, BT_HADAMARD)                                                                                           \
     X(block_unpack, BT_BLOCK_UNPACK)                                                                                   \
-    X(block_linear, BT_BLOCK_LINEAR)
+    X(block_linear, BT_BLOCK_LINEAR)                                                                                   \
+    X(trit_elementwise, BT_TRIT_ELEMENTWISE)                                                                           \
+    X(trit_reduce, BT_TRIT_REDUCE)
 
 #endif

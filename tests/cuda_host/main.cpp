@@ -22,6 +22,7 @@ int main(int argc, char **argv) {
                                      {"ternary_linear_packed", test_linear_packed},
                                      {"ternary_linear_w2a8", test_linear_w2a8},
                                      {"hadamard", test_hadamard},
+                                     {"trits", test_trit},
                                      {"pick", test_pick}};
     return run_tests(tests, argc, argv) ? 0 : 1;
 }

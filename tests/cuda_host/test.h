@@ -144,6 +144,7 @@ void test_quantize();
 void test_linear_packed();
 void test_linear_w2a8();
 void test_hadamard();
+void test_trit();
 void test_pick();
 
 #endif

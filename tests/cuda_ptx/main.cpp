@@ -99,6 +99,7 @@ int main(int argc, char **argv) {
                                {"ternary_linear_packed", test_linear_packed},
                                {"ternary_linear_w2a8", test_linear_w2a8},
                                {"hadamard", test_hadamard},
+                               {"trits", test_trit},
                                {"limits", test_limits}};
     if (everything) {
         tests.push_back({"coverage", coverage});

@@ -39,6 +39,14 @@ static void others(int64_t n, int64_t k, void *memory) {
     expect(bt_ternary_check_cuda_baseline(&legal, 0, 0), "check", 0, n, k);
     const bt_ternary_transpose across = {(uint8_t *)memory, (uint8_t *)memory, n, k, bytes, bt_div_up(n, 4), nullptr};
     expect(bt_ternary_transpose_cuda_baseline(&across, 0, 0), "transpose", 0, n, k);
+    bt_trit_elementwise each = {};
+    each.a = each.b = each.y = (uint8_t *)memory, each.n = n, each.k = k, each.lda = each.ldb = each.ldy = bytes;
+    each.function = BT_TRIT_add;
+    expect(bt_trit_elementwise_cuda_baseline(&each, 0, 0), "trit_elementwise", 0, n, k);
+    bt_trit_reduce counts = {};
+    counts.a = (uint8_t *)memory, counts.counts = (int64_t *)memory, counts.n = n, counts.k = k, counts.lda = bytes;
+    if ((double)n * (double)k < 0x1p62)
+        expect(bt_trit_reduce_cuda_baseline(&counts, 0, 0), "trit_reduce", 0, n, k);
     for (int type = BT_F32; type <= BT_I8; type++) {
         const bt_ternary_unpack unpack = {(uint8_t *)memory, nullptr, memory, n, k, bytes, k, 0, k, type, nullptr};
         expect(bt_ternary_unpack_cuda_baseline(&unpack, 0, 0), "unpack", 0, n, k);
