@@ -158,7 +158,8 @@ def export_conv2d_to_inference(conv: TernaryConv2d, name: str = _UNNAMED[0]) -> 
 
 
 def check_called(model: nn.Module, packed: dict[int, nn.Module]) -> None:
-    """Raises where torch takes the weight of a layer without calling it; warns where the model seems to."""
+    """Raises where torch takes the weight of a layer without calling it, or a module needs its masters; warns where
+    the model seems to take one."""
     for name, parent in named_layers(model):
         if isinstance(parent, nn.MultiheadAttention) and id(parent.out_proj) in packed:
             where = f"{name}.out_proj" if name else "out_proj"
@@ -166,6 +167,9 @@ def check_called(model: nn.Module, packed: dict[int, nn.Module]) -> None:
                 f"{where} is ternary, but {type(parent).__name__} reads its weight without calling it, so it would "
                 "not run as trained; leave it an nn.Linear"
             )
+        why = getattr(parent, "refuses_export", "")
+        if why and any(id(child) in packed for child in parent.children()):
+            raise ValueError(f"cannot export {name}: {why}")
     warn_of_uncalled(model, stacklevel=4)
 
 
