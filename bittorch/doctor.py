@@ -137,6 +137,17 @@ def _check_rows(device: str) -> bool:
     return same_rows and torch.equal(ops.hadamard(x, 64), reference.hadamard(x, 64))
 
 
+def _check_attention(device: str) -> bool:
+    """Two sequences over several splits of a cache in halves, near the reference."""
+    generator = torch.Generator().manual_seed(3)
+    kv = torch.randn(2, 2, 2, 600, 32, generator=generator).to(device, torch.bfloat16)
+    q = torch.randn(3, 6, 32, generator=generator).to(device)
+    arguments = q, kv, [600, 9], [1, 0], [1, 2], 300
+    return torch.allclose(
+        ops.decode_attention(*arguments), reference.decode_attention(*arguments), rtol=1e-4, atol=1e-4
+    )
+
+
 def _check_packed(device: str, variant: str, dtypes: list[str]) -> bool:
     """In float32, or in bfloat16 where the kernel takes that alone."""
     _, w_packed, scale = _weights(device)
@@ -175,6 +186,7 @@ def _checks(device: str) -> Iterator[tuple[str, Callable[[], bool]]]:
     yield "functions of trits", lambda: _check_trits(device)
     if _variants("block_linear", device):
         yield "quantised blocks", lambda: _check_blocks(device)
+    yield "attention to a cache", lambda: _check_attention(device)
     for variant, dtypes in _variants("ternary_linear_packed", device):
         yield (
             f"ternary_linear_packed {variant}",

@@ -81,6 +81,7 @@ def model_options() -> argparse.ArgumentParser:
     )
     group.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     group.add_argument("--dtype", choices=DTYPES, default="auto", help="of activations and dense layers")
+    group.add_argument("--kv-cache", choices=DTYPES, default="auto", help="of keys and values; default that of --dtype")
     group.add_argument("--threads", type=int, metavar="N", help="of the CPU; default torch's own choice")
     group.add_argument(
         "--depth",

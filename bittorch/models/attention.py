@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bittorch import ops
 from bittorch.models.batch import Batch
 from bittorch.models.config import ModelConfig
 from bittorch.models.linear import normed
@@ -13,13 +14,17 @@ from bittorch.models.norm import RMSNorm
 from bittorch.models.rope import Rotation
 from bittorch.models.rules import Block, NormedLinear, Part
 
+Ints = tuple[int, ...]
+# What `bittorch.ops.decode_attention` takes: new tokens of a sequence, and head_dim.
+DECODED_TOKENS, DECODED_WIDTH = 8, 512
+
 
 def attend(q: Tensor, kv: Tensor, window: int = 0, scale: float | None = None) -> Tensor:
     """``softmax(scale q k^T) v``; query i of t sees the keys up to ``length - t + i``.
 
     Args:
         q: ``(rows, t, heads, head_dim)``, the queries of the last t tokens.
-        kv: ``(2, rows, kv_heads, length, head_dim)``.
+        kv: ``(2, rows, kv_heads, length, head_dim)``, of any dtype.
         window: of these keys, a query sees the last ``window + 1``; 0 for all.
         scale: None for ``1 / sqrt(head_dim)``.
 
@@ -29,7 +34,7 @@ def attend(q: Tensor, kv: Tensor, window: int = 0, scale: float | None = None) -
     rows, count, heads, width = q.shape
     if window and kv.shape[3] > window + count:  # what no query sees
         kv = kv[:, :, :, -(window + count) :]
-    k, v = kv.unbind()
+    k, v = kv.to(q.dtype).unbind()
     kv_heads, length = k.shape[1], k.shape[2]
     group = heads // kv_heads
     if count == 1:  # every query sees every key: those of a group are as good as tokens, and keys are read once for all
@@ -42,6 +47,15 @@ def attend(q: Tensor, kv: Tensor, window: int = 0, scale: float | None = None) -
     mask = None if whole else causal_mask(count, length, q.device, window)
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale)
     return y.view(rows, kv_heads, group, count, width).permute(0, 3, 1, 2, 4).reshape(rows, count, heads * width)
+
+
+def decodes(q: Tensor, count: int) -> bool:
+    """Whether `bittorch.ops.decode_attention` attends to a sequence of ``count`` new tokens with queries like these.
+
+    No other sequence has a part in the choice, so that a sequence computes what it computes alone.
+    """
+    differentiable = q.requires_grad and torch.is_grad_enabled()
+    return count <= DECODED_TOKENS and q.is_cpu and q.shape[2] <= DECODED_WIDTH and not differentiable
 
 
 def causal_mask(count: int, length: int, device: torch.device, window: int = 0) -> Tensor:
@@ -92,28 +106,38 @@ class Attention(Block):
                 heads[:, : self.heads + self.kv_heads, : self.rotated].unflatten(2, (2, -1))
             )
         q, kv = heads.split((self.heads, 2 * self.kv_heads), 1)
-        if batch.even:
-            y = self._attend_even(q, kv, batch)
-        else:
-            parts = zip(q.split(batch.counts), kv.split(batch.counts), strict=True)
-            y = torch.cat([self._attend_row(index, *part, batch) for index, part in enumerate(parts)])
+        y = self._attend(q, kv.unflatten(1, (2, self.kv_heads)), batch)
         return normed(self.o_proj, self.attn_sub_norm, y * gate if self.gated else y, self.fuse)
 
     def prepared(self, heads: Tensor) -> Tensor:
         """What is rotated, of ``(tokens, heads, head_dim)``, those of q, then k, then v; a subclass may norm them."""
         return heads
 
-    def _attend_even(self, q: Tensor, kv: Tensor, batch: Batch) -> Tensor:
-        rows, count = len(batch.counts), batch.counts[0]
-        new = kv.view(rows, count, 2, self.kv_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+    def _attend(self, q: Tensor, kv: Tensor, batch: Batch) -> Tensor:
+        """Of ``(tokens, heads, head_dim)`` and ``(tokens, 2, kv_heads, head_dim)``, which the cache takes too."""
         if batch.cache is not None:
-            written, held = batch.views
-            written[self.layer].copy_(new)
-            new = held[self.layer]
-        return attend(q.view(rows, count, self.heads, self.head_dim), new, self.window, self.scale).view(len(q), -1)
+            batch.write(self.layer, kv)
+            if decodes(q, max(batch.counts)):
+                held = batch.cache.data[self.layer]
+                return self._decode(q, held, batch.lengths, batch.rows, batch.counts)
+        if batch.even:
+            rows, count = len(batch.counts), batch.counts[0]
+            new = kv.unflatten(0, (rows, count)).permute(2, 0, 3, 1, 4)
+            if decodes(q, count):
+                return self._decode(q, new, batch.lengths, None, batch.counts)
+            held = new if batch.cache is None else batch.views[1][self.layer]
+            return attend(q.unflatten(0, (rows, count)), held, self.window, self.scale).flatten(0, 1)
+        parts = zip(q.split(batch.counts), kv.split(batch.counts), strict=True)
+        return torch.cat([self._attend_row(index, *part, batch) for index, part in enumerate(parts)])
 
     def _attend_row(self, index: int, q: Tensor, kv: Tensor, batch: Batch) -> Tensor:
-        kv = kv.unflatten(1, (2, self.kv_heads))
-        row = batch.rows[index]
-        cached = kv.permute(1, 2, 0, 3) if batch.cache is None else batch.cache.write(self.layer, row, kv)
-        return attend(q.unsqueeze(0), cached.unsqueeze(1), self.window, self.scale).squeeze(0)
+        length = batch.lengths[index]
+        held = kv.permute(1, 2, 0, 3).unsqueeze(1)
+        if batch.cache is not None:
+            held = batch.cache.data[self.layer, :, batch.rows[index], :, :length].unsqueeze(1)
+        if decodes(q, len(q)):
+            return self._decode(q, held, (length,), None, (len(q),))
+        return attend(q.unsqueeze(0), held, self.window, self.scale).squeeze(0)
+
+    def _decode(self, q: Tensor, kv: Tensor, lengths: Ints, rows: Ints | None, counts: Ints) -> Tensor:
+        return ops.decode_attention(q, kv, lengths, rows, counts, self.window, self.scale).flatten(1)

@@ -49,6 +49,20 @@ class Batch:
         return self.cache.views(self.past[0], self.past[0] + self.counts[0])
 
     @functools.cached_property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each sequence, the new ones included."""
+        return tuple(past + count for past, count in zip(self.past, self.counts, strict=True))
+
+    def write(self, layer: int, kv: Tensor) -> None:
+        """Stores the keys and values of all new tokens, ``(tokens, 2, kv_heads, head_dim)``."""
+        assert self.cache is not None
+        if self.even:
+            self.views[0][layer].copy_(kv.unflatten(0, (len(self.counts), -1)).permute(2, 0, 3, 1, 4))
+            return
+        for row, part in zip(self.rows, kv.split(self.counts), strict=True):
+            self.cache.write(layer, row, part)
+
+    @functools.cached_property
     def even(self) -> bool:
         """Whether all sequences can be attended to in one call: equal lengths, and all rows of the cache in order."""
         same = len(set(self.counts)) == 1 and len(set(self.past)) == 1

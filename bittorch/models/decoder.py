@@ -26,7 +26,10 @@ class Decoder(Block):
 
     Args:
         config: sizes and rules.
-        dtype: of activations, keys and values.
+        dtype: of activations, and of keys and values where ``kv_dtype`` does not say another.
+
+    Attributes:
+        kv_dtype: of the keys and values of new caches; None for ``dtype``.
 
     Raises:
         ValueError: an architecture that is not in the register.
@@ -39,6 +42,7 @@ class Decoder(Block):
     def __init__(self, config: ModelConfig, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.config, self.dtype = config, dtype
+        self.kv_dtype: torch.dtype | None = None
         architecture, sizes = architectures.find(config.architecture), (config.vocab_size, config.hidden_size)
         self.embedding_scale, self.logit_scale = architecture.embedding_scale(config, dtype), config.logit_scale
         self.hold("embed_tokens", Embedding("model.embed_tokens", *sizes))
@@ -73,7 +77,7 @@ class Decoder(Block):
     def new_cache(self, rows: int = 1, capacity: int | None = None) -> KVCache:
         """An empty cache for ``rows`` sequences of up to ``capacity`` tokens, the context of the model by default."""
         capacity = self.config.max_positions if capacity is None else capacity
-        return KVCache(self.config, rows, capacity, device=self.device, dtype=self.dtype)
+        return KVCache(self.config, rows, capacity, device=self.device, dtype=self.dtype, kv_dtype=self.kv_dtype)
 
     def forward(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits of every token.

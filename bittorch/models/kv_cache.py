@@ -62,7 +62,9 @@ class KVCache:
         config: the model's.
         rows: sequences.
         capacity: tokens a sequence can hold.
-        device, dtype: of keys and values.
+        device: of all of it.
+        dtype: of the model.
+        kv_dtype: of keys and values; None for that of the model.
 
     Attributes:
         lengths: tokens that each row holds.
@@ -80,6 +82,7 @@ class KVCache:
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        kv_dtype: torch.dtype | None = None,
     ) -> None:
         if rows < 1 or capacity < 1:
             raise ValueError(f"a cache needs at least one row and one token, got rows={rows}, capacity={capacity}")
@@ -87,7 +90,7 @@ class KVCache:
         self.lengths = [0] * rows
         # Keys and values of a layer side by side, so that one copy writes both.
         shape = (config.num_layers - config.delta_layers, 2, rows, config.num_kv_heads, capacity, config.head_dim)
-        self.data = torch.empty(shape, device=device, dtype=dtype)
+        self.data = torch.empty(shape, device=device, dtype=dtype if kv_dtype is None else kv_dtype)
         self.states = DeltaStates(config, rows, device, dtype) if config.delta_layers else None
         self._begun: set[int] = set()
 

@@ -18,7 +18,7 @@ from bittorch.models.generation_config import GenerationConfig
 from bittorch.models.io import Checkpoint, Report, open_checkpoint
 from bittorch.models.io.generation_defaults import generation_defaults, write_defaults
 from bittorch.models.kv_cache import PrefixCache
-from bittorch.models.load import Loader, LoadOptions
+from bittorch.models.load import KV_CACHES, Loader, LoadOptions
 from bittorch.models.save import save_model
 from bittorch.models.token_numbers import token_numbers
 
@@ -32,7 +32,7 @@ class LanguageModel(Decoder):
 
     Args:
         config: sizes and rules.
-        dtype: of activations, keys and values.
+        dtype: of activations, and of keys and values where ``kv_dtype`` is None.
         tokenizer: None where text is not wanted.
 
     Attributes:
@@ -64,6 +64,7 @@ class LanguageModel(Decoder):
         activation_bits: int | Literal["auto"] | None = "auto",
         head_depth: int | None = None,
         fuse_norms: bool | Literal["auto"] = "auto",
+        kv_cache: str = "auto",
         tokenizer: bool | str | Path = True,
         ternary: str = "auto",
         i2_s_layout: str = "128x32",
@@ -78,7 +79,7 @@ class LanguageModel(Decoder):
 
         Args:
             path: as `bittorch.models.io.open_checkpoint` takes it.
-            device, dtype, depth, group_size, activation_bits, head_depth, fuse_norms: as in
+            device, dtype, depth, group_size, activation_bits, head_depth, fuse_norms, kv_cache: as in
                 `bittorch.models.load.LoadOptions`.
             tokenizer: whether to load the tokenizer too, which needs the extra ``lm``; or another one's place, as in
                 `open_checkpoint`.
@@ -92,7 +93,7 @@ class LanguageModel(Decoder):
             FileNotFoundError, bittorch.models.io.FormatError: as `open_checkpoint`; missing tensors are listed.
             TypeError, ValueError: options out of range.
         """
-        options = LoadOptions(device, dtype, depth, group_size, activation_bits, head_depth, fuse_norms)
+        options = LoadOptions(device, dtype, depth, group_size, activation_bits, head_depth, fuse_norms, kv_cache)
         with open_checkpoint(
             path,
             ternary=ternary,
@@ -112,6 +113,7 @@ class LanguageModel(Decoder):
         loader = Loader(checkpoint, options or LoadOptions())
         model = cls(loader.config, loader.dtype)
         model.fill(loader)
+        model.kv_dtype = KV_CACHES.get(loader.options.kv_cache)
         model.generation_defaults = generation_defaults(checkpoint)
         if tokenizer:
             from bittorch.models.tokenizer import Tokenizer

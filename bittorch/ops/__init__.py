@@ -4,6 +4,7 @@ from bittorch.ops import _vmap
 from bittorch.ops.act_quantize import act_quantize
 from bittorch.ops.block_linear import block_linear
 from bittorch.ops.block_unpack import block_unpack
+from bittorch.ops.decode_attention import decode_attention
 from bittorch.ops.hadamard import hadamard
 from bittorch.ops.ternary_check import check_packed, ternary_check
 from bittorch.ops.ternary_conv2d import check_conv2d_input, ternary_conv2d
@@ -32,6 +33,7 @@ __all__ = [
     "check_conv2d_input",
     "check_input",
     "check_packed",
+    "decode_attention",
     "hadamard",
     "has_packed_cuda_support",
     "ternary_check",

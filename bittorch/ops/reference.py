@@ -66,6 +66,28 @@ def block_linear(x: Tensor, blocks: Tensor, kind: str) -> Tensor:
     return (x.double() @ weight.t()).to(x.dtype)
 
 
+def decode_attention(
+    q: Tensor,
+    kv: Tensor,
+    lengths: Sequence[int],
+    rows: Sequence[int] | None = None,
+    counts: Sequence[int] | None = None,
+    window: int = 0,
+    scale: float | None = None,
+) -> Tensor:
+    rows = range(len(lengths)) if rows is None else rows
+    counts = [1] * len(lengths) if counts is None else counts
+    scale = q.shape[2] ** -0.5 if scale is None else scale
+    y, queries = torch.zeros_like(q), iter(range(len(q)))
+    for length, row, count in zip(lengths, rows, counts, strict=True):
+        for position in range(length - count, length):
+            i, first = next(queries), max(0, position - window) if window else 0
+            k, v = kv[:, row, :, first : position + 1].double().repeat_interleave(q.shape[1] // kv.shape[2], 1)
+            scores = (k @ q[i].double()[:, :, None])[..., 0] * scale
+            y[i] = (torch._safe_softmax(scores, -1)[:, None] @ v)[:, 0].to(q.dtype)
+    return y
+
+
 def ternary_transpose(w_packed: Tensor, in_features: int) -> Tensor:
     return _pack_raw(_raw_codes(w_packed)[:, :in_features].t())
 

@@ -34,6 +34,10 @@ TORCH_LIBRARY(bittorch, m) {
     // blocks (n, bytes) uint8: rows of quantised blocks as GGUF files have them, kind their type
     m.def("block_unpack(Tensor blocks, str kind, SymInt columns, ScalarType dtype) -> Tensor");
     m.def("block_linear(Tensor x, Tensor blocks, str kind) -> Tensor");
+    // q (tokens, heads, head_dim), the new tokens of sequences one behind the other; kv (2, rows, kv_heads, capacity,
+    // head_dim), which holds theirs; a length, a row and a number of new tokens for each sequence
+    m.def("decode_attention(Tensor q, Tensor kv, int[] lengths, int[]? rows=None, int[]? counts=None, int window=0, "
+          "float? scale=None) -> Tensor");
     m.def("hadamard(Tensor x, int block_size, Tensor? sign_before=None, Tensor? sign_after=None) -> Tensor");
     // a and b (rows, ceil(columns/4)) uint8 of codes, either of them also of one row
     m.def("trit_elementwise(Tensor a, Tensor? b, str function, SymInt columns) -> Tensor");

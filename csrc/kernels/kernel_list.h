@@ -6,6 +6,7 @@
 #include "act_quantize.h"
 #include "block_linear.h"
 #include "block_unpack.h"
+#include "decode_attention.h"
 #include "hadamard.h"
 #include "ternary_check.h"
 #include "ternary_conv2d_packed.h"
@@ -34,6 +35,7 @@
     X(block_unpack, BT_BLOCK_UNPACK)                                                                                   \
     X(block_linear, BT_BLOCK_LINEAR)                                                                                   \
     X(trit_elementwise, BT_TRIT_ELEMENTWISE)                                                                           \
-    X(trit_reduce, BT_TRIT_REDUCE)
+    X(trit_reduce, BT_TRIT_REDUCE)                                                                                     \
+    X(decode_attention, BT_DECODE_ATTENTION)
 
 #endif

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from bittorch.models import LanguageModel
 from tests.cli import tiny_model
@@ -27,6 +28,14 @@ def test_run_raw_continues_the_text_itself(bittorch: Command, model: Path) -> No
     expected = language_model.generate("hello", max_new_tokens=8, ignore_eos=True)[0]
     assert bittorch("run", "hello", "--raw", "--model", model, *FEW).out == expected + "\n"
     assert bittorch("run", "hello", "--model", model, *FEW).out != expected + "\n"
+
+
+def test_run_keeps_keys_and_values_in_halves(bittorch: Command, model: Path) -> None:
+    language_model = LanguageModel.from_pretrained(model, kv_cache="bfloat16")
+    assert language_model.new_cache(1, 8).data.dtype == torch.bfloat16
+    expected = language_model.generate("hello", max_new_tokens=8, ignore_eos=True)[0]
+    chosen = ("--kv-cache", "bfloat16")
+    assert bittorch("run", "hello", "--raw", *chosen, "--model", model, *FEW).out == expected + "\n"
 
 
 def test_run_json_is_one_object(bittorch: Command, model: Path) -> None:

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from bittorch.models.attention import attend, causal_mask
+from bittorch.models.attention import attend, causal_mask, decodes
 from tests import helpers
+from tests.models import tiny
 
 
 def reference(q: torch.Tensor, kv: torch.Tensor, window: int = 0) -> torch.Tensor:
@@ -46,3 +47,43 @@ def test_rows_do_not_depend_on_each_other() -> None:
 
 def test_causal_mask_sees_the_past() -> None:
     assert causal_mask(2, 4, torch.device("cpu")).tolist() == [[True, True, True, False], [True] * 4]
+
+
+@pytest.mark.parametrize("kv_dtype", [None, torch.bfloat16, torch.float16], ids=str)
+def test_a_cache_of_halves_holds_what_is_attended_to(kv_dtype: torch.dtype | None) -> None:
+    """Prompts of several lengths, long ones by torch, then steps of one token and of some."""
+    model = tiny.model(activation_bits=None)
+    model.kv_dtype = kv_dtype
+    cache = model.new_cache(3, 64)
+    model.kv_dtype = torch.float32
+    exact = model.new_cache(3, 64)
+    assert cache.data.dtype == (kv_dtype or torch.float32)
+    for tokens, counts in (
+        (range(33), [20, 4, 9]),
+        (range(3), [1, 1, 1]),
+        (range(12), [8, 3, 1]),
+        (range(30), [9, 20, 1]),
+    ):
+        ids = torch.tensor(list(tokens)) + 5
+        got, expected = model.step(ids, counts, cache), model.step(ids, counts, exact)
+        helpers.assert_near(got, expected.double(), 1e-5 if kv_dtype is None else 0.03)
+    assert cache.lengths == [38, 28, 12]
+
+
+def test_short_sequences_have_their_own_bits_beside_long_ones() -> None:
+    model = tiny.model()
+    ids = torch.arange(15) + 5
+    cache = model.new_cache(2, 32)
+    together = model.step(ids, [12, 3], cache, last_only=True)
+    alone = model.step(ids[12:], [3], model.new_cache(1, 32), last_only=True)
+    helpers.assert_same_bits(together[1:], alone)
+
+
+def test_gradients_go_through_torch() -> None:
+    q, kv = helpers.randn(1, 2, 2, 16).requires_grad_(), helpers.randn(2, 1, 1, 2, 16)
+    assert not decodes(q[0], 2)
+    with torch.no_grad():
+        assert decodes(q[0], 8)
+        assert not decodes(q[0], 9)
+    attend(q, kv).sum().backward()
+    assert q.grad is not None

@@ -347,6 +347,7 @@ def test_bad_input_has_both_values() -> None:
         ({"group_size": 64}, "give depth or head_depth too"),
         ({"dtype": torch.float64}, "got torch.float64"),
         ({"activation_bits": 4}, "activation_bits"),
+        ({"kv_cache": "int8"}, "one of auto, float32, bfloat16, float16, got 'int8'"),
     ],
     ids=str,
 )
