@@ -112,12 +112,15 @@ def _check_blocks(device: str) -> bool:
 
 
 def _check_trits(device: str) -> bool:
-    """Functions and counts of trits, which have the same bits on every device."""
+    """Functions, counts and products of trits, which have the same bits on every device."""
     a, same = _weights(device)[1], True
     for function in ("add", "mul", "le"):
         y, expected = (own.trit_elementwise(a, a[:1], function, COLUMNS) for own in (ops, reference))
         same = same and torch.equal(y, expected)
-    return same and torch.equal(ops.trit_reduce(a, a[:1], COLUMNS), reference.trit_reduce(a, a[:1], COLUMNS))
+    counts, products = (
+        (own.trit_reduce(a, a[:1], COLUMNS), own.bitplane_matmul(a, a, COLUMNS)) for own in (ops, reference)
+    )
+    return same and all(map(torch.equal, counts, products))
 
 
 def _activations(device: str) -> Tensor:

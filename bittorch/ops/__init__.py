@@ -2,6 +2,8 @@
 
 from bittorch.ops import _vmap
 from bittorch.ops.act_quantize import act_quantize
+from bittorch.ops.bitplane_matmul import bitplane_matmul
+from bittorch.ops.bitplane_pack import bitplane_pack
 from bittorch.ops.block_linear import block_linear
 from bittorch.ops.block_unpack import block_unpack
 from bittorch.ops.decode_attention import decode_attention
@@ -28,6 +30,8 @@ _vmap.register()
 
 __all__ = [
     "act_quantize",
+    "bitplane_matmul",
+    "bitplane_pack",
     "block_linear",
     "block_unpack",
     "check_conv2d_input",

@@ -42,4 +42,7 @@ TORCH_LIBRARY(bittorch, m) {
     // a and b (rows, ceil(columns/4)) uint8 of codes, either of them also of one row
     m.def("trit_elementwise(Tensor a, Tensor? b, str function, SymInt columns) -> Tensor");
     m.def("trit_reduce(Tensor a, Tensor? b, SymInt columns) -> Tensor");
+    m.def("bitplane_pack(Tensor w_packed, SymInt columns) -> Tensor");
+    // b as codes, layout 'rows', or as bitplane_pack makes it, 'planes'
+    m.def("bitplane_matmul(Tensor a, Tensor b, SymInt columns, str layout='rows') -> Tensor");
 }

@@ -12,6 +12,8 @@ namespace bittorch {
 at::Tensor ternary_unpack(const at::Tensor &w_packed, const std::optional<at::Tensor> &scale, int64_t in_features,
                           at::ScalarType dtype);
 
+at::Tensor bitplane_pack(const at::Tensor &w_packed, int64_t columns);
+
 at::Tensor ternary_check(const at::Tensor &w_packed, int64_t in_features);
 
 std::tuple<at::Tensor, at::Tensor> act_quantize(const at::Tensor &x, int64_t bits,

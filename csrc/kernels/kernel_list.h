@@ -4,6 +4,8 @@
 #define BT_KERNEL_LIST_H
 
 #include "act_quantize.h"
+#include "bitplane_matmul.h"
+#include "bitplane_pack.h"
 #include "block_linear.h"
 #include "block_unpack.h"
 #include "decode_attention.h"
@@ -36,6 +38,8 @@
     X(block_linear, BT_BLOCK_LINEAR)                                                                                   \
     X(trit_elementwise, BT_TRIT_ELEMENTWISE)                                                                           \
     X(trit_reduce, BT_TRIT_REDUCE)                                                                                     \
-    X(decode_attention, BT_DECODE_ATTENTION)
+    X(decode_attention, BT_DECODE_ATTENTION)                                                                           \
+    X(bitplane_pack, BT_BITPLANE_PACK)                                                                                 \
+    X(bitplane_matmul, BT_BITPLANE_MATMUL)
 
 #endif

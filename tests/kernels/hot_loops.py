@@ -163,6 +163,11 @@ KERNELS = {
         # gcc keeps one of the eight sums of 2 x 4 in another register between passes.
         (Loop("1 token", 16, 20, 36 + 4 + 16 + 4), Loop("4 tokens", 32, 10, 18 + 16 + 32 + 4 + 2, copies=2)),
     ),
+    # A pass is a block of 512 trits of 4 rows by 3: 6 loads of the planes of 3 rows; 12 times magnitudes and'ed with
+    # a plane in memory, signs joined by one vpternlogq, two counts and two sums: 72; counters and addresses 7.
+    "bitplane_matmul_avx512popcnt": Kernel(
+        "vpopcntq", "vpternlog", (Loop("4 rows by 3", 24, 12, 6 + 72 + 7),), accumulate="vpaddq"
+    ),
     # A pass is a byte of 4 rows: the byte, its codes broadcast, V loads of x, 4 V products; counters 4.
     "ternary_conv2d_packed_avx512vnni": Kernel(
         "vpdpbusd",

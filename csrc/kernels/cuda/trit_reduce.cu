@@ -1,14 +1,8 @@
 /* A block counts a tile: every thread its bytes, the block their sum. */
 #include "../trit_elementwise.h"
 #include "../trit_reduce.h"
+#include "bits.cuh"
 #include "reduce.cuh"
-
-/* Bits of a byte. */
-static __device__ int64_t bits(unsigned v) {
-    v = (v & 0x55u) + (v >> 1 & 0x55u);
-    v = (v & 0x33u) + (v >> 2 & 0x33u);
-    return (int64_t)((v & 15u) + (v >> 4));
-}
 
 static __global__ void count(bt_trit_reduce p) {
     __shared__ int64_t scratch[BT_MAX_THREADS];
@@ -21,8 +15,8 @@ static __global__ void count(bt_trit_reduce p) {
         for (int64_t j = begin + threadIdx.x; j < end; j += blockDim.x) {
             const unsigned mask = j == row_bytes - 1 ? bt_trit_last_mask(p.k) : 0xffu;
             const unsigned a = p.a[row * p.lda + j] & mask, b = p.b ? p.b[row * p.ldb + j] : 0u;
-            plus += bits(p.b ? a & b : BT_TRIT_LOW(a));
-            minus += bits(p.b ? a & BT_TRIT_SWAP(b) : BT_TRIT_HIGH(a));
+            plus += bt_byte_bits(p.b ? a & b : BT_TRIT_LOW(a));
+            minus += bt_byte_bits(p.b ? a & BT_TRIT_SWAP(b) : BT_TRIT_HIGH(a));
         }
         const auto add = [](int64_t a, int64_t b) { return a + b; };
         plus = bt_block_reduce(plus, scratch, add);

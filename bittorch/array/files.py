@@ -1,0 +1,74 @@
+"""Files of TernaryArrays: NumPy's .npz and safetensors, both with the packed bytes and the shape."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bittorch.array.ternary_array import TernaryArray
+
+_PACKED, _SHAPE = ".trits", ".shape"
+_METADATA = "ternary_shapes"
+
+
+def save(path: str | Path, arrays: Mapping[str, TernaryArray]) -> None:
+    """Writes arrays by name: ``.npz``, or ``.safetensors``, by the ending of the path.
+
+    An array ``name`` is ``name.trits``, uint8, with its shape in ``name.shape``, or in the metadata of safetensors.
+
+    Raises:
+        ValueError: another ending. TypeError: a value that is no TernaryArray.
+    """
+    for name, array in arrays.items():
+        if not isinstance(array, TernaryArray):
+            raise TypeError(f"{name} must be a TernaryArray, got {type(array).__name__}")
+    if _is_npz(path):
+        content = {f"{name}{_PACKED}": a.to_packed().numpy() for name, a in arrays.items()}
+        shapes = {f"{name}{_SHAPE}": np.array(a.shape, np.int64) for name, a in arrays.items()}
+        np.savez(path, **content, **shapes)  # type: ignore[arg-type]
+        return
+    from safetensors.torch import save_file
+
+    metadata = {_METADATA: json.dumps({name: a.shape for name, a in arrays.items()})}
+    save_file({f"{name}{_PACKED}": a.to_packed().clone() for name, a in arrays.items()}, path, metadata)
+
+
+def load(path: str | Path) -> dict[str, TernaryArray]:
+    """Reads what `save` wrote.
+
+    Raises:
+        ValueError: another ending, or a file that `save` does not write: bytes that do not go with a shape, code 11.
+    """
+    if _is_npz(path):
+        with np.load(path, allow_pickle=False) as file:
+            names = [key.removesuffix(_PACKED) for key in file.files if key.endswith(_PACKED)]
+            missing = [name for name in names if name + _SHAPE not in file.files]
+            if missing or not names:
+                raise ValueError(f"{path}: no {missing[0] if missing else 'name'}{_SHAPE if missing else _PACKED}")
+            read = {name: (torch.from_numpy(file[name + _PACKED]), file[name + _SHAPE].tolist()) for name in names}
+    else:
+        from safetensors import safe_open
+
+        with safe_open(path, "pt") as file:
+            shapes = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
+            if not shapes:
+                raise ValueError(f"{path}: no {_METADATA} in the metadata; {path} holds no TernaryArrays")
+            read = {name: (file.get_tensor(name + _PACKED), shape) for name, shape in shapes.items()}
+    arrays = {}
+    for name, (packed, shape) in read.items():
+        try:
+            arrays[name] = TernaryArray.from_packed(packed, shape)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {name}: {error}") from error
+    return arrays
+
+
+def _is_npz(path: str | Path) -> bool:
+    ending = Path(path).suffix
+    if ending not in (".npz", ".safetensors"):
+        raise ValueError(f"path must end in .npz or .safetensors, got {path}")
+    return ending == ".npz"

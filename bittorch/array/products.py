@@ -1,0 +1,84 @@
+"""Products of TernaryArrays, exact in int32, by counting bits; with a dense operand NumPy's, of the dense array."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bittorch import ops
+from bittorch.array.reductions import rows_of
+from bittorch.array.ternary_array import TernaryArray, dense, implements
+
+_Ints = NDArray[np.int32]
+
+
+def _product(a: TernaryArray, b: TernaryArray) -> _Ints:
+    """(m, n) of (m, k) and (n, k)."""
+    columns = a.shape[1]
+    product: _Ints = ops.bitplane_matmul(rows_of(a, columns), rows_of(b, columns), columns).numpy()
+    return product
+
+
+@implements(np.matmul)
+def matmul(a: TernaryArray, b: TernaryArray) -> Any:
+    """``a @ b`` by NumPy's rules, exact int32."""
+    if a.ndim == 0 or b.ndim == 0:
+        raise ValueError(f"matmul needs at least one dimension of both, got shapes {a.shape} and {b.shape}")
+    left, right = a.reshape(1, -1) if a.ndim == 1 else a, b.reshape(-1, 1) if b.ndim == 1 else b
+    if left.shape[-1] != right.shape[-2]:
+        raise ValueError(f"matmul: {a.shape} by {b.shape}: {left.shape[-1]} columns meet {right.shape[-2]} rows")
+    batch = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+    lefts = left.view(lambda p: np.broadcast_to(p, batch + p.shape[-2:]))
+    rights = right.mT.view(lambda p: np.broadcast_to(p, batch + p.shape[-2:]))
+    y = np.empty((*batch, left.shape[-2], right.shape[-1]), np.int32)
+    for index in np.ndindex(*batch):
+        y[index] = _product(lefts[(*index, ...)], rights[(*index, ...)])
+    y = y[..., 0] if b.ndim == 1 else y
+    y = (y[..., 0] if b.ndim == 1 else y[..., 0, :]) if a.ndim == 1 else y
+    return y[()]
+
+
+@implements(np.tensordot)
+def tensordot(a: Any, b: Any, axes: Any = 2) -> Any:
+    """`numpy.tensordot`, exact int32 for two TernaryArrays."""
+    if not (isinstance(a, TernaryArray) and isinstance(b, TernaryArray)):
+        return np.tensordot(dense(a), dense(b), axes)
+    first, second = (range(-axes, 0), range(axes)) if isinstance(axes, int) else axes
+    first = [first] if isinstance(first, int) else list(first)
+    second = [second] if isinstance(second, int) else list(second)
+    if [a.shape[d] for d in first] != [b.shape[d] for d in second]:
+        raise ValueError(f"tensordot: shapes {a.shape} and {b.shape} differ along axes {first} and {second}")
+    summed_a, summed_b = [d % a.ndim for d in first], [d % b.ndim for d in second]
+    kept_a = [d for d in range(a.ndim) if d not in summed_a]
+    kept_b = [d for d in range(b.ndim) if d not in summed_b]
+    shape_a, shape_b = [a.shape[d] for d in kept_a], [b.shape[d] for d in kept_b]
+    k = math.prod(a.shape[d] for d in summed_a)
+    left = (a.transpose(kept_a + summed_a) if a.ndim else a).reshape(math.prod(shape_a), k)
+    right = (b.transpose(kept_b + summed_b) if b.ndim else b).reshape(math.prod(shape_b), k)
+    return _product(left, right).reshape(shape_a + shape_b)[()]
+
+
+@implements(np.dot)
+def dot(a: Any, b: Any, out: Any = None) -> Any:
+    """`numpy.dot`, exact int32 for two TernaryArrays."""
+    if not (isinstance(a, TernaryArray) and isinstance(b, TernaryArray)):
+        return np.dot(dense(a), dense(b), out=out)
+    if a.ndim == 0 or b.ndim == 0:
+        result = np.multiply(a, b, dtype=np.int32)
+    else:
+        result = tensordot(a, b, ((-1,), (-min(b.ndim, 2),)))
+    if out is None:
+        return result
+    out[...] = result
+    return out
+
+
+@implements(np.inner)
+def inner(a: Any, b: Any) -> Any:
+    """`numpy.inner`, exact int32 for two TernaryArrays."""
+    if not (isinstance(a, TernaryArray) and isinstance(b, TernaryArray)) or 0 in (a.ndim, b.ndim):
+        return np.inner(dense(a), dense(b))
+    return tensordot(a, b, ((-1,), (-1,)))

@@ -1,0 +1,394 @@
+"""TernaryArray: an N-dimensional array of -1, 0 and 1 that holds four trits in a byte."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bittorch import ops
+from bittorch.array import storage
+
+Shape = storage.Shape
+# What NumPy's functions and ufuncs do with a TernaryArray; the files beside this one fill them.
+UFUNCS: dict[np.ufunc, Callable[..., Any]] = {}
+FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {}
+
+
+def implements(*functions: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Registers what takes the place of NumPy's functions where an argument is a TernaryArray."""
+
+    def register(own: Callable[..., Any]) -> Callable[..., Any]:
+        for function in functions:
+            (UFUNCS if isinstance(function, np.ufunc) else FUNCTIONS)[function] = own  # type: ignore[index]
+        return own
+
+    return register
+
+
+def dense(value: Any) -> Any:
+    """A TernaryArray as int8, also inside lists, tuples and dictionaries; everything else as it is."""
+    if isinstance(value, TernaryArray):
+        return value.to_numpy()
+    if isinstance(value, (list, tuple)):
+        return type(value)(dense(v) for v in value)
+    return {k: dense(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+class TernaryArray(np.lib.mixins.NDArrayOperatorsMixin):
+    """An array of trits with NumPy's indexing, broadcasting and functions, at two bits a trit.
+
+    Trits lie in one stream of bytes in C order; `shape`, `strides` and the offset of a view count trits, so that every
+    basic index, transpose or flip is a view, also one that begins inside a byte. Arithmetic of two TernaryArrays
+    saturates, ``1 + 1 == 1``, and is exact with ``dtype=``; reductions and products are exact integers; with other
+    numbers and arrays the result is dense, as NumPy promotes int8. Comparisons by operators give arrays of bool.
+
+    Args:
+        values: numbers that are -1, 0 or 1, nested as for `numpy.array`.
+
+    Raises:
+        ValueError: another value, with its index. TypeError: no numbers.
+    """
+
+    __slots__ = ("_data", "_offset", "_strides", "_writeable", "shape")
+    __hash__ = None  # type: ignore[assignment]
+    __array_priority__ = 100
+
+    shape: Shape
+
+    def __init__(self, values: Any) -> None:
+        trits = values.to_numpy() if isinstance(values, TernaryArray) else storage.to_trits(values)
+        self._set(storage.pack(trits), 0, trits.shape, storage.c_strides(trits.shape), True)
+
+    def _set(self, data: storage.Bytes, offset: int, shape: Shape, strides: Shape, writeable: bool) -> None:
+        self._data, self._offset, self.shape, self._strides, self._writeable = data, offset, shape, strides, writeable
+
+    @classmethod
+    def _of(cls, data: storage.Bytes, shape: Shape) -> TernaryArray:
+        array = cls.__new__(cls)
+        array._set(data, 0, shape, storage.c_strides(shape), True)
+        return array
+
+    @classmethod
+    def full(cls, shape: Any, value: int) -> TernaryArray:
+        """An array of one trit."""
+        trit, sizes = int(storage.to_trits(value)), storage.as_shape(shape)
+        count = math.prod(sizes)
+        data = np.zeros(storage.byte_count(count), np.uint8)
+        if trit and count:
+            data[:] = 0x55 if trit == 1 else 0xAA
+            data[-1] &= 0xFF >> 2 * (-count % 4)
+        return cls._of(data, sizes)
+
+    @classmethod
+    def zeros(cls, shape: Any) -> TernaryArray:
+        """An array of zeros."""
+        return cls.full(shape, 0)
+
+    @classmethod
+    def from_numpy(cls, values: Any) -> TernaryArray:
+        """The same as ``TernaryArray(values)``."""
+        return cls(values)
+
+    @classmethod
+    def from_torch(cls, values: Tensor) -> TernaryArray:
+        """The trits of a dense tensor of any number type and device."""
+        if values.dtype == torch.bfloat16:  # NumPy has no such type
+            values = values.float()
+        return cls(values.numpy(force=True))
+
+    @classmethod
+    def from_packed(cls, packed: Tensor | storage.Bytes, shape: Any) -> TernaryArray:
+        """An array on packed bytes, which it shares.
+
+        Args:
+            packed: uint8, contiguous, ``ceil(size / 4)`` bytes of a stream of codes in C order, a tensor of the CPU or
+                an array; rows of a packed weight are one where in_features is a multiple of 4.
+            shape: of the array.
+
+        Raises:
+            TypeError: not uint8. ValueError: another number of bytes, memory that is not contiguous, code 11, or
+            padding that is not 00, with its index.
+        """
+        data, sizes = packed.numpy() if isinstance(packed, Tensor) else np.asarray(packed), storage.as_shape(shape)
+        count = math.prod(sizes)
+        if data.dtype != np.uint8:
+            raise TypeError(f"packed must be uint8, got {data.dtype}")
+        if data.size != storage.byte_count(count) or not data.flags.c_contiguous:
+            kind = "contiguous" if data.flags.c_contiguous else "not contiguous"
+            raise ValueError(
+                f"packed must be {storage.byte_count(count)} contiguous bytes for shape {sizes}, "
+                f"got {data.size}, {kind}"
+            )
+        flat = data.reshape(-1)
+        writeable = bool(flat.flags.writeable)
+        flat = flat if writeable else flat.copy()
+        column = int(ops.ternary_check(storage.rows_of(flat), count)) if count else -1
+        if column >= count:
+            raise ValueError(f"packed must be padded with code 00 behind its {count} trits, got another at {column}")
+        if column >= 0:
+            raise ValueError(f"packed holds the reserved code 11 at index {storage.index_of(column, sizes)}")
+        return cls._of(flat, sizes)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def strides(self) -> Shape:
+        """Trits, not bytes, from an element to the next of each axis."""
+        return self._strides
+
+    @property
+    def dtype(self) -> np.dtype[np.int8]:
+        """What the array is for NumPy: int8, of the values -1, 0 and 1."""
+        return np.dtype(np.int8)
+
+    @property
+    def itemsize(self) -> float:
+        return 0.25
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that hold these trits, packed."""
+        return storage.byte_count(self.size)
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether the trits lie one behind the other in C order."""
+        own = zip(self.shape, self._strides, storage.c_strides(self.shape), strict=True)
+        return 0 in self.shape or all(size == 1 or step == expected for size, step, expected in own)
+
+    @property
+    def _fills_bytes(self) -> bool:
+        """Whether no other trit lies in its bytes."""
+        return self.is_contiguous and self._offset % 4 == 0 and self.size % 4 == 0
+
+    def _stream(self) -> storage.Bytes:
+        """The trits in C order from a byte on; behind them there may be others of the memory that it shares."""
+        if self.is_contiguous:
+            return storage.moved(self._data, self._offset, self.size)
+        return storage.pack(self.to_numpy())
+
+    def to_packed(self) -> Tensor:
+        """``(ceil(size / 4),)`` uint8 of codes in C order: the memory of the array where it begins at a byte and fills
+        whole bytes or all of its memory, else a copy."""
+        data = self._stream()
+        if self.size % 4 and data[-1] >> 2 * (self.size % 4):
+            data = data.copy()
+            data[-1] &= 0xFF >> 2 * (-self.size % 4)
+        return torch.from_numpy(data)
+
+    def to_numpy(self) -> storage.Trits:
+        """A dense int8 array, always a copy."""
+        if self.is_contiguous:
+            return storage.unpack(self._data, self._offset, self.size).reshape(self.shape)
+        return storage.gather(self._data, self._offset, self.shape, self._strides)
+
+    def to_torch(self, dtype: torch.dtype = torch.int8) -> Tensor:
+        """A dense tensor on the CPU."""
+        return torch.from_numpy(np.ascontiguousarray(self.to_numpy()).reshape(self.shape)).to(dtype)
+
+    def astype(self, dtype: Any) -> NDArray[Any]:
+        """A dense array of another type."""
+        return self.to_numpy().astype(dtype)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        if copy is False:
+            raise ValueError("a TernaryArray is packed: a dense array of it is always a copy; use copy=None or True")
+        return self.to_numpy() if dtype is None else self.astype(dtype)
+
+    def __dlpack__(self, **kwargs: Any) -> Any:
+        """Of a dense int8 copy: DLPack has no type of two bits."""
+        return self.to_numpy().__dlpack__(**kwargs)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (1, 0)
+
+    def view(self, change: Callable[[NDArray[np.int8]], NDArray[np.int8]]) -> TernaryArray:
+        """A view as ``change`` makes it of a NumPy array of this shape, by changing shape, strides and offset alone."""
+        memory = np.empty(1, np.int8)  # of which nothing is read
+        proxy = np.lib.stride_tricks.as_strided(memory, self.shape, self._strides, writeable=self._writeable)
+        seen = change(proxy)
+        address = seen.__array_interface__["data"][0] - proxy.__array_interface__["data"][0]
+        array = TernaryArray.__new__(TernaryArray)
+        array._set(self._data, self._offset + address, seen.shape, seen.strides, bool(seen.flags.writeable))
+        return array
+
+    def reshape(self, *shape: Any) -> TernaryArray:
+        """A view where the array `is_contiguous`, else a copy; one size may be -1."""
+        wanted = shape[0] if len(shape) == 1 and not hasattr(shape[0], "__index__") else shape
+        sizes = [operator.index(n) for n in wanted]
+        if sizes.count(-1) == 1:
+            known = math.prod(n for n in sizes if n != -1)
+            sizes[sizes.index(-1)] = self.size // known if known else -1
+        if math.prod(sizes) != self.size or min(sizes, default=0) < 0:
+            raise ValueError(f"cannot reshape {self.size} trits of shape {self.shape} into {tuple(wanted)}")
+        if not self.is_contiguous:
+            return TernaryArray._of(self._stream(), tuple(sizes))
+        array = TernaryArray.__new__(TernaryArray)
+        array._set(self._data, self._offset, tuple(sizes), storage.c_strides(tuple(sizes)), self._writeable)
+        return array
+
+    def ravel(self) -> TernaryArray:
+        return self.reshape(-1)
+
+    def flatten(self) -> TernaryArray:
+        return self.ravel().copy()
+
+    def transpose(self, *axes: Any) -> TernaryArray:
+        return self.view(lambda p: p.transpose(*axes))
+
+    def swapaxes(self, a: int, b: int) -> TernaryArray:
+        return self.view(lambda p: p.swapaxes(a, b))
+
+    def squeeze(self, axis: Any = None) -> TernaryArray:
+        return self.view(lambda p: p.squeeze(axis))
+
+    @property
+    def T(self) -> TernaryArray:
+        return self.transpose()
+
+    @property
+    def mT(self) -> TernaryArray:
+        return self.swapaxes(-1, -2)
+
+    def copy(self) -> TernaryArray:
+        return TernaryArray._of(self.to_packed().numpy().copy(), self.shape)
+
+    def __getitem__(self, key: Any) -> Any:
+        keys = key if isinstance(key, tuple) else (key,)
+        if not all(_is_basic(k) for k in keys):
+            result = self.to_numpy()[dense(key)]
+            return TernaryArray(result) if isinstance(result, np.ndarray) else result
+        found = self.view(lambda p: p[keys if any(k is Ellipsis for k in keys) else (*keys, ...)])
+        scalar = found.ndim == 0 and not any(k is Ellipsis for k in keys)
+        return found.to_numpy()[()] if scalar else found
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if not self._writeable:
+            raise ValueError("assignment destination is read-only: a broadcast shares its trits")
+        if key is Ellipsis and isinstance(value, TernaryArray) and value.shape == self.shape and self._fills_bytes:
+            self._data[self._offset // 4 :][: self.nbytes] = value._stream()
+            return
+        trits = value.to_numpy() if isinstance(value, TernaryArray) else storage.to_trits(value)
+        keys = key if isinstance(key, tuple) else (key,)
+        if all(_is_basic(k) for k in keys):
+            to = self.view(lambda p: p[keys if any(k is Ellipsis for k in keys) else (*keys, ...)])
+            trits = trits if trits.ndim <= to.ndim else np.broadcast_to(trits, to.shape)
+            storage.scatter(self._data, to._offset, to.shape, to._strides, np.broadcast_to(trits, to.shape))
+            return
+        values = self.to_numpy()
+        values[dense(key)] = trits
+        storage.scatter(self._data, self._offset, self.shape, self._strides, values)
+
+    def sum(self, axis: Any = None, dtype: Any = None, out: Any = None, keepdims: bool = False) -> Any:
+        """Exact sums, int64: `numpy.sum`."""
+        return np.sum(self, axis=axis, dtype=dtype, out=out, keepdims=keepdims)
+
+    def mean(self, axis: Any = None, dtype: Any = None, out: Any = None, keepdims: bool = False) -> Any:
+        return np.mean(self, axis=axis, dtype=dtype, out=out, keepdims=keepdims)
+
+    def prod(self, axis: Any = None, dtype: Any = None, out: Any = None, keepdims: bool = False) -> Any:
+        return np.prod(self, axis=axis, dtype=dtype, out=out, keepdims=keepdims)
+
+    def min(self, axis: Any = None, out: Any = None, keepdims: bool = False) -> Any:
+        return np.min(self, axis=axis, out=out, keepdims=keepdims)
+
+    def max(self, axis: Any = None, out: Any = None, keepdims: bool = False) -> Any:
+        return np.max(self, axis=axis, out=out, keepdims=keepdims)
+
+    def any(self, axis: Any = None, out: Any = None, keepdims: bool = False) -> Any:
+        return np.any(self, axis=axis, out=out, keepdims=keepdims)
+
+    def all(self, axis: Any = None, out: Any = None, keepdims: bool = False) -> Any:
+        return np.all(self, axis=axis, out=out, keepdims=keepdims)
+
+    def dot(self, other: Any) -> Any:
+        return np.dot(self, other)
+
+    def fill(self, value: int) -> None:
+        self[...] = value
+
+    def item(self, *index: int) -> int:
+        return int(self.to_numpy().item(*index))
+
+    def tolist(self) -> Any:
+        return self.to_numpy().tolist()
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("len() of a 0-d array")
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Any]:
+        if not self.shape:
+            raise TypeError("iteration over a 0-d array")
+        return (self[i] for i in range(len(self)))
+
+    def __contains__(self, value: Any) -> bool:
+        return bool(np.any(self.to_numpy() == dense(value)))
+
+    def __bool__(self) -> bool:
+        return bool(self.to_numpy())
+
+    def __int__(self) -> int:
+        return self.item()
+
+    def __index__(self) -> int:
+        if self.ndim:
+            raise TypeError("only 0-d arrays can be an index")
+        return self.item()
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __reduce__(self) -> Any:
+        return TernaryArray.from_packed, (self.to_packed().numpy(), self.shape)
+
+    def __copy__(self) -> TernaryArray:
+        return self.copy()
+
+    def __deepcopy__(self, memo: Any) -> TernaryArray:
+        return self.copy()
+
+    def __repr__(self) -> str:
+        if self.size > np.get_printoptions()["threshold"]:
+            return f"TernaryArray(shape={self.shape}, {self.nbytes} bytes)"
+        text = np.array2string(self.to_numpy(), separator=", ", prefix="TernaryArray(")
+        return f"TernaryArray({text})" if self.size else f"TernaryArray({text}, shape={self.shape})"
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = None, **kwargs: Any) -> Any:
+        own = UFUNCS.get(ufunc) if method == "__call__" and not kwargs else None
+        packed = own is not None and all(isinstance(x, TernaryArray) for x in inputs)
+        if own is not None and packed:
+            result = own(*inputs)
+        elif method == "at":
+            raise TypeError(f"{ufunc.__name__}.at does not write to a TernaryArray; index it and assign")
+        else:
+            result = getattr(ufunc, method)(*dense(inputs), **dense(kwargs))
+        if out is None:
+            return result
+        for to, value in zip(out, result if isinstance(result, tuple) else (result,), strict=True):
+            if to is not None:
+                to[...] = value
+        return out[0] if len(out) == 1 else out
+
+    def __array_function__(self, function: Callable[..., Any], types: Any, args: Any, kwargs: Any) -> Any:
+        own = FUNCTIONS.get(function)
+        return function(*dense(args), **dense(kwargs)) if own is None else own(*args, **kwargs)
+
+
+def _is_basic(key: Any) -> bool:
+    integer = hasattr(key, "__index__") and not isinstance(key, (bool, np.bool_, np.ndarray, TernaryArray))
+    return key is None or key is Ellipsis or isinstance(key, slice) or integer

@@ -1,0 +1,9 @@
+#include "counts_avx2.h"
+
+#define BT_PRODUCT_M 2
+#define BT_PRODUCT_N 2
+#include "plane_products.h"
+
+bt_status bt_bitplane_matmul_avx2(const bt_bitplane_matmul *p, int64_t tile_begin, int64_t tile_end) {
+    return bt_bitplane_matmul_tiles(p, tile_begin, tile_end);
+}

@@ -1,0 +1,9 @@
+#include "counts_avx512popcnt.h"
+
+#define BT_PRODUCT_M 4
+#define BT_PRODUCT_N 3
+#include "plane_products.h"
+
+bt_status bt_bitplane_matmul_avx512popcnt(const bt_bitplane_matmul *p, int64_t tile_begin, int64_t tile_end) {
+    return bt_bitplane_matmul_tiles(p, tile_begin, tile_end);
+}

@@ -1,0 +1,78 @@
+/* The frame of bitplane_matmul on a CPU, for the words and counts of the header that was included before. The file that
+ * includes this says how many rows of a and of b are multiplied at once, BT_PRODUCT_M by BT_PRODUCT_N; their counts
+ * stay in registers. */
+#ifndef BT_CPU_PLANE_PRODUCTS_H
+#define BT_CPU_PLANE_PRODUCTS_H
+
+#include "../bitplane_matmul.h"
+#include "../bitplane_pack.h"
+
+enum { BT_PLANE_WORDS = BT_PLANE_BYTES / BT_WORD_BYTES };
+
+static inline int32_t bt_total(bt_word counts) {
+    uint64_t sum = 0;
+    for (int lane = 0; lane < BT_WORD_BYTES / 8; lane++)
+        sum += counts[lane];
+    return (int32_t)(int64_t)sum;
+}
+
+/* M rows of a by N rows of b. */
+static inline __attribute__((always_inline)) void bt_plane_tile(const bt_bitplane_matmul *p, int64_t i, int64_t j,
+                                                                const int M, const int N) {
+    const uint8_t *const a = p->a + i * p->lda, *const b = p->b + j * p->ldb;
+    bt_word wide[BT_PRODUCT_M][BT_PRODUCT_N];
+    memset(wide, 0, sizeof wide);
+    for (int64_t block = 0; block < p->blocks;) {
+        const int64_t run = BT_COUNT_RUN / BT_PLANE_WORDS;
+        const int64_t end = p->blocks - block < run ? p->blocks : block + run;
+        bt_word both[BT_PRODUCT_M][BT_PRODUCT_N], opposite[BT_PRODUCT_M][BT_PRODUCT_N];
+        memset(both, 0, sizeof both);
+        memset(opposite, 0, sizeof opposite);
+        for (; block < end; block++)
+#pragma GCC unroll 1
+            for (int w = 0; w < BT_PLANE_WORDS; w++) {
+                const int64_t at = block * BT_BLOCK_BYTES + w * BT_WORD_BYTES;
+                for (int c = 0; c < N; c++) {
+                    const bt_word magnitude = bt_load_word(b + c * p->ldb + at);
+                    const bt_word sign = bt_load_word(b + c * p->ldb + at + BT_PLANE_BYTES);
+                    for (int r = 0; r < M; r++) {
+                        const bt_word m = magnitude & bt_load_word(a + r * p->lda + at);
+                        const bt_word s = sign ^ bt_load_word(a + r * p->lda + at + BT_PLANE_BYTES);
+                        both[r][c] = bt_add_counts(both[r][c], bt_bits(m));
+                        opposite[r][c] = bt_add_counts(opposite[r][c], bt_bits(m & s));
+                    }
+                }
+            }
+        for (int r = 0; r < M; r++)
+            for (int c = 0; c < N; c++)
+                wide[r][c] += bt_widen(both[r][c]) - 2 * bt_widen(opposite[r][c]);
+    }
+    for (int r = 0; r < M; r++)
+        for (int c = 0; c < N; c++)
+            p->y[(i + r) * p->ldy + j + c] = bt_total(wide[r][c]);
+}
+
+/* All rows [m0, m1) of a by N rows of b. */
+static inline __attribute__((always_inline)) void bt_plane_rows(const bt_bitplane_matmul *p, const bt_tile *t,
+                                                                int64_t j, const int N) {
+    int64_t i = t->m0;
+    for (; i + BT_PRODUCT_M <= t->m1; i += BT_PRODUCT_M)
+        bt_plane_tile(p, i, j, BT_PRODUCT_M, N);
+    for (; i < t->m1; i++)
+        bt_plane_tile(p, i, j, 1, N);
+}
+
+static inline __attribute__((always_inline)) bt_status bt_bitplane_matmul_tiles(const bt_bitplane_matmul *p,
+                                                                                int64_t tile_begin, int64_t tile_end) {
+    for (int64_t index = tile_begin; index < tile_end; index++) {
+        const bt_tile t = bt_tile_at(p->m, p->n, index);
+        int64_t j = t.n0;
+        for (; j + BT_PRODUCT_N <= t.n1; j += BT_PRODUCT_N)
+            bt_plane_rows(p, &t, j, BT_PRODUCT_N);
+        for (; j < t.n1; j++)
+            bt_plane_rows(p, &t, j, 1);
+    }
+    return BT_OK;
+}
+
+#endif

@@ -1,0 +1,57 @@
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from bittorch.array import TernaryArray
+from tests.array.arrays import assert_same, few, shifted, trits
+
+
+@few
+@given(st.data())
+def test_matmul_is_exact(data: Any) -> None:
+    given_shapes = data.draw(hnp.mutually_broadcastable_shapes(signature=np.matmul.signature, max_dims=2, max_side=6))
+    a, b = (data.draw(trits(shape)) for shape in given_shapes.input_shapes)
+    expected = np.matmul(a.astype(np.int32), b.astype(np.int32))
+    assert_same(shifted(a) @ TernaryArray(b), expected)
+    assert_same(np.matmul(TernaryArray(a), shifted(b)), expected)
+
+
+def test_long_sums_do_not_wrap_as_int8_does() -> None:
+    a = TernaryArray.full((3, 1000), 1)
+    assert_same(a @ -a.T, np.full((3, 3), -1000, np.int32))
+
+
+def test_dot_inner_and_tensordot() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(-1, 2, (3, 4, 5), np.int8), rng.integers(-1, 2, (5, 4, 2), np.int8)
+    x, y, wide_a, wide_b = TernaryArray(a), TernaryArray(b), a.astype(np.int32), b.astype(np.int32)
+    for axes in (1, ([1, 2], [1, 0]), ((2,), (0,)), (-1, 0), 0):
+        assert_same(np.tensordot(x, y, axes), np.tensordot(wide_a, wide_b, axes))
+    assert_same(np.dot(x, y.swapaxes(0, 1)), np.dot(wide_a, wide_b.swapaxes(0, 1)))
+    assert_same(x[0].dot(y[:, 0, 0]), wide_a[0].dot(wide_b[:, 0, 0]))
+    assert_same(np.dot(x[0, 0], y[:, 0, 0]), np.dot(wide_a[0, 0], wide_b[:, 0, 0]))
+    assert_same(np.inner(x, x[0]), np.inner(wide_a, wide_a[0]))
+    assert_same(np.dot(x, TernaryArray(-1)), -wide_a)
+
+
+def test_a_dense_operand_gives_numpys_product() -> None:
+    a, w = np.array([[1, -1, 0], [0, 1, 1]], np.int8), np.linspace(0, 1, 6, dtype=np.float32).reshape(3, 2)
+    x = TernaryArray(a)
+    assert_same(x @ w, a @ w)
+    assert_same(w.T @ x.T, w.T @ a.T)
+    assert_same(np.dot(x, w), np.dot(a, w))
+    assert_same(np.tensordot(x, w, 1), np.tensordot(a, w, 1))
+
+
+def test_shapes_that_do_not_go_together_are_refused() -> None:
+    a = TernaryArray.zeros((2, 3))
+    with pytest.raises(ValueError, match=r"\(2, 3\) by \(2, 3\): 3 columns meet 2 rows"):
+        a @ a
+    with pytest.raises(ValueError, match="at least one dimension"):
+        a @ TernaryArray(1)
+    with pytest.raises(ValueError, match="differ along axes"):
+        np.tensordot(a, a, 1)
