@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from bittorch import ops
 from bittorch.array.reductions import rows_of
@@ -15,10 +16,17 @@ from bittorch.array.ternary_array import TernaryArray, dense, implements
 _Ints = NDArray[np.int32]
 
 
+def _rows(a: TernaryArray) -> Tensor:
+    """Packed rows of a matrix; those of a transpose come from the packed codes too."""
+    if a.T.is_contiguous and not a.is_contiguous:
+        return ops.ternary_transpose(rows_of(a.T, a.shape[0]), a.shape[0])
+    return rows_of(a, a.shape[1])
+
+
 def _product(a: TernaryArray, b: TernaryArray) -> _Ints:
     """(m, n) of (m, k) and (n, k)."""
     columns = a.shape[1]
-    product: _Ints = ops.bitplane_matmul(rows_of(a, columns), rows_of(b, columns), columns).numpy()
+    product: _Ints = ops.bitplane_matmul(_rows(a), _rows(b), columns).numpy()
     return product
 
 
