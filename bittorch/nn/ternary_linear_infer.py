@@ -127,6 +127,15 @@ class TernaryLinearInference(PackedLayer):
         """The dense weight ``(out_features, in_features)`` that the layer multiplies by, rounded once to ``dtype``."""
         return unpack_trit_planes(self.weight_packed, self.scale, self.depth, self.in_features, dtype)
 
+    @property
+    def W_q(self) -> Tensor:
+        """The packed codes, by a name from which PEFT knows that `dequantize` has the weight."""
+        return self.weight_packed
+
+    def dequantize(self) -> Tensor:
+        """`dequantized_weight`, for PEFT."""
+        return self.dequantized_weight()
+
     def forward(self, input: Tensor, norm: nn.RMSNorm | None = None) -> Tensor:
         norm_weight, norm_eps = None, None
         if norm is not None and not isinstance(norm, torch.fx.Proxy):  # as the root of a trace, which has none

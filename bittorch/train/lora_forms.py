@@ -89,7 +89,7 @@ def grid(x: Tensor, layer: TernaryLinearInference, delta: Tensor, scale: Tensor)
 
     The gradient of a code is ``scale`` times that of the dense weight, straight through; that of the scale is exact.
     """
-    codes = _GridCodes.apply(_codes(layer) + delta)
+    codes, scale = _GridCodes.apply(_codes(layer) + delta), scale.float()
     dense = (codes * _expanded(scale, layer.in_features)).to(x.dtype)
     packed = ops.ternary_pack(codes.detach().to(torch.int8))
     bits = layer.activation_bits or 0
