@@ -74,6 +74,10 @@ class TernaryConfig(QuantizationConfigMixin):
             )
         if unknown := sorted(record.keys() - set(_RECORD)):
             raise TypeError(f"TernaryConfig has no argument {', '.join(unknown)}")
+        if record and record.get("stored") != STORED:
+            raise ValueError(
+                f"the quantization_config has stored {record.get('stored')!r:.40}, and only {STORED!r} is known"
+            )
         self.quant_method: Any = METHOD
         self.version = version
         self.method, self.depth, self.threshold_factor, self.scale = method, depth, threshold_factor, scale

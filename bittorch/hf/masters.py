@@ -24,16 +24,22 @@ def _described(
             "because quantize_ was given parts of the model; call quantize_ on the whole model, with filter_fn"
         )
     modules, prefix = dict(model.named_modules()), f"{model.base_model_prefix}."
+    lacking: list[str] = []
     found: dict[str, list[tuple[TernaryQuantConfig, list[float]]]] = {}
     try:
         configs = [TernaryQuantConfig.from_dict(values) for values in record["configs"]]
         for entry in record["layers"]:
             names = (entry["name"], entry["name"].removeprefix(prefix), prefix + entry["name"])
             name = next((name for name in names if name in modules), None)
-            if name is not None:  # else a head of which the base alone is loaded, or the other way round
-                found.setdefault(name, []).append((configs[entry["config"]], [float(v) for v in entry["sample"]]))
+            if name is None:
+                lacking.append(entry["name"])
+                continue
+            found.setdefault(name, []).append((configs[entry["config"]], [float(v) for v in entry["sample"]]))
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"the quantization_config of bittorch is damaged: {error!r}") from None
+    whole = not found or any(name.startswith(prefix) for name in found)  # else the base alone, of a model with a head
+    if lacking and (whole or any(name.startswith(prefix) for name in lacking)):
+        raise ValueError(f"the record names {lacking[0]!r} as a ternary layer, which {type(model).__name__} lacks")
     return found
 
 
@@ -57,10 +63,14 @@ def finish(model: PreTrainedModel, record: Mapping[str, Any]) -> None:
     """Makes the loaded model one that `bittorch.quantize_` made.
 
     Raises:
-        ValueError: weights that are not those of the record.
+        ValueError: weights that are missing, or not those of the record.
     """
     for name, described in _described(record, model).items():
-        weight = model.get_submodule(name).weight
+        layer = model.get_submodule(name)
+        for key, parameter in layer.named_parameters(recurse=False):
+            if not getattr(parameter, "_is_hf_initialized", False):  # transformers marks what it has loaded
+                raise ValueError(f"the record names {name} as ternary, but the files hold no {name}.{key}")
+        weight = layer.weight
         assert isinstance(weight, torch.Tensor)
         stored = sample(weight)
         samples = [

@@ -18,7 +18,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_
 from bittorch.hf import masters
 from bittorch.hf.config import TernaryConfig
 from bittorch.hf.selection import chosen_modules, sizes
-from bittorch.hf.stored import Files, check_values, metadata_of, place_layers
+from bittorch.hf.stored import Files, check_note, check_values, metadata_of, place_layers
 from bittorch.nn import PackedLayer, TernaryConv2d, TernaryLinear, TernaryLinearInference
 from bittorch.utils.export import export_linear_to_inference
 from bittorch.utils.transformers_config import METHOD, call_for_packed, is_refused, packed_models
@@ -99,6 +99,7 @@ class TernaryHfQuantizer(HfQuantizer):
         if config.of_masters:
             masters.place_layers(model, config.record or {})
         elif self.pre_quantized:
+            check_note(model.config)
             self._files = Files(checkpoint_files, model)
             place_layers(model, self._files, self.dtype)
         else:

@@ -66,6 +66,11 @@ class Files:
                     entry = file.get_slice(name)
                     self.tensors[name] = Stored(path, entry.get_dtype(), tuple(entry.get_shape()))
         self.path = found[0].parent
+        if blocks := [name for name in self.tensors if name.endswith("_blocks")]:
+            raise ValueError(
+                f"{self.path} holds {blocks[0]}, in blocks that transformers cannot look up; open it by "
+                "bittorch.models.LanguageModel"
+            )
 
     def name_of(self, name: str) -> str | None:
         """The name in the files of a tensor of the model."""
@@ -80,6 +85,18 @@ class Files:
         with safe_open(self.tensors[stored].file, framework="pt") as file:
             tensor: Tensor = file.get_tensor(stored)
         return tensor
+
+
+def check_note(config: object) -> None:
+    """Raises where config.json says what `bittorch.models.LanguageModel` computes and transformers does not."""
+    found = getattr(config, "bittorch", None)
+    note = found if isinstance(found, dict) else {}
+    for key in ("hadamard", "input_norm_eps"):
+        if note.get(key):
+            raise ValueError(
+                f"config.json says {key!r} under 'bittorch', which transformers does not compute, so its outputs would "
+                "be wrong; open the folder by bittorch.models.LanguageModel"
+            )
 
 
 def place_layers(model: PreTrainedModel, files: Files, dtype: torch.dtype) -> None:

@@ -70,9 +70,9 @@ class LoraLinear(nn.Module):
         self.active = None if self.active == name else self.active
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """The values of an adapter, by the names that files have."""
+        """The values of an adapter in float32, by the names that files have."""
         parts = {"lora_A": self.lora_A, "lora_B": self.lora_B, "lora_scale": self.lora_scale}
-        return {key: values[name].detach() for key, values in parts.items() if name in values}
+        return {key: values[name].detach().float() for key, values in parts.items() if name in values}
 
     def delta(self, name: str) -> Tensor:
         """``k B A``."""

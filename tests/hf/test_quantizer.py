@@ -326,10 +326,50 @@ def test_masters_load_as_layers_to_train(tmp_path: Path) -> None:
         with torch.inference_mode():
             opened = LanguageModel.from_pretrained(tmp_path / "again", tokenizer=False)(tiny.IDS)
         helpers.assert_same_bits(opened, tiny.logits(model))
+    base = AutoModel.from_pretrained(tmp_path / "masters")
+    with torch.inference_mode():
+        helpers.assert_same_bits(base(tiny.IDS)[0], again.model(tiny.IDS)[0])
     tiny.saved(tiny.llama(), tmp_path / "other")
     (tmp_path / "other" / "config.json").write_text((tmp_path / "masters" / "config.json").read_text())
     with pytest.raises(ValueError, match="its weight is not that of the ternary layer"):
         AutoCausal.from_pretrained(tmp_path / "other")
+
+
+def test_masters_that_are_not_whole_are_refused(tmp_path: Path) -> None:
+    model = tiny.llama()
+    bittorch.quantize_(model, TernaryQuantConfig(method="lsq"), skip="lm_head")
+    tiny.saved(model, tmp_path / "masters")
+    for key in ("weight", "weight_scale"):
+        folder = _damaged(tmp_path / "masters", tmp_path / key, lambda t, key=key: t.pop(f"{UP}.{key}"))
+        with pytest.raises(ValueError, match=f"the files hold no {UP}.{key}"):
+            AutoCausal.from_pretrained(folder)
+    values = json.loads((tmp_path / "masters" / "config.json").read_text())
+    record = values["quantization_config"]
+    for change, text in (
+        ({"stored": "planes"}, "has stored 'planes', and only 'masters' is known"),
+        ({"unnamed": 2}, "masters of 2 ternary layers whose names it does not record"),
+        ({"layers": [{**record["layers"][0], "name": f"{tiny.Q_PROJ}.base_layer"}]}, "which LlamaForCausalLM lacks"),
+        ({"layers": [{**record["layers"][0], "name": "model.norm"}]}, "but the model has LlamaRMSNorm"),
+        ({"configs": []}, "quantization_config of bittorch is damaged"),
+    ):
+        values["quantization_config"] = {**record, **change}
+        (tmp_path / "masters" / "config.json").write_text(json.dumps(values))
+        with pytest.raises(ValueError, match=text):
+            AutoCausal.from_pretrained(tmp_path / "masters")
+
+
+def test_folders_that_only_bittorch_computes_are_refused(packed: Path, tmp_path: Path) -> None:
+    def blocks(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.embed_tokens.weight_blocks"] = torch.zeros(96, 34, dtype=torch.uint8)
+
+    folder = _damaged(packed, tmp_path / "blocks", blocks)
+    with pytest.raises(ValueError, match=r"weight_blocks, in blocks that transformers cannot look up"):
+        AutoCausal.from_pretrained(folder)
+    values = json.loads((packed / "config.json").read_text())
+    values["bittorch"] = {"hadamard": {"version": 1}}
+    (folder / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="says 'hadamard' under 'bittorch', which transformers does not compute"):
+        AutoCausal.from_pretrained(folder)
 
 
 def test_a_model_goes_back_to_dense(dense: Path, packed: Path, tmp_path: Path) -> None:
