@@ -26,6 +26,8 @@ def _operands(a: TernaryArray, b: TernaryArray) -> tuple[Tensor, Tensor, int, tu
 
     One that repeats along leading axes, and fills whole bytes, is one row for all; others are broadcast by copying.
     """
+    if a.shape == b.shape:
+        return _rows(a, 1), _rows(b, 1), a.size, a.shape
     shape = np.broadcast_shapes(a.shape, b.shape)
     size = math.prod(shape)
     both = (a, b) if a.size <= b.size else (b, a)
@@ -33,7 +35,7 @@ def _operands(a: TernaryArray, b: TernaryArray) -> tuple[Tensor, Tensor, int, tu
     period = small.size
     repeats = small.shape == (1,) * (small.ndim - len(tail := _stripped(small.shape))) + tail
     leading = repeats and tail == shape[len(shape) - len(tail) :]
-    if a.shape != b.shape and large.shape == shape and leading and period % 4 == 0 and 0 < period < size:
+    if large.shape == shape and leading and period % 4 == 0 and 0 < period < size:
         rows = {id(small): _rows(small, 1), id(large): _rows(large, size // period)}
         return rows[id(a)], rows[id(b)], period, shape
     wide = [x if x.shape == shape else x.view(lambda p: np.broadcast_to(p, shape)) for x in (a, b)]

@@ -38,6 +38,9 @@ def matmul(a: TernaryArray, b: TernaryArray) -> Any:
     left, right = a.reshape(1, -1) if a.ndim == 1 else a, b.reshape(-1, 1) if b.ndim == 1 else b
     if left.shape[-1] != right.shape[-2]:
         raise ValueError(f"matmul: {a.shape} by {b.shape}: {left.shape[-1]} columns meet {right.shape[-2]} rows")
+    if left.ndim == right.ndim == 2:
+        y = _product(left, right.T)
+        return y.reshape(y.shape[: 2 - (b.ndim == 1)][a.ndim == 1 :])[()]
     batch = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
     lefts = left.view(lambda p: np.broadcast_to(p, batch + p.shape[-2:]))
     rights = right.mT.view(lambda p: np.broadcast_to(p, batch + p.shape[-2:]))

@@ -47,7 +47,8 @@ def _counts(a: TernaryArray, axis: Any, keepdims: bool) -> tuple[_Counts, _Count
     shape = tuple(1 if d in axes else a.shape[d] for d in range(a.ndim) if keepdims or d not in axes)
     if math.prod(shape) * count == 0:
         return np.zeros(shape, np.int64), np.zeros(shape, np.int64), count
-    ordered = a.transpose(kept + sorted(axes)) if a.ndim else a
+    order = kept + sorted(axes)
+    ordered = a if order == list(range(a.ndim)) else a.transpose(order)
     counts = ops.trit_reduce(rows_of(ordered, count), None, count).numpy()
     return counts[:, 0].reshape(shape), counts[:, 1].reshape(shape), count
 

@@ -56,11 +56,13 @@ class TernaryArray(np.lib.mixins.NDArrayOperatorsMixin):
         ValueError: another value, with its index. TypeError: no numbers.
     """
 
-    __slots__ = ("_data", "_offset", "_strides", "_writeable", "shape")
+    __slots__ = ("_data", "_offset", "_strides", "_writeable", "is_contiguous", "shape", "size")
     __hash__ = None  # type: ignore[assignment]
     __array_priority__ = 100
 
     shape: Shape
+    size: int
+    is_contiguous: bool  # whether the trits lie one behind the other in C order
 
     def __init__(self, values: Any) -> None:
         trits = values.to_numpy() if isinstance(values, TernaryArray) else storage.to_trits(values)
@@ -68,6 +70,11 @@ class TernaryArray(np.lib.mixins.NDArrayOperatorsMixin):
 
     def _set(self, data: storage.Bytes, offset: int, shape: Shape, strides: Shape, writeable: bool) -> None:
         self._data, self._offset, self.shape, self._strides, self._writeable = data, offset, shape, strides, writeable
+        self.size = math.prod(shape)
+        self.is_contiguous = strides == (own := storage.c_strides(shape)) or (
+            all(size == 1 or step == expected for size, step, expected in zip(shape, strides, own, strict=True))
+            or self.size == 0
+        )
 
     @classmethod
     def _of(cls, data: storage.Bytes, shape: Shape) -> TernaryArray:
@@ -141,10 +148,6 @@ class TernaryArray(np.lib.mixins.NDArrayOperatorsMixin):
         return len(self.shape)
 
     @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-    @property
     def strides(self) -> Shape:
         """Trits, not bytes, from an element to the next of each axis."""
         return self._strides
@@ -162,12 +165,6 @@ class TernaryArray(np.lib.mixins.NDArrayOperatorsMixin):
     def nbytes(self) -> int:
         """Bytes that hold these trits, packed."""
         return storage.byte_count(self.size)
-
-    @property
-    def is_contiguous(self) -> bool:
-        """Whether the trits lie one behind the other in C order."""
-        own = zip(self.shape, self._strides, storage.c_strides(self.shape), strict=True)
-        return 0 in self.shape or all(size == 1 or step == expected for size, step, expected in own)
 
     @property
     def _fills_bytes(self) -> bool:

@@ -1,8 +1,9 @@
 /* CPU time of one thread. Both products with the step that prepares the activations, in Gop/s = 2 m n k / time; that
  * step of the float product alone; ternary_quantize, in GB/s of the weights, which it reads twice and which are
  * counted once, beside a sum of the same weights; and ternary_pack, ternary_unpack and ternary_check, in GB/s of what
- * is read and written. A row of the table is run for about 0.1 s three times and the best counts; the scalar rows,
- * which are slow, run once. `bench products`, `bench quantize` and `bench pack` do a part of it. */
+ * is read and written; and ops of trits, in G trits/s or Gop/s. A row of the table is run for about 0.1 s three times
+ * and the best counts; the scalar rows, which are slow, run once. `bench products`, `bench quantize`, `bench pack` and
+ * `bench trits` do a part of it. */
 #define _POSIX_C_SOURCE 199309L
 #include "../../csrc/dispatch/kernel_table.h"
 #include "../../csrc/kernels/cpu/half.h"
@@ -311,6 +312,51 @@ static void measure_pack(int64_t n, int64_t k) {
     free(codes), free(packed), free(scale), free(y), free(column);
 }
 
+typedef struct trits_t {
+    bt_trit_elementwise each;
+    bt_trit_reduce counts;
+    bt_bitplane_matmul product;
+} trits_t;
+
+enum { TRITS_AT_ONCE = 20 };
+
+static void run_trits(const bt_kernel *kernel, const void *problem, int64_t group) {
+    const trits_t *t = problem;
+    (void)group;
+    for (int i = 0; i < TRITS_AT_ONCE && kernel->op == BT_OP_trit_elementwise; i++)
+        ((bt_trit_elementwise_fn *)kernel->run)(&t->each, 0, bt_trit_chunks(t->each.k));
+    for (int i = 0; i < TRITS_AT_ONCE && kernel->op == BT_OP_trit_reduce; i++)
+        ((bt_trit_reduce_fn *)kernel->run)(&t->counts, 0, bt_reduce_chunks(t->counts.k));
+    for (int i = 0; i < TRITS_AT_ONCE && kernel->op == BT_OP_bitplane_matmul; i++)
+        ((bt_bitplane_matmul_fn *)kernel->run)(&t->product, 0, bt_tiles(t->product.m, t->product.n));
+}
+
+static void print_trits(const bt_kernel *kernel, const trits_t *t, double work) {
+    const double time = seconds(run_trits, kernel, t, 0) / TRITS_AT_ONCE;
+    printf("%4ld x %4ld x %6ld  %-16s %-12s %7.1f G/s %9.0f ns\n", (long)t->product.m, (long)t->product.n,
+           (long)t->each.k, bt_op_name(kernel->op), kernel->variant, 1e-9 * work / time, 1e9 * time);
+}
+
+/* Element-wise and dot products of k trits, or with several rows products of m by n. */
+static void measure_trits(int64_t m, int64_t n, int64_t k) {
+    const int64_t blocks = bt_div_up(k, BT_PLANE_TRITS), ld = blocks * BT_BLOCK_BYTES;
+    uint8_t *a = allocate(m * ld, 1), *b = allocate(n * ld, 1), *y = allocate(m * ld, 1);
+    int64_t *counts = allocate(2 * bt_reduce_chunks(k), sizeof *counts);
+    int32_t *product = allocate(m * n, sizeof *product);
+    trits_t t = {{.a = a, .b = b, .y = y, .n = 1, .k = k, .function = BT_TRIT_mul},
+                 {.a = a, .b = b, .counts = counts, .n = 1, .k = k},
+                 {.a = a, .b = b, .y = product, .m = m, .n = n, .blocks = blocks, .lda = ld, .ldb = ld, .ldy = n}};
+    memset(a, 0x19, (size_t)(m * ld)), memset(b, 0x61, (size_t)(n * ld)), memset(y, 0, (size_t)(m * ld));
+    for (const bt_kernel *kernel = bt_kernels; kernel < bt_kernels + bt_kernel_count; kernel++) {
+        if (kernel->device != BT_CPU || !bt_kernel_usable(kernel))
+            continue;
+        if (n > 1 ? kernel->op == BT_OP_bitplane_matmul
+                  : kernel->op == BT_OP_trit_elementwise || kernel->op == BT_OP_trit_reduce)
+            print_trits(kernel, &t, n > 1 ? 2.0 * (double)(m * n * k) : (double)k);
+    }
+    free(a), free(b), free(y), free(counts), free(product);
+}
+
 static void measure_products(void) {
     measure(1, 2560, 2560);
     measure(8, 2560, 2560);
@@ -341,6 +387,14 @@ int main(int argc, char **argv) {
     if (wanted(argc, argv, "pack")) {
         measure_pack(256, 2560);
         measure_pack(8192, 8192);
+    }
+    if (wanted(argc, argv, "trits")) {
+        measure_trits(1, 1, 10000);
+        measure_trits(1, 1, 655360);
+        measure_trits(1, 2560, 2560);
+        measure_trits(8, 2560, 2560);
+        measure_trits(32, 2560, 2560);
+        measure_trits(1024, 1024, 1024);
     }
     return 0;
 }

@@ -22,5 +22,10 @@ BT_ALWAYS_INLINE bt_word bt_add_counts(bt_word a, bt_word b) {
 BT_ALWAYS_INLINE bt_word bt_widen(bt_word counts) {
     return (bt_word)_mm256_sad_epu8((__m256i)counts, _mm256_setzero_si256());
 }
+BT_ALWAYS_INLINE uint64_t bt_total(bt_word counts) {
+    const __m128i half =
+        _mm_add_epi64(_mm256_castsi256_si128((__m256i)counts), _mm256_extracti128_si256((__m256i)counts, 1));
+    return (uint64_t)_mm_cvtsi128_si64(half) + (uint64_t)_mm_extract_epi64(half, 1);
+}
 
 #endif

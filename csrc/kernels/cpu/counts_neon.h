@@ -18,5 +18,8 @@ static inline bt_word bt_add_counts(bt_word a, bt_word b) {
 static inline bt_word bt_widen(bt_word counts) {
     return (bt_word)vpaddlq_u32(vpaddlq_u16(vpaddlq_u8((uint8x16_t)counts)));
 }
+static inline uint64_t bt_total(bt_word counts) {
+    return counts[0] + counts[1];
+}
 
 #endif

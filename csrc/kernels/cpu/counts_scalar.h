@@ -1,5 +1,5 @@
-/* Counting the bits of a word: bt_bits() in lanes that BT_COUNT_RUN words may be added to, bt_widen() as 64-bit ones.
- */
+/* Counting the bits of a word: bt_bits() in lanes that BT_COUNT_RUN words may be added to, bt_widen() as 64-bit ones,
+ * bt_total() the sum of these. */
 #ifndef BT_CPU_COUNTS_SCALAR_H
 #define BT_CPU_COUNTS_SCALAR_H
 
@@ -16,6 +16,9 @@ static inline bt_word bt_add_counts(bt_word a, bt_word b) {
 }
 static inline bt_word bt_widen(bt_word counts) {
     return counts;
+}
+static inline uint64_t bt_total(bt_word counts) {
+    return counts[0];
 }
 
 #endif

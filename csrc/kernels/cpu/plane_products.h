@@ -9,13 +9,6 @@
 
 enum { BT_PLANE_WORDS = BT_PLANE_BYTES / BT_WORD_BYTES };
 
-static inline int32_t bt_total(bt_word counts) {
-    uint64_t sum = 0;
-    for (int lane = 0; lane < BT_WORD_BYTES / 8; lane++)
-        sum += counts[lane];
-    return (int32_t)(int64_t)sum;
-}
-
 /* M rows of a by N rows of b. */
 static inline __attribute__((always_inline)) void bt_plane_tile(const bt_bitplane_matmul *p, int64_t i, int64_t j,
                                                                 const int M, const int N) {
@@ -49,7 +42,7 @@ static inline __attribute__((always_inline)) void bt_plane_tile(const bt_bitplan
     }
     for (int r = 0; r < M; r++)
         for (int c = 0; c < N; c++)
-            p->y[(i + r) * p->ldy + j + c] = bt_total(wide[r][c]);
+            p->y[(i + r) * p->ldy + j + c] = (int32_t)(int64_t)bt_total(wide[r][c]);
 }
 
 /* All rows [m0, m1) of a by N rows of b. */

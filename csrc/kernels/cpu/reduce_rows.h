@@ -39,10 +39,8 @@ static inline __attribute__((always_inline)) void bt_count_bytes(const uint8_t *
     last[left - 1] &= (uint8_t)mask;
     bt_count_word(bt_load_word(last), bt_load_part((product ? b : a) + words * BT_WORD_BYTES, left), product, &sums);
     bt_widen_counts(&sums, &wide);
-    for (int lane = 0; lane < BT_WORD_BYTES / 8; lane++) {
-        counts[0] += (int64_t)wide.plus[lane];
-        counts[1] += (int64_t)wide.minus[lane];
-    }
+    counts[0] = (int64_t)bt_total(wide.plus);
+    counts[1] = (int64_t)bt_total(wide.minus);
 }
 
 static inline __attribute__((always_inline)) bt_status bt_trit_reduce_tiles(const bt_trit_reduce *p, int64_t tile_begin,
