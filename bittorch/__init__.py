@@ -38,6 +38,7 @@ from bittorch.quant import (
     ternary_quantize_ste,
 )
 from bittorch.utils import (
+    Calibration,
     export_conv2d_to_inference,
     export_for_inference,
     export_linear_to_inference,
@@ -49,6 +50,7 @@ from bittorch.utils import (
 
 # Without the modules: a star import would put them in the place of torch's nn, or of a train and utils of the caller.
 __all__ = [
+    "Calibration",
     "TernaryConv2d",
     "TernaryConv2dInference",
     "TernaryEmbeddingInference",

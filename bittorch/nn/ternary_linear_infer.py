@@ -75,7 +75,11 @@ class TernaryLinearInference(PackedLayer):
 
     @classmethod
     def from_linear(
-        cls, linear: nn.Linear, depth: int, config: TernaryQuantConfig | None = None
+        cls,
+        linear: nn.Linear,
+        depth: int,
+        config: TernaryQuantConfig | None = None,
+        planes: tuple[Tensor, Tensor] | None = None,
     ) -> TernaryLinearInference:
         """The weight of ``linear`` as trit planes, without training.
 
@@ -83,6 +87,7 @@ class TernaryLinearInference(PackedLayer):
             linear: any linear layer; it is not touched, and its bias is copied.
             depth: planes, 1 to 6.
             config: granularity, group_size and activation_bits count. One scale for the tensor stands in each row.
+            planes: packed rows and scales, where they are chosen already; of `bittorch.quant.pack_trit_planes`.
 
         Raises:
             TypeError: a depth that is not an integer, a weight that is not floating.
@@ -95,7 +100,7 @@ class TernaryLinearInference(PackedLayer):
         weight = gathered(linear.weight).detach()
         if weight.device.type == "meta":
             raise ValueError("the weight is on the meta device and has no values; load them first")
-        planes = pack_trit_planes(weight, depth, *config.grouping)
+        planes = pack_trit_planes(weight, depth, *config.grouping) if planes is None else planes
         sizes = linear.in_features, linear.out_features, linear.bias is not None
         layer = cls(*sizes, activation_bits=config.activation_bits, depth=depth, device="meta")
         layer.weight_packed, layer.scale = planes

@@ -1,6 +1,7 @@
 """Quantisers: what a weight becomes. `ternary_quantize` is the function, `TernaryQuantizer` the object."""
 
 from bittorch.quant.base import QuantConfig, Quantizer, QuantType
+from bittorch.quant.compensated import compensated_integers
 from bittorch.quant.int4 import Int4QuantConfig
 from bittorch.quant.ternary import (
     TernaryQuantConfig,
@@ -26,6 +27,7 @@ __all__ = [
     "TernaryQuantConfig",
     "TernaryQuantizer",
     "check_depth",
+    "compensated_integers",
     "from_trit_planes",
     "pack_ternary",
     "pack_trit_planes",

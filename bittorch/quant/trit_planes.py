@@ -123,12 +123,17 @@ def trit_planes(
         ValueError: a depth out of range, another number of dimensions, NaN or Inf, groups that do not divide a row.
     """
     q, scale = grid_integers(weight, depth, granularity, group_size)
-    planes = torch.empty((int(depth), *q.shape), dtype=torch.int8, device=q.device)
+    return _digits(q, int(depth)), scale
+
+
+def _digits(q: Tensor, depth: int) -> Tensor:
+    """The balanced ternary digits of integers."""
+    planes = torch.empty((depth, *q.shape), dtype=torch.int8, device=q.device)
     for plane in planes:
         rest = (q / 3).round()  # the fraction is 0 or a third, far from a half
         plane.copy_(q - 3 * rest)
         q = rest
-    return planes, scale
+    return planes
 
 
 def from_trit_planes(planes: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -151,12 +156,16 @@ def pack_trit_planes(
         uint8 ``(depth * out_features, ceil(in_features / 4))`` and the float32 scale, ``(depth * out_features,)`` or
         ``(depth * out_features, groups)``. One scale for the tensor stands in each row; at depth 1 it stays ``(1,)``.
     """
-    planes, scale = trit_planes(weight, depth, granularity, group_size)
-    w_packed = ops.ternary_pack(planes.flatten(0, 1))
-    if len(planes) == 1:
+    return pack_grid(*grid_integers(weight, depth, granularity, group_size), int(depth))
+
+
+def pack_grid(q: Tensor, scale: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+    """`pack_trit_planes` of integers and a scale that are chosen already, as `grid_integers` gives them."""
+    w_packed = ops.ternary_pack(_digits(q, depth).flatten(0, 1))
+    if depth == 1:
         return w_packed, scale
-    scale = scale.expand(weight.shape[0]) if scale.dim() == 1 else scale
-    powers = 3.0 ** torch.arange(len(planes), dtype=torch.float64, device=scale.device)
+    scale = scale.expand(len(q)) if scale.dim() == 1 else scale
+    powers = 3.0 ** torch.arange(depth, dtype=torch.float64, device=scale.device)
     return w_packed, (powers.view(-1, *[1] * scale.dim()) * scale.double()).float().flatten(0, 1)
 
 

@@ -2,6 +2,7 @@
 
 from bittorch.utils.accuracy_doctor import AccuracyDoctor, Finding
 from bittorch.utils.batch_norm import fold_batch_norm_
+from bittorch.utils.calibration import Calibration
 from bittorch.utils.checkpoint import load_ternary_inference_checkpoint, save_ternary_inference_checkpoint
 from bittorch.utils.conversion_report import ConversionReport, LeftLayer, conversion_report
 from bittorch.utils.convert import quantize_, quantize_model
@@ -10,6 +11,7 @@ from bittorch.utils.summary import LayerSummary, ModelSummary, summary
 
 __all__ = [
     "AccuracyDoctor",
+    "Calibration",
     "ConversionReport",
     "Finding",
     "LayerSummary",

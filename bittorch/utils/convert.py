@@ -6,7 +6,7 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -14,6 +14,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from bittorch.nn import PackedLayer, TernaryConv2d, TernaryLinear, call_ternary_layers
 from bittorch.quant import TernaryQuantConfig
 from bittorch.utils.adapters import adapter_of, adapter_parts
+from bittorch.utils.calibration import Calibration, Planes, calibrated_planes, check_layer
 from bittorch.utils.conversion_checks import check_arguments, check_layers, check_not_compiled
 from bittorch.utils.conversion_report import ConversionReport, make_report, note_left
 from bittorch.utils.copies import check_copy, copied
@@ -25,6 +26,7 @@ from bittorch.utils.transformers_config import note_for_transformers
 from bittorch.utils.trit_depth import Depth, DepthRequest, PlaneMaker, choose_depths
 from bittorch.utils.wrappers import named_layers, normal_tensors, unwrapped
 
+Made = TypeVar("Made")
 Filter = Callable[[nn.Module, str], bool] | str | Iterable[str]
 Config = TernaryQuantConfig | Mapping[str, TernaryQuantConfig | None]
 
@@ -129,7 +131,7 @@ def _warn_of_the_model(model: nn.Module, any_candidate: bool) -> None:
         warnings.warn("the model has no layer that can become ternary (nn.Linear, nn.Conv2d)", stacklevel=4)
 
 
-def _twin(name: str, make: Callable[[], nn.Module]) -> nn.Module:
+def _twin(name: str, make: Callable[[], Made]) -> Made:
     try:
         return make()
     except ValueError as error:
@@ -156,8 +158,15 @@ def _plane_makers(
         depths = {name: depth for name in layers if (depth := request.of(name)) is not None}
     else:
         depths = choose_depths(model, layers, configs, request.bits_per_weight, request.inputs)
+    planes: dict[str, Planes] = {}
+    if isinstance(request.calibrate, Calibration):
+        for name in depths:
+            _twin(name or "the model", partial(check_layer, layers[name], configs[name]))
+        with normal_tensors():
+            chosen = {name: layers[name] for name in depths}
+            planes = calibrated_planes(model, chosen, configs, depths, request.calibrate)
     make = PlaneMaker()
-    return {name: partial(make, layers[name], depth, configs[name]) for name, depth in depths.items()}
+    return {name: partial(make, layers[name], depth, configs[name], planes.get(name)) for name, depth in depths.items()}
 
 
 @dataclasses.dataclass
@@ -225,6 +234,7 @@ def quantize_(
     depth: Depth | None = None,
     bits_per_weight: float | None = None,
     inputs: Iterable[Any] | None = None,
+    calibrate: Calibration | Iterable[Any] | None = None,
 ) -> ConversionReport:
     """Makes layers of a model ternary in place: `torch.nn.Linear` becomes `bittorch.TernaryLinear`, `torch.nn.Conv2d`
     `bittorch.TernaryConv2d`; with a depth, `torch.nn.Linear` becomes `bittorch.TernaryLinearInference` at once.
@@ -263,6 +273,9 @@ def quantize_(
             count once.
         inputs: with ``bits_per_weight``: batches that the model is called with (a mapping by keywords, a tuple or list
             by position), so that errors count as the activations see them.
+        calibrate: with a depth or a budget: batches as ``inputs``, or a `bittorch.Calibration` of them, by whose
+            activations the planes are chosen: integers that make up for each other's errors, and the scales with them.
+            Without it weights are rounded to nearest.
 
     Returns:
         `ConversionReport`: the layers that became ternary, the share of the parameters, and what was left and why.
@@ -285,7 +298,7 @@ def quantize_(
     Source: the signature is torchao's ``quantize_``.
     """
     check_arguments(model, config, filter_fn, skip)
-    plan = _plan(model, config, filter_fn, skip, DepthRequest(depth, bits_per_weight, inputs))
+    plan = _plan(model, config, filter_fn, skip, DepthRequest(depth, bits_per_weight, inputs, calibrate))
     if id(unwrapped(model)) in plan.twins:
         raise ValueError("the model itself is the layer and cannot change in place; use quantize_model")
     _swap(model, plan.twins)
@@ -302,6 +315,7 @@ def quantize_model(
     depth: Depth | None = None,
     bits_per_weight: float | None = None,
     inputs: Iterable[Any] | None = None,
+    calibrate: Calibration | Iterable[Any] | None = None,
 ) -> nn.Module:
     """A copy of the model with its layers made ternary; see `quantize_` for the arguments. The model is not touched.
 
@@ -309,7 +323,7 @@ def quantize_model(
         The copy, without wrappers such as `torch.compile`; `bittorch.utils.conversion_report` says what became ternary.
     """
     check_arguments(model, config, filter_fn, skip)
-    request, model = DepthRequest(depth, bits_per_weight, inputs), unwrapped(model)
+    request, model = DepthRequest(depth, bits_per_weight, inputs, calibrate), unwrapped(model)
     check_copy(model, "convert a copy of")
     if request.wanted:  # these twins share nothing with the model, so no dense weight is copied to be dropped
         plan = _plan(model, config, filter_fn, skip, request)

@@ -16,6 +16,8 @@ from bittorch.nn import TernaryLinearInference
 from bittorch.nn.ternary_layer import gathered
 from bittorch.quant import TernaryQuantConfig
 from bittorch.quant.trit_planes import MAX_DEPTH, check_depth, from_grid, grid_integers
+from bittorch.utils.block_chain import called, evaluating
+from bittorch.utils.calibration import Calibration, Planes
 from bittorch.utils.patterns import first_match
 
 Depth = int | Mapping[str, int | None]
@@ -30,6 +32,7 @@ class DepthRequest:
     depth: Depth | None = None
     bits_per_weight: float | None = None
     inputs: Iterable[Any] | None = None
+    calibrate: Calibration | Iterable[Any] | None = None
 
     def __post_init__(self) -> None:
         if self.depth is not None and self.bits_per_weight is not None:
@@ -39,6 +42,11 @@ class DepthRequest:
             )
         if self.inputs is not None and self.bits_per_weight is None:
             raise ValueError("inputs weigh the errors of automatic depth; they go with bits_per_weight alone")
+        if self.calibrate is not None:
+            if not self.wanted:
+                raise ValueError("calibrate chooses the planes of a depth; it goes with depth or bits_per_weight")
+            if not isinstance(self.calibrate, Calibration):
+                object.__setattr__(self, "calibrate", Calibration(self.calibrate))
         one = isinstance(self.inputs, Tensor | Mapping | str)  # a batch, of which a loop would take parts
         if self.inputs is not None and (one or not isinstance(self.inputs, Iterable)):
             raise TypeError(f"inputs must be batches, such as [batch] for one, got {type(self.inputs).__name__}")
@@ -120,26 +128,11 @@ class _Activations:
             found.append(rows[:: -(-len(rows) // _TOKENS_A_BATCH)].float())
 
 
-def _called(model: nn.Module, batch: Any) -> None:
-    if isinstance(batch, Mapping):
-        model(**batch)
-    elif isinstance(batch, list | tuple):
-        model(*batch)
-    else:
-        model(batch)
-
-
 def _calibrate(model: nn.Module, layers: Mapping[str, nn.Linear], inputs: Iterable[Any]) -> dict[str, Tensor]:
     """Activations ``(tokens, in_features)`` of each layer; the model runs in eval mode and keeps its own."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        with torch.no_grad(), _Activations(layers) as seen:
-            for batch in inputs:
-                _called(model, batch)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluating(model), _Activations(layers) as seen:
+        for batch in inputs:
+            called(model, batch)
     if missing := [name for name, tokens in seen.tokens.items() if not tokens]:
         raise ValueError(f"inputs never reach {', '.join(missing[:3])}; give other inputs, or skip such layers")
     activations = {name: torch.cat(tokens) for name, tokens in seen.tokens.items()}
@@ -220,10 +213,12 @@ class PlaneMaker:
     def __init__(self) -> None:
         self._made: dict[tuple[Hashable, int], TernaryLinearInference] = {}
 
-    def __call__(self, linear: nn.Linear, depth: int, config: TernaryQuantConfig) -> TernaryLinearInference:
+    def __call__(
+        self, linear: nn.Linear, depth: int, config: TernaryQuantConfig, planes: Planes | None = None
+    ) -> TernaryLinearInference:
         key = _stored_as(linear, config), depth
         if key not in self._made:
-            self._made[key] = TernaryLinearInference.from_linear(linear, depth, config)
+            self._made[key] = TernaryLinearInference.from_linear(linear, depth, config, planes)
             return self._made[key]
         first = self._made[key]
         layer = copy.deepcopy(first, {id(shared): shared for shared in (first.weight_packed, first.scale)})

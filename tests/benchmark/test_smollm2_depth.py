@@ -145,6 +145,44 @@ def test_table_from_a_run(tiny_gguf: Path, tmp_path: Path, capsys: pytest.Captur
     assert "| dense |" in out
 
 
+def test_calibrated_integers_lose_less_than_those_rounded_to_nearest() -> None:
+    from bittorch import Calibration
+
+    script, model = _script(), tiny_llama.model()
+    ids = torch.randint(258, (4, 1, 48), generator=torch.Generator().manual_seed(1))
+    layers = script.block_layers(model)
+    weights = {name: layer.weight.detach().clone() for name, layer in layers.items()}
+    made = script.calibrated_integers(model, 3, 32, Calibration(list(ids)))
+    assert all(torch.equal(layer.weight, weights[name]) for name, layer in layers.items())
+    with torch.no_grad():
+        dense, lost = model(ids[0]).logits, []
+        for own in (made, {name: script.round_to_nearest(w, 3, 32) for name, w in weights.items()}):
+            for name, layer in layers.items():
+                layer.weight.data = own[name]
+            lost.append(float((model(ids[0]).logits - dense).norm()))
+    assert lost[0] < 0.8 * lost[1]
+    scale = made["model.layers.0.mlp.up_proj"].view(-1, 32)
+    assert max(len(row.unique()) for row in scale) <= 7
+
+
+@pytest.mark.slow
+def test_calibrated_rows(tiny_gguf: Path, tmp_path: Path) -> None:
+    windows = "--calibrated-from", "70", "--calibrated-windows", "6", "--calibrated-length", "40"
+    keep = "--keep", str(tmp_path / "keep")
+    rows = "--rows", "depth 2, group 64", "int3 calibrated"
+    record = _run(tiny_gguf, tmp_path, *rows, *windows, *keep)
+    found = {row["row"]: row for row in record["rows"]}
+    assert set(found) == {"depth 2, group 64", "depth 2, group 64, calibrated", "int3 calibrated, group 64"}
+    calibrated = found["depth 2, group 64, calibrated"]
+    assert calibrated["calibration"] == {"from": 70, "windows": 6, "length": 40}
+    assert calibrated["bits"] == found["depth 2, group 64"]["bits"]
+    assert calibrated["relative_error"] != found["depth 2, group 64"]["relative_error"]
+    assert sorted(path.name for path in (tmp_path / "keep").iterdir()) == [
+        "depth-2-group-64-calibrated",
+        "int3-calibrated-group-64",
+    ]
+
+
 @pytest.mark.slow
 def test_second_run_adds_only_what_is_missing(tiny_gguf: Path, tmp_path: Path) -> None:
     first = _run(tiny_gguf, tmp_path, "--rows", "dense")

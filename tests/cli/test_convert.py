@@ -143,3 +143,59 @@ def test_convert_names_a_missing_source(bittorch: Command, tmp_path: Path) -> No
 def test_help_lists_every_format(bittorch: Command) -> None:
     text = bittorch("convert", "--help").out
     assert all(target in text for target in TARGETS)
+
+
+def _text(directory: Path) -> Path:
+    path = directory / "text.txt"
+    path.write_text("The quick brown fox jumps over the lazy dog. " * 20)
+    return path
+
+
+def test_calibrated_planes_go_on_after_an_end(
+    bittorch: Command, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, planes = _text(tmp_path), ("--to", "bittorch", "--depth", 2, "--windows", 5, "--window", 100)
+    arguments = "convert", model, tmp_path / "out", *planes, "--calibrate", text
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "out")
+
+    with monkeypatch.context() as full:
+        full.setattr("bittorch.models.save.save", fails)
+        assert bittorch(*arguments).code == 1
+    blocks = sorted(path.name for path in (tmp_path / "out.calibration").iterdir())
+    assert blocks == ["block-0.safetensors", "block-1.safetensors", "conversion.json"]
+    other = bittorch(*arguments, "--group-size", 8)
+    assert other.code == 1
+    assert "out.calibration holds another conversion: config " in other.err
+    with monkeypatch.context() as done:
+        done.setattr("bittorch.utils.calibration.compensated_integers", fails)
+        result = bittorch(*arguments)
+    assert result.code == 0, result.err
+    assert f"calibrating with 500 tokens in 5 windows; what is done is kept in {tmp_path}" in result.err
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "cache") == ["out", "text.txt"]
+    tokens = torch.tensor([LanguageModel.from_pretrained(model).tokenizer.encode(text.read_text())[:80]])
+    with torch.inference_mode():
+        dense, nearest = (LanguageModel.from_pretrained(model, **how)(tokens) for how in ({}, {"depth": 2}))
+        found = LanguageModel.from_pretrained(tmp_path / "out")(tokens)
+    assert float((found - dense).norm()) < float((nearest - dense).norm())
+
+
+def test_calibration_that_cannot_be(bittorch: Command, model: Path, tmp_path: Path) -> None:
+    to, text = ("convert", model, tmp_path / "out", "--to", "bittorch"), _text(tmp_path)
+    (tmp_path / "empty.txt").write_text("")
+    for code, message, arguments in (
+        (2, "--calibrate chooses the planes of the layers; give --depth too", ("--calibrate", text)),
+        (2, "--windows goes with --calibrate FILE", ("--depth", 2, "--windows", 4)),
+        (1, "empty.txt: the text has 0 tokens", ("--depth", 2, "--calibrate", tmp_path / "empty.txt")),
+        (
+            1,
+            "2 to 256 tokens, the model's context, got 32 of 300",
+            ("--depth", 2, "--calibrate", text, "--window", 300),
+        ),
+        (1, "no/such", ("--depth", 2, "--calibrate", "no/such")),
+    ):
+        result = bittorch(*to, *arguments)
+        assert result.code == code, result.err
+        assert message in result.err
+    assert not (tmp_path / "out").exists()
