@@ -47,11 +47,20 @@ def place_layers(model: PreTrainedModel, record: Mapping[str, Any]) -> None:
     """Puts empty ternary layers where the record has them, into a model on the meta device.
 
     Raises:
-        ValueError: a damaged record, layers that are neither `torch.nn.Linear` nor `torch.nn.Conv2d`.
+        ValueError: a damaged record, two configurations of a layer, layers that are neither `torch.nn.Linear` nor
+            `torch.nn.Conv2d`.
     """
     for name, described in _described(record, model).items():
         module, config = model.get_submodule(name), described[0][0]
-        if type(module) is nn.Linear:
+        if others := {other for other, _ in described if other != config}:
+            raise ValueError(
+                f"the record has two configurations of {name}, {config} and {others.pop()}, of two models that shared "
+                "a config; give each its own, and save them again"
+            )
+        if isinstance(module, TernaryLinear | TernaryConv2d):  # of a model that makes its own layers ternary
+            if module.config != config:
+                raise ValueError(f"the record has {config} for {name}, but the model makes it with {module.config}")
+        elif type(module) is nn.Linear:
             model.set_submodule(name, TernaryLinear.from_linear(module, config))
         elif type(module) is nn.Conv2d:
             model.set_submodule(name, TernaryConv2d.from_conv2d(module, config))

@@ -335,6 +335,26 @@ def test_masters_load_as_layers_to_train(tmp_path: Path) -> None:
         AutoCausal.from_pretrained(tmp_path / "other")
 
 
+class OfItself(transformers.LlamaForCausalLM):
+    """A model that makes its layers ternary itself."""
+
+    config_of_layers = TernaryQuantConfig(method="twn")
+
+    def __init__(self, config: transformers.LlamaConfig) -> None:
+        super().__init__(config)
+        bittorch.quantize_(self, self.config_of_layers, skip="lm_head")
+
+
+def test_models_that_make_their_layers_ternary_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = OfItself(tiny.llama().config).eval()
+    tiny.saved(model, tmp_path)
+    again = OfItself.from_pretrained(tmp_path)
+    helpers.assert_same_bits(tiny.logits(again), tiny.logits(model))
+    monkeypatch.setattr(OfItself, "config_of_layers", TernaryQuantConfig(method="absmean"))
+    with pytest.raises(ValueError, match=r"but the model makes it with TernaryQuantConfig.*absmean"):
+        OfItself.from_pretrained(tmp_path)
+
+
 def test_masters_that_are_not_whole_are_refused(tmp_path: Path) -> None:
     model = tiny.llama()
     bittorch.quantize_(model, TernaryQuantConfig(method="lsq"), skip="lm_head")
@@ -351,6 +371,13 @@ def test_masters_that_are_not_whole_are_refused(tmp_path: Path) -> None:
         ({"layers": [{**record["layers"][0], "name": f"{tiny.Q_PROJ}.base_layer"}]}, "which LlamaForCausalLM lacks"),
         ({"layers": [{**record["layers"][0], "name": "model.norm"}]}, "but the model has LlamaRMSNorm"),
         ({"configs": []}, "quantization_config of bittorch is damaged"),
+        (
+            {
+                "configs": [*record["configs"], TernaryQuantConfig().to_dict()],
+                "layers": [*record["layers"], {**record["layers"][0], "config": 1}],
+            },
+            f"two configurations of {tiny.Q_PROJ}",
+        ),
     ):
         values["quantization_config"] = {**record, **change}
         (tmp_path / "masters" / "config.json").write_text(json.dumps(values))
