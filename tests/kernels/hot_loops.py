@@ -165,8 +165,12 @@ KERNELS = {
     ),
     # A pass is a block of 512 trits of 4 rows by 3: 6 loads of the planes of 3 rows; 12 times magnitudes and'ed with
     # a plane in memory, signs joined by one vpternlogq, two counts and two sums: 72; counters and addresses 7.
+    # A row of a by 8: 2 loads of its planes, 8 times the same six instructions, 5.
     "bitplane_matmul_avx512popcnt": Kernel(
-        "vpopcntq", "vpternlog", (Loop("4 rows by 3", 24, 12, 6 + 72 + 7),), accumulate="vpaddq"
+        "vpopcntq",
+        "vpternlog",
+        (Loop("4 rows by 3", 24, 12, 6 + 72 + 7), Loop("1 row by 8", 16, 8, 2 + 48 + 5)),
+        accumulate="vpaddq",
     ),
     # A pass is a byte of 4 rows: the byte, its codes broadcast, V loads of x, 4 V products; counters 4.
     "ternary_conv2d_packed_avx512vnni": Kernel(

@@ -2,6 +2,7 @@
 
 #define BT_PRODUCT_M 2
 #define BT_PRODUCT_N 2
+#define BT_PRODUCT_ONE 2
 #include "plane_products.h"
 
 bt_status bt_bitplane_matmul_avx2(const bt_bitplane_matmul *p, int64_t tile_begin, int64_t tile_end) {

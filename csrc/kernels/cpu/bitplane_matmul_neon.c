@@ -2,6 +2,7 @@
 
 #define BT_PRODUCT_M 3
 #define BT_PRODUCT_N 3
+#define BT_PRODUCT_ONE 8
 #include "plane_products.h"
 
 bt_status bt_bitplane_matmul_neon(const bt_bitplane_matmul *p, int64_t tile_begin, int64_t tile_end) {

@@ -18,8 +18,9 @@ static inline bt_word bt_add_counts(bt_word a, bt_word b) {
 static inline bt_word bt_widen(bt_word counts) {
     return (bt_word)vpaddlq_u32(vpaddlq_u16(vpaddlq_u8((uint8x16_t)counts)));
 }
-static inline uint64_t bt_total(bt_word counts) {
-    return counts[0] + counts[1];
+static inline void bt_totals(const bt_word *counts, int32_t *sums) {
+    for (int i = 0; i < 4; i++)
+        sums[i] = (int32_t)(int64_t)(counts[i][0] + counts[i][1]);
 }
 
 #endif

@@ -1,5 +1,5 @@
 /* Counting the bits of a word: bt_bits() in lanes that BT_COUNT_RUN words may be added to, bt_widen() as 64-bit ones,
- * bt_total() the sum of these. */
+ * bt_totals() the sums of the lanes of four of these, each an int32. */
 #ifndef BT_CPU_COUNTS_SCALAR_H
 #define BT_CPU_COUNTS_SCALAR_H
 
@@ -17,8 +17,9 @@ static inline bt_word bt_add_counts(bt_word a, bt_word b) {
 static inline bt_word bt_widen(bt_word counts) {
     return counts;
 }
-static inline uint64_t bt_total(bt_word counts) {
-    return counts[0];
+static inline void bt_totals(const bt_word *counts, int32_t *sums) {
+    for (int i = 0; i < 4; i++)
+        sums[i] = (int32_t)(int64_t)counts[i][0];
 }
 
 #endif

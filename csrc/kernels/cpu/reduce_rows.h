@@ -39,8 +39,11 @@ static inline __attribute__((always_inline)) void bt_count_bytes(const uint8_t *
     last[left - 1] &= (uint8_t)mask;
     bt_count_word(bt_load_word(last), bt_load_part((product ? b : a) + words * BT_WORD_BYTES, left), product, &sums);
     bt_widen_counts(&sums, &wide);
-    counts[0] = (int64_t)bt_total(wide.plus);
-    counts[1] = (int64_t)bt_total(wide.minus);
+    const bt_word lanes[4] = {wide.plus, wide.minus};
+    int32_t total[4];
+    bt_totals(lanes, total);
+    counts[0] = total[0];
+    counts[1] = total[1];
 }
 
 static inline __attribute__((always_inline)) bt_status bt_trit_reduce_tiles(const bt_trit_reduce *p, int64_t tile_begin,
