@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,9 +19,16 @@ _RECORD = ("stored", "configs", "layers", "unnamed")  # of saved masters
 def _patterns(names: str | Iterable[str] | None, what: str) -> list[str] | None:
     if names is None:
         return None
+    if not isinstance(names, Iterable):
+        raise TypeError(f"{what} must be names of modules, got {names!r}")
     found = [names] if isinstance(names, str) else list(names)
     if not all(isinstance(name, str) for name in found):
         raise TypeError(f"{what} must be names of modules, got {found!r}")
+    for name in found:
+        try:
+            re.compile(name)
+        except re.error as error:
+            raise ValueError(f"{what} has {name!r}, which is no regular expression: {error}") from None
     return found
 
 

@@ -188,6 +188,8 @@ def test_modules_by_name(dense: Path, tmp_path: Path) -> None:
         ({"depht": 2}, TypeError, "TernaryConfig has no argument depht"),
         ({"group_size": 6}, ValueError, "group_size must be a positive multiple of 4"),
         ({"modules_to_convert": [3]}, TypeError, "must be names of modules"),
+        ({"modules_to_convert": 5}, TypeError, "must be names of modules, got 5"),
+        ({"modules_to_not_convert": "["}, ValueError, "which is no regular expression"),
     ],
     ids=lambda v: v if isinstance(v, str) else None,
 )
