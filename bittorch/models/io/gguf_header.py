@@ -12,6 +12,8 @@ import math
 import struct
 from typing import Any
 
+import numpy as np
+
 from bittorch.models.io.errors import FormatError
 from bittorch.models.io.gguf_types import REFUSED, REUSED, TYPES, GGUFType, block_bytes, meaning
 from bittorch.models.io.mapped_file import MappedFile
@@ -19,6 +21,7 @@ from bittorch.models.io.mapped_file import MappedFile
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 MAX_DIMS, MAX_NESTING = 4, 4
+_WINDOW, _SINGLY = 1 << 18, 64  # bytes that are searched for strings at once; strings that are read one by one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,17 +65,22 @@ class _Cursor:
         return self.strings(1, what)[0]
 
     def strings(self, count: int, what: str) -> list[str]:
-        """Vocabularies have hundreds of thousands: one plain loop."""
-        data, at, end, length_at = self.data, self.at, len(self.data), struct.Struct("<Q").unpack_from
-        found = []
-        for _ in range(count):
-            if at + 8 > end or (length := length_at(data, at)[0]) > end - at - 8:
-                self.at = at
-                self.take(self.number("Q", f"the length of {what}"), what)
-            # Vocabularies hold bytes that are no UTF-8; nothing is lost this way.
-            found.append(str(data[at + 8 : at + 8 + length], "utf-8", "surrogateescape"))
-            at += 8 + length
-        self.at = at
+        """Vocabularies have hundreds of thousands: as many at once as `_short_strings` finds, others one by one."""
+        data, end, length_at = self.data, len(self.data), struct.Struct("<Q").unpack_from
+        found: list[str] = []
+        while len(found) < count:
+            if count - len(found) >= _SINGLY:
+                texts, read = _short_strings(data[self.at : self.at + _WINDOW], count - len(found))
+                found += texts
+                self.at += read
+            at = self.at
+            for _ in range(min(_SINGLY, count - len(found))):
+                if at + 8 > end or (length := length_at(data, at)[0]) > end - at - 8:
+                    self.at = at
+                    self.take(self.number("Q", f"the length of {what}"), what)
+                found.append(_text(data[at + 8 : at + 8 + length]))
+                at += 8 + length
+            self.at = at
         return found
 
     def value(self, kind: int, what: str, nesting: int = 0) -> Any:
@@ -91,6 +99,36 @@ class _Cursor:
         if item == _STRING:
             return self.strings(count, what)
         return [self.value(item, what, nesting + 1) for _ in range(count)]
+
+
+def _text(data: memoryview) -> str:
+    """Vocabularies hold bytes that are no UTF-8; nothing is lost this way."""
+    return str(data, "utf-8", "surrogateescape")
+
+
+def _short_strings(data: memoryview, count: int) -> tuple[list[str], int]:
+    """The first strings of an array, at most ``count``, and their bytes.
+
+    Of a string of 1 to 255 bytes, none of them zero, the length is a byte and seven zeros: it is found by these, all at
+    once. Ends before the first other string, and where the bytes end.
+    """
+    values = np.frombuffer(data, np.uint8)
+    zeros = np.flatnonzero(values == 0)
+    runs = zeros[: len(zeros) // 7 * 7].reshape(-1, 7)[:count]
+    begins = runs[:, 0] - 1
+    ends = begins + 8 + values[begins]  # of the first run there may be no byte before: then begins is -1
+    right = (runs[:, 6] == begins + 7) & (ends <= len(values))
+    right &= begins == np.concatenate([[0], ends[:-1]])
+    found = len(right) if right.all() else int(right.argmin())
+    if found and np.searchsorted(zeros, ends[found - 1]) != 7 * found:
+        found -= 1  # the last one has a zero
+    if not found:
+        return [], 0
+    read = int(ends[found - 1])
+    texts = values[:read].copy()
+    texts[begins[:found]] = 0  # what parts them, once the other zeros are gone
+    texts = texts[values[:read] != 0]
+    return _text(texts.data).split("\0")[1:], read
 
 
 def read_gguf(file: MappedFile) -> tuple[dict[str, Any], dict[str, GGUFTensor]]:
