@@ -143,9 +143,16 @@ def reading(args: argparse.Namespace) -> dict[str, Any]:
 
 def as_options(text: str) -> str:
     """A message of the library with the names of the program's options."""
-    for name in READING:
-        text = text.replace(f"{name}=", f"--{name.replace('_', '-')} ")
-    return re.sub(r"override=\{'(\w+)': \[?([^\]}]*)\]?\}", r"--override \1=\2", text)
+    text = re.sub(r"override=\{'(\w+)': \[?([^\]}]*)\]?\}", r"--override \1=\2", text)
+    text = re.sub(rf"\b({'|'.join(READING)}|depth)=", lambda found: f"{_flag(found[1])} ", text)
+    text = re.sub(
+        r"\b(group_size|head_depth|allow_lossy)(=?)", lambda found: _flag(found[1]) + " " * bool(found[2]), text
+    )
+    return re.sub(r"\b([Ss]ay) overwrite\b", r"\1 --overwrite", text)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def sampling_options() -> argparse.ArgumentParser:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,7 +62,7 @@ def execute(args: argparse.Namespace, console: Console) -> int:
     try:
         check_target(args.target, to=args.to, overwrite=args.overwrite)  # before the work, not after it
     except FileExistsError as taken:
-        raise CommandError(_as_options(taken)) from None
+        raise CommandError(str(taken)) from None
     if args.calibrate is None and (given := [name for name in CALIBRATING if getattr(args, name) is not None]):
         raise UsageError(f"--{given[0]} goes with --calibrate FILE")
     by_planes = (
@@ -106,15 +105,7 @@ def _convert(args: argparse.Namespace, console: Console) -> Report:
                     overwrite=args.overwrite,
                 )
             except LossyError as error:
-                raise CommandError(_as_options(error)) from None
-
-
-def _as_options(error: Exception) -> str:
-    """The message, with the arguments of functions as options."""
-    text = str(error)
-    for name in ("allow_lossy", "overwrite"):
-        text = re.sub(rf"\b([Ss]ay) {name}\b", rf"\1 --{name.replace('_', '-')}", text)
-    return text
+                raise CommandError(str(error)) from None
 
 
 def _as_planes(args: argparse.Namespace, console: Console) -> Report:

@@ -140,6 +140,13 @@ def test_convert_names_a_missing_source(bittorch: Command, tmp_path: Path) -> No
     assert (result.code, result.err) == (1, f"bittorch: error: no checkpoint at {tmp_path}/none\n")
 
 
+def test_errors_name_options(bittorch: Command, model: Path, tmp_path: Path) -> None:
+    result = bittorch("convert", model, tmp_path / "out", "--to", "bittorch", "--depth", 2, "--group-size", 7)
+    assert result.code == 1
+    assert "error: --group-size must be" in result.err
+    assert "group_size" not in result.err
+
+
 def test_help_lists_every_format(bittorch: Command) -> None:
     text = bittorch("convert", "--help").out
     assert all(target in text for target in TARGETS)

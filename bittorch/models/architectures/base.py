@@ -7,6 +7,7 @@ of a layer, `rope_rows` the order of rows.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Container, Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -262,6 +263,19 @@ def written_entries(architecture: Architecture, key: str, config: ModelConfig) -
     """The inverse of `read_entries`."""
     named = ((entry, getattr(entry, key)) for entry in ENTRIES + architecture.entries)
     return {name: getattr(config, entry.field) for entry, name in named if name is not None}
+
+
+def keys_of(architecture: Architecture, key: str) -> dict[str, str]:
+    """The keys, ``hf`` or ``gguf``, of fields of `ModelConfig` that have one of another name."""
+    named = ((entry.field, getattr(entry, key)) for entry in ENTRIES + architecture.entries)
+    return {field: name for field, name in named if name not in (None, field)}
+
+
+def with_keys(text: str, keys: Mapping[str, str], given: Container[str]) -> str:
+    """A message about fields of `ModelConfig`, with what a file calls them, unless they were given beside it."""
+    fields = [field for field in dict.fromkeys(re.findall(r"\w+", text)) if field in keys and field not in given]
+    named = ", ".join(f"{field} is {keys[field]}" for field in fields)
+    return f"{text} ({named} in the file)" if named else text
 
 
 def has_sizes(fields: Mapping[str, Any]) -> bool:

@@ -98,14 +98,20 @@ def convert(
         pre_tokenizer=pre_tokenizer,
         tokenizer=tokenizer,
     ) as source:
-        if not allow_dense and not any(source.info(name).ternary for name in source.names):
-            raise ValueError(
-                f"{src} has no ternary tensor, and would be written dense, at its size or larger; convert its layers "
-                "into planes of trits first (depth= of LanguageModel.from_pretrained, and save_pretrained), or say "
-                "allow_dense"
-            )
+        if not allow_dense:
+            _refuse_dense(source)
         return save(
             source, dst, to=to, progress=progress, allow_lossy=allow_lossy, dense_dtype=dense_dtype, overwrite=overwrite
+        )
+
+
+def _refuse_dense(source: Checkpoint) -> None:
+    """Raises ValueError for a model without ternary tensors."""
+    if not any(source.info(name).ternary for name in source.names):
+        raise ValueError(
+            f"{source.path} has no ternary tensor, and would be written dense, at its size or larger; convert its "
+            "layers into planes of trits first (depth= of LanguageModel.from_pretrained, and save_pretrained), or say "
+            "allow_dense"
         )
 
 

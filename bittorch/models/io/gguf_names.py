@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from bittorch.models import architectures
 from bittorch.models.architectures.base import (
@@ -14,20 +14,32 @@ from bittorch.models.architectures.base import (
     REQUIRED,
     SUB_NORM,
     Architecture,
+    keys_of,
     read_entries,
+    with_keys,
     written_entries,
 )
-from bittorch.models.config import LAYER_TYPES, POOLINGS, PROJECTIONS, ModelConfig
+from bittorch.models.config import EMBEDDING, LAYER_TYPES, POOLINGS, PROJECTIONS, ModelConfig
 from bittorch.models.io import choices
 from bittorch.models.io.errors import FormatError
 from bittorch.models.io.gguf_entries import check_entries
 from bittorch.models.io.gguf_hadamard import hadamard_entries
 from bittorch.models.io.gguf_header import GGUFTensor
 from bittorch.models.io.gguf_rope import rope_entries, rope_scaling
+from bittorch.models.io.override import check_used
 from bittorch.models.io.stacks import stacked_name
 
 # Entries with true for each layer of a kind.
 LAYER_ENTRIES = {"attention.sliding_window_pattern": LAYER_TYPES[0], "attention.recurrent_layers": LAYER_TYPES[2]}
+
+# Of fields that are no `Entry`.
+KEYS = {
+    "num_kv_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "rope_theta": "rope.freq_base",
+    "rotary_dim": "rope.dimension_count",
+}
 
 
 def canonical_name(name: str, layer: Mapping[str, str] = GGUF_LAYER) -> str | None:
@@ -72,6 +84,29 @@ def architecture_of(entries: Mapping[str, Any], what: str) -> Architecture:
     return architecture
 
 
+class _Source(NamedTuple):
+    """A file's entries and tensors, and the fields that count in their place."""
+
+    architecture: Architecture
+    arch: str
+    entries: Mapping[str, Any]
+    tensors: Mapping[str, GGUFTensor]
+    own: Mapping[str, Any]
+    what: str
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of an entry of the architecture. Raises FormatError."""
+        name = f"{self.arch}.{key}"
+        value = self.entries.get(name, self.architecture.gguf_defaults.get(key, default))
+        if value is REQUIRED:
+            raise FormatError(f"{self.what} has no entry {name}")
+        if not isinstance(value, list):
+            return value
+        if key in LAYER_ENTRIES:
+            return _layer_types(name, LAYER_ENTRIES[key], value, self.what)
+        return _of_all_layers(name, value, self.entries.get(f"{self.arch}.block_count"), self.what)
+
+
 def config_from_gguf(
     entries: Mapping[str, Any],
     tensors: Mapping[str, GGUFTensor],
@@ -93,6 +128,7 @@ def config_from_gguf(
 
     Raises:
         FormatError: an architecture, activation or rope type that is not read, missing or impossible sizes.
+        ValueError: a field of ``override`` that the architecture does not have.
     """
     architecture, arch = architecture_of(entries, what), entries["general.architecture"]
     longrope = entries.get(f"{arch}.rope.scaling.type") == "longrope"
@@ -100,77 +136,84 @@ def config_from_gguf(
     also += ["rope.scaling.attn_factor"] * longrope
     check_entries(entries, arch, what, also)
     own = override or {}
+    check_used(own, architecture.of_tensors(tensors), what)
     if "rope_scaling" in own:  # the file's may be unknown
         entries = {key: value for key, value in entries.items() if not key.startswith(f"{arch}.rope.scal")}
         factors = {}
-
-    def get(key: str, default: Any = None) -> Any:
-        value = entries.get(f"{arch}.{key}", architecture.gguf_defaults.get(key, default))
-        if value is REQUIRED:
-            raise FormatError(f"{what} has no entry {arch}.{key}")
-        if not isinstance(value, list):
-            return value
-        if key in LAYER_ENTRIES:
-            return _layer_types(f"{arch}.{key}", LAYER_ENTRIES[key], value, what)
-        return _of_all_layers(f"{arch}.{key}", value, entries.get(f"{arch}.block_count"), what)
-
-    embedding = tensors.get("model.embed_tokens.weight")
+    embedding = tensors.get(EMBEDDING)
     if embedding is None or len(embedding.shape) != 2:
         raise FormatError(f"{what} has no tensor token_embd.weight of two dimensions")
+    source = _Source(architecture, arch, entries, tensors, own, what)
     try:
-        hidden, heads = get("embedding_length", REQUIRED), get("attention.head_count", REQUIRED)
-        if type(heads) is not int or heads < 1:
-            raise FormatError(f"{what} has {arch}.attention.head_count {heads!r:.40}; it must be a positive integer")
-        if type(hidden) is not int or hidden < 1:
-            raise FormatError(f"{what} has {arch}.embedding_length {hidden!r:.40}; it must be a positive integer")
-        head_dim = get("attention.key_length", hidden // heads)
-        rotated = get("rope.dimension_count", head_dim)
-        if rotated != head_dim and (not architecture.partial_rotation or rotated == 0):
-            raise FormatError(f"{what} rotates {rotated} of {head_dim} dimensions of a head, which is not supported")
-        if (value_dim := get("attention.value_length", head_dim)) != head_dim:
-            raise FormatError(f"{what} has keys of {head_dim} and values of {value_dim} channels, which must be equal")
-        eos = entries.get("tokenizer.ggml.eos_token_id")
-        eos_ids = entries.get("bittorch.eos_token_ids", [] if eos is None else [eos])
         said = dict(
-            architecture=architecture.of_tensors(tensors),
-            **_fields(architecture, arch, get, own, what),
+            **_attention(source),
+            **_fields(source),
+            **_rules(source),
             vocab_size=embedding.shape[0],
-            num_kv_heads=get("attention.head_count_kv", heads),
-            head_dim=head_dim,
-            rms_norm_eps=get("attention.layer_norm_rms_epsilon", own.get("rms_norm_eps", REQUIRED)),
-            rotary_dim=0 if rotated == head_dim else rotated,
-            rope_theta=get("rope.freq_base", 10000.0),
-            rope_scaling=rope_scaling(get, factors, what),
-            hidden_act=own.get("hidden_act") or _activation(architecture.gguf[arch], get, tensors, what),
-            tie_embeddings="lm_head.weight" not in tensors,
-            biases=tuple(name for name in PROJECTIONS if _has_bias(tensors, name)),
-            activation_bits=None
-            if "activation_bits" in own
-            else _activation_bits(entries, architecture.activation_bits, tensors, what),
-            fuse_norms=entries.get("bittorch.fuse_norms", True),
-            norms_from_one=architecture.norms_from_one,
-            pooling=_pooling(get("pooling_type", 0), arch, what),
-            input_norm_eps=get("attention.layer_norm_rms_epsilon", 0.0) if INPUT_NORM in tensors else 0.0,
-            bos_token_id=entries.get("bittorch.bos_token_id", entries.get("tokenizer.ggml.bos_token_id")),
-            eos_token_ids=tuple(eos_ids),
+            rope_scaling=rope_scaling(source.get, factors, what),
         )
         return ModelConfig(**{**said, **own})
     except FormatError:
         raise
     except (TypeError, ValueError, ArithmeticError) as error:
-        raise FormatError(f"{what}: {error}") from None
+        keys = {field: f"{arch}.{key}" for field, key in {**keys_of(architecture, "gguf"), **KEYS}.items()}
+        raise FormatError(f"{what}: {with_keys(str(error), keys, own)}") from None
 
 
-def _fields(architecture: Architecture, arch: str, get: Any, given: Mapping[str, Any], what: str) -> dict[str, Any]:
+def _attention(source: _Source) -> dict[str, Any]:
+    """Sizes of heads and what is rotated of them. Raises FormatError."""
+    get, what = source.get, source.what
+    hidden, heads = get("embedding_length", REQUIRED), get("attention.head_count", REQUIRED)
+    for key, value in (("attention.head_count", heads), ("embedding_length", hidden)):
+        if type(value) is not int or value < 1:
+            raise FormatError(f"{what} has {source.arch}.{key} {value!r:.40}; it must be a positive integer")
+    head_dim = get("attention.key_length", hidden // heads)
+    rotated = get("rope.dimension_count", head_dim)
+    if rotated != head_dim and (not source.architecture.partial_rotation or rotated == 0):
+        raise FormatError(f"{what} rotates {rotated} of {head_dim} dimensions of a head, which is not supported")
+    if (value_dim := get("attention.value_length", head_dim)) != head_dim:
+        raise FormatError(f"{what} has keys of {head_dim} and values of {value_dim} channels, which must be equal")
+    return {
+        "num_kv_heads": get("attention.head_count_kv", heads),
+        "head_dim": head_dim,
+        "rotary_dim": 0 if rotated == head_dim else rotated,
+        "rope_theta": get("rope.freq_base", 10000.0),
+    }
+
+
+def _rules(source: _Source) -> dict[str, Any]:
+    """What is no size: norms, activations, ends of texts, and what the tensors alone say."""
+    architecture, arch, entries, tensors, own, what = source
+    eps = source.get("attention.layer_norm_rms_epsilon", own.get("rms_norm_eps", REQUIRED))
+    eos = entries.get("tokenizer.ggml.eos_token_id")
+    trained = architecture.activation_bits
+    return {
+        "architecture": architecture.of_tensors(tensors),
+        "rms_norm_eps": eps,
+        "input_norm_eps": eps if INPUT_NORM in tensors else 0.0,
+        "norms_from_one": architecture.norms_from_one,
+        "fuse_norms": entries.get("bittorch.fuse_norms", True),
+        "hidden_act": own.get("hidden_act") or _activation(architecture.gguf[arch], source.get, tensors, what),
+        "tie_embeddings": "lm_head.weight" not in tensors,
+        "biases": tuple(name for name in PROJECTIONS if _has_bias(tensors, name)),
+        "activation_bits": None if "activation_bits" in own else _activation_bits(entries, trained, tensors, what),
+        "pooling": _pooling(source.get("pooling_type", 0), arch, what),
+        "bos_token_id": entries.get("bittorch.bos_token_id", entries.get("tokenizer.ggml.bos_token_id")),
+        "eos_token_ids": tuple(entries.get("bittorch.eos_token_ids", [] if eos is None else [eos])),
+    }
+
+
+def _fields(source: _Source) -> dict[str, Any]:
     """Of the entries of every architecture, and of this one's; older files may lack some of these."""
-    stored = read_entries(architecture, "gguf", get, given)
-    found = architecture.of_gguf(stored, get)
+    architecture = source.architecture
+    stored = read_entries(architecture, "gguf", source.get, source.own)
+    found = architecture.of_gguf(stored, source.get)
     if lacking := [entry for entry in architecture.entries if entry.gguf and stored[entry.field] is None]:
-        taken = ", ".join(f"{arch}.{entry.gguf} = {found[entry.field]!r:.40}" for entry in lacking)
+        taken = ", ".join(f"{source.arch}.{entry.gguf} = {found[entry.field]!r:.40}" for entry in lacking)
         choices.warn(
             "gguf-older",
-            f"{what} lacks entries that converters write today: {taken} is taken, as the models had it that older ones "
-            "wrote; add the entries to the file to silence this",
+            f"{source.what} lacks entries that converters write today: {taken} is taken, as the models had it that "
+            "older ones wrote; add the entries to the file to silence this",
         )
     return found
 

@@ -77,32 +77,9 @@ def write_gguf(
             or precision, planes.
         OSError: the file cannot be written.
     """
-    architecture = architectures.find(source.config.architecture)
-    arch = _name(architecture, source.config, type_name)
-    if type_name == "I2_S" and source.config.activation_bits != 8:
-        choices.warn(
-            "write-i2_s-activations",
-            f"bitnet.cpp, the only program with I2_S, runs it with 8-bit activations; the model has activation_bits="
-            f"{source.config.activation_bits}, which bittorch alone reads from the file",
-        )
-    if source.config.hadamard is not None:
-        choices.warn(
-            "write-gguf-hadamard",
-            f"{path} has weights in a basis of Hadamard blocks of {source.config.hadamard.block_size}, which the "
-            "entries prism.hadamard.* say: bittorch and PrismML's fork of llama.cpp read them, and other programs, "
-            "which may ignore them, would give nonsense",
-        )
-    groups: dict[str, list[str]] = {}
-    for name in source.names:
-        groups.setdefault(stacked_name(name), []).append(name)
-    zeros = {name for names in groups.values() for name in _zeros(source, names)}
-    table = [
-        _stack(
-            [_entry(source, name, name in zeros, architecture, type_name, allow_lossy, dense_dtype) for name in names],
-            stack,
-        )
-        for stack, names in groups.items()
-    ]
+    arch = _name(architectures.find(source.config.architecture), source.config, type_name)
+    _warn_of_readers(source.config, type_name, path)
+    table = _table(source, type_name, allow_lossy, dense_dtype)
     for name, factors in rope_factors(source.config).items():
         values = np.array(factors, "<f4")
         table.append(Entry(name, "F32", values.shape, lambda values=values: iter([values])))  # type: ignore[misc]
@@ -121,6 +98,39 @@ def write_gguf(
                 seen(name)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _warn_of_readers(config: ModelConfig, type_name: str, path: Path) -> None:
+    """Names what other programs would read in another way than is meant."""
+    if type_name == "I2_S" and config.activation_bits != 8:
+        choices.warn(
+            "write-i2_s-activations",
+            f"bitnet.cpp, the only program with I2_S, runs it with 8-bit activations; the model has activation_bits="
+            f"{config.activation_bits}, which bittorch alone reads from the file",
+        )
+    if config.hadamard is not None:
+        choices.warn(
+            "write-gguf-hadamard",
+            f"{path} has weights in a basis of Hadamard blocks of {config.hadamard.block_size}, which the entries "
+            "prism.hadamard.* say: bittorch and PrismML's fork of llama.cpp read them, and other programs, which may "
+            "ignore them, would give nonsense",
+        )
+
+
+def _table(source: Checkpoint, type_name: str, allow_lossy: bool, dense_dtype: torch.dtype | None) -> list[Entry]:
+    """The tensors that the source has, experts in one tensor."""
+    architecture = architectures.find(source.config.architecture)
+    groups: dict[str, list[str]] = {}
+    for name in source.names:
+        groups.setdefault(stacked_name(name), []).append(name)
+    zeros = {name for names in groups.values() for name in _zeros(source, names)}
+    table = []
+    for stack, names in groups.items():
+        entries = [
+            _entry(source, name, name in zeros, architecture, type_name, allow_lossy, dense_dtype) for name in names
+        ]
+        table.append(_stack(entries, stack))
+    return table
 
 
 def _name(architecture: Architecture, config: ModelConfig, type_name: str) -> str:

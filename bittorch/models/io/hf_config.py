@@ -7,11 +7,20 @@ from collections.abc import Container, Mapping
 from typing import Any
 
 from bittorch.models import architectures
-from bittorch.models.architectures.base import INPUT_NORM, REQUIRED, Architecture, read_entries, written_entries
+from bittorch.models.architectures.base import (
+    INPUT_NORM,
+    REQUIRED,
+    Architecture,
+    keys_of,
+    read_entries,
+    with_keys,
+    written_entries,
+)
 from bittorch.models.config import ROPE_ENTRIES, ModelConfig
 from bittorch.models.hadamard import of_note, to_note
 from bittorch.models.io import choices
 from bittorch.models.io.errors import FormatError
+from bittorch.models.io.override import check_used
 
 ROPE_BASE = ("rope_theta", "partial_rotary_factor")
 _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
@@ -20,6 +29,8 @@ _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     **dict.fromkeys(("hidden_act", "hidden_activation"), ((str,), "a text")),
     **dict.fromkeys(("rope_parameters", "rope_scaling"), ((dict,), "an object")),
 }  # of entries that are computed with before `ModelConfig` checks fields
+# Of fields that are no `Entry`.
+KEYS = {"num_kv_heads": "num_key_value_heads", "tie_embeddings": "tie_word_embeddings", "eos_token_ids": "eos_token_id"}
 HF_ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh"}  # transformers' names, where they are others
 ACTIVATION_NAMES = {"swish": "silu", **{theirs: own for own, theirs in HF_ACTIVATIONS.items()}}
 
@@ -42,61 +53,27 @@ def config_from_hf(
 
     Raises:
         FormatError: an architecture, activation or rope type that is not read, missing or impossible sizes.
+        ValueError: a field of ``override`` that the architecture does not have.
     """
-    architecture = architectures.by_hf(values)
-    if architecture is None:
-        raise FormatError(
-            f"{what}: model_type {values.get('model_type')!r:.100} (architectures "
-            f"{values.get('architectures')!r:.100}) is not read; known are {', '.join(architectures.hf_types())}"
-        )
-
-    for key, neutral in architecture.hf_neutral.items():
-        if key in values and values[key] not in neutral:
-            raise FormatError(
-                f"{what} has {key} {values[key]!r:.100}, which changes what the model computes and is not supported; "
-                f"supported: {', '.join(map(repr, neutral))}"
-            )
-
+    architecture, given = _architecture(values, what), override or {}
+    check_used(given, architecture.of_tensors(names), what)
     try:
         values = architecture.hf_values(values)
     except (TypeError, ValueError) as error:
         raise FormatError(f"{what}: {error}") from None
-    given = override or {}
     if "rope_scaling" in given:  # of the file's, which may be unknown, the base alone
         rope = values.get("rope_scaling") or values.get("rope_parameters")
         base = {key: rope.get(key) for key in ROPE_BASE} if isinstance(rope, dict) else {}
         values = {**values, "rope_scaling": None, "rope_parameters": base}
-
-    def value_of(key: str, default: Any) -> Any:
-        default = architecture.hf_defaults.get(key, default)
-        value = values.get(key, values.get(architecture.hf_second_names.get(key, key), default))
-        return values[key] if value is REQUIRED else value
-
     try:
         _check_types({key: value for key, value in values.items() if key not in given})
         _check_second_names(architecture, values, what)
-        act, eos = value_of("hidden_act", None), values.get("eos_token_id")
         said = dict(
-            architecture=architecture.of_tensors(names),
-            **architecture.of_hf(read_entries(architecture, "hf", value_of, given)),
-            vocab_size=value_of("vocab_size", given.get("vocab_size", REQUIRED)),
-            num_kv_heads=_or(values.get("num_key_value_heads"), values["num_attention_heads"]),
-            head_dim=_head_dim(values, architecture),
-            rms_norm_eps=given.get("rms_norm_eps", value_of("rms_norm_eps", None)),
+            **_said(architecture, values, names, given),
             **_rope(values, architecture, what),
-            hidden_act=ACTIVATION_NAMES.get(act, act),
-            tie_embeddings=bool(value_of("tie_word_embeddings", False)),
+            head_dim=_head_dim(values, architecture),
             biases=_biases(architecture, values, names, what),
             activation_bits=activation_bits,
-            fuse_norms=note(values).get("fuse_norms", True),
-            norms_from_one=architecture.norms_from_one,
-            pooling=note(values).get("pooling", ""),
-            input_norm_eps=note(values).get("input_norm_eps", value_of("rms_norm_eps", None))
-            if INPUT_NORM in names
-            else 0.0,
-            hadamard=of_note(note(values).get("hadamard")),
-            bos_token_id=values.get("bos_token_id"),
-            eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
         )
         return ModelConfig(**{**said, **given})
     except FormatError:
@@ -104,7 +81,54 @@ def config_from_hf(
     except KeyError as error:
         raise FormatError(f"{what} has no entry {error}") from None
     except (TypeError, ValueError, ArithmeticError) as error:
-        raise FormatError(f"{what}: {error}") from None
+        keys = {**keys_of(architecture, "hf"), **KEYS}
+        raise FormatError(f"{what}: {with_keys(str(error), keys, given)}") from None
+
+
+def _architecture(values: Mapping[str, Any], what: str) -> Architecture:
+    """That of a config.json. Raises FormatError, also for entries that no value but some are supported of."""
+    architecture = architectures.by_hf(values)
+    if architecture is None:
+        raise FormatError(
+            f"{what}: model_type {values.get('model_type')!r:.100} (architectures "
+            f"{values.get('architectures')!r:.100}) is not read; known are {', '.join(architectures.hf_types())}"
+        )
+    for key, neutral in architecture.hf_neutral.items():
+        if key in values and values[key] not in neutral:
+            raise FormatError(
+                f"{what} has {key} {values[key]!r:.100}, which changes what the model computes and is not supported; "
+                f"supported: {', '.join(map(repr, neutral))}"
+            )
+    return architecture
+
+
+def _said(
+    architecture: Architecture, values: Mapping[str, Any], names: Container[str], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What stands in single entries, or in their absence. Raises KeyError."""
+
+    def value_of(key: str, default: Any) -> Any:
+        default = architecture.hf_defaults.get(key, default)
+        value = values.get(key, values.get(architecture.hf_second_names.get(key, key), default))
+        return values[key] if value is REQUIRED else value
+
+    act, eos, eps = value_of("hidden_act", None), values.get("eos_token_id"), value_of("rms_norm_eps", None)
+    return {
+        "architecture": architecture.of_tensors(names),
+        **architecture.of_hf(read_entries(architecture, "hf", value_of, given)),
+        "vocab_size": value_of("vocab_size", given.get("vocab_size", REQUIRED)),
+        "num_kv_heads": _or(values.get("num_key_value_heads"), values["num_attention_heads"]),
+        "rms_norm_eps": given.get("rms_norm_eps", eps),
+        "hidden_act": ACTIVATION_NAMES.get(act, act),
+        "tie_embeddings": bool(value_of("tie_word_embeddings", False)),
+        "fuse_norms": note(values).get("fuse_norms", True),
+        "norms_from_one": architecture.norms_from_one,
+        "pooling": note(values).get("pooling", ""),
+        "input_norm_eps": note(values).get("input_norm_eps", eps) if INPUT_NORM in names else 0.0,
+        "hadamard": of_note(note(values).get("hadamard")),
+        "bos_token_id": values.get("bos_token_id"),
+        "eos_token_ids": () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
+    }
 
 
 def text_values(values: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bittorch.models import architectures
-from bittorch.models.config import EMBEDDING, HEAD
+from bittorch.models.config import EMBEDDING, HEAD, ModelConfig
 from bittorch.models.io import choices
 from bittorch.models.io.checkpoint import Checkpoint
 from bittorch.models.io.directory_format import Layout
@@ -73,31 +73,10 @@ def write_directory(
     Raises:
         LossyError: what the layout cannot hold.
     """
-    if source.config.hadamard is not None and not layout.own:
-        raise LossyError(
-            f"the model has weights in a basis of Hadamard blocks of {source.config.hadamard.block_size}, such as "
-            f"{source.config.hadamard.weights[0]}, and transformers has no entry that says so; write bittorch or GGUF"
-        )
     values = config_to_hf(source.config)
-    biases_read = architectures.find(source.config.architecture).hf_biases(values)
-    if set(biases_read) != set(source.config.biases) and not layout.own:
-        raise LossyError(
-            f"the model has biases of {', '.join(source.config.biases)}; transformers reads config.json as biases of "
-            f"{', '.join(biases_read)}, and has no entry that says otherwise; write bittorch or GGUF"
-        )
-    if source.config.input_norm_eps and not layout.own:
-        raise LossyError(
-            "the model has norms of the input of each matrix, for which bittorch and GGUF have names: write these"
-        )
-    ternary = dict.fromkeys(name for name in source.names if source.info(name).ternary)
-    if EMBEDDING in ternary and not layout.own:
-        del ternary[EMBEDDING]
-        kind = source.info(EMBEDDING).type
-        choices.warn(
-            "write-dense-embedding",
-            f"{source.path}: {EMBEDDING} of type {kind} is written as floats, because other programs know packed "
-            "embeddings in GGUF files alone; write bittorch or GGUF to keep it",
-        )
+    if not layout.own:
+        _refuse_unsaid(source.config, values)
+    ternary = _ternary(source, layout)
     others = [name for name in source.names if name not in ternary]
     biases = {name: name.removesuffix("bias") + "weight" for name in others if name.endswith(".bias")}
     if dense_dtype is None and layout.one_dtype:
@@ -106,26 +85,11 @@ def write_directory(
     file = SafetensorsFile(path / "model.safetensors", source.names)
     try:
         # Floats first: packed rows may end at any byte, and what follows them would not be aligned.
-        blocks: dict[str, BlockWeight] = {}
-        for name in others:
-            if layout.own and dense_dtype is None and (kept := source.blocks(name)) is not None:
-                blocks[name] = kept
-            elif biases.get(name) not in ternary:
-                file.add(name, source.dense(name, dense_dtype))
-                seen(name)
-        for name, kept in blocks.items():
-            file.add(f"{name}_blocks", layout.blocks(name, kept))
-            seen(name)
+        floats = [name for name in others if biases.get(name) not in ternary]
+        _write_floats(file, source, floats, layout, dense_dtype, seen)
         for name in ternary:
-            weight = source.packed(name)
-            module = name.removesuffix(".weight")
-            for part, tensor in layout.parts(name, weight).items():
-                file.add(f"{module}.{part}", tensor)
-            if f"{module}.bias" in biases:
-                bias = source.dense(f"{module}.bias", dense_dtype)
-                file.add(f"{module}.bias", layout.bias(module, bias, weight))
-                seen(f"{module}.bias")
-            seen(name)
+            bias = f"{name.removesuffix('.weight')}.bias"
+            _write_ternary(file, source, name, bias if bias in biases else None, layout, dense_dtype, seen)
         file.finish(layout.metadata())
     finally:
         file.file.close()
@@ -138,6 +102,79 @@ def write_directory(
         values["dtype"] = str(dense_dtype).removeprefix("torch.")
     values["bittorch"] = note_of(source.config)
     (path / "config.json").write_text(json.dumps(values, indent=2) + "\n")
+
+
+def _refuse_unsaid(config: ModelConfig, values: Mapping[str, Any]) -> None:
+    """Raises LossyError for what a config.json of these values does not tell transformers."""
+    if config.hadamard is not None:
+        raise LossyError(
+            f"the model has weights in a basis of Hadamard blocks of {config.hadamard.block_size}, such as "
+            f"{config.hadamard.weights[0]}, and transformers has no entry that says so; write bittorch or GGUF"
+        )
+    biases_read = architectures.find(config.architecture).hf_biases(values)
+    if set(biases_read) != set(config.biases):
+        raise LossyError(
+            f"the model has biases of {', '.join(config.biases)}; transformers reads config.json as biases of "
+            f"{', '.join(biases_read)}, and has no entry that says otherwise; write bittorch or GGUF"
+        )
+    if config.input_norm_eps:
+        raise LossyError(
+            "the model has norms of the input of each matrix, for which bittorch and GGUF have names: write these"
+        )
+
+
+def _ternary(source: Checkpoint, layout: Layout) -> dict[str, None]:
+    """The names of what is written as trits, in order."""
+    ternary = dict.fromkeys(name for name in source.names if source.info(name).ternary)
+    if EMBEDDING in ternary and not layout.own:
+        del ternary[EMBEDDING]
+        kind = source.info(EMBEDDING).type
+        choices.warn(
+            "write-dense-embedding",
+            f"{source.path}: {EMBEDDING} of type {kind} is written as floats, because other programs know packed "
+            "embeddings in GGUF files alone; write bittorch or GGUF to keep it",
+        )
+    return ternary
+
+
+def _write_floats(
+    file: SafetensorsFile,
+    source: Checkpoint,
+    names: Sequence[str],
+    layout: Layout,
+    dtype: torch.dtype | None,
+    seen: Callable[[str], None],
+) -> None:
+    """What is not ternary; behind it the matrices that stay in quantised blocks."""
+    blocks: dict[str, BlockWeight] = {}
+    for name in names:
+        if layout.own and dtype is None and (kept := source.blocks(name)) is not None:
+            blocks[name] = kept
+        else:
+            file.add(name, source.dense(name, dtype))
+            seen(name)
+    for name, kept in blocks.items():
+        file.add(f"{name}_blocks", layout.blocks(name, kept))
+        seen(name)
+
+
+def _write_ternary(
+    file: SafetensorsFile,
+    source: Checkpoint,
+    name: str,
+    bias: str | None,
+    layout: Layout,
+    dtype: torch.dtype | None,
+    seen: Callable[[str], None],
+) -> None:
+    """A ternary weight, and its bias where it has one."""
+    weight, module = source.packed(name), name.removesuffix(".weight")
+    for part, tensor in layout.parts(name, weight).items():
+        file.add(f"{module}.{part}", tensor)
+    if bias is not None:
+        file.add(bias, layout.bias(module, source.dense(bias, dtype), weight))
+        seen(bias)
+    seen(name)
 
 
 def _one_dtype(source: Checkpoint, names: list[str]) -> torch.dtype:

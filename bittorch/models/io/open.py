@@ -58,8 +58,8 @@ def open_checkpoint(
     Raises:
         FileNotFoundError: nothing there.
         FormatError: damaged, incomplete, or of a format or architecture that is not read; the message names it.
-        TypeError, ValueError: options out of range, fields that no configuration has, and ``pre_tokenizer`` of a
-            tokenizer that has rules of its own.
+        TypeError, ValueError: options out of range, fields that no configuration has, or none of this architecture,
+            and ``pre_tokenizer`` of a tokenizer that has rules of its own.
     """
     if hidden_act not in (None, *ACTIVATIONS):
         raise ValueError(f"hidden_act must be None or one of {', '.join(ACTIVATIONS)}, got {hidden_act!r}")

@@ -10,6 +10,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from bittorch.models import architectures
 from bittorch.models.config import ModelConfig
 
 FIXED = {
@@ -42,6 +43,27 @@ def checked(override: Mapping[str, Any] | None) -> dict[str, Any]:
     if not isinstance(override, Mapping):
         raise TypeError(f"override must map fields of ModelConfig to values, got {type(override).__name__}")
     return {key: _typed(key, value, _hint(key)) for key, value in override.items()}
+
+
+def check_used(given: Mapping[str, Any], architecture: str, what: str) -> None:
+    """Refuses fields that change nothing: other architectures' alone, for which no file of this one has an entry.
+
+    Args:
+        given: by `checked`.
+        architecture: of the checkpoint.
+        what: names it.
+
+    Raises:
+        ValueError: names field, value, and the architectures that have it.
+    """
+    own = {entry.field for entry in architectures.find(architecture).entries}
+    for key, value in given.items():
+        kinds = [name for name in architectures.REGISTER if key in {e.field for e in architectures.find(name).entries}]
+        if kinds and key not in own and value != getattr(ModelConfig, key):
+            raise ValueError(
+                f"override of {key}={value!r:.100} changes nothing of {what}: it is of {', '.join(kinds)}, and the "
+                f"model is of architecture {architecture}"
+            )
 
 
 def parsed(text: str) -> tuple[str, Any]:

@@ -104,6 +104,28 @@ def test_only_mappings_are_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["directory", "gguf"])
+def test_fields_of_other_architectures_are_refused(kind: str, tmp_path: Path) -> None:
+    path = directory(tmp_path / "x") if kind == "directory" else gguf_file(tmp_path / "x.gguf", {})
+    for given, named in (({"residual_scale": 0.5}, "minicpm"), ({"num_experts": 4}, "qwen2_moe, qwen3_moe, maple")):
+        with pytest.raises(ValueError, match=rf"changes nothing of .*x.*: it is of {named}.*architecture llama"):
+            open_checkpoint(path, override=given)
+    with open_checkpoint(path, override={"residual_scale": 1.0}) as same:
+        assert same.config.residual_scale == 1.0
+
+
+def test_errors_have_the_name_that_the_file_has(tmp_path: Path) -> None:
+    path = directory(tmp_path / "x", num_hidden_layers=-1)
+    with pytest.raises(FormatError, match=r"num_layers must be .* \(num_layers is num_hidden_layers in the file\)"):
+        open_checkpoint(path)
+    path = gguf_file(tmp_path / "x.gguf", {"llama.attention.head_count_kv": 3})
+    both = r"no multiple of num_kv_heads=3 \(num_heads is llama.attention.head_count, num_kv_heads is llama.att"
+    with pytest.raises(FormatError, match=both):
+        open_checkpoint(path)
+    with pytest.raises(FormatError, match=r"max_positions must be a positive integer, got 0$"):
+        open_checkpoint(path, override={"num_kv_heads": 2, "max_positions": 0})
+
+
+@pytest.mark.parametrize("kind", ["directory", "gguf"])
 def test_given_fields_count_and_the_others_stay(kind: str, tmp_path: Path) -> None:
     path = directory(tmp_path / "x") if kind == "directory" else gguf_file(tmp_path / "x.gguf", {})
     with open_checkpoint(path) as before, open_checkpoint(path, override=GIVEN) as after:
