@@ -53,6 +53,19 @@ def _load_extension() -> None:
         ) from error
 
 
+def _load_ops() -> None:
+    """Imports the ops; an ImportError names one that the extension lacks."""
+    try:
+        importlib.import_module("bittorch.ops")
+    except RuntimeError as error:
+        if "does not exist" not in str(error):
+            raise
+        raise ImportError(
+            f"bittorch's extension is older than its Python files: {error}; rebuild it in its checkout: "
+            "pip install --no-build-isolation --no-deps --force-reinstall . (or make build)"
+        ) from None
+
+
 def load() -> None:
     """Registers torch.ops.bittorch by importing the extension, and applies the kernel variables of the environment."""
     try:
@@ -63,6 +76,7 @@ def load() -> None:
         ) from None
     check_torch(_build_info.TORCH_VERSION, _running_torch())
     _load_extension()
+    _load_ops()
     from bittorch import _C, _env
 
     _env.apply(_C)

@@ -103,12 +103,14 @@ def _check_storage(device: str) -> bool:
 
 
 def _check_blocks(device: str) -> bool:
-    """Weights bit for bit, products but for the order of sums; halves of these bytes are finite."""
+    """Weights and trits bit for bit, products but for the order of sums; halves of these bytes are finite."""
     blocks = torch.randint(0, 60, (7, 420), generator=torch.Generator().manual_seed(2), dtype=torch.uint8).to(device)
     x = torch.ones(5, 512, device=device)
     unpacked = [own.block_unpack(blocks, "Q6_K", 512, torch.float32) for own in (ops, reference)]
     y, expected = (own.block_linear(x, blocks, "Q6_K") for own in (ops, reference))
-    return torch.equal(*unpacked) and bool((y - expected).abs().max() <= 1e-4 * expected.abs().max())
+    trits = [own.ternary_from_base3(blocks[:, :216], 1024, "tq1_0") for own in (ops, reference)]
+    same_bits = torch.equal(*unpacked) and torch.equal(*trits)
+    return same_bits and bool((y - expected).abs().max() <= 1e-4 * expected.abs().max())
 
 
 def _check_trits(device: str) -> bool:
@@ -188,7 +190,7 @@ def _checks(device: str) -> Iterator[tuple[str, Callable[[], bool]]]:
     yield "embedding and Hadamard blocks", lambda: _check_rows(device)
     yield "functions of trits", lambda: _check_trits(device)
     if _variants("block_linear", device):
-        yield "quantised blocks", lambda: _check_blocks(device)
+        yield "blocks of files", lambda: _check_blocks(device)
     yield "attention to a cache", lambda: _check_attention(device)
     for variant, dtypes in _variants("ternary_linear_packed", device):
         yield (

@@ -46,5 +46,18 @@ def test_missing_build_says_how_to_build() -> None:
     assert "During handling" not in result.stderr
 
 
+def test_an_extension_without_an_op_of_the_package_is_named() -> None:
+    code = """
+import torch
+own = torch.library.register_fake
+torch.library.register_fake = lambda name: own(name.replace("ternary_check", "ternary_of_tomorrow"))
+import bittorch
+"""
+    last = helpers.run_python(code).stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: bittorch's extension is older than its Python files: operator")
+    assert "bittorch::ternary_of_tomorrow" in last
+    assert "pip install --no-build-isolation" in last
+
+
 def test_build_info_names_the_torch_that_runs() -> None:
     assert _extension.minor_version(_build_info.TORCH_VERSION) == _extension.minor_version(torch.__version__)

@@ -92,6 +92,26 @@ def ternary_transpose(w_packed: Tensor, in_features: int) -> Tensor:
     return _pack_raw(_raw_codes(w_packed)[:, :in_features].t())
 
 
+def ternary_from_base3(data: Tensor, in_features: int, layout: str = "rows") -> Tensor:
+    if layout == "rows":
+        raw = _base3_digits(data.long(), data > 242).flatten(1)
+    else:
+        parts = {"tq1_0": (32, 16, 4), "ptq1_0": (16, 8, 2)}[layout]
+        size = sum(parts) + 2
+        blocks = data.reshape(data.numel() // size, size)[:, :-2].long()
+        value = blocks * 243 // 256
+        digits = _base3_digits(value, (value * 256 + 242) // 243 != blocks).flip(2)
+        first, second, last = (part.transpose(1, 2).flatten(1) for part in digits.split(parts, 1))
+        raw = torch.cat([first, second, last[:, : 4 * parts[2]]], 1).view(len(data), in_features)
+    return _pack_raw(raw)[:, : (in_features + 3) // 4].contiguous()
+
+
+def _base3_digits(value: Tensor, damaged: Tensor) -> Tensor:
+    """The five digits of each value as raw codes, the lowest first; 11 where it is damaged."""
+    digits = value[..., None] // 3 ** torch.arange(5, device=value.device) % 3
+    return torch.where(damaged[..., None], 3, (digits + 2) % 3).to(torch.uint8)
+
+
 def ternary_check(w_packed: Tensor, in_features: int) -> Tensor:
     raw = _raw_codes(w_packed)
     if raw.shape[1] == 0:

@@ -8,6 +8,8 @@ TORCH_LIBRARY(bittorch, m) {
     m.def("ternary_pack(Tensor codes, bool check=True) -> Tensor");
     m.def("ternary_unpack(Tensor w_packed, Tensor? scale, SymInt in_features, ScalarType dtype) -> Tensor");
     m.def("ternary_check(Tensor w_packed, SymInt in_features) -> Tensor");
+    // layout "rows": data (n, ceil(k/5)) uint8; "tq1_0" and "ptq1_0": rows of whole blocks, scales among them
+    m.def("ternary_from_base3(Tensor data, SymInt in_features, str layout='rows') -> Tensor");
     m.def("ternary_transpose(Tensor w_packed, SymInt in_features) -> Tensor");
     m.def("ternary_quantize(Tensor w, str method, str scale_rule, float threshold_factor, str granularity, "
           "int group_size) -> (Tensor, Tensor)");

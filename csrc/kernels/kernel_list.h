@@ -13,6 +13,7 @@
 #include "ternary_check.h"
 #include "ternary_conv2d_packed.h"
 #include "ternary_embedding.h"
+#include "ternary_from_base3.h"
 #include "ternary_linear_packed.h"
 #include "ternary_linear_w2a8.h"
 #include "ternary_pack.h"
@@ -40,6 +41,7 @@
     X(trit_reduce, BT_TRIT_REDUCE)                                                                                     \
     X(decode_attention, BT_DECODE_ATTENTION)                                                                           \
     X(bitplane_pack, BT_BITPLANE_PACK)                                                                                 \
-    X(bitplane_matmul, BT_BITPLANE_MATMUL)
+    X(bitplane_matmul, BT_BITPLANE_MATMUL)                                                                             \
+    X(ternary_from_base3, BT_TERNARY_FROM_BASE3)
 
 #endif

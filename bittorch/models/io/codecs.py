@@ -164,46 +164,26 @@ _TQ1_PARTS = ((0, 32, 5), (32, 16, 5), (48, 4, 4))
 
 def decode_tq1_0(blocks: Bytes) -> tuple[Bytes, Halves]:
     """``(n, 54)`` bytes to ``(n, 64)`` canonical bytes and n scales. Raises ReservedCode for bytes of no five trits."""
-    records = _records(blocks, ("digits", "V52"), ("scale", "<f2"))
-    out = np.empty(len(blocks), [("a", "V8", 5), ("b", "V4", 5), ("c", "V1", 4)])  # as `_TQ1_PARTS`
-    for digit, codes in enumerate(_digits(_bytes_of(records["digits"]))):
-        parts = _records(pack(codes.reshape(1, -1)).reshape(-1, 13), ("a", "V8"), ("b", "V4"), ("c", "V1"))
-        for name in "abc" if digit < 4 else "ab":
-            out[name][:, digit] = parts[name]
-    return out.view(np.uint8).reshape(-1, 64), records["scale"]
+    return _from_base3_blocks(blocks, 256, "tq1_0")
 
 
 def decode_ptq1_0(blocks: Bytes) -> tuple[Bytes, Halves]:
     """``(n, 28)`` bytes, TQ1_0 in half its size, to ``(n, 32)`` canonical bytes and n scales. Raises as it does."""
-    records = _records(blocks, ("digits", "V24"), ("last", "V2"), ("scale", "<f2"))
-    out = np.empty(len(blocks), [("a", "V4", 5), ("b", "V2", 5), ("c", "V2")])
-    for digit, codes in enumerate(_digits(_bytes_of(records["digits"]))):
-        parts = _records(pack(codes.reshape(1, -1)).reshape(-1, 6), ("a", "V4"), ("b", "V2"))
-        for name in "ab":
-            out[name][:, digit] = parts[name]
-    last = [codes.reshape(-1, 2).copy() for codes in _digits(_bytes_of(records["last"]))]
-    out["c"] = _pack_runs(np.concatenate(last[:4], axis=1), 8)
-    return out.view(np.uint8).reshape(-1, 32), records["scale"]
+    return _from_base3_blocks(blocks, 128, "ptq1_0")
 
 
-def _digits(data: Bytes) -> Iterator[Codes]:
-    """The five digits of every byte as codes, in one array, most significant digits first; the bytes are used up.
+def _from_base3_blocks(blocks: Bytes, weights: int, layout: str) -> tuple[Bytes, Halves]:
+    packed = ops.ternary_from_base3(torch.from_numpy(blocks), weights, layout)
+    if _refuses(packed.view(1, -1), 4 * packed.numel()):  # one long row is checked faster than many short ones
+        # A byte is v * 256 / 243 rounded up; 243 * byte modulo 256 is then the rounding, which is less than 243.
+        invalid = blocks[:, :-2] * np.uint8(243) > np.uint8(242)
+        raise ReservedCode(f"byte {int(blocks[:, :-2][invalid][0])}, which no five trits make")
+    return packed.numpy(), _records(blocks, ("digits", f"V{blocks.shape[1] - 2}"), ("scale", "<f2"))["scale"]
 
-    Raises ReservedCode for bytes of no five trits.
-    """
-    # A byte is v * 256 / 243 rounded up; 243 * byte modulo 256 is then the rounding, which is less than 243.
-    invalid = data * np.uint8(243) > np.uint8(242)
-    damaged = bool(invalid.any())
-    if damaged and not _KEPT.get():
-        raise ReservedCode(f"byte {int(data[invalid][0])}, which no five trits make")
-    for _ in range(5):
-        # (3 * byte) >> 8 counts the thirds of 256 that the byte has passed.
-        codes = (data >= 171).view(np.int8)
-        codes -= (data < 86).view(np.int8)
-        if damaged:
-            codes[invalid] = 2
-        yield codes
-        data *= np.uint8(3)  # modulo 256: the digit shown is gone
+
+def _refuses(packed: torch.Tensor, columns: int) -> bool:
+    """Whether the bytes are not canonical, and who calls does not want them all the same."""
+    return not _KEPT.get() and bool((ops.ternary_check(packed, columns) >= 0).any())
 
 
 @functools.cache
@@ -295,40 +275,19 @@ def encode_base3(codes: Codes) -> Bytes:
     return value
 
 
-@functools.cache
-def _base3_pairs() -> np.ndarray[Any, np.dtype[np.uint32]]:
-    """For each pair of bytes, the first lower, the ten canonical fields of their trits."""
-    value = np.arange(243, dtype=np.uint32)
-    fields = np.zeros(256, np.uint32)
-    for digit in range(5):
-        fields[:243] |= np.array([2, 0, 1], np.uint32)[value // 3**digit % 3] << np.uint32(2 * digit)
-    fields[243:] = 0x3FF  # reserved codes
-    pair = np.arange(1 << 16)
-    return fields[pair & 255] | fields[pair >> 8] << np.uint32(10)
-
-
 def decode_base3(data: Bytes, columns: int) -> Bytes:
     """``(N, ceil(K / 5))`` bytes to ``(N, ceil(K / 4))`` canonical ones.
 
     Raises ReservedCode beyond 242 and for padding but 0.
     """
-    if data.size and data.max() > 242 and not _KEPT.get():
+    packed = ops.ternary_from_base3(torch.from_numpy(data), columns)
+    if _refuses(packed, columns) and data.max() > 242:
         raise ReservedCode(f"byte {int(data.max())}, which no five trits make (242 at most)")
-    # Four bytes are 20 trits, which are five canonical bytes; 121 is five times 0.
-    quads = np.full((len(data), -(-data.shape[1] // 4) * 4), 121, np.uint8)
-    quads[:, : data.shape[1]] = data
-    pairs = np.take(_base3_pairs(), quads.reshape(-1).view("<u2")).view("<u8")
-    first = pairs & np.uint64(0xFFFFF)
-    pairs >>= np.uint64(12)
-    pairs &= np.uint64(0xFFFFF << 20)
-    pairs |= first
-    packed = _bytes_of(_records(pairs.view(np.uint8).reshape(-1, 8), ("trits", "V5"), ("rest", "V3"))["trits"])
-    packed = packed.reshape(len(data), -1)
-    used, rest = -(-columns // 4), columns % 4
-    beyond = packed[:, used:].any() or (rest and (packed[:, used - 1] >> np.uint8(2 * rest)).any())
-    if beyond and not _KEPT.get():
+    used = columns % 5
+    # What pads a row's last byte is 0 too, and five times 0 is 121.
+    if used and not _KEPT.get() and (data[:, -1] // np.uint8(3**used) != 121 // 3**used).any():
         raise ReservedCode(f"trits beyond column {columns}, where rows are padded with 0")
-    return packed[:, :used]
+    return packed.numpy()
 
 
 def _fields_lsb_first(fields: Bytes) -> Bytes:

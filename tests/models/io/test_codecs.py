@@ -208,6 +208,8 @@ def test_reserved_codes_are_refused() -> None:
         codecs.decode_base3(np.uint8([[243]]), 5)
     with pytest.raises(codecs.ReservedCode, match="padded"):
         codecs.decode_base3(np.uint8([[0]]), 3)
+    with pytest.raises(codecs.ReservedCode, match="beyond column 4"):  # which no packed byte holds
+        codecs.decode_base3(np.uint8([[121], [40]]), 4)
 
 
 @given(st.binary(min_size=32, max_size=32))
