@@ -7,13 +7,11 @@
 namespace bittorch {
 
 int block_number(const std::string &kind) {
-#define BT_BLOCK_NAME(name, weights, bytes) #name,
-    static const char *const names[] = {BT_BLOCKS(BT_BLOCK_NAME)};
     std::string known;
     for (int block = 0; block < BT_BLOCK_COUNT; block++) {
-        if (kind == names[block])
+        if (kind == bt_block_name(block))
             return block;
-        known += std::string(block ? ", " : "") + names[block];
+        known += std::string(block ? ", " : "") + bt_block_name(block);
     }
     TORCH_CHECK_VALUE(false, "kind must be one of ", known, ", got '", kind, "'");
 }

@@ -32,8 +32,14 @@ extern "C" {
 #define BT_BLOCK_NUMBER(name, weights, bytes) BT_BLOCK_##name,
 enum { BT_BLOCKS(BT_BLOCK_NUMBER) BT_BLOCK_COUNT };
 
+#define BT_BLOCK_NAME(name, weights, bytes) #name,
 #define BT_BLOCK_WEIGHTS(name, weights, bytes) weights,
 #define BT_BLOCK_BYTES(name, weights, bytes) bytes,
+
+static inline const char *bt_block_name(int block) {
+    static const char *const names[] = {BT_BLOCKS(BT_BLOCK_NAME)};
+    return names[block];
+}
 
 static inline int64_t bt_block_weights(int block) {
     static const int16_t weights[] = {BT_BLOCKS(BT_BLOCK_WEIGHTS)};

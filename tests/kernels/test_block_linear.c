@@ -26,7 +26,8 @@ static void check_formula(const bt_block_linear *p) {
 static void check_block_linear(int block, int64_t m, int64_t n, int64_t blocks, int64_t gap) {
     const int64_t k = blocks * bt_block_weights(block), row = bt_block_row_bytes(block, k);
     const int64_t ldx = k + gap, ldw = row + gap, ldy = n + gap;
-    set_context("block_linear type %d m=%ld n=%ld k=%ld gap=%ld", block, (long)m, (long)n, (long)k, (long)gap);
+    set_context("block_linear %s m=%ld n=%ld k=%ld gap=%ld", bt_block_name(block), (long)m, (long)n, (long)k,
+                (long)gap);
     const size_t bytes = n ? (size_t)((n - 1) * ldw + row) : 0, size = matrix_bytes(m, n, ldy, BT_F32);
     float *const x = buffer(matrix_bytes(m, k, ldx, BT_F32));
     fill_normal(x, BT_F32, m && k ? (m - 1) * ldx + k : 0);

@@ -3,12 +3,6 @@
 
 #include "../../csrc/kernels/cpu/half.h"
 
-#include <string.h>
-
-static const char *const names[] = {
-#define NAME(name, weights, bytes) #name,
-    BT_BLOCKS(NAME)};
-
 /* By the layout of ggml, one weight at a time; 0 for a type that is not told here. */
 static int expected_at(int block, const uint8_t *b, int c, float *value) {
     const float d = bt_from_f16((uint16_t)(b[0] | b[1] << 8));
@@ -46,7 +40,8 @@ static void check_formula(const bt_block_unpack *p) {
 static void check_block_unpack(int block, int64_t n, int64_t blocks, int64_t gap, int type) {
     const int64_t k = blocks * bt_block_weights(block), row = bt_block_row_bytes(block, k), ldw = row + gap,
                   ldy = k + gap;
-    set_context("block_unpack %s n=%ld k=%ld gap=%ld %s", names[block], (long)n, (long)k, (long)gap, type_name(type));
+    set_context("block_unpack %s n=%ld k=%ld gap=%ld %s", bt_block_name(block), (long)n, (long)k, (long)gap,
+                type_name(type));
     const size_t bytes = n ? (size_t)((n - 1) * ldw + row) : 0, size = matrix_bytes(n, k, ldy, type);
     uint8_t *const w = buffer(bytes);
     for (size_t i = 0; i < bytes; i++)
