@@ -105,9 +105,8 @@ class CompensatedGrid:
         inside = weights.argsort(dim=1, descending=True, stable=True)
         self.order = (inside + width * torch.arange(len(weights), device=inside.device)[:, None])[groups].flatten()
         self.back, self.group_back = self.order.argsort(), groups.argsort()
-        damped = scaled + (damping if mean > 0 else 1.0) * torch.eye(
-            len(scaled), dtype=scaled.dtype, device=scaled.device
-        )
+        damped = scaled.clone()
+        damped.diagonal().add_(damping if mean > 0 else 1.0)
         self.hessian = damped[self.order][:, self.order]
         lower, failed = torch.linalg.cholesky_ex(self.hessian)
         if int(failed):

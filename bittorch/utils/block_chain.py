@@ -168,6 +168,7 @@ class Chain:
     def __init__(self, model: nn.Module, layers: Mapping[str, nn.Module], batches: Sequence[Any]) -> None:
         self.model, self.layers, self.batches = model, layers, batches
         self.blocks: list[nn.Module] = []
+        self._place: int | str | None = None
         for blocks in self._candidates():
             self.blocks = blocks
             if self._is_chain():
@@ -186,13 +187,13 @@ class Chain:
             tracer = _Tracer(self, whole)(batch)
             self.counts.append(tracer.counts)
             calls = [call for _, call in tracer.calls]
-            if len(calls) != len(self.blocks):
-                raise ValueError(
-                    f"the model called {len(calls)} of its {len(self.blocks)} blocks for a batch; give batches that "
-                    "take one way through it"
-                )
-            if calls:
-                calls[0].place = calls[1].place
+            if self.blocks:
+                if self._place_in(tracer) != self._place or not isinstance(calls[0].at(self._place), Tensor):
+                    raise ValueError(
+                        f"batch {len(self._calls)} does not take the way of batch 0 through the {len(self.blocks)} "
+                        "blocks of the model; give batches that are treated alike"
+                    )
+                calls[0].place = self._place
             self._calls.append(calls)
 
     def first_inputs(self) -> list[Any]:
@@ -249,18 +250,21 @@ class Chain:
                 found.append((size, parts))
         yield from (parts for _, parts in sorted(found, key=lambda pair: -pair[0]))
 
+    def _place_in(self, tracer: _Tracer) -> int | str | None:
+        """Where blocks that were called one by one got what the one before gave; None where they were not."""
+        places = {call.place for _, call in tracer.calls[1:]}
+        in_turn = [index for index, _ in tracer.calls] == list(range(len(self.blocks)))
+        return places.pop() if in_turn and len(places) == 1 else None
+
     def _is_chain(self) -> bool:
         """Whether the first batch goes through the blocks one by one, and a repeated call of the first is the same."""
         self.leader, self.before = {}, []
         tracer = _Tracer(self, whole=True)(self.batches[0])
-        calls = [call for _, call in tracer.calls]
-        places = {call.place for call in calls[1:]}
-        in_turn = [index for index, _ in tracer.calls] == list(range(len(self.blocks)))
-        if not in_turn or None in places or len(places) != 1 or tracer.first is None:
+        self._place = self._place_in(tracer)
+        if self._place is None or tracer.first is None:
             return False
-        first = calls[0]
-        first.place = places.pop()
-        if not isinstance(first.at(first.place), Tensor):
+        first = tracer.calls[0][1]
+        if not isinstance(first.at(self._place), Tensor):
             return False
         again = _stream(self.blocks[0](*first.args, **first.named))
         if again is None or again.shape != tracer.first.shape:

@@ -102,10 +102,18 @@ def test_what_is_no_chain_is_called_whole(kind: str) -> None:
     assert chain.after() == []
 
 
-def test_batches_that_leave_out_blocks_raise() -> None:
+@pytest.mark.parametrize("kind", ["leaves out", "changes between"])
+def test_batches_that_go_another_way_raise(kind: str) -> None:
     model = _Net().eval()
-    model.forward = lambda x: [x := layer(x, gain=1.0) for layer in model.layers[: 3 if len(x) > 2 else 1]][-1]
-    with torch.no_grad(), pytest.raises(ValueError, match="the model called 1 of its 3 blocks for a batch"):
+
+    def forward(x: Tensor) -> Tensor:
+        other = len(x) == 2
+        for layer in model.layers[: 1 if other and kind == "leaves out" else 3]:
+            x = layer(x + 1 if other and kind == "changes between" else x, gain=1.0)
+        return x
+
+    model.forward = forward
+    with torch.no_grad(), pytest.raises(ValueError, match="batch 1 does not take the way of batch 0 through the 3"):
         _chain(model, [helpers.randn(5, 8), helpers.randn(2, 8)])
 
 
