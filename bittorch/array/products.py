@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -93,3 +94,27 @@ def inner(a: Any, b: Any) -> Any:
     if not (isinstance(a, TernaryArray) and isinstance(b, TernaryArray)) or 0 in (a.ndim, b.ndim):
         return np.inner(dense(a), dense(b))
     return tensordot(a, b, ((-1,), (-1,)))
+
+
+@implements(np.vdot)
+def vdot(a: Any, b: Any) -> Any:
+    """`numpy.vdot`, exact int32 for two TernaryArrays."""
+    if not (isinstance(a, TernaryArray) and isinstance(b, TernaryArray)):
+        return np.vdot(dense(a), dense(b))
+    return tensordot(a.ravel(), b.ravel(), 1)
+
+
+def _summing(function: Callable[..., Any]) -> None:
+    """A function whose sums would wrap in int8: it runs on dense int32."""
+
+    def wide(value: Any) -> Any:
+        return value.astype(np.int32) if isinstance(value, TernaryArray) else value
+
+    def own(*args: Any, **kwargs: Any) -> Any:
+        return function(*(wide(a) for a in args), **{name: wide(value) for name, value in kwargs.items()})
+
+    implements(function)(own)
+
+
+for _function in (np.einsum, np.convolve, np.correlate):
+    _summing(_function)

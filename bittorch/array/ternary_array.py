@@ -112,7 +112,7 @@ class TernaryArray(np.lib.mixins.NDArrayOperatorsMixin):
 
     @classmethod
     def from_packed(cls, packed: Tensor | storage.Bytes, shape: Any) -> TernaryArray:
-        """An array on packed bytes, which it shares.
+        """An array on packed bytes, which it shares where they may be written.
 
         Args:
             packed: uint8, contiguous, ``ceil(size / 4)`` bytes of a stream of codes in C order, a tensor of the CPU or

@@ -23,6 +23,10 @@ def test_matmul_is_exact(data: Any) -> None:
 def test_long_sums_do_not_wrap_as_int8_does() -> None:
     a = TernaryArray.full((3, 1000), 1)
     assert_same(a @ -a.T, np.full((3, 3), -1000, np.int32))
+    assert_same(np.vdot(a, a), np.int32(3000))
+    assert_same(np.einsum("ij,kj->ik", a, a), np.full((3, 3), 1000, np.int32))
+    assert np.convolve(a[0], a[0]).max() == 1000
+    assert np.correlate(a[0], a[0]).tolist() == [1000]
 
 
 def test_dot_inner_and_tensordot() -> None:
