@@ -53,15 +53,17 @@ BT_ATTENTION_INLINE void dot(const float *q, int64_t dim, const char *key, int t
             put(out + h * KEYS * BT_ATTENTION_LANES + v * WIDTH, sum[h][v]);
 }
 
-/* Fetches what comes AHEAD of the bytes of a row. */
-BT_ATTENTION_INLINE void ahead(const char *row, int64_t bytes) {
-    for (int64_t line = 0; line < bytes; line += 64)
-        __builtin_prefetch(row + AHEAD + line);
+/* Fetches the keys that come AHEAD of this one, and its value, which is needed when all keys are done. */
+BT_ATTENTION_INLINE void ahead(const char *key, const char *value, int64_t bytes) {
+    for (int64_t line = 0; line < bytes; line += 64) {
+        __builtin_prefetch(key + AHEAD + line);
+        __builtin_prefetch(value + line, 0, 2);
+    }
 }
 
 /* Scores of all keys, BT_ATTENTION_SPLIT for each query; -Inf behind the last up to a multiple of KEYS. */
-BT_ATTENTION_INLINE void score(const bt_decode_attention *p, const float *q, const char *k, int64_t keys, int type,
-                               int heads, float *scores) {
+BT_ATTENTION_INLINE void score(const bt_decode_attention *p, const float *q, const char *k, const char *v, int64_t keys,
+                               int type, int heads, float *scores) {
     float lanes[BT_ATTENTION_HEADS * KEYS * BT_ATTENTION_LANES] __attribute__((aligned(64)));
     const int64_t step = p->ldslot * (type == BT_F32 ? 4 : 2);
     for (int64_t begin = 0; begin < keys; begin += KEYS) {
@@ -70,7 +72,7 @@ BT_ATTENTION_INLINE void score(const bt_decode_attention *p, const float *q, con
             memset(lanes, 0, sizeof lanes);
         for (int64_t t = 0; t < here; t++) {
             const char *const key = k + (begin + t) * step;
-            ahead(key, p->dim * (type == BT_F32 ? 4 : 2));
+            ahead(key, v + (begin + t) * step, p->dim * (type == BT_F32 ? 4 : 2));
             dot(q, p->dim, key, type, heads, lanes + t * BT_ATTENTION_LANES);
         }
         for (int h = 0; h < heads; h++) {
@@ -153,7 +155,7 @@ BT_ATTENTION_INLINE void attend(const bt_decode_attention *p, const float *q, co
                                 int64_t keys, int type, int heads, float *part, int64_t part_step) {
     float scores[BT_ATTENTION_HEADS * BT_ATTENTION_SPLIT] __attribute__((aligned(64)));
     const int64_t size = type == BT_F32 ? 4 : 2, step = p->ldslot * size;
-    score(p, q, k, keys, type, heads, scores);
+    score(p, q, k, v, keys, type, heads, scores);
     for (int h = 0; h < heads; h++) {
         memset(part + h * part_step, 0, (size_t)p->dim * sizeof *part);
         weigh(scores + h * BT_ATTENTION_SPLIT, keys, part + h * part_step + p->dim);
@@ -161,8 +163,6 @@ BT_ATTENTION_INLINE void attend(const bt_decode_attention *p, const float *q, co
     for (int64_t t = 0; t < keys; t += VALUE_KEYS) {
         const int64_t here = keys - t < VALUE_KEYS ? keys - t : VALUE_KEYS;
         int64_t c = 0;
-        for (int64_t row = t; row < t + here; row++)
-            ahead(v + row * step, p->dim * size);
         for (; c + COLUMNS * WIDTH <= p->dim; c += COLUMNS * WIDTH)
             add_columns(scores + t, v + t * step + c * size, step, here, type, heads, COLUMNS, part + c, part_step);
         for (; c < p->dim; c += WIDTH)
