@@ -153,6 +153,17 @@ def _check_attention(device: str) -> bool:
     )
 
 
+def _check_rotation(device: str) -> bool:
+    """Heads that are turned, and what a cache of halves then holds."""
+    generator = torch.Generator().manual_seed(4)
+    heads, cos, sin = (torch.randn(2, *size, generator=generator).to(device) for size in ((5, 32), (32,), (32,)))
+    kv = torch.zeros(2, 1, 1, 3, 32, dtype=torch.bfloat16, device=device)
+    own, expected = (heads.clone(), kv.clone()), (heads.clone(), kv.clone())
+    ops.rotary_store(*own, cos, sin, [3], None, [2])
+    reference.rotary_store(*expected, cos, sin, [3], None, [2])
+    return all(torch.allclose(a.float(), b.float(), rtol=1e-2, atol=1e-2) for a, b in zip(own, expected, strict=True))
+
+
 def _check_packed(device: str, variant: str, dtypes: list[str]) -> bool:
     """In float32, or in bfloat16 where the kernel takes that alone."""
     _, w_packed, scale = _weights(device)
@@ -191,6 +202,8 @@ def _checks(device: str) -> Iterator[tuple[str, Callable[[], bool]]]:
     yield "functions of trits", lambda: _check_trits(device)
     if _variants("block_linear", device):
         yield "blocks of files", lambda: _check_blocks(device)
+    if _variants("rotary_store", device):
+        yield "rotation into a cache", lambda: _check_rotation(device)
     yield "attention to a cache", lambda: _check_attention(device)
     for variant, dtypes in _variants("ternary_linear_packed", device):
         yield (

@@ -15,7 +15,7 @@ from bittorch.models.rope import Rotation
 from bittorch.models.rules import Block, NormedLinear, Part
 
 Ints = tuple[int, ...]
-# What `bittorch.ops.decode_attention` takes: new tokens of a sequence, and head_dim.
+# What `bittorch.ops.decode_attention` takes: new tokens of a sequence, and head_dim, this of `rotary_store` too.
 DECODED_TOKENS, DECODED_WIDTH = 8, 512
 
 
@@ -54,8 +54,13 @@ def decodes(q: Tensor, count: int) -> bool:
 
     No other sequence has a part in the choice, so that a sequence computes what it computes alone.
     """
-    differentiable = q.requires_grad and torch.is_grad_enabled()
-    return count <= DECODED_TOKENS and q.is_cpu and q.shape[2] <= DECODED_WIDTH and not differentiable
+    return count <= DECODED_TOKENS and on_cpu(q)
+
+
+def on_cpu(heads: Tensor) -> bool:
+    """Whether ``(tokens, heads, head_dim)`` may go through the ops of a cache, which CPUs have, without gradients."""
+    differentiable = heads.requires_grad and torch.is_grad_enabled()
+    return heads.is_cpu and heads.shape[2] <= DECODED_WIDTH and not differentiable
 
 
 def causal_mask(count: int, length: int, device: torch.device, window: int = 0) -> Tensor:
@@ -101,12 +106,16 @@ class Attention(Block):
             q, kv = heads.split((2 * self.heads, 2 * self.kv_heads), 1)
             heads, gate = torch.cat((q[:, ::2], kv), 1), q[:, 1::2].flatten(1).sigmoid()
         heads = self.prepared(heads)
-        if self.rotated:
-            rotation.of(self.window).rotate_(
-                heads[:, : self.heads + self.kv_heads, : self.rotated].unflatten(2, (2, -1))
-            )
-        q, kv = heads.split((self.heads, 2 * self.kv_heads), 1)
-        y = self._attend(q, kv.unflatten(1, (2, self.kv_heads)), batch)
+        turns = rotation.of(self.window) if self.rotated else None
+        if batch.cache is not None and on_cpu(heads):
+            heads = heads.contiguous()
+            batch.store(self.layer, heads, turns)
+        else:
+            if turns is not None:
+                turns.rotate_(heads[:, : self.heads + self.kv_heads, : self.rotated].unflatten(2, (2, -1)))
+            if batch.cache is not None:
+                batch.write(self.layer, heads[:, self.heads :].unflatten(1, (2, self.kv_heads)))
+        y = self._attend(heads[:, : self.heads], heads[:, self.heads :], batch)
         return normed(self.o_proj, self.attn_sub_norm, y * gate if self.gated else y, self.fuse)
 
     def prepared(self, heads: Tensor) -> Tensor:
@@ -114,12 +123,10 @@ class Attention(Block):
         return heads
 
     def _attend(self, q: Tensor, kv: Tensor, batch: Batch) -> Tensor:
-        """Of ``(tokens, heads, head_dim)`` and ``(tokens, 2, kv_heads, head_dim)``, which the cache takes too."""
-        if batch.cache is not None:
-            batch.write(self.layer, kv)
-            if decodes(q, max(batch.counts)):
-                held = batch.cache.data[self.layer]
-                return self._decode(q, held, batch.lengths, batch.rows, batch.counts)
+        """Of ``(tokens, heads, head_dim)`` and ``(tokens, 2 * kv_heads, head_dim)``, which the cache has already."""
+        if batch.cache is not None and decodes(q, batch.most):
+            return self._decode(q, batch.layers[self.layer], batch.lengths, batch.rows, batch.counts)
+        kv = kv.unflatten(1, (2, self.kv_heads))
         if batch.even:
             rows, count = len(batch.counts), batch.counts[0]
             new = kv.unflatten(0, (rows, count)).permute(2, 0, 3, 1, 4)

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bittorch import ops
 from bittorch.models.kv_cache import KVCache
+from bittorch.models.rope import Rotation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +54,22 @@ class Batch:
     def lengths(self) -> tuple[int, ...]:
         """Tokens of each sequence, the new ones included."""
         return tuple(past + count for past, count in zip(self.past, self.counts, strict=True))
+
+    @functools.cached_property
+    def most(self) -> int:
+        """New tokens of the sequence that has most."""
+        return max(self.counts)
+
+    @functools.cached_property
+    def layers(self) -> tuple[Tensor, ...]:
+        """Keys and values of each layer of the cache, ``(2, rows, kv_heads, capacity, head_dim)``."""
+        assert self.cache is not None
+        return self.cache.data.unbind()
+
+    def store(self, layer: int, heads: Tensor, turns: Rotation | None) -> None:
+        """Turns new queries and keys in place and stores keys and values, as `bittorch.ops.rotary_store` does."""
+        cos, sin = (None, None) if turns is None else turns.angles
+        ops.rotary_store(heads, self.layers[layer], cos, sin, self.lengths, self.rows, self.counts)
 
     def write(self, layer: int, kv: Tensor) -> None:
         """Stores the keys and values of all new tokens, ``(tokens, 2, kv_heads, head_dim)``."""

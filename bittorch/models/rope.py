@@ -103,6 +103,7 @@ class Rotation:
     """Cosines and signed sines of some positions, as `rotate_` wants them.
 
     Attributes:
+        angles: cosines and sines as `bittorch.ops.rotary_store` takes them, ``(tokens, head_dim)``.
         local: the rotation of layers with a window; None where a model has one for all.
 
     Args:
@@ -117,6 +118,7 @@ class Rotation:
         cos, sin = angles.cos() * magnitude, angles.sin() * magnitude
         self.cos = torch.stack((cos, cos), -2).to(dtype).unsqueeze(1)
         self.sin = torch.stack((-sin, sin), -2).to(dtype).unsqueeze(1)
+        self.angles = self.cos.flatten(1), self.sin.flatten(1)
         self.local: Rotation | None = None
 
     def of(self, window: int) -> Rotation:

@@ -8,6 +8,7 @@ from bittorch.ops.block_linear import block_linear
 from bittorch.ops.block_unpack import block_unpack
 from bittorch.ops.decode_attention import decode_attention
 from bittorch.ops.hadamard import hadamard
+from bittorch.ops.rotary_store import rotary_store
 from bittorch.ops.ternary_check import check_packed, ternary_check
 from bittorch.ops.ternary_conv2d import check_conv2d_input, ternary_conv2d
 from bittorch.ops.ternary_conv2d_packed import ternary_conv2d_packed
@@ -41,6 +42,7 @@ __all__ = [
     "decode_attention",
     "hadamard",
     "has_packed_cuda_support",
+    "rotary_store",
     "ternary_check",
     "ternary_conv2d",
     "ternary_conv2d_packed",

@@ -21,6 +21,7 @@ _LINEAR = (
     "hadamard",
     "block_linear",
 )
+_IN_PLACE = ("rotary_store",)  # refused: vmap has no rule for what is written to
 _CONV = ("ternary_conv2d_packed", "ternary_conv2d")
 
 
@@ -59,7 +60,7 @@ def register() -> None:
     """Gives every op its rule; those that are not named above take matrices alone."""
     from bittorch import _C
 
-    matrix = {str(row["op"]) for row in _C.kernels()} - {*_LINEAR, *_CONV}
+    matrix = {str(row["op"]) for row in _C.kernels()} - {*_LINEAR, *_CONV, *_IN_PLACE}
     for names, batch, flatten in ((_LINEAR, True, False), (_CONV, True, True), (matrix, False, False)):
         for name in names:
             op = getattr(torch.ops.bittorch, name).default

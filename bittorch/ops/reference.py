@@ -88,6 +88,26 @@ def decode_attention(
     return y
 
 
+def rotary_store(
+    heads: Tensor,
+    kv: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    lengths: Sequence[int],
+    rows: Sequence[int] | None = None,
+    counts: Sequence[int] | None = None,
+) -> None:
+    if cos is not None and sin is not None:
+        turned = heads[:, : heads.shape[1] - kv.shape[2], : cos.shape[1]]
+        swapped = turned.double().roll(cos.shape[1] // 2, 2)
+        turned.copy_(turned.double() * cos[:, None] + swapped * sin[:, None])
+    rows = range(len(lengths)) if rows is None else rows
+    counts = [1] * len(lengths) if counts is None else counts
+    new = heads[:, -2 * kv.shape[2] :].unflatten(1, (2, -1)).permute(1, 2, 0, 3)
+    for length, row, part in zip(lengths, rows, new.split(list(counts), 2), strict=True):
+        kv[:, row, :, length - part.shape[2] : length] = part
+
+
 def ternary_transpose(w_packed: Tensor, in_features: int) -> Tensor:
     return _pack_raw(_raw_codes(w_packed)[:, :in_features].t())
 

@@ -1,5 +1,6 @@
 #include "implement.h"
 #include "launch.h"
+#include "sequences.h"
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
@@ -10,51 +11,17 @@
 #include <ATen/ops/scaled_dot_product_attention.h>
 
 #include <cmath>
-#include <numeric>
-#include <vector>
 
 namespace bittorch {
 
 using at::Tensor;
-using Sequences = std::vector<bt_attention_sequence>;
 
 static void check_shapes(const Tensor &q, const Tensor &kv) {
-    TORCH_CHECK_VALUE(q.dim() == 3, "q must be (tokens, heads, head_dim), got ", q.sizes());
-    TORCH_CHECK_VALUE(kv.dim() == 5 && kv.size(0) == 2, "kv must be (2, rows, kv_heads, capacity, head_dim), got ",
-                      kv.sizes());
-    TORCH_CHECK_VALUE(kv.size(4) == q.size(2) && q.size(2) >= 1 && q.size(2) <= BT_ATTENTION_MAX_DIM,
-                      "q and kv must have one head_dim from 1 to ", int{BT_ATTENTION_MAX_DIM}, ", got ", q.size(2),
-                      " and ", kv.size(4));
-    TORCH_CHECK_VALUE(kv.size(2) >= 1 && q.size(1) >= 1 && q.size(1) % kv.size(2) == 0,
+    check_cache(kv, q, "q");
+    TORCH_CHECK_VALUE(q.size(1) >= 1 && q.size(1) % kv.size(2) == 0,
                       "the heads of q must be a multiple of those of kv, got ", q.size(1), " and ", kv.size(2));
     TORCH_CHECK_NOT_IMPLEMENTED(!(at::GradMode::is_enabled() && (q.requires_grad() || kv.requires_grad())),
                                 "decode_attention has no gradient; call it under torch.no_grad()");
-}
-
-static Sequences checked_sequences(const Tensor &q, const Tensor &kv, at::IntArrayRef lengths,
-                                   at::OptionalIntArrayRef rows, at::OptionalIntArrayRef counts) {
-    const size_t count = lengths.size();
-    TORCH_CHECK_VALUE(!rows || rows->size() == count, "rows must name one for each of ", count, " lengths, got ",
-                      rows ? rows->size() : 0);
-    TORCH_CHECK_VALUE(!counts || counts->size() == count, "counts must have one for each of ", count, " lengths, got ",
-                      counts ? counts->size() : 0);
-    Sequences sequences(count);
-    int64_t token = 0;
-    for (size_t i = 0; i < count; i++) {
-        bt_attention_sequence &s = sequences[i];
-        s.row = rows ? (*rows)[i] : static_cast<int64_t>(i), s.count = counts ? (*counts)[i] : 1;
-        s.length = lengths[i], s.token = token;
-        TORCH_CHECK_VALUE(s.row >= 0 && s.row < kv.size(1), "kv has ", kv.size(1), " rows, got row ", s.row);
-        TORCH_CHECK_VALUE(s.count >= 0 && s.count <= BT_ATTENTION_MAX_TOKENS, "a sequence can have up to ",
-                          int{BT_ATTENTION_MAX_TOKENS}, " new tokens, got ", s.count,
-                          "; for more of them use torch's scaled_dot_product_attention");
-        TORCH_CHECK_VALUE(s.length >= s.count && s.length <= kv.size(3), "the length of row ", s.row,
-                          " must be from its ", s.count, " new tokens to the capacity of ", kv.size(3), ", got ",
-                          s.length);
-        token += s.count;
-    }
-    TORCH_CHECK_VALUE(token == q.size(0), "q has ", q.size(0), " tokens, and counts add up to ", token);
-    return sequences;
 }
 
 // Torch's attention, a sequence at a time: keys are cut to what some token sees, and a mask does the rest.
@@ -107,7 +74,7 @@ Tensor decode_attention(const Tensor &q, const Tensor &kv, at::IntArrayRef lengt
     TORCH_CHECK_VALUE(window >= 0, "window must not be negative, got ", window);
     const double factor = scale.value_or(1.0 / std::sqrt(static_cast<double>(q.size(2))));
     TORCH_CHECK_VALUE(std::isfinite(static_cast<float>(factor * M_LOG2E)), "scale must be finite, got ", factor);
-    Sequences sequences = checked_sequences(q, kv, lengths, rows, counts);
+    Sequences sequences = checked_sequences(kv, q.size(0), lengths, rows, counts, BT_ATTENTION_MAX_TOKENS);
     const c10::DeviceGuard guard(q.device());
     if (device_kind(q, "q") == BT_GPU)
         return by_torch(q, kv, sequences, window, factor);

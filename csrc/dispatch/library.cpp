@@ -40,6 +40,9 @@ TORCH_LIBRARY(bittorch, m) {
     // head_dim), which holds theirs; a length, a row and a number of new tokens for each sequence
     m.def("decode_attention(Tensor q, Tensor kv, int[] lengths, int[]? rows=None, int[]? counts=None, int window=0, "
           "float? scale=None) -> Tensor");
+    // heads (tokens, heads + 2 kv_heads, head_dim): q, k and v; cos and sin (tokens, rotated)
+    m.def("rotary_store(Tensor(a!) heads, Tensor(b!) kv, Tensor? cos, Tensor? sin, int[] lengths, int[]? rows=None, "
+          "int[]? counts=None) -> ()");
     m.def("hadamard(Tensor x, int block_size, Tensor? sign_before=None, Tensor? sign_after=None) -> Tensor");
     // a and b (rows, ceil(columns/4)) uint8 of codes, either of them also of one row
     m.def("trit_elementwise(Tensor a, Tensor? b, str function, SymInt columns) -> Tensor");

@@ -10,6 +10,7 @@
 #include "block_unpack.h"
 #include "decode_attention.h"
 #include "hadamard.h"
+#include "rotary_store.h"
 #include "ternary_check.h"
 #include "ternary_conv2d_packed.h"
 #include "ternary_embedding.h"
@@ -42,6 +43,7 @@
     X(decode_attention, BT_DECODE_ATTENTION)                                                                           \
     X(bitplane_pack, BT_BITPLANE_PACK)                                                                                 \
     X(bitplane_matmul, BT_BITPLANE_MATMUL)                                                                             \
-    X(ternary_from_base3, BT_TERNARY_FROM_BASE3)
+    X(ternary_from_base3, BT_TERNARY_FROM_BASE3)                                                                       \
+    X(rotary_store, BT_ROTARY_STORE)
 
 #endif

@@ -129,7 +129,7 @@ BAD = {
     "counts must have one": lambda q, kv: (q, kv, [1, 1], None, [1]),
     "up to 8 new tokens, got 9": lambda q, kv: (q, kv, [9, 1], None, [9, 1]),
     "got -1": lambda q, kv: (q, kv, [9, 1], None, [3, -1]),
-    "q has 2 tokens, and counts add up to 3": lambda q, kv: (q, kv, [3, 3], None, [2, 1]),
+    "there are 2 tokens, and counts add up to 3": lambda q, kv: (q, kv, [3, 3], None, [2, 1]),
     "window must not be negative": lambda q, kv: (q, kv, [1, 1], None, None, -1),
     "scale must be finite, got nan": lambda q, kv: (q, kv, [1, 1], None, None, 0, math.nan),
 }
