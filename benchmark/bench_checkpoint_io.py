@@ -8,21 +8,22 @@ is that of resident memory, file pages included, over what the process had befor
 """
 
 import argparse
-import platform
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from statistics import median
 
+import _timing
 import torch
 
 import bittorch
+from bittorch.models import LanguageModel
 from bittorch.models.config import ModelConfig
 from bittorch.models.decoder import tensor_shapes
 from bittorch.models.io import TARGETS, PackedWeight, from_memory, open_checkpoint, save
 
-READ, LOAD = "read", "load"
+READ, LOAD, MODEL = "read", "load", "model"
 
 
 def random_model(layers: int) -> dict[str, torch.Tensor | PackedWeight]:
@@ -61,6 +62,17 @@ def read(path: Path) -> None:
     file_of(path).read_bytes()
 
 
+def open_only(path: Path) -> None:
+    open_checkpoint(path).close()
+
+
+def three_tokens(path: Path) -> None:
+    """Reads all weights, those that stay in the mapped file too."""
+    model = LanguageModel.from_pretrained(path, tokenizer=False)
+    with torch.inference_mode():
+        model(torch.tensor([[1, 2, 3]]))
+
+
 def one_run(what: str, path: Path) -> None:
     """Prints seconds of the processor and bytes of peak memory, in a process that does nothing else."""
     import resource
@@ -73,37 +85,69 @@ def one_run(what: str, path: Path) -> None:
 
     before, begin = status("VmRSS"), resource.getrusage(resource.RUSAGE_SELF)
     Path("/proc/self/clear_refs").write_text("5")
-    (load if what == LOAD else read)(path)
+    {LOAD: load, READ: read, MODEL: open_only}[what](path)
     end = resource.getrusage(resource.RUSAGE_SELF)
+    if what == MODEL:
+        three_tokens(path)
     print(end.ru_utime - begin.ru_utime + end.ru_stime - begin.ru_stime, status("VmHWM") - before)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def run_alone(what: str, path: Path) -> list[float]:
+    command = [sys.executable, __file__, "--one", what, str(path)]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return [float(number) for number in out.split()]
+
+
+def figures(path: Path, rounds: int) -> dict[str, float]:
+    """Medians over rounds in which reading and loading take turns, and the largest peak."""
+    size, runs = file_of(path).stat().st_size, {READ: [], LOAD: []}
+    for _ in range(rounds):
+        for what, found in runs.items():
+            found.append(run_alone(what, path))
+    return {
+        "bytes": size,
+        "read_s": median(run[0] for run in runs[READ]),
+        "load_s": median(run[0] for run in runs[LOAD]),
+        "load_over_read": median(b[0] / a[0] for a, b in zip(runs[READ], runs[LOAD], strict=True)),
+        "peak_over_file": max(run[1] for run in runs[LOAD]) / size,
+    }
+
+
+def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--formats", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--model", type=Path, help="a file of your own: the time to open it, and the peak of its model")
     parser.add_argument("--one", nargs=2, metavar=("WHAT", "PATH"), help=argparse.SUPPRESS)
-    args = parser.parse_args()
+
+
+def main() -> None:
+    args = _timing.parse_args(__doc__, options)
     if args.one:
         one_run(args.one[0], Path(args.one[1]))
         return
-    print(f"{platform.machine()}, torch {torch.__version__}, bittorch {bittorch.__version__}, {args.layers} layers")
+    if args.model:
+        runs = [run_alone(MODEL, args.model) for _ in range(args.rounds)]
+        seconds, peak = median(run[0] for run in runs), max(run[1] for run in runs) / file_of(args.model).stat().st_size
+        print(f"{args.model}: opens in {seconds:.3f} s; the peak of its model, three tokens read, is {peak:.2f} of it")
+        return
+    layers, rounds = (1, 1) if args.quick else (args.layers, args.rounds)
+    record = {"machine": _timing.machine(args), "layers": layers, "rounds": rounds, "formats": {}}
+    args.some_shapes = args.formats != list(TARGETS)
+    print(f"{record['machine']['name']}, torch {torch.__version__}, {layers} layers")
     print(f"{'format':20} {'MB':>6} {'read, s':>8} {'load, s':>8} {'ratio':>6} {'peak / file':>12}")
     with tempfile.TemporaryDirectory() as folder:
-        model = from_memory(config(args.layers), random_model(args.layers), {})
-        for to in TARGETS:
+        model = from_memory(config(layers), random_model(layers), {})
+        for to in args.formats:
             path = Path(folder) / to
             save(model, path, to=to)
-            size, runs = file_of(path).stat().st_size, {READ: [], LOAD: []}
-            for _ in range(args.rounds):
-                for what, found in runs.items():
-                    command = [sys.executable, __file__, "--one", what, str(path)]
-                    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-                    found.append([float(number) for number in out.split()])
-            seconds = {what: median(run[0] for run in found) for what, found in runs.items()}
-            ratio = median(b[0] / a[0] for a, b in zip(runs[READ], runs[LOAD], strict=True))
-            peak = max(run[1] for run in runs[LOAD]) / size
-            print(f"{to:20} {size / 1e6:6.0f} {seconds[READ]:8.2f} {seconds[LOAD]:8.2f} {ratio:6.2f} {peak:12.2f}")
+            found = record["formats"][to] = figures(path, rounds)
+            print(
+                f"{to:20} {found['bytes'] / 1e6:6.0f} {found['read_s']:8.2f} {found['load_s']:8.2f} "
+                f"{found['load_over_read']:6.2f} {found['peak_over_file']:12.2f}",
+                flush=True,
+            )
+    _timing.save(args, "checkpoint_io", record)
 
 
 if __name__ == "__main__":
