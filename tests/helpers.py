@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,6 +69,44 @@ def slow_but(fast: Iterable[object], values: Iterable[object]) -> list[object]:
     return [pytest.param(*value, marks=() if value in chosen else pytest.mark.slow) for value in every]
 
 
+def pairs(values: Iterable[Any]) -> list[tuple[Any, bool, bool]]:
+    """Cases of a value and two switches, half of all: every two of the three meet in each way."""
+    return [(value, first, first ^ bool(i % 2)) for i, value in enumerate(values) for first in (False, True)]
+
+
+def each(
+    names: str | tuple[str, ...], values: Iterable[Any], ids: Callable[[Any], object] | Sequence[str] = str
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """As ``pytest.mark.parametrize``, but all values in one test: for cases that take less time than pytest's care of
+    them. What fails says for which values. Fixtures are shared by all cases, torch's seed is set before each."""
+    keys = tuple(name.strip() for name in names.split(",")) if isinstance(names, str) else tuple(names)
+    cases = [value if len(keys) > 1 else (value,) for value in values]
+
+    def label(number: int) -> str:
+        return ids[number] if isinstance(ids, Sequence) else "-".join(str(ids(value)) for value in cases[number])
+
+    def decorate(test: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(test)
+        def run(*args: Any, **kwargs: Any) -> None:
+            __tracebackhide__ = True
+            if not cases:
+                pytest.skip("no cases")
+            for number, case in enumerate(cases):
+                torch.manual_seed(0)
+                try:
+                    test(*args, **kwargs, **dict(zip(keys, case, strict=True)))
+                except (Exception, pytest.fail.Exception) as error:
+                    raise AssertionError(f"{', '.join(keys)} = {label(number)}: {error}") from error
+
+        signature = inspect.signature(test)
+        left = [parameter for name, parameter in signature.parameters.items() if name not in keys]
+        assert len(left) == len(signature.parameters) - len(keys), f"{test.__name__} does not take {keys}"
+        run.__signature__ = signature.replace(parameters=left)  # type: ignore[attr-defined]
+        return run
+
+    return decorate
+
+
 def random_codes(n: int, k: int, seed: int = 0) -> Tensor:
     return torch.randint(-1, 2, (n, k), generator=seeded(seed), dtype=torch.int8)
 
@@ -74,11 +115,10 @@ def pack(codes: Tensor) -> Tensor:
     """The format by its definition: byte j of a row is c0 | c1 << 2 | c2 << 4 | c3 << 6, 01 = +1, 10 = -1."""
     values = codes.numpy()
     n, k = values.shape
-    packed = np.zeros((n, -(-k // 4)), dtype=np.uint8)
-    for column in range(k):
-        bits = np.select([values[:, column] == 1, values[:, column] == -1], [1, 2], 0).astype(np.uint8)
-        packed[:, column // 4] |= bits << (2 * (column % 4))
-    return torch.from_numpy(packed)
+    fields = np.zeros((n, 4 * -(-k // 4)), dtype=np.uint8)
+    fields[:, :k] = np.select([values == 1, values == -1], [1, 2], 0)
+    c0, c1, c2, c3 = (fields[:, place::4] for place in range(4))
+    return torch.from_numpy(c0 | c1 << 2 | c2 << 4 | c3 << 6)
 
 
 def act_codes(x: Tensor, bits: int) -> Tensor:

@@ -8,6 +8,7 @@ import pytest
 
 import bittorch
 from bittorch.models import architectures
+from tests import helpers
 
 PACKAGE = Path(bittorch.__file__).parent
 ROOT = PACKAGE.parent
@@ -44,7 +45,7 @@ def _imported(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", MODULES, ids=str)
+@helpers.each("path", MODULES, ids=str)
 def test_imports_go_only_downward(path: Path) -> None:
     own = _floor(path.parts[0].removesuffix(".py"))
     too_high = {name for name in _imported(path) if _floor(name) > own}
@@ -110,7 +111,7 @@ def test_an_architecture_is_a_small_file_of_the_register(path: Path) -> None:
         assert architectures.find(path.stem).name == path.stem
 
 
-@pytest.mark.parametrize("path", MODULES, ids=str)
+@helpers.each("path", MODULES, ids=str)
 def test_only_env_reads_the_environment(path: Path) -> None:
     text = (PACKAGE / path).read_text()
     assert path == Path("_env.py") or not re.search(r"os\.environ|getenv", text)
@@ -127,7 +128,7 @@ def test_python_above_the_ops_knows_no_kernel_names() -> None:
 
 
 @needs_sources
-@pytest.mark.parametrize("path", KERNEL_FILES, ids=lambda path: path.name)
+@helpers.each("path", KERNEL_FILES, ids=lambda path: path.name)
 def test_kernels_include_neither_torch_nor_python(path: Path) -> None:
     included = re.findall(r'#\s*include\s*[<"]([^>"]+)', path.read_text())
     assert not [name for name in included if re.match(r"torch|ATen|c10|Python\.h|pybind", name)]
@@ -135,14 +136,14 @@ def test_kernels_include_neither_torch_nor_python(path: Path) -> None:
 
 
 @needs_sources
-@pytest.mark.parametrize("path", KERNEL_FILES, ids=lambda path: path.name)
+@helpers.each("path", KERNEL_FILES, ids=lambda path: path.name)
 def test_kernels_neither_allocate_nor_print(path: Path) -> None:
     if path.suffix in (".c", ".h"):
         assert not re.search(r"\b(malloc|calloc|realloc|free|printf|fprintf|puts)\s*\(", path.read_text())
 
 
 @needs_sources
-@pytest.mark.parametrize("path", C_FILES, ids=lambda path: path.name)
+@helpers.each("path", C_FILES, ids=lambda path: path.name)
 def test_c_never_reads_the_environment(path: Path) -> None:
     assert not re.search(r"\bgetenv\b", re.sub(r"/\*.*?\*/|//[^\n]*", "", path.read_text(), flags=re.S))
 

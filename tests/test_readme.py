@@ -43,6 +43,7 @@ def _run_blocks(page: Path, directory: Path, monkeypatch: pytest.MonkeyPatch) ->
     return {**space, "printed": printed.getvalue()}
 
 
+@pytest.mark.slow
 def test_training_recipes_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     space = _run_blocks(RECIPES, tmp_path, monkeypatch)
     first, last = space["printed"].splitlines()

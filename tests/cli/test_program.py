@@ -229,7 +229,7 @@ def test_a_full_stdout_is_a_failure(model: Path) -> None:
     ("arguments", "closed", "code"),
     [
         pytest.param(["run", "-"], 0, 1, marks=pytest.mark.slow),  # an empty prompt
-        (["--version"], 1, 0),
+        pytest.param(["--version"], 1, 0, marks=pytest.mark.slow),
         pytest.param(["run", "a", "--max-new-tokens", "2"], 2, 0, marks=pytest.mark.slow),
     ],
     ids=str,

@@ -22,9 +22,9 @@ def reference(q: torch.Tensor, kv: torch.Tensor, window: int = 0) -> torch.Tenso
     return out
 
 
-@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
-@pytest.mark.parametrize(("rows", "count", "length"), [(1, 1, 1), (2, 1, 9), (1, 7, 7), (2, 5, 5), (2, 3, 8)])
-@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (4, 4), (3, 1)])
+@helpers.each("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+@helpers.each(("rows", "count", "length"), [(1, 1, 1), (2, 1, 9), (1, 7, 7), (2, 5, 5), (2, 3, 8)])
+@helpers.each(("heads", "kv_heads"), [(4, 2), (4, 4), (3, 1)])
 def test_attend(rows: int, count: int, length: int, heads: int, kv_heads: int, dtype: torch.dtype) -> None:
     q = helpers.randn(rows, count, heads, 16, dtype=dtype)
     kv = helpers.randn(2, rows, kv_heads, length + 3, 16, seed=1, dtype=dtype)[:, :, :, :length]

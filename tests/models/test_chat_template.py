@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("jinja2")
 
 from bittorch.models.chat_template import LONGEST_SOURCE, ChatTemplate
+from tests import helpers
 
 CHATML = (
     "{%- for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{%- endfor %}"
@@ -174,7 +175,7 @@ ENDLESS = [
 REFUSED = r"the chat template refuses these messages: it (takes|calls|formats|computes|adds)"
 
 
-@pytest.mark.parametrize("source", ATTACKS, ids=[source[:60] for source in ATTACKS])
+@helpers.each("source", ATTACKS, ids=[source[:60] for source in ATTACKS])
 def test_a_template_makes_nothing_large(source: str) -> None:  # FIELD R9
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ValueError, match=REFUSED):

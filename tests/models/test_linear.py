@@ -29,10 +29,10 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("bits", [None, 8, 16])
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=helpers.dtype_id)
+@helpers.each("kind", KINDS)
+@helpers.each("bits", [None, 8, 16])
+@helpers.each("bias", [False, True])
+@helpers.each("dtype", [torch.float32, torch.bfloat16], ids=helpers.dtype_id)
 def test_fused_layers_give_the_bits_of_single_ones(kind: str, bits: int | None, bias: bool, dtype: torch.dtype) -> None:
     parts = [KINDS[kind](n, seed) for seed, n in enumerate(ROWS)]
     biases = helpers.randn(sum(ROWS), seed=9, dtype=dtype) if bias else None

@@ -11,9 +11,9 @@ def norm(size: int, dtype: torch.dtype, eps: float = 1e-5) -> RMSNorm:
     return made
 
 
-@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
-@pytest.mark.parametrize("size", [1, 3, 64, 6912])
-@pytest.mark.parametrize("magnitude", [1e-3, 1.0, 100.0])
+@helpers.each("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+@helpers.each("size", [1, 3, 64, 6912])
+@helpers.each("magnitude", [1e-3, 1.0, 100.0])
 def test_values(size: int, dtype: torch.dtype, magnitude: float) -> None:
     x = (helpers.randn(5, size) * magnitude).to(dtype)
     layer = norm(size, dtype)

@@ -13,6 +13,7 @@ tokenizers = pytest.importorskip("tokenizers")
 from bittorch.models import LanguageModel, Tokenizer  # noqa: E402
 from bittorch.models.io import CheckpointWarning, convert, open_checkpoint, save  # noqa: E402
 from bittorch.models.pretokenizers import LLAMA3  # noqa: E402
+from tests import helpers  # noqa: E402
 from tests.models.io.gguf_files import dense_values, write  # noqa: E402
 from tests.models.io.tiny import LLAMA, model  # noqa: E402
 from tests.models.test_tokenizer import gguf, reference, trained  # noqa: E402, F401
@@ -114,7 +115,7 @@ def ends(entries: Entries, *more: str, kind: int = 3, **given: int) -> set[str]:
 
 
 # FIELD L13
-@pytest.mark.parametrize(
+@helpers.each(
     "text",
     [
         "<|eot_id|>",
@@ -132,7 +133,7 @@ def ends(entries: Entries, *more: str, kind: int = 3, **given: int) -> set[str]:
         "<|file_sep|>",
     ],
 )
-@pytest.mark.parametrize("kind", [1, 3, 4])
+@helpers.each("kind", [1, 3, 4])
 def test_turns_end_at_tokens_that_llama_cpp_knows_by_name(trained: Any, text: str, kind: int) -> None:  # noqa: F811
     """Whatever their type; the one that the file names ends a text too."""
     assert ends(gguf(trained, "gpt-2"), text, "<|other|>", kind=kind) == {"<|end|>", text}

@@ -55,9 +55,9 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("autocast", [False, True], ids=["", "autocast"])
-@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64, torch.float64], ids=str)
-@pytest.mark.parametrize("name", LAYERS)
+@helpers.each("autocast", [False, True], ids=["", "autocast"])
+@helpers.each("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64, torch.float64], ids=str)
+@helpers.each("name", LAYERS)
 def test_other_dtypes_are_refused(name: str, dtype: torch.dtype, autocast: bool) -> None:
     make, x = LAYERS[name]
     layer, got = make(), helpers.dtype_id(dtype)
@@ -68,8 +68,8 @@ def test_other_dtypes_are_refused(name: str, dtype: torch.dtype, autocast: bool)
         layer(x.to(dtype))
 
 
-@pytest.mark.parametrize("autocast", [False, True], ids=["", "autocast"])
-@pytest.mark.parametrize("name", LAYERS)
+@helpers.each("autocast", [False, True], ids=["", "autocast"])
+@helpers.each("name", LAYERS)
 def test_empty_batch_is_an_empty_result_with_zero_gradients(name: str, autocast: bool) -> None:
     make, x = LAYERS[name]
     layer, empty = make(), x[:0].clone().requires_grad_()

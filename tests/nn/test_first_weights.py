@@ -36,9 +36,9 @@ def _norms(weight: Tensor, extent: str) -> Tensor:
     return weight.double().reshape(shape).square().sum(1).sqrt()
 
 
-@pytest.mark.parametrize("kind", ["linear", "convolution"])
-@pytest.mark.parametrize("extent", EXTENTS)
-@pytest.mark.parametrize("method", METHODS)
+@helpers.each("kind", ["linear", "convolution"])
+@helpers.each("extent", EXTENTS)
+@helpers.each("method", METHODS)
 def test_quantised_weight_has_the_norm_that_torch_draws(method: str, extent: str, kind: str) -> None:
     layer, drawn = _pair(kind, method=method, **EXTENTS[extent])
     helpers.assert_near(_norms(layer.dequantized_weight(), extent), _norms(drawn, extent), 1e-5)

@@ -67,8 +67,8 @@ def test_layer_is_a_conv2d_with_its_signature() -> None:
     assert list(layer.state_dict()) == list(conv.state_dict())
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("config", ["channel", "tensor", "group"])
+@helpers.each("shape", SHAPES)
+@helpers.each("config", ["channel", "tensor", "group"])
 def test_forward_is_conv2d_of_the_quantised_weight(shape: str, config: str) -> None:
     layer = _layer(shape, config)
     y = layer(X)
@@ -76,9 +76,9 @@ def test_forward_is_conv2d_of_the_quantised_weight(shape: str, config: str) -> N
     assert torch.equal(layer(X[0]), y[0])
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("config", CONFIGS)
-@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+@helpers.each("shape", SHAPES)
+@helpers.each("config", CONFIGS)
+@helpers.each("dtype", helpers.FLOATS, ids=helpers.dtype_id)
 def test_train_eval_and_export_give_the_same_bits(shape: str, config: str, dtype: torch.dtype) -> None:
     layer, x = _layer(shape, config, dtype=dtype), X.to(dtype)
     packed = bittorch.export_conv2d_to_inference(layer)
@@ -180,9 +180,9 @@ def test_load_refuses_the_reserved_code() -> None:
         layer.load_state_dict(state)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=helpers.dtype_id)
-@pytest.mark.parametrize("config", CONFIGS)
-@pytest.mark.parametrize("shape", ["same", "reflect"])
+@helpers.each("dtype", [torch.float16, torch.bfloat16], ids=helpers.dtype_id)
+@helpers.each("config", CONFIGS)
+@helpers.each("shape", ["same", "reflect"])
 def test_autocast_casts_x_alone(dtype: torch.dtype, config: str, shape: str) -> None:
     layer = _layer(shape, config)
     packed = bittorch.export_conv2d_to_inference(layer)
@@ -324,8 +324,8 @@ def test_input_of_another_dtype_is_refused(dtype: torch.dtype) -> None:
         bittorch.export_conv2d_to_inference(layer)(X.to(dtype))
 
 
-@pytest.mark.parametrize("config", CONFIGS)
-@pytest.mark.parametrize("shape", ["steps", "groups", "reflect", "same of an even kernel"])
+@helpers.each("config", CONFIGS)
+@helpers.each("shape", ["steps", "groups", "reflect", "same of an even kernel"])
 def test_quant_lambda_blends_in_training_alone(shape: str, config: str) -> None:
     layer, bits = _layer(shape, config), CONFIGS[config].activation_bits
     ternary, dense = layer(X), _unquantised(layer).double()

@@ -53,10 +53,10 @@ def _rounded(x: Tensor, bits: int | None) -> Tensor:
     return (helpers.act_codes(rows, bits) * bittorch.ops.act_quantize(rows, bits)[1].double()).view_as(x)
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("activation_bits", [None, 8, 24])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=helpers.dtype_id)
+@helpers.each("options", OPTIONS, ids=str)
+@helpers.each("granularity", GRANULARITIES)
+@helpers.each("activation_bits", [None, 8, 24])
+@helpers.each("dtype", [torch.float32, torch.bfloat16], ids=helpers.dtype_id)
 def test_train_eval_and_export_give_the_same_bits(
     options: dict[str, str], granularity: str, activation_bits: int | None, dtype: torch.dtype
 ) -> None:
@@ -69,10 +69,10 @@ def test_train_eval_and_export_give_the_same_bits(
     helpers.assert_near(trained, _dense(layer, _rounded(x, activation_bits), layer.dequantized_weight()))
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("activation_bits", [None, 8, 24])
-@pytest.mark.parametrize("backend", ["auto", "python"])
+@helpers.each("shape", SHAPES)
+@helpers.each("options", OPTIONS, ids=str)
+@helpers.each("activation_bits", [None, 8, 24])
+@helpers.each("backend", ["auto", "python"])
 def test_gradients_are_those_of_the_dense_weight(
     shape: str, options: dict[str, str], activation_bits: int | None, backend: str
 ) -> None:

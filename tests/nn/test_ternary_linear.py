@@ -63,16 +63,16 @@ def test_state_dict_has_the_keys_of_linear(bias: bool) -> None:
     assert torch.equal(layer.weight, plain.weight)
 
 
-@pytest.mark.parametrize("config", CONFIGS)
-@pytest.mark.parametrize("shape", [(64,), (5, 64), (2, 3, 64), (0, 64)], ids=str)
+@helpers.each("config", CONFIGS)
+@helpers.each("shape", [(64,), (5, 64), (2, 3, 64), (0, 64)], ids=str)
 def test_forward_is_near_the_quantized_weight(config: str, shape: tuple[int, ...]) -> None:
     layer, x = _layer(config), helpers.randn(*shape)
     exact = linear(x.double(), layer.dequantized_weight().double(), layer.bias.double())
     helpers.assert_near(layer(x), exact, 0.02 if layer.config.activation_bits else 1e-5)
 
 
-@pytest.mark.parametrize("config", CONFIGS)
-@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+@helpers.each("config", CONFIGS)
+@helpers.each("dtype", helpers.FLOATS, ids=helpers.dtype_id)
 def test_train_and_eval_give_the_same_bits(config: str, dtype: torch.dtype) -> None:
     layer, x = _layer(config, dtype=dtype), helpers.randn(5, 64, dtype=dtype)
     trained = layer.train()(x)
@@ -83,8 +83,8 @@ def test_train_and_eval_give_the_same_bits(config: str, dtype: torch.dtype) -> N
         assert torch.equal(trained, layer(x))
 
 
-@pytest.mark.parametrize("config", CONFIGS)
-@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@helpers.each("config", CONFIGS)
+@helpers.each("bias", [True, False], ids=["bias", "no bias"])
 def test_backend_python_agrees_in_value_and_gradient(config: str, bias: bool) -> None:
     layer, slow = _layer(config, bias=bias), _layer(config, bias=bias, backend="python")
     x, x_slow = (helpers.randn(5, 64).requires_grad_() for _ in range(2))
@@ -122,8 +122,8 @@ def test_quantize_false_is_linear() -> None:
     assert not torch.equal(layer(x), linear(x, layer.weight, layer.bias))
 
 
-@pytest.mark.parametrize("config", CONFIGS)
-@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+@helpers.each("config", CONFIGS)
+@helpers.each("dtype", helpers.FLOATS, ids=helpers.dtype_id)
 def test_dequantized_weight_is_codes_times_scale(config: str, dtype: torch.dtype) -> None:
     layer = _layer(config, dtype=dtype)
     weight = layer.dequantized_weight()
@@ -133,8 +133,8 @@ def test_dequantized_weight_is_codes_times_scale(config: str, dtype: torch.dtype
     assert torch.equal(weight, helpers.dense(codes, scale).float().to(dtype))
 
 
-@pytest.mark.parametrize("config", CONFIGS)
-@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+@helpers.each("config", CONFIGS)
+@helpers.each("dtype", helpers.FLOATS, ids=helpers.dtype_id)
 def test_get_quantized_weight_is_codes_and_scale(config: str, dtype: torch.dtype) -> None:
     layer = _layer(config, dtype=dtype)
     w_tern, scale = layer.get_quantized_weight()

@@ -63,10 +63,10 @@ def test_norm_goes_into_every_plane(bits: int | None, autocast: bool) -> None:
         assert torch.equal(y, first)
 
 
-@pytest.mark.parametrize("depth", range(2, 7))
-@pytest.mark.parametrize("granularity", CONFIGS)
-@pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+@helpers.each("depth", range(2, 7))
+@helpers.each("granularity", CONFIGS)
+@helpers.each("bits", BITS)
+@helpers.each("dtype", helpers.FLOATS, ids=helpers.dtype_id)
 def test_output_against_float64(depth: int, granularity: str, bits: int | None, dtype: torch.dtype) -> None:
     layer, x = _layer(depth, granularity, bits), helpers.randn(2, 3, 32, dtype=dtype)
     y = layer(x)
@@ -120,8 +120,8 @@ def test_every_integer_kernel_gives_the_same_bits(variant: str, bits: int) -> No
         helpers.assert_same_bits(y, layer(x))
 
 
-@pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("in_features", [1, 3, 29, 33, 64])
+@helpers.each("bits", BITS)
+@helpers.each("in_features", [1, 3, 29, 33, 64])
 def test_token_does_not_depend_on_its_batch(bits: int | None, in_features: int) -> None:
     layer, x = _layer(3, bits=bits, in_features=in_features), helpers.randn(7, in_features)
     y = layer(x)

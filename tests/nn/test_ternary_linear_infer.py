@@ -50,9 +50,9 @@ def test_groups_of_a_single_output_fit_its_scale(groups: int) -> None:
     assert again.scale.shape == layer.scale.shape
 
 
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("activation_bits", [None, 8, 16, 24])
-@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+@helpers.each("granularity", GRANULARITIES)
+@helpers.each("activation_bits", [None, 8, 16, 24])
+@helpers.each("dtype", helpers.FLOATS, ids=helpers.dtype_id)
 def test_forward_is_the_op(granularity: str, activation_bits: int | None, dtype: torch.dtype) -> None:
     layer = _packed(granularity)
     layer.activation_bits = activation_bits
@@ -75,9 +75,9 @@ def _norm(eps: float | None = 1e-6, affine: bool = True) -> torch.nn.RMSNorm:
     return norm
 
 
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("bits", [8, 16, 24])
-@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+@helpers.each("granularity", GRANULARITIES)
+@helpers.each("bits", [8, 16, 24])
+@helpers.each("dtype", helpers.FLOATS, ids=helpers.dtype_id)
 def test_norm_is_part_of_the_quantiser(granularity: str, bits: int, dtype: torch.dtype) -> None:
     layer, x, norm = _packed(granularity), helpers.randn(2, 3, 32, dtype=dtype) * 5, _norm()
     layer.activation_bits = bits
@@ -299,7 +299,7 @@ def test_weight_tells_dtype_device_and_shape(kind: type) -> None:  # FIELD N9
         layer.nosuch  # noqa: B018
 
 
-@pytest.mark.parametrize(
+@helpers.each(
     "read",
     [
         lambda w: w * 2,
@@ -317,7 +317,7 @@ def test_weight_tells_dtype_device_and_shape(kind: type) -> None:  # FIELD N9
         list,
     ],
 )
-@pytest.mark.parametrize("kind", [bittorch.TernaryConv2d, TernaryLinear])
+@helpers.each("kind", [bittorch.TernaryConv2d, TernaryLinear])
 def test_reading_the_values_of_the_weight_names_the_layer(kind: type, read: object) -> None:  # FIELD N9
     (layer,) = _packed_in_bfloat16(kind)
     with pytest.raises(RuntimeError, match=r"^the values of 0\.weight are read, but .* leave it dense: skip="):

@@ -30,10 +30,10 @@ def _layer(dtype: torch.dtype = torch.float32, **config: object) -> TernaryLinea
     return TernaryLinear(48, 20, config=TernaryQuantConfig(**config), dtype=dtype)
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("activation_bits", [None, 8, 16, 24])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=helpers.dtype_id)
+@helpers.each("options", OPTIONS, ids=str)
+@helpers.each("granularity", GRANULARITIES)
+@helpers.each("activation_bits", [None, 8, 16, 24])
+@helpers.each("dtype", [torch.float32, torch.bfloat16], ids=helpers.dtype_id)
 def test_export_gives_the_bits_of_eval(
     options: dict[str, str], granularity: str, activation_bits: int | None, dtype: torch.dtype
 ) -> None:

@@ -292,9 +292,9 @@ def _formats(y: Tensor) -> tuple[bool, bool]:
     return y.is_contiguous(), y.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("config", CONFIGS)
-@pytest.mark.parametrize("backend", ["auto", "python"])
-@pytest.mark.parametrize("mode", ["train", "eval", "warm-up"])
+@helpers.each("config", CONFIGS)
+@helpers.each("backend", ["auto", "python"])
+@helpers.each("mode", ["train", "eval", "warm-up"])
 def test_convolutions_keep_the_memory_format(config: str, backend: str, mode: str) -> None:
     layer, x = _conv(config, backend).train(mode != "eval"), _x("conv")
     layer.quant_lambda = 0.5 if mode == "warm-up" else 1.0
@@ -314,8 +314,8 @@ def test_packed_convolutions_keep_the_memory_format(config: str) -> None:
     assert torch.equal(layer(last), layer(x))
 
 
-@pytest.mark.parametrize("shape", [(1, 4, 9, 8), (3, 4, 1, 1), (1, 4, 1, 8), (0, 4, 5, 5), (3, 1, 5, 5), (1, 1, 1, 1)])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced", "expanded"])
+@helpers.each("shape", [(1, 4, 9, 8), (3, 4, 1, 1), (1, 4, 1, 8), (0, 4, 5, 5), (3, 1, 5, 5), (1, 1, 1, 1)])
+@helpers.each("layout", ["contiguous", "channels_last", "sliced", "expanded"])
 def test_fakes_have_the_strides_of_results(shape: tuple[int, ...], layout: str) -> None:
     x = torch.ones(shape)
     if layout == "channels_last":

@@ -42,13 +42,13 @@ def _assert_quantized(x: Tensor) -> None:
             helpers.assert_same_bits(of_reference, value)
 
 
-@pytest.mark.parametrize("k", [*helpers.EDGE_SIZES, 15, 16, 17, 1000])
-@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+@helpers.each("k", [*helpers.EDGE_SIZES, 15, 16, 17, 1000])
+@helpers.each("dtype", helpers.FLOATS, ids=helpers.dtype_id)
 def test_act_quantize_equals_formula_at_edge_sizes(forced: str, dtype: torch.dtype, k: int) -> None:
     _assert_quantized(helpers.randn(5, k, dtype=dtype))
 
 
-@pytest.mark.parametrize("magnitude", [1e-42, 1e-20, 1e-6, 1e-5, 1e3, 1e30, 3.3e38])
+@helpers.each("magnitude", [1e-42, 1e-20, 1e-6, 1e-5, 1e3, 1e30, 3.3e38])
 def test_act_quantize_equals_formula_at_any_magnitude(forced: str, magnitude: float) -> None:
     x = helpers.randn(6, 99)
     _assert_quantized(x / x.abs().amax(1, keepdim=True) * magnitude)
@@ -66,9 +66,9 @@ def test_act_quantize_of_zero_row_has_the_floor_scale(forced: str) -> None:
     assert torch.equal(scale, torch.full((2, 1), np.float32(1e-5) / np.float32(127)))
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
-@pytest.mark.parametrize("column", [0, 17, 69])
+@helpers.each("value", [float("nan"), float("inf"), float("-inf")])
+@helpers.each("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+@helpers.each("column", [0, 17, 69])
 def test_act_quantize_of_non_finite_row_has_codes_0_and_scale_nan(
     forced: str, value: float, dtype: torch.dtype, column: int
 ) -> None:
@@ -137,8 +137,8 @@ def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return torch.from_numpy(wide * factor * w)
 
 
-@pytest.mark.parametrize("k", [1, 3, 63, 64, 65, 255, 256, 257, 1000])
-@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+@helpers.each("k", [1, 3, 63, 64, 65, 255, 256, 257, 1000])
+@helpers.each("dtype", helpers.FLOATS, ids=helpers.dtype_id)
 def test_act_quantize_of_a_norm_equals_formula(forced: str, dtype: torch.dtype, k: int) -> None:
     x, weight = helpers.randn(5, k, dtype=dtype) * 7, helpers.randn(k, seed=1, dtype=helpers.FLOATS[k % 3])
     x[1] = 0

@@ -18,6 +18,10 @@ def _kernel(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+# What no kernel decides runs once.
+once = pytest.mark.parametrize("_kernel", ["scalar"], indirect=True)
+
+
 def _matrix(n: int) -> Tensor:
     """Sylvester's matrix by its recursion, over sqrt(n), in float64."""
     h = torch.ones(1, 1, dtype=torch.float64)
@@ -37,8 +41,8 @@ def _exact(x: Tensor, n: int, before: Tensor | None, after: Tensor | None) -> Te
     return y * (one if after is None else after)
 
 
-@pytest.mark.parametrize("n", [1, 2, 4, 8, 16, 32, 64, 128, 1024])
-@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+@helpers.each("n", [1, 2, 4, 8, 16, 32, 64, 128, 1024])
+@helpers.each("dtype", helpers.FLOATS, ids=helpers.dtype_id)
 def test_hadamard_is_the_matrix_of_sylvester(dtype: torch.dtype, n: int) -> None:
     x = helpers.randn(2, 3, 3 * n, dtype=dtype)
     for before, after in ((None, None), (_signs(3 * n, 1), None), (None, _signs(3 * n, 2)), (_signs(3 * n, 3),) * 2):
@@ -128,7 +132,8 @@ _BAD_SIGN = torch.ones(24, dtype=torch.int8)
 _BAD_SIGN[7] = 0
 
 
-@pytest.mark.parametrize(
+@once
+@helpers.each(
     ("arguments", "error", "message"),
     [
         ((_X.int(), 8), TypeError, "x must be float32, float16 or bfloat16, got int32"),
@@ -164,6 +169,7 @@ def test_hadamard_refuses(arguments: tuple[object, ...], error: type[Exception],
         ops.hadamard(*arguments)
 
 
+@once
 def test_hadamard_passes_opcheck() -> None:
     op = torch.ops.bittorch.hadamard.default
     torch.library.opcheck(op, (helpers.randn(2, 24), 8))

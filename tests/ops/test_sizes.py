@@ -42,8 +42,8 @@ def _filters(kernel: Pair, channels: int = 4, groups: int = 2) -> tuple[Tensor, 
     return codes, helpers.pack(codes), helpers.random_scale(helpers.CHANNEL, 6, codes.shape[1])
 
 
-@pytest.mark.parametrize("name", ODD)
-@pytest.mark.parametrize("variant", FLOAT_VARIANTS)
+@helpers.each("name", ODD)
+@helpers.each("variant", FLOAT_VARIANTS)
 def test_odd_steps_give_the_value_of_torch(name: str, variant: str) -> None:
     """FIELD R1: unchecked products of sizes read foreign memory."""
     kernel, *steps = ODD[name]
@@ -58,9 +58,9 @@ def test_odd_steps_give_the_value_of_torch(name: str, variant: str) -> None:
         assert torch.equal(y, ops.ternary_conv2d_packed(*arguments, variant="scalar"))
 
 
-@pytest.mark.parametrize("name", ODD)
-@pytest.mark.parametrize("variant", INT8_VARIANTS)
-@pytest.mark.parametrize("bits", [8, 16, 24])
+@helpers.each("name", ODD)
+@helpers.each("variant", INT8_VARIANTS)
+@helpers.each("bits", [8, 16, 24])
 def test_odd_steps_give_the_integers_of_the_reference(name: str, variant: str, bits: int) -> None:
     kernel, *steps = ODD[name]
     _, w_packed, scale = _filters(kernel)
@@ -89,8 +89,8 @@ def test_odd_steps_have_the_fake_of_their_result(name: str) -> None:
     assert fake.shape == ops.ternary_conv2d_packed(*arguments).shape
 
 
-@pytest.mark.parametrize("way", ["auto", "unfold", "reference", "reference layer", "fake"])
-@pytest.mark.parametrize("name", TOO_LARGE)
+@helpers.each("way", ["auto", "unfold", "reference", "reference layer", "fake"])
+@helpers.each("name", TOO_LARGE)
 def test_sizes_beyond_int64_are_refused(name: str, way: str) -> None:
     """torch's own convolution gives a value for some of them, after its sizes have wrapped around."""
     kernel, *steps = TOO_LARGE[name]

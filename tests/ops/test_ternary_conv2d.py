@@ -38,9 +38,9 @@ class _Problem:
         return ops.ternary_conv2d_packed(self.x.detach(), *arguments, activation_bits=bits)
 
 
-@pytest.mark.parametrize("config", CONFIGS)
-@pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+@helpers.each("config", CONFIGS)
+@helpers.each("bits", BITS)
+@helpers.each("dtype", helpers.FLOATS, ids=helpers.dtype_id)
 def test_forward_is_that_of_the_packed_op(config: str, bits: int, dtype: torch.dtype) -> None:
     for geometry in ("depthwise", "1x1", "stride 2") if config != "group" else ("1x1", "stride 2"):
         problem = _Problem(geometry, config, dtype)
@@ -51,8 +51,8 @@ def test_forward_is_that_of_the_packed_op(config: str, bits: int, dtype: torch.d
             assert torch.equal(y, problem.run(bits))
 
 
-@pytest.mark.parametrize("geometry", GEOMETRIES)
-@pytest.mark.parametrize("bits", BITS)
+@helpers.each("geometry", GEOMETRIES)
+@helpers.each("bits", BITS)
 def test_gradients_are_straight_through(geometry: str, bits: int) -> None:
     """Against conv2d in float64 of the quantised x and weight, whose gradients are those of x and weight."""
     problem = _Problem(geometry)

@@ -54,9 +54,9 @@ class _Problem:
         return functional.conv2d(x.double(), self.weight, bias, *self.steps, self.groups)
 
 
-@pytest.mark.parametrize("geometry", GEOMETRIES)
-@pytest.mark.parametrize("variant", [*FLOAT_VARIANTS, "unfold"])
-@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+@helpers.each("geometry", GEOMETRIES)
+@helpers.each("variant", [*FLOAT_VARIANTS, "unfold"])
+@helpers.each("dtype", helpers.FLOATS, ids=helpers.dtype_id)
 def test_floats_are_near_the_float64_convolution(geometry: str, variant: str, dtype: torch.dtype) -> None:
     problem = _Problem(GEOMETRIES[geometry])
     x = problem.x(dtype=dtype)
@@ -67,9 +67,9 @@ def test_floats_are_near_the_float64_convolution(geometry: str, variant: str, dt
         assert torch.equal(y, problem.run(x, variant="scalar"))
 
 
-@pytest.mark.parametrize("geometry", GEOMETRIES)
-@pytest.mark.parametrize("variant", [*INT8_VARIANTS, "unfold"])
-@pytest.mark.parametrize("bits", BITS)
+@helpers.each("geometry", GEOMETRIES)
+@helpers.each("variant", [*INT8_VARIANTS, "unfold"])
+@helpers.each("bits", BITS)
 def test_integers_are_exact(geometry: str, variant: str, bits: int) -> None:
     for dtype in helpers.FLOATS:
         problem = _Problem(GEOMETRIES[geometry])
@@ -183,8 +183,8 @@ def test_integers_of_any_magnitude(bits: int, magnitude: float) -> None:
 # Gradients
 
 
-@pytest.mark.parametrize("geometry", GEOMETRIES)
-@pytest.mark.parametrize("bits", [0, *BITS])
+@helpers.each("geometry", GEOMETRIES)
+@helpers.each("bits", [0, *BITS])
 def test_gradients_are_straight_through(geometry: str, bits: int) -> None:
     problem = _Problem(GEOMETRIES[geometry])
     x = problem.x().requires_grad_()
@@ -220,7 +220,7 @@ def test_autocast_casts_x_only(dtype: torch.dtype, bits: int) -> None:
 # Arguments
 
 
-@pytest.mark.parametrize(
+@helpers.each(
     ("change", "error", "message"),
     [
         ({"x": torch.zeros(4, 5, 5)}, ValueError, r"x must be \(samples, channels, height, width\), got \[4, 5, 5\]"),
@@ -272,11 +272,9 @@ def test_a_huge_stride_costs_nothing() -> None:
     helpers.assert_near(problem.run(x), functional.conv2d(x.double(), problem.weight, problem.bias.double(), 9, (0, 1)))
 
 
-@pytest.mark.parametrize("requires_grad", [False, True], ids=["frozen", "grad"])
-@pytest.mark.parametrize("bias", [None, torch.float32], ids=["no bias", "bias"])
-@pytest.mark.parametrize("bits", [0, *BITS])
-def test_op_passes_opcheck(requires_grad: bool, bias: torch.dtype | None, bits: int) -> None:
-    problem = _Problem(GEOMETRIES["all different"], GRANULARITIES[1], bias)
+@pytest.mark.parametrize(("bits", "bias", "requires_grad"), helpers.pairs([0, *BITS]))
+def test_op_passes_opcheck(bits: int, bias: bool, requires_grad: bool) -> None:
+    problem = _Problem(GEOMETRIES["all different"], GRANULARITIES[1], torch.float32 if bias else None)
     x = problem.x().requires_grad_(requires_grad)
     op = torch.ops.bittorch.ternary_conv2d_packed.default
     torch.library.opcheck(op, (x, *problem.arguments), {"activation_bits": bits})

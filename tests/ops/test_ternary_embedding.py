@@ -18,6 +18,10 @@ def _kernel(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+# What no kernel decides runs once.
+once = pytest.mark.parametrize("_kernel", ["scalar"], indirect=True)
+
+
 def _exact(indices: Tensor, codes: Tensor, scale: Tensor, depth: int = 1) -> Tensor:
     """The definition in float64, where products with codes and sums of a few planes are exact."""
     return helpers.dense(codes, scale).unflatten(0, (depth, -1)).sum(0)[indices.long()]
@@ -28,8 +32,8 @@ def _table(n: int, k: int, granularity: helpers.Granularity = helpers.CHANNEL) -
     return codes, helpers.pack(codes), helpers.random_scale(granularity, n, k)
 
 
-@pytest.mark.parametrize("k", helpers.EDGE_SIZES)
-@pytest.mark.parametrize("m", [0, 1, 5])
+@helpers.each("k", helpers.EDGE_SIZES)
+@helpers.each("m", [0, 1, 5])
 def test_embedding_equals_the_definition_at_edge_sizes(m: int, k: int) -> None:
     codes, packed, scale = _table(6, k)
     indices = torch.tensor([5, 0, 3, 3, 1])[:m]
@@ -37,9 +41,9 @@ def test_embedding_equals_the_definition_at_edge_sizes(m: int, k: int) -> None:
         helpers.assert_same_bits(run(indices, packed, scale, k, torch.float32), _exact(indices, codes, scale).float())
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3])
-@pytest.mark.parametrize("granularity", helpers.GRANULARITIES, ids=str)
-@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+@helpers.each("depth", [1, 2, 3])
+@helpers.each("granularity", helpers.GRANULARITIES, ids=str)
+@helpers.each("dtype", helpers.FLOATS, ids=helpers.dtype_id)
 def test_embedding_is_one_sum_and_one_cast(granularity: helpers.Granularity, dtype: torch.dtype, depth: int) -> None:
     codes, packed, scale = _table(6, 320, granularity)
     indices = torch.tensor([[1, 0], [1, 1]])
@@ -104,7 +108,8 @@ def test_embedding_of_an_empty_table_has_no_index() -> None:
         ops.ternary_embedding(torch.tensor([0]), empty, torch.ones(1), 9, torch.float32)
 
 
-@pytest.mark.parametrize(
+@once
+@helpers.each(
     ("change", "error", "message"),
     [
         ({"indices": torch.tensor([0.0])}, TypeError, "indices must be int64 or int32, got float32"),
@@ -126,6 +131,7 @@ def test_embedding_refuses(change: dict[str, object], error: type[Exception], me
         ops.ternary_embedding(**{**good, **change})
 
 
+@once
 @pytest.mark.parametrize("depth", [1, 2])
 def test_embedding_passes_opcheck(depth: int) -> None:
     _, packed, scale = _table(6, 9)

@@ -64,10 +64,10 @@ class _Problem:
         return gradients if self.bias is None else {**gradients, "bias": g.sum(0)}
 
 
-@pytest.mark.parametrize("granularity", GRANULARITIES, ids=str)
-@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
-@pytest.mark.parametrize("activation_bits", [0, 8, 16, 24])
-@pytest.mark.parametrize("grad", [False, True], ids=["no grad", "grad"])
+@helpers.each("granularity", GRANULARITIES, ids=str)
+@helpers.each("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+@helpers.each("activation_bits", [0, 8, 16, 24])
+@helpers.each("grad", [False, True], ids=["no grad", "grad"])
 def test_linear_equals_quantize_then_product(
     granularity: Granularity, dtype: torch.dtype, activation_bits: int, grad: bool
 ) -> None:
@@ -88,10 +88,10 @@ def test_linear_of_every_method_is_near_float64(method: str) -> None:
     helpers.assert_near(reference.ternary_linear(x, w, None, *_args(method=method)), y.double())
 
 
-@pytest.mark.parametrize("granularity", GRANULARITIES, ids=str)
-@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
-@pytest.mark.parametrize("activation_bits", [0, 8, 16, 24])
-@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
+@helpers.each("granularity", GRANULARITIES, ids=str)
+@helpers.each("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+@helpers.each("activation_bits", [0, 8, 16, 24])
+@helpers.each("bias", [False, True], ids=["no bias", "bias"])
 def test_linear_gradients_are_straight_through(
     granularity: Granularity, dtype: torch.dtype, activation_bits: int, bias: bool
 ) -> None:
@@ -191,10 +191,10 @@ def test_linear_gradient_accumulates_over_two_uses() -> None:
     helpers.assert_near(problem.weight.grad, exact["weight"])
 
 
-@pytest.mark.parametrize("end", [torch.sum, lambda t: t.square().sum()], ids=["sum", "square"])
-@pytest.mark.parametrize("of", ["x", "weight", "bias"])
-@pytest.mark.parametrize("activation_bits", [0, 8, 16, 24])
-@pytest.mark.parametrize("start", [torch.sum, lambda t: t.square().sum()], ids=["of sum", "of square"])
+@helpers.each("end", [torch.sum, lambda t: t.square().sum()], ids=["sum", "square"])
+@helpers.each("of", ["x", "weight", "bias"])
+@helpers.each("activation_bits", [0, 8, 16, 24])
+@helpers.each("start", [torch.sum, lambda t: t.square().sum()], ids=["of sum", "of square"])
 def test_linear_double_backward_raises(end: object, of: str, activation_bits: int, start: object) -> None:
     problem = _Problem()
     (grad,) = torch.autograd.grad(start(problem.run(activation_bits)), getattr(problem, of), create_graph=True)
@@ -304,9 +304,9 @@ def test_linear_of_every_kernel_gives_the_same_bits(variant: str) -> None:
     assert torch.equal(y, problem.run())
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("activation_bits", [0, 8, 16, 24])
-@pytest.mark.parametrize("granularity", [helpers.TENSOR, CHANNEL, Granularity("group", 64)], ids=str)
+@helpers.each("value", [float("nan"), float("inf")])
+@helpers.each("activation_bits", [0, 8, 16, 24])
+@helpers.each("granularity", [helpers.TENSOR, CHANNEL, Granularity("group", 64)], ids=str)
 def test_linear_propagates_non_finite_weights(value: float, activation_bits: int, granularity: Granularity) -> None:
     problem = _Problem(granularity=granularity)
     with torch.no_grad():
@@ -316,9 +316,7 @@ def test_linear_propagates_non_finite_weights(value: float, activation_bits: int
     assert nan.all() if granularity.name == "tensor" else nan.sum() == 5
 
 
-@pytest.mark.parametrize("activation_bits", [0, 8, 16, 24])
-@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
-@pytest.mark.parametrize("requires_grad", [False, True], ids=["frozen", "grad"])
+@pytest.mark.parametrize(("activation_bits", "bias", "requires_grad"), helpers.pairs([0, 8, 16, 24]))
 def test_linear_passes_opcheck(activation_bits: int, bias: bool, requires_grad: bool) -> None:
     problem = _Problem(3, 4, 16, Granularity("group", 8), bias=bias)
     tensors = [problem.x, problem.weight, problem.bias]

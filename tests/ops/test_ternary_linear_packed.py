@@ -36,8 +36,8 @@ def _assert_all_variants(problem: _Problem, x: Tensor) -> None:
     helpers.assert_near(reference.ternary_linear_packed(x, problem.packed, problem.scale, problem.bias), exact)
 
 
-@pytest.mark.parametrize("k", [*helpers.EDGE_SIZES, 1000])
-@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+@helpers.each("k", [*helpers.EDGE_SIZES, 1000])
+@helpers.each("dtype", helpers.FLOATS, ids=helpers.dtype_id)
 def test_packed_is_near_float64_at_edge_sizes_of_k(dtype: torch.dtype, k: int) -> None:
     problem = _Problem(6, k, bias=torch.float32)
     for m in (1, 3):
@@ -54,9 +54,9 @@ def test_packed_is_near_float64_at_edge_sizes_of_m(m: int) -> None:
     _assert_all_variants(_Problem(5, 37), helpers.randn(m, 37))
 
 
-@pytest.mark.parametrize("granularity", GRANULARITIES, ids=str)
-@pytest.mark.parametrize("bias", [None, *helpers.FLOATS], ids=helpers.dtype_id)
-@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+@helpers.each("granularity", GRANULARITIES, ids=str)
+@helpers.each("bias", [None, *helpers.FLOATS], ids=helpers.dtype_id)
+@helpers.each("dtype", helpers.FLOATS, ids=helpers.dtype_id)
 def test_packed_with_every_granularity_and_bias(
     granularity: Granularity, bias: torch.dtype | None, dtype: torch.dtype
 ) -> None:
@@ -97,8 +97,8 @@ def test_packed_of_0_features() -> None:
     assert torch.equal(y, torch.zeros(4))
 
 
-@pytest.mark.parametrize("layout", helpers.LAYOUTS)
-@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+@helpers.each("layout", helpers.LAYOUTS)
+@helpers.each("dtype", helpers.FLOATS, ids=helpers.dtype_id)
 def test_packed_of_layouts_equals_contiguous(variant: str, layout: str, dtype: torch.dtype) -> None:
     rearranged = helpers.LAYOUTS[layout]
     problem = _Problem(9, 72, Granularity("group", 8), dtype)
@@ -126,8 +126,8 @@ def test_packed_of_expanded_operands(variant: str) -> None:
     helpers.assert_near(y, (linear(x.double(), problem.codes.double()) * 0.5 + 2).expand(6, 4))
 
 
-@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
-@pytest.mark.parametrize("granularity", GRANULARITIES, ids=str)
+@helpers.each("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+@helpers.each("granularity", GRANULARITIES, ids=str)
 def test_packed_row_of_a_batch_equals_the_row_alone(variant: str, dtype: torch.dtype, granularity: Granularity) -> None:
     problem, x = _Problem(33, 320, granularity, dtype), helpers.randn(67, 320, dtype=dtype)
     batch = problem.run(x, variant)
@@ -155,9 +155,9 @@ def test_packed_with_two_threads_equals_one(variant: str, shape: tuple[int, int,
     helpers.assert_near(one, problem.exact(x))
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
-@pytest.mark.parametrize("column", [0, 30, 64])
+@helpers.each("value", [float("nan"), float("inf"), float("-inf")])
+@helpers.each("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+@helpers.each("column", [0, 30, 64])
 def test_packed_has_the_nan_pattern_of_linear(variant: str, value: float, dtype: torch.dtype, column: int) -> None:
     """Zero codes multiply too: 0 * Inf is NaN."""
     problem, x = _Problem(40, 65), helpers.randn(5, 65, dtype=dtype)
@@ -259,9 +259,9 @@ def test_bf16_kernel_is_the_choice_for_bfloat16_alone(bf16_variant: str) -> None
 # The weight decoded for torch's product: what CUDA runs for many tokens, by name on a CPU too
 
 
-@pytest.mark.parametrize("granularity", GRANULARITIES, ids=str)
-@pytest.mark.parametrize("bias", [None, torch.float32, torch.bfloat16], ids=helpers.dtype_id)
-@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+@helpers.each("granularity", GRANULARITIES, ids=str)
+@helpers.each("bias", [None, torch.float32, torch.bfloat16], ids=helpers.dtype_id)
+@helpers.each("dtype", helpers.FLOATS, ids=helpers.dtype_id)
 def test_unpacked_product_is_near_float64(
     granularity: Granularity, bias: torch.dtype | None, dtype: torch.dtype
 ) -> None:
@@ -290,9 +290,9 @@ def test_unpacked_product_of_empty_sizes_behaves_as_linear(m: int, n: int, k: in
 # Gradients
 
 
-@pytest.mark.parametrize("granularity", GRANULARITIES, ids=str)
-@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
-@pytest.mark.parametrize("shape", [(128,), (5, 128), (2, 3, 128)], ids=str)
+@helpers.each("granularity", GRANULARITIES, ids=str)
+@helpers.each("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+@helpers.each("shape", [(128,), (5, 128), (2, 3, 128)], ids=str)
 def test_packed_gradients_of_x_and_bias(granularity: Granularity, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     problem = _Problem(6, 128, granularity, torch.float32)
     x = helpers.randn(*shape, dtype=dtype).requires_grad_()

@@ -51,8 +51,8 @@ def _assert_all_variants(problem: _Problem, x: Tensor) -> None:
             helpers.assert_same_bits(problem.run(x, variant, activation_bits=bits), expected)
 
 
-@pytest.mark.parametrize("k", [*helpers.EDGE_SIZES, 1000])
-@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+@helpers.each("k", [*helpers.EDGE_SIZES, 1000])
+@helpers.each("dtype", helpers.FLOATS, ids=helpers.dtype_id)
 def test_w2a8_equals_integers_at_edge_sizes_of_k(dtype: torch.dtype, k: int) -> None:
     problem = _Problem(6, k, bias=torch.float32)
     for m in (1, 3):
@@ -65,9 +65,9 @@ def test_w2a8_equals_integers_at_edge_sizes_of_n_and_m(size: int) -> None:
     _assert_all_variants(_Problem(5, 37), helpers.randn(size, 37))
 
 
-@pytest.mark.parametrize("granularity", GRANULARITIES, ids=str)
-@pytest.mark.parametrize("bias", [None, *helpers.FLOATS], ids=helpers.dtype_id)
-@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+@helpers.each("granularity", GRANULARITIES, ids=str)
+@helpers.each("bias", [None, *helpers.FLOATS], ids=helpers.dtype_id)
+@helpers.each("dtype", helpers.FLOATS, ids=helpers.dtype_id)
 def test_w2a8_with_every_granularity_and_bias(
     granularity: Granularity, bias: torch.dtype | None, dtype: torch.dtype
 ) -> None:
@@ -80,7 +80,7 @@ def test_w2a8_with_every_granularity_and_bias(
         [(255, 127), (256, -127), (16384, -128)], itertools.product([255, 256, 4096, 16384], [127, -127, -128])
     ),
 )
-@pytest.mark.parametrize("weights", ["plus", "minus", "alternating", "zero"])
+@helpers.each("weights", ["plus", "minus", "alternating", "zero"])
 def test_w2a8_of_extreme_codes_is_exact(variant: str, k: int, value: int, weights: str) -> None:
     """The largest partial sums: where a narrow accumulator would wrap or saturate."""
     sign = {"plus": 1, "minus": -1, "zero": 0}.get(weights)
@@ -134,8 +134,8 @@ def test_w2a8_epilogue_is_not_fused(variant: str) -> None:
     assert torch.equal(problem.run(q, variant, x_scale=x_scale, out_dtype=torch.float32), expected)
 
 
-@pytest.mark.parametrize("out_dtype", helpers.FLOATS, ids=helpers.dtype_id)
-@pytest.mark.parametrize("shape", [(70,), (5, 70), (2, 3, 70)], ids=str)
+@helpers.each("out_dtype", helpers.FLOATS, ids=helpers.dtype_id)
+@helpers.each("shape", [(70,), (5, 70), (2, 3, 70)], ids=str)
 def test_w2a8_of_codes_equals_that_of_activations(variant: str, out_dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     problem, x = _Problem(9, 70, bias=torch.float16), helpers.randn(*shape)
     q, x_scale = ops.act_quantize(x)
@@ -158,8 +158,8 @@ def test_w2a8_of_0_features_is_the_bias(variant: str) -> None:
     assert torch.equal(problem.run(torch.zeros(3, 0), variant), problem.bias.expand(3, 4))
 
 
-@pytest.mark.parametrize("layout", helpers.LAYOUTS)
-@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+@helpers.each("layout", helpers.LAYOUTS)
+@helpers.each("dtype", helpers.FLOATS, ids=helpers.dtype_id)
 def test_w2a8_of_layouts_equals_contiguous(variant: str, layout: str, dtype: torch.dtype) -> None:
     rearranged = helpers.LAYOUTS[layout]
     problem, x = _Problem(9, 72, Granularity("group", 8), dtype), helpers.randn(5, 72, dtype=dtype)
@@ -202,8 +202,8 @@ def test_w2a8_with_two_threads_equals_one(variant: str, shape: tuple[int, int, i
         assert torch.equal(one, problem.expected_of(x, bits))
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("granularity", GRANULARITIES, ids=str)
+@helpers.each("value", [float("nan"), float("inf"), float("-inf")])
+@helpers.each("granularity", GRANULARITIES, ids=str)
 def test_w2a8_of_non_finite_token_is_a_row_of_nan(variant: str, value: float, granularity: Granularity) -> None:
     problem, x = _Problem(6, 64, granularity, torch.float32), helpers.randn(3, 64)
     dirty = x.clone()
@@ -231,8 +231,8 @@ def test_24_bits_are_as_near_as_float32(variant: str) -> None:
     assert error <= (torch.nn.functional.linear(x, dense.float()) - exact).norm()
 
 
-@pytest.mark.parametrize("bits", [16, 24])
-@pytest.mark.parametrize("magnitude", [1e-44, 1e-30, 1.0, 3e38])
+@helpers.each("bits", [16, 24])
+@helpers.each("magnitude", [1e-44, 1e-30, 1.0, 3e38])
 def test_digits_of_any_magnitude(variant: str, bits: int, magnitude: float) -> None:
     problem, x = _Problem(5, 300), helpers.randn(4, 300)
     x = x / x.abs().amax() * magnitude
@@ -413,11 +413,10 @@ def test_w2a8_refuses_sums_that_leave_int32() -> None:
         ops.ternary_linear_w2a8(torch.zeros(1, k), torch.zeros(1, k // 4, dtype=torch.uint8), torch.ones(1))
 
 
-@pytest.mark.parametrize("requires_grad", [False, True], ids=["frozen", "grad"])
-@pytest.mark.parametrize("bias", [None, torch.float32], ids=["no bias", "bias"])
-@pytest.mark.parametrize("bits", BITS)
-def test_w2a8_passes_opcheck(requires_grad: bool, bias: torch.dtype | None, bits: int) -> None:
-    problem, x = _Problem(6, 16, Granularity("group", 8), bias), helpers.randn(2, 16).requires_grad_(requires_grad)
+@pytest.mark.parametrize(("bits", "bias", "requires_grad"), helpers.pairs(BITS))
+def test_w2a8_passes_opcheck(bits: int, bias: bool, requires_grad: bool) -> None:
+    problem = _Problem(6, 16, Granularity("group", 8), torch.float32 if bias else None)
+    x = helpers.randn(2, 16).requires_grad_(requires_grad)
     op = torch.ops.bittorch.ternary_linear_w2a8.default
     torch.library.opcheck(op, (x, problem.packed, problem.scale, problem.bias), {"activation_bits": bits})
 

@@ -34,8 +34,8 @@ def test_pack_gives_golden_bytes(codes: list[int], golden: list[int]) -> None:
     assert reference.ternary_pack(rows).tolist() == [golden, golden]
 
 
-@pytest.mark.parametrize("k", helpers.EDGE_SIZES)
-@pytest.mark.parametrize("n", [0, 1, 5])
+@helpers.each("k", helpers.EDGE_SIZES)
+@helpers.each("n", [0, 1, 5])
 def test_pack_equals_definition_at_edge_sizes(n: int, k: int) -> None:
     codes = helpers.random_codes(n, k)
     packed = ops.ternary_pack(codes)
@@ -56,8 +56,8 @@ def test_pack_of_expanded_row_repeats_it() -> None:
     assert torch.equal(ops.ternary_pack(row.expand(4, 9)), helpers.pack(row).expand(4, 3))
 
 
-@pytest.mark.parametrize("value", [2, -2, 3, 127, -128])
-@pytest.mark.parametrize("column", [0, 3, 4, 64])
+@helpers.each("value", [2, -2, 3, 127, -128])
+@helpers.each("column", [0, 3, 4, 64])
 def test_pack_refuses_other_values_with_row_and_column(value: int, column: int) -> None:
     codes = helpers.random_codes(4, 65)
     codes[2, column] = value

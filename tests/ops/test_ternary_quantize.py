@@ -23,6 +23,10 @@ def _kernel(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+# What no kernel decides runs once.
+once = pytest.mark.parametrize("_kernel", ["scalar"], indirect=True)
+
+
 def _best_count(a: np.ndarray) -> int:
     """The k that maximises (sum of the k largest)^2 / k, by trying all; equal values are kept together."""
     ordered = np.sort(a.astype(np.float64))[::-1]
@@ -114,31 +118,31 @@ def _assert_quantized(
         torch.testing.assert_close(got, scale, rtol=2e-7, atol=0, msg=name)
 
 
-@pytest.mark.parametrize("method", FACTORS)
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("granularity", helpers.GRANULARITIES, ids=str)
-@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+@helpers.each("method", FACTORS)
+@helpers.each("rule", RULES)
+@helpers.each("granularity", helpers.GRANULARITIES, ids=str)
+@helpers.each("dtype", helpers.FLOATS, ids=helpers.dtype_id)
 def test_quantize_equals_definition(
     method: str, rule: str, granularity: helpers.Granularity, dtype: torch.dtype
 ) -> None:
     _assert_quantized(helpers.randn(5, 128, dtype=dtype), method, rule, granularity=granularity)
 
 
-@pytest.mark.parametrize("method", FACTORS)
-@pytest.mark.parametrize("k", [size for size in helpers.EDGE_SIZES if size])
-@pytest.mark.parametrize("granularity", [helpers.TENSOR, helpers.CHANNEL], ids=str)
+@helpers.each("method", FACTORS)
+@helpers.each("k", [size for size in helpers.EDGE_SIZES if size])
+@helpers.each("granularity", [helpers.TENSOR, helpers.CHANNEL], ids=str)
 def test_quantize_equals_definition_at_edge_sizes(method: str, k: int, granularity: helpers.Granularity) -> None:
     _assert_quantized(helpers.randn(3, k), method, granularity=granularity)
 
 
-@pytest.mark.parametrize("method", FACTORS)
-@pytest.mark.parametrize("factor", [0.0, 0.1, 0.999, 1.0])
+@helpers.each("method", FACTORS)
+@helpers.each("factor", [0.0, 0.1, 0.999, 1.0])
 def test_quantize_with_other_thresholds(method: str, factor: float) -> None:
     _assert_quantized(helpers.randn(4, 100), method, factor=factor)
 
 
-@pytest.mark.parametrize("method", FACTORS)
-@pytest.mark.parametrize("seed", range(3))
+@helpers.each("method", FACTORS)
+@helpers.each("seed", range(3))
 def test_quantize_with_many_ties(method: str, seed: int) -> None:
     """Weights on a coarse grid: thresholds and cut-offs land on values that occur."""
     w = torch.randint(-4, 5, (20, 24), generator=helpers.seeded(seed)).float() / 4
@@ -146,9 +150,9 @@ def test_quantize_with_many_ties(method: str, seed: int) -> None:
     _assert_quantized(w, method, factor=0.5)
 
 
-@pytest.mark.parametrize("shape", [(0, 0), (0, 5), (5, 0)], ids=str)
-@pytest.mark.parametrize("method", FACTORS)
-@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+@helpers.each("shape", [(0, 0), (0, 5), (5, 0)], ids=str)
+@helpers.each("method", FACTORS)
+@helpers.each("granularity", ["tensor", "channel"])
 def test_quantize_of_empty_matrix(shape: tuple[int, int], method: str, granularity: str) -> None:
     packed, scale = ops.ternary_quantize(torch.zeros(shape), method, "ls", FACTORS[method], granularity)
     assert packed.shape == (shape[0], (shape[1] + 3) // 4)
@@ -158,8 +162,8 @@ def test_quantize_of_empty_matrix(shape: tuple[int, int], method: str, granulari
     assert torch.equal(scale, expected[1])
 
 
-@pytest.mark.parametrize("method", FACTORS)
-@pytest.mark.parametrize("rule", RULES)
+@helpers.each("method", FACTORS)
+@helpers.each("rule", RULES)
 def test_quantize_of_zero_rows_has_scale_eps(method: str, rule: str) -> None:
     w = helpers.randn(3, 10)
     w[1] = 0
@@ -177,14 +181,14 @@ def test_quantize_that_keeps_nothing_has_scale_eps(method: str, rule: str) -> No
     assert (scale == EPS.item()).all()
 
 
-@pytest.mark.parametrize("method", FACTORS)
-@pytest.mark.parametrize("value", [0.3, -2.0, 1e-38, 3e38, 1e-42])
+@helpers.each("method", FACTORS)
+@helpers.each("value", [0.3, -2.0, 1e-38, 3e38, 1e-42])
 def test_quantize_of_single_element(method: str, value: float) -> None:
     _assert_quantized(torch.tensor([[value]]), method)
 
 
-@pytest.mark.parametrize("method", FACTORS)
-@pytest.mark.parametrize("rule", RULES)
+@helpers.each("method", FACTORS)
+@helpers.each("rule", RULES)
 def test_quantize_of_huge_values_stays_finite(method: str, rule: str) -> None:
     w = helpers.randn(3, 500).sign() * 3e38
     w[:, ::3] /= 7
@@ -235,8 +239,8 @@ def test_absmean_rounds_half_to_even() -> None:
     assert scale.tolist() == [1.0]
 
 
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("per_channel", [True, False])
+@helpers.each("seed", range(5))
+@helpers.each("per_channel", [True, False])
 def test_scale_max_reproduces_the_classic_rule_bit_for_bit(seed: int, per_channel: bool) -> None:
     w = helpers.randn(17, 130, seed=seed)
     codes, scale = _quantize(w, "max", "max", granularity=helpers.CHANNEL if per_channel else helpers.TENSOR)
@@ -254,9 +258,9 @@ def test_least_squares_scale_has_the_least_error(method: str) -> None:
     torch.testing.assert_close(scale.double(), best, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("method", FACTORS)
-@pytest.mark.parametrize("granularity", helpers.GRANULARITIES, ids=str)
-@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+@helpers.each("method", FACTORS)
+@helpers.each("granularity", helpers.GRANULARITIES, ids=str)
+@helpers.each("dtype", helpers.FLOATS, ids=helpers.dtype_id)
 def test_rms_keeps_the_norm_of_what_shares_a_scale(
     method: str, granularity: helpers.Granularity, dtype: torch.dtype
 ) -> None:
@@ -267,8 +271,8 @@ def test_rms_keeps_the_norm_of_what_shares_a_scale(
     torch.testing.assert_close(*norms, rtol=1e-7, atol=0)
 
 
-@pytest.mark.parametrize("value", [1e30, 3e38, 1e-30, 1e-40])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=helpers.dtype_id)
+@helpers.each("value", [1e30, 3e38, 1e-30, 1e-40])
+@helpers.each("dtype", [torch.float32, torch.bfloat16], ids=helpers.dtype_id)
 def test_rms_of_squares_beyond_float32(value: float, dtype: torch.dtype) -> None:
     w = torch.tensor([[value, -value, value, 0.0, -value]]).to(dtype)
     codes, scale = _quantize(w, "max", "rms")
@@ -308,9 +312,9 @@ def test_group_of_the_whole_row_has_the_shape_of_channel() -> None:
     assert all(torch.equal(a, b) for a, b in zip(by_group, by_row, strict=True))
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("method", FACTORS)
-@pytest.mark.parametrize("rule", RULES)
+@helpers.each("value", [float("nan"), float("inf"), float("-inf")])
+@helpers.each("method", FACTORS)
+@helpers.each("rule", RULES)
 def test_quantize_of_non_finite_group_has_codes_0_and_scale_nan(value: float, method: str, rule: str) -> None:
     w = helpers.randn(3, 12)
     clean, clean_scale = _quantize(w, method, rule, granularity=helpers.Granularity("group", 4))
@@ -324,8 +328,8 @@ def test_quantize_of_non_finite_group_has_codes_0_and_scale_nan(value: float, me
     assert torch.equal(scale[~scale.isnan()], clean_scale[~scale.isnan()])
 
 
-@pytest.mark.parametrize("layout", helpers.LAYOUTS)
-@pytest.mark.parametrize("granularity", helpers.GRANULARITIES, ids=str)
+@helpers.each("layout", helpers.LAYOUTS)
+@helpers.each("granularity", helpers.GRANULARITIES, ids=str)
 def test_quantize_of_layout_equals_contiguous(layout: str, granularity: helpers.Granularity) -> None:
     w = helpers.randn(7, 64)
     for actual, expected in zip(
@@ -336,8 +340,8 @@ def test_quantize_of_layout_equals_contiguous(layout: str, granularity: helpers.
         assert torch.equal(actual, expected)
 
 
-@pytest.mark.parametrize("method", ["max", "optimal"])
-@pytest.mark.parametrize("granularity", helpers.GRANULARITIES, ids=str)
+@helpers.each("method", ["max", "optimal"])
+@helpers.each("granularity", helpers.GRANULARITIES, ids=str)
 def test_quantize_with_two_threads_equals_one(method: str, granularity: helpers.Granularity) -> None:
     w = helpers.randn(200, 512)
     with helpers.threads(1):
@@ -348,7 +352,8 @@ def test_quantize_with_two_threads_equals_one(method: str, granularity: helpers.
     assert torch.equal(one[1], two[1])
 
 
-@pytest.mark.parametrize(
+@once
+@helpers.each(
     ("args", "message"),
     [
         (
@@ -372,23 +377,27 @@ def test_quantize_refuses_bad_arguments(args: tuple[str, str, float, str, int], 
         ops.ternary_quantize(torch.ones(2, 12), *args)
 
 
+@once
 @pytest.mark.parametrize("shape", [(4,), (2, 2, 4), ()], ids=str)
 def test_quantize_refuses_other_shapes(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"w must be \(out_features, in_features\), got"):
         ops.ternary_quantize(torch.ones(shape), "max", "ls", 0.05, "channel")
 
 
+@once
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int8, torch.int64], ids=helpers.dtype_id)
 def test_quantize_refuses_other_dtypes(dtype: torch.dtype) -> None:
     with pytest.raises(TypeError, match="w must be float32, float16"):
         ops.ternary_quantize(torch.ones(2, 4).to(dtype), "max", "ls", 0.05, "channel")
 
 
+@once
 def test_quantize_carries_no_gradient() -> None:
     w = helpers.randn(2, 4).requires_grad_()
     assert not any(out.requires_grad for out in ops.ternary_quantize(w, "max", "ls", 0.05, "channel"))
 
 
+@once
 @pytest.mark.parametrize("granularity", [*helpers.GRANULARITIES, helpers.Granularity("group", 128)], ids=str)
 def test_quantize_passes_opcheck(granularity: helpers.Granularity) -> None:
     args = (helpers.randn(3, 128), "max", "ls", 0.05, granularity.name, granularity.group)

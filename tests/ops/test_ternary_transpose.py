@@ -6,8 +6,8 @@ from bittorch.ops import reference
 from tests import helpers
 
 
-@pytest.mark.parametrize("k", helpers.EDGE_SIZES)
-@pytest.mark.parametrize("n", helpers.EDGE_SIZES)
+@helpers.each("k", helpers.EDGE_SIZES)
+@helpers.each("n", helpers.EDGE_SIZES)
 def test_transpose_packs_the_transposed_codes(n: int, k: int) -> None:
     codes = helpers.random_codes(n, k)
     expected = helpers.pack(codes.t())

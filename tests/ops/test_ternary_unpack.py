@@ -17,28 +17,28 @@ def _kernel(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize(
+@helpers.each(
     ("golden", "codes"),
     [([0x49, 0x02], [+1, -1, 0, +1, -1, 0]), ([0x94, 0x08], [0, +1, +1, -1, 0, -1])],
     ids=str,
 )
-@pytest.mark.parametrize("dtype", [torch.int8, *helpers.FLOATS], ids=helpers.dtype_id)
+@helpers.each("dtype", [torch.int8, *helpers.FLOATS], ids=helpers.dtype_id)
 def test_unpack_of_golden_bytes(golden: list[int], codes: list[int], dtype: torch.dtype) -> None:
     y = ops.ternary_unpack(torch.tensor([golden], dtype=torch.uint8), None, 6, dtype)
     assert y.dtype == dtype
     assert y.tolist() == [codes]
 
 
-@pytest.mark.parametrize("k", helpers.EDGE_SIZES)
-@pytest.mark.parametrize("n", [0, 1, 5])
+@helpers.each("k", helpers.EDGE_SIZES)
+@helpers.each("n", [0, 1, 5])
 def test_unpack_inverts_the_definition_at_edge_sizes(n: int, k: int) -> None:
     codes = helpers.random_codes(n, k)
     assert torch.equal(ops.ternary_unpack(helpers.pack(codes), None, k, torch.int8), codes)
     assert torch.equal(reference.ternary_unpack(helpers.pack(codes), None, k, torch.int8), codes)
 
 
-@pytest.mark.parametrize("granularity", helpers.GRANULARITIES, ids=str)
-@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+@helpers.each("granularity", helpers.GRANULARITIES, ids=str)
+@helpers.each("dtype", helpers.FLOATS, ids=helpers.dtype_id)
 def test_unpack_is_one_product_and_one_cast(granularity: helpers.Granularity, dtype: torch.dtype) -> None:
     codes = helpers.random_codes(7, 128)
     scale = helpers.random_scale(granularity, 7, 128)

@@ -122,7 +122,7 @@ def test_config_fields_after_per_channel_are_keyword_only() -> None:
         TernaryQuantConfig(0.05, True, "twn")
 
 
-@pytest.mark.parametrize(
+@helpers.each(
     ("fields", "message"),
     [
         (
@@ -225,8 +225,8 @@ def test_check_in_features_names_both_values() -> None:
 # Quantising
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("granularity", helpers.GRANULARITIES, ids=str)
+@helpers.each("method", METHODS)
+@helpers.each("granularity", helpers.GRANULARITIES, ids=str)
 def test_quantize_gives_the_codes_and_scale_of_the_op(method: str, granularity: helpers.Granularity) -> None:
     w = helpers.randn(6, 128)
     fields = {"method": method, "granularity": granularity.name, "group_size": granularity.group or 128}
@@ -271,9 +271,9 @@ def test_quantize_refuses_fewer_than_two_dimensions(shape: tuple[int, ...]) -> N
         ternary_quantize(torch.ones(shape))
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("quantize", [ternary_quantize, ternary_quantize_ste, ternary_fake_quantize])
+@helpers.each("value", [float("nan"), float("inf"), float("-inf")])
+@helpers.each("method", METHODS)
+@helpers.each("quantize", [ternary_quantize, ternary_quantize_ste, ternary_fake_quantize])
 def test_quantize_refuses_non_finite_weights_with_row(value: float, method: str, quantize: object) -> None:
     w = helpers.randn(4, 8)
     w[2, 5] = w[3, 1] = value

@@ -54,9 +54,9 @@ def test_golden_bytes() -> None:
     assert scale.tolist() == [0.5, 1.5]
 
 
-@pytest.mark.parametrize("depth", DEPTHS)
-@pytest.mark.parametrize("granularity", GRANULARITIES, ids=str)
-@pytest.mark.parametrize("dtype", [*helpers.FLOATS, torch.float64], ids=helpers.dtype_id)
+@helpers.each("depth", DEPTHS)
+@helpers.each("granularity", GRANULARITIES, ids=str)
+@helpers.each("dtype", [*helpers.FLOATS, torch.float64], ids=helpers.dtype_id)
 def test_scale_and_integers_against_float64(depth: int, granularity: helpers.Granularity, dtype: torch.dtype) -> None:
     weight = helpers.randn(7, 128, seed=depth, dtype=dtype)
     weight[3] = 0
@@ -103,9 +103,9 @@ def test_error_falls_with_depth() -> None:
     assert all(later < earlier / 2.5 for earlier, later in itertools.pairwise(errors))
 
 
-@pytest.mark.parametrize("depth", DEPTHS)
-@pytest.mark.parametrize("granularity", GRANULARITIES, ids=str)
-@pytest.mark.parametrize("columns", [64, 192])
+@helpers.each("depth", DEPTHS)
+@helpers.each("granularity", GRANULARITIES, ids=str)
+@helpers.each("columns", [64, 192])
 def test_packed_rows_are_the_planes(depth: int, granularity: helpers.Granularity, columns: int) -> None:
     weight = helpers.randn(5, columns)
     planes, scale = _planes(weight, depth, granularity)

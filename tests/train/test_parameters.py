@@ -43,9 +43,9 @@ def test_groups_without_parameters_are_left_out() -> None:
         parameter_groups(nn.Linear(2, 2), -0.1)
 
 
-@pytest.mark.parametrize("method", ["lsq", "seq", "ttq"])
-@pytest.mark.parametrize("granularity", [{"granularity": "tensor"}, {}, {"group_size": 4}], ids=str)
-@pytest.mark.parametrize("wrapped", [lambda m: m, lambda m: torch.compile(m, backend="eager"), AveragedModel])
+@helpers.each("method", ["lsq", "seq", "ttq"])
+@helpers.each("granularity", [{"granularity": "tensor"}, {}, {"group_size": 4}], ids=str)
+@helpers.each("wrapped", [lambda m: m, lambda m: torch.compile(m, backend="eager"), AveragedModel])
 def test_scales_of_every_kind_are_not_decayed(wrapped: Any, granularity: dict[str, Any], method: str) -> None:
     config = TernaryQuantConfig(method=method, **granularity)
     linear, tied = TernaryLinear(8, 6, config=config), TernaryLinear(8, 6, config=config)

@@ -82,9 +82,9 @@ def test_folded_model_computes_the_same(config: dict[str, object]) -> None:  # F
     assert fold_batch_norm_(packed) == []
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=list(CONFIGS))
-@pytest.mark.parametrize("kind", ["conv", "linear"])
-@pytest.mark.parametrize("bias", [True, False])
+@helpers.each("config", CONFIGS.values(), ids=list(CONFIGS))
+@helpers.each("kind", ["conv", "linear"])
+@helpers.each("bias", [True, False])
 def test_scale_and_bias_are_those_of_float64(kind: str, config: dict[str, object], bias: bool) -> None:  # FIELD T3
     torch.manual_seed(1)
     settings = TernaryQuantConfig(**config)

@@ -77,8 +77,8 @@ FOLLOWED = {
 }
 
 
-@pytest.mark.parametrize("place", ["", "block"], ids=["root", "inside"])
-@pytest.mark.parametrize("make", KEEPS_THE_ORIGINAL.values(), ids=list(KEEPS_THE_ORIGINAL))
+@helpers.each("place", ["", "block"], ids=["root", "inside"])
+@helpers.each("make", KEEPS_THE_ORIGINAL.values(), ids=list(KEEPS_THE_ORIGINAL))
 def test_a_forward_that_calls_the_original_is_refused(make: Callable[..., object], place: str) -> None:  # FIELD T1
     model = _net()
     module = model.get_submodule(place)

@@ -26,10 +26,10 @@ def _model(dtype: torch.dtype = torch.float32, bias: bool = True, **config: obje
     return nn.Sequential(TernaryLinear(48, 32, **layer), nn.ReLU(), TernaryLinear(32, 7, **layer))
 
 
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("dtype", helpers.FLOATS, ids=helpers.dtype_id)
-@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
-@pytest.mark.parametrize("activation_bits", [None, 8, 16, 24])
+@helpers.each("granularity", GRANULARITIES)
+@helpers.each("dtype", helpers.FLOATS, ids=helpers.dtype_id)
+@helpers.each("bias", [True, False], ids=["bias", "no bias"])
+@helpers.each("activation_bits", [None, 8, 16, 24])
 def test_export_gives_the_same_bits(
     granularity: str, dtype: torch.dtype, bias: bool, activation_bits: int | None
 ) -> None:
@@ -50,16 +50,16 @@ def test_export_gives_the_same_bits(
     assert torch.equal(packed(x[0, 0]), model(x[0, 0]))
 
 
-@pytest.mark.parametrize("method", ["max", "twn", "absmean", "absmedian", "optimal", "nm34"])
-@pytest.mark.parametrize("scale", ["ls", "mean", "max", "rms"])
+@helpers.each("method", ["max", "twn", "absmean", "absmedian", "optimal", "nm34"])
+@helpers.each("scale", ["ls", "mean", "max", "rms"])
 def test_export_of_every_method_gives_the_same_bits(method: str, scale: str) -> None:
     model, x = _model(method=method, scale=scale), helpers.randn(5, 48)
     assert torch.equal(export_for_inference(model)(x), model.eval()(x))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=helpers.dtype_id)
-@pytest.mark.parametrize("activation_bits", [None, 8, 16, 24])
-@pytest.mark.parametrize("granularity", GRANULARITIES)
+@helpers.each("dtype", [torch.float16, torch.bfloat16], ids=helpers.dtype_id)
+@helpers.each("activation_bits", [None, 8, 16, 24])
+@helpers.each("granularity", GRANULARITIES)
 def test_export_gives_the_same_bits_under_autocast(
     dtype: torch.dtype, activation_bits: int | None, granularity: str
 ) -> None:

@@ -170,7 +170,7 @@ def test_patterns_without_a_layer_warn_with_near_names() -> None:
         quantize_model(nn.Sequential(nn.ReLU()), depth=2)
 
 
-@pytest.mark.parametrize(
+@helpers.each(
     ("arguments", "error", "message"),
     [
         ({"depth": 0}, ValueError, "depth must be from 1 to 6, got 0"),
