@@ -125,6 +125,20 @@ def _check_trits(device: str) -> bool:
     return same and all(map(torch.equal, counts, products))
 
 
+def _check_bytes(device: str) -> bool:
+    w = torch.randint(-128, 128, (37, 200), generator=torch.Generator().manual_seed(3), dtype=torch.int8).to(device)
+    x, scale = torch.linspace(-1, 1, 1000).view(5, 200).to(device), torch.linspace(0.5, 1, 37).to(device)
+    y, expected = (own.half_linear(x, w.half()) for own in (ops, reference))
+    exact = torch.equal(ops.linear_i8(x, w, scale), reference.linear_i8(x, w, scale))
+    return exact and bool((y - expected).abs().max() <= 1e-5 * expected.abs().max())
+
+
+def _check_depth(device: str) -> bool:
+    _, w_packed, scale = _weights(device)
+    x, planes = _activations(device), w_packed.repeat(3, 1)
+    return torch.equal(*(own.trit_depth_linear(x, planes, scale, depth=3) for own in (ops, reference)))
+
+
 def _activations(device: str) -> Tensor:
     return torch.randn(5, COLUMNS, generator=torch.Generator().manual_seed(1)).to(device)
 
@@ -202,6 +216,8 @@ def _checks(device: str) -> Iterator[tuple[str, Callable[[], bool]]]:
     yield "functions of trits", lambda: _check_trits(device)
     if _variants("block_linear", device):
         yield "blocks of files", lambda: _check_blocks(device)
+        yield "rows of bytes and of halves", lambda: _check_bytes(device)
+        yield "trit planes in one product", lambda: _check_depth(device)
     if _variants("rotary_store", device):
         yield "rotation into a cache", lambda: _check_rotation(device)
     yield "attention to a cache", lambda: _check_attention(device)

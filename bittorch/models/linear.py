@@ -7,10 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from bittorch import ops
 from bittorch.models.norm import RMSNorm
 from bittorch.models.packed_weight import PackedWeight
 from bittorch.nn import TernaryEmbeddingInference, TernaryLinearInference
 from bittorch.nn.packed_layer import groups_of
+
+FEW_TOKENS = 4  # up to here torch's product of 16-bit floats is the slower one on a CPU
 
 
 def normed(linear: nn.Module, norm: nn.Module, x: Tensor, fuse: bool) -> Tensor:
@@ -22,10 +25,18 @@ def normed(linear: nn.Module, norm: nn.Module, x: Tensor, fuse: bool) -> Tensor:
     return output
 
 
-class StoredLinear(nn.Linear):
-    """`torch.nn.Linear` under wider activations: they are rounded to the dtype of the weight, the result widened."""
+class HalfLinear(nn.Linear):
+    """`torch.nn.Linear` with 16-bit weights, under activations of their dtype or wider ones.
+
+    On a CPU `bittorch.ops.half_linear` multiplies few tokens, at the speed of reading the weight, and wider
+    activations, which it does not round. Elsewhere these are rounded to the dtype of the weight, and the result is
+    widened.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
+        few = input.numel() <= FEW_TOKENS * self.in_features or input.dtype != self.weight.dtype
+        if few and input.device.type == "cpu" and not (torch.is_grad_enabled() and input.requires_grad):
+            return ops.half_linear(input, self.weight, self.bias)
         return super().forward(input.to(self.weight.dtype)).to(input.dtype)
 
 
@@ -147,6 +158,11 @@ def packed_embedding(weight: PackedWeight, *, device: torch.device, dtype: torch
     return layer.eval()
 
 
+def head_of(weight: Tensor) -> nn.Linear:
+    """The dense head of this very weight."""
+    return linear_of(weight, kind=nn.Linear if weight.dtype == torch.float32 else HalfLinear)
+
+
 def dense_linear(
     weights: Sequence[Tensor], bias: Tensor | None, *, device: torch.device, dtype: torch.dtype
 ) -> nn.Linear:
@@ -162,7 +178,7 @@ def dense_linear(
 
 
 def linear_of(weight: Tensor, bias: Tensor | None = None, *, kind: type[nn.Linear] = nn.Linear) -> nn.Linear:
-    """`nn.Linear` with this very weight; its constructor would draw initial values from the caller's generator."""
+    """``kind`` with this very weight; its constructor would draw initial values from the caller's generator."""
     layer = kind.__new__(kind)
     nn.Module.__init__(layer)
     layer.out_features, layer.in_features = weight.shape

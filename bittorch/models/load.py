@@ -17,10 +17,9 @@ from bittorch.models.io import Checkpoint, FormatError
 from bittorch.models.io.stacks import stacked_name
 from bittorch.models.linear import (
     Concatenated,
-    StoredLinear,
     dense_linear,
     fuse_packed,
-    linear_of,
+    head_of,
     packed_embedding,
     packed_linear,
 )
@@ -45,7 +44,8 @@ class LoadOptions:
         device: of the model.
         dtype: of activations and dense layers; None for that of the stored embedding where it is a half, else float32.
             A ternary model whose embedding is stored in float16 was trained in bfloat16, whose range float16 has not:
-            None then is float32 on a CPU, where the embedding and a dense head stay as stored, and bfloat16 elsewhere.
+            None then is float32 on a CPU and bfloat16 elsewhere. Halves of an embedding and of a dense head stay as
+            stored where a CPU runs the model in float32: they are widened row by row, to the same values.
         depth: planes of trits into which dense linear layers are converted, 1 to 6; None leaves them dense.
         group_size: columns that share a scale in these planes; 0 for one scale a row, None for groups of 64 up to depth
             3 where these divide a row, and from depth 4 on one scale a row, which is as good there. The fast kernels of
@@ -105,20 +105,21 @@ class Loader:
         if options.fuse_norms != "auto":
             self.config = dataclasses.replace(self.config, fuse_norms=options.fuse_norms)
         self.device = torch.device(options.device)
-        self.dtype, self.stored_head = self._dtypes()
+        self.dtype = self._dtype()
+        # A half that is widened where it is looked up or multiplied gives the same values at half the memory.
+        self.keeps_halves = self.device.type == "cpu" and self.dtype == torch.float32
         self._bases: dict[int, Basis] = {}
 
-    def _dtypes(self) -> tuple[torch.dtype, bool]:
-        """Of the model, and whether a dense head stays a half that is narrower."""
+    def _dtype(self) -> torch.dtype:
+        """Of the model."""
         # "BF16 (ternary)" are trits that stand as bfloat16 in the file.
         stored = STORED.get(self.checkpoint.info(EMBEDDING).type.partition(" ")[0], torch.float32)
         if self.options.dtype is not None:
-            return self.options.dtype, False
+            return self.options.dtype
         first = (name for name in self.checkpoint.names if name.startswith("model.layers.0."))
         if stored != torch.float16 or not any(self.checkpoint.info(name).ternary for name in first):
-            return stored, False
-        on_cpu = self.device.type == "cpu"
-        return (torch.float32 if on_cpu else torch.bfloat16), on_cpu
+            return stored
+        return torch.float32 if self.device.type == "cpu" else torch.bfloat16
 
     def vector(self, name: str, precise: bool = False) -> Tensor:
         """The weight of a norm or a router."""
@@ -136,10 +137,7 @@ class Loader:
         if (blocks := self._blocks(weight)) is not None:
             return BlockEmbedding(blocks, self.dtype).eval()
         shared = self.config.tie_embeddings and self.options.head_depth is None
-        # A half that is widened after the lookup gives the same values at half the memory.
-        widened = shared and not self.stored_head
-        dtype = self.dtype if widened or self.checkpoint.info(weight).type not in STORED else None
-        return nn.Embedding.from_pretrained(self.checkpoint.dense(weight, dtype).to(self.device))
+        return nn.Embedding.from_pretrained(self._table(weight, shared))
 
     def head(self, name: str, embedding: nn.Module | None) -> nn.Module:
         """The head; ``embedding`` is what it is tied to."""
@@ -149,7 +147,7 @@ class Loader:
             return embedding.tied_head()
         if not isinstance(embedding, nn.Embedding) or self.options.head_depth is not None:
             return self._head(f"{name}.weight")
-        head = linear_of(embedding.weight, kind=StoredLinear if self.stored_head else nn.Linear)
+        head = head_of(embedding.weight)
         head.weight = embedding.weight
         return head
 
@@ -158,9 +156,7 @@ class Loader:
         if not stored and depth is None:
             if (blocks := self._blocks(name)) is not None:
                 return BlockLinear(blocks).eval()
-            if self.stored_head and self.checkpoint.info(name).type in STORED:
-                return linear_of(self.checkpoint.dense(name), kind=StoredLinear)
-            return dense_linear([self.checkpoint.dense(name)], None, device=self.device, dtype=self.dtype)
+            return head_of(self._table(name, True))
         planes = self.checkpoint.packed(name) if stored else self._planes(name, depth or 1)
         bits = self._bits(name if stored else None)
         if bits == 8 and (planes.depth > 1 or not stored):  # converted: nobody trained it with 8 bits
@@ -232,6 +228,11 @@ class Loader:
         else:
             for blocks in weight.blocks.split(PLANE_ROWS):
                 yield BlockWeight(blocks, weight.kind, weight.in_features).dense()
+
+    def _table(self, name: str, multiplied: bool) -> Tensor:
+        """A dense embedding or head; halves stay as they are where nothing multiplies them, or a kernel widens them."""
+        stored = self.checkpoint.info(name).type in STORED and (self.keeps_halves or not multiplied)
+        return self.checkpoint.dense(name, None if stored else self.dtype).to(self.device)
 
     def _biases(self, names: Sequence[str], biased: Sequence[bool]) -> Tensor | None:
         """Of the layers side by side, 0 for those that have none; None where none has."""

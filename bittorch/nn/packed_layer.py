@@ -13,7 +13,7 @@ from bittorch import ops
 from bittorch.nn.parts import no_script
 from bittorch.nn.weight_stand_in import WeightStandIn
 from bittorch.quant.ternary import check_activation_bits
-from bittorch.quant.trit_planes import check_depth
+from bittorch.quant.trit_planes import check_depth, check_plane_scales
 
 
 def check_groups(groups: int, depth: int, **columns: int) -> None:
@@ -146,3 +146,8 @@ class PackedLayer(nn.Module):
                 raise RuntimeError(f"{prefix}scale must be float32, got {scale.dtype}")
             if not bool(torch.isfinite(scale).all()):
                 raise RuntimeError(f"{prefix}scale must be finite, got NaN or Inf; the checkpoint is damaged")
+            if scale.shape == self.scale.shape:
+                try:
+                    check_plane_scales(scale, self.depth, prefix + "scale")
+                except ValueError as error:
+                    raise RuntimeError(str(error)) from None

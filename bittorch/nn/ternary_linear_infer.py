@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from bittorch.quant import TernaryQuantConfig
 from bittorch.quant.trit_planes import check_grid, pack_trit_planes, unpack_trit_planes
 
 _Norm = tuple[Tensor, float] | tuple[()]
+_DEPTH_AT_ONCE, _COLUMNS_AT_ONCE = 5, 1 << 16  # what `bittorch.ops.trit_depth_linear` takes
 
 
 def _autocast_dtype(device: str) -> torch.dtype | None:
@@ -37,7 +40,9 @@ class TernaryLinearInference(PackedLayer):
 
     With a depth the rows are those of all planes of `bittorch.quant.pack_trit_planes`, the lowest first, and
     ``y = (y_0 + y_1 + ...) + bias`` with ``y_i`` the product with plane i: one call of the op, planes, sum and bias in
-    float32 whatever the dtype of ``x``, and one cast.
+    float32 whatever the dtype of ``x``, and one cast. On a CPU, quantised activations meet up to five planes at once,
+    as integers (`bittorch.ops.trit_depth_linear`); with gradients, on CUDA and with six planes they meet each alone,
+    which rounds its share and differs by 1e-7. Plane i has 3^i times the scale of the lowest plane, by definition.
 
     Made by `bittorch.export_for_inference`, by ``quantize_model(model, depth=...)``, or empty, to be filled by
     ``load_state_dict``:
@@ -52,8 +57,8 @@ class TernaryLinearInference(PackedLayer):
     Raises:
         TypeError: a depth that is not an integer.
         ValueError: groups that do not cut in_features into equal multiples of 4, an unknown activation_bits, a depth
-        out of range; from ``load_state_dict`` RuntimeError, for the reserved code 11, wrong padding, or a scale that is
-        not finite.
+        out of range; from ``load_state_dict`` RuntimeError, for the reserved code 11, wrong padding, a scale that is
+        not finite, or planes whose scales are not powers of 3 apart.
     """
 
     def __init__(
@@ -192,7 +197,7 @@ def _product(
     if norm_weight is not None:
         norm = norm_weight, torch.finfo(x.dtype).eps if norm_eps is None else norm_eps
     if depth != 1:
-        return _product_of_planes(x, weight_packed, scale, bias, out_features, activation_bits, norm)
+        return _product_of_planes(x, weight_packed, scale, bias, out_features, depth, activation_bits, norm)
     weights = weight_packed, scale, bias
     if activation_bits is None:
         return torch.ops.bittorch.ternary_linear_packed.default(x, *weights, _env.INFER_VARIANT)
@@ -207,14 +212,43 @@ def _product_of_planes(
     scale: Tensor,
     bias: Tensor | None,
     out_features: int,
+    depth: int,
     activation_bits: int | None,
     norm: _Norm,
 ) -> Tensor:
+    product: Callable[..., Tensor] = _sum_of_planes
+    if _meet_at_once(x, bias, depth, activation_bits, norm):
+        product = partial(_integers_of_planes, depth=depth)
     rest = weight_packed, scale, bias, out_features, activation_bits, norm
     if (dtype := _autocast_dtype(x.device.type)) is None:
-        return _sum_of_planes(x, *rest)
+        return product(x, *rest)
     with torch.autocast(x.device.type, enabled=False):  # it would cast the float32 activations once more
-        return _sum_of_planes(x if x.dtype == torch.float64 else x.to(dtype), *rest)
+        return product(x if x.dtype == torch.float64 else x.to(dtype), *rest)
+
+
+def _meet_at_once(x: Tensor, bias: Tensor | None, depth: int, activation_bits: int | None, norm: _Norm) -> bool:
+    """Whether there is a kernel for all planes together; it has no gradients."""
+    if activation_bits is None or depth > _DEPTH_AT_ONCE or x.device.type != "cpu" or x.shape[-1] > _COLUMNS_AT_ONCE:
+        return False
+    inputs = (x, bias, norm[0] if norm else None)
+    return not (torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs))
+
+
+def _integers_of_planes(
+    x: Tensor,
+    weight_packed: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    activation_bits: int | None,
+    norm: _Norm,
+    *,
+    depth: int,
+) -> Tensor:
+    y: Tensor = torch.ops.bittorch.trit_depth_linear.default(
+        x, weight_packed, scale[:out_features], bias, depth, activation_bits, _env.INFER_VARIANT, *norm
+    )
+    return y
 
 
 def _sum_of_planes(

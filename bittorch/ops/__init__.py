@@ -8,6 +8,8 @@ from bittorch.ops.block_linear import block_linear
 from bittorch.ops.block_unpack import block_unpack
 from bittorch.ops.decode_attention import decode_attention
 from bittorch.ops.hadamard import hadamard
+from bittorch.ops.half_linear import half_linear
+from bittorch.ops.linear_i8 import linear_i8
 from bittorch.ops.rotary_store import rotary_store
 from bittorch.ops.ternary_check import check_packed, ternary_check
 from bittorch.ops.ternary_conv2d import check_conv2d_input, ternary_conv2d
@@ -25,6 +27,7 @@ from bittorch.ops.ternary_pack import ternary_pack
 from bittorch.ops.ternary_quantize import ternary_quantize
 from bittorch.ops.ternary_transpose import ternary_transpose
 from bittorch.ops.ternary_unpack import ternary_unpack
+from bittorch.ops.trit_depth_linear import trit_depth_linear
 from bittorch.ops.trit_elementwise import trit_elementwise
 from bittorch.ops.trit_reduce import trit_reduce
 
@@ -41,7 +44,9 @@ __all__ = [
     "check_packed",
     "decode_attention",
     "hadamard",
+    "half_linear",
     "has_packed_cuda_support",
+    "linear_i8",
     "rotary_store",
     "ternary_check",
     "ternary_conv2d",
@@ -57,6 +62,7 @@ __all__ = [
     "ternary_quantize",
     "ternary_transpose",
     "ternary_unpack",
+    "trit_depth_linear",
     "trit_elementwise",
     "trit_reduce",
 ]

@@ -20,6 +20,9 @@ _LINEAR = (
     "act_quantize",
     "hadamard",
     "block_linear",
+    "half_linear",
+    "linear_i8",
+    "trit_depth_linear",
 )
 _IN_PLACE = ("rotary_store",)  # refused: vmap has no rule for what is written to
 _CONV = ("ternary_conv2d_packed", "ternary_conv2d")

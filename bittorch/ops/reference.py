@@ -355,14 +355,64 @@ def ternary_linear_w2a8(
     else:
         q, x_scale = _act_codes(_normed(x, norm_weight, norm_eps), activation_bits)
     codes = ternary_unpack(w_packed, None, x.shape[-1], torch.float64)
+    return _scaled_groups(q, x_scale, codes, scale, bias, activation_bits, out_dtype or x.dtype)
+
+
+def _scaled_groups(
+    q: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    activation_bits: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The epilogue of the int8 products, of integers q and weight."""
     groups = scale.shape[1] if scale.dim() == 2 else 1
     scales = scale if scale.dim() == 2 else scale[:, None]
-    y = torch.zeros(*x.shape[:-1], w_packed.shape[0], dtype=x_scale.dtype, device=x.device)
-    for g, (part, rows) in enumerate(zip(q.chunk(groups, -1), codes.chunk(groups, 1), strict=True)):
+    y = torch.zeros(*q.shape[:-1], len(weight), dtype=x_scale.dtype, device=q.device)
+    for g, (part, rows) in enumerate(zip(q.chunk(groups, -1), weight.chunk(groups, 1), strict=True)):
         dot = torch.nn.functional.linear(part, rows).to(y.dtype)  # exact: the integers are below 2^53
         s = scales[:, g]
         y = y + (dot * (x_scale * s) if activation_bits == 8 else dot * x_scale * s.double())
-    return _add_bias(y.float(), bias, out_dtype or x.dtype)
+    return _add_bias(y.float(), bias, dtype)
+
+
+def half_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    y = x.double() @ weight.double().t()
+    return (y if bias is None else y + bias.double()).to(x.dtype)
+
+
+def linear_i8(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation_bits: int = 16,
+    variant: str = "auto",
+) -> Tensor:
+    q, x_scale = _act_codes(x, activation_bits)
+    return _scaled_groups(q.double(), x_scale, weight.double(), scale, bias, activation_bits, x.dtype)
+
+
+def trit_depth_linear(
+    x: Tensor,
+    w_packed: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    depth: int,
+    activation_bits: int = 16,
+    variant: str = "auto",
+    norm_weight: Tensor | None = None,
+    norm_eps: float = 1e-5,
+) -> Tensor:
+    q, x_scale = _act_codes(_normed(x, norm_weight, norm_eps), activation_bits)
+    planes = ternary_unpack(w_packed, None, x.shape[-1], torch.float64).unflatten(0, (depth, -1))
+    powers = 3.0 ** torch.arange(depth, dtype=torch.float64, device=x.device)
+    integers = (planes * powers.view(-1, 1, 1)).sum(0)
+    return _scaled_groups(q, x_scale, integers, scale, bias, activation_bits, x.dtype)
 
 
 def straight_through(source: Tensor, value: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from bittorch.quant.ternary import (
 from bittorch.quant.ternary_packed import pack_ternary, unpack_ternary
 from bittorch.quant.trit_planes import (
     check_depth,
+    check_plane_scales,
     from_trit_planes,
     pack_trit_planes,
     trit_planes,
@@ -27,6 +28,7 @@ __all__ = [
     "TernaryQuantConfig",
     "TernaryQuantizer",
     "check_depth",
+    "check_plane_scales",
     "compensated_integers",
     "from_trit_planes",
     "pack_ternary",

@@ -169,6 +169,24 @@ def pack_grid(q: Tensor, scale: Tensor, depth: int) -> tuple[Tensor, Tensor]:
     return w_packed, (powers.view(-1, *[1] * scale.dim()) * scale.double()).float().flatten(0, 1)
 
 
+def check_plane_scales(scale: Tensor, depth: int, name: str = "scale") -> None:
+    """Raises ValueError where planes of `pack_trit_planes` have another scale than ``3^i`` times the lowest one's.
+
+    Products take the planes together, with that scale alone. What float32 rounds is no difference.
+    """
+    if depth == 1 or scale.numel() == 0:
+        return
+    planes = scale.detach().double().unflatten(0, (depth, -1)).flatten(1)
+    expected = 3.0 ** torch.arange(depth, dtype=torch.float64, device=scale.device)[:, None] * planes[:1]
+    wrong = torch.nonzero((planes - expected).abs() > 2.0**-20 * expected.abs())
+    if len(wrong):
+        plane, at = wrong[0].tolist()
+        raise ValueError(
+            f"{name} of plane {plane} must be 3^{plane} times that of the lowest plane, {expected[plane, at]:g}, got "
+            f"{planes[plane, at]:g}; planes with scales of their own are layers of depth 1, whose results are added"
+        )
+
+
 def unpack_trit_planes(
     w_packed: Tensor, scale: Tensor, depth: int, in_features: int, dtype: torch.dtype = torch.float32
 ) -> Tensor:

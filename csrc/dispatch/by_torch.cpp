@@ -45,6 +45,41 @@ Tensor patches_of(const Tensor &x, const bt_ternary_conv2d_packed &p) {
                       {stride_h, stride_w});
 }
 
+// The digits of a code, the lowest first along `dim`, as one float64 number.
+static Tensor joined_digits(const Tensor &digits, int64_t dim) {
+    Tensor joined = digits.select(dim, digits.size(dim) - 1);
+    for (int64_t d = digits.size(dim) - 2; d >= 0; d--)
+        joined = joined * 256 + digits.select(dim, d);
+    return joined;
+}
+
+Tensor multiply_int8(const Tensor &x, const Tensor &weight, const Tensor &scale, const std::optional<Tensor> &bias,
+                     int64_t bits) {
+    constexpr int64_t columns = 512; // 2^14 a product: sums are below 2^24, which fp32 and tensor cores hold
+    const Tensor rows = as_rows(x, "x");
+    const auto [q, step] = act_quantize(rows, bits);
+    const int64_t digits = bits / 8, n = weight.size(0), k = rows.size(1);
+    const Tensor codes = q.view({rows.size(0) * digits, k});
+    Tensor y = at::zeros({rows.size(0), n}, x.options());
+    for (int64_t first = 0; first < n && rows.size(0) > 0; first += columns) {
+        const int64_t count = std::min(columns, n - first);
+        Tensor sum = at::zeros({codes.size(0), count}, codes.options().dtype(at::kDouble));
+        for (int64_t c = 0; c < k; c += columns) {
+            const int64_t width = std::min(columns, k - c);
+            const Tensor part = weight.narrow(0, first, count).narrow(1, c, width).to(at::kFloat);
+            sum += at::mm(codes.narrow(1, c, width).to(at::kFloat), part.t());
+        }
+        const Tensor factor = scale.narrow(0, first, count);
+        Tensor out = bits == 8 ? sum.to(at::kFloat) * (step * factor)
+                               : (joined_digits(sum.view({-1, digits, count}), 1) * step * factor.to(at::kDouble));
+        out = out.to(at::kFloat);
+        if (bias)
+            out = out + bias->narrow(0, first, count).to(at::kFloat);
+        y.narrow(1, first, count).copy_(out);
+    }
+    return y.view(with_last(x, n));
+}
+
 namespace {
 
 // Patches by torch, (groups, samples, positions, k).
@@ -56,13 +91,7 @@ Tensor unfold(const Tensor &x, const bt_ternary_conv2d_packed &p) {
 Tensor unfolded_codes(const Tensor &x, const Tensor &w_packed, const Tensor &scale, const bt_ternary_conv2d_packed &p,
                       int64_t bits) {
     const auto [q, q_scale] = act_quantize(x.flatten(1), bits);
-    Tensor codes = q.to(at::kDouble);
-    if (bits > 8) {
-        Tensor joined = codes.select(1, bits / 8 - 1);
-        for (int64_t d = bits / 8 - 2; d >= 0; d--)
-            joined = joined * 256 + codes.select(1, d);
-        codes = joined;
-    }
+    const Tensor codes = bits > 8 ? joined_digits(q.to(at::kDouble), 1) : q.to(at::kDouble);
     const Tensor patches = unfold(codes.view(x.sizes()), p);
     const Tensor weight = ternary_unpack(w_packed, std::nullopt, p.k, at::kChar).to(at::kDouble);
     const Tensor scales = scale.dim() == 2 ? scale : scale.numel() == 1 ? scale.expand({p.n, 1}) : scale.view({p.n, 1});

@@ -10,6 +10,10 @@ namespace bittorch {
 void multiply_unpacked(const at::Tensor &rows, const at::Tensor &w_packed, const at::Tensor &scale,
                        const std::optional<at::Tensor> &bias, const at::Tensor &y);
 
+// linear_i8 by products of float32, which are exact for so few columns at a time.
+at::Tensor multiply_int8(const at::Tensor &x, const at::Tensor &weight, const at::Tensor &scale,
+                         const std::optional<at::Tensor> &bias, int64_t bits);
+
 // im2col: (samples, channels * kernel_h * kernel_w, positions).
 at::Tensor patches_of(const at::Tensor &x, const bt_ternary_conv2d_packed &p);
 

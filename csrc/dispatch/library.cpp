@@ -43,6 +43,14 @@ TORCH_LIBRARY(bittorch, m) {
     // heads (tokens, heads + 2 kv_heads, head_dim): q, k and v; cos and sin (tokens, rotated)
     m.def("rotary_store(Tensor(a!) heads, Tensor(b!) kv, Tensor? cos, Tensor? sin, int[] lengths, int[]? rows=None, "
           "int[]? counts=None) -> ()");
+    // weight (n, k) float16 or bfloat16
+    m.def("half_linear(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor");
+    // weight (n, k) int8, scale (n,) float32
+    m.def("linear_i8(Tensor x, Tensor weight, Tensor scale, Tensor? bias=None, int activation_bits=16, "
+          "str variant='auto') -> Tensor");
+    // w_packed has depth * n rows, those of the lowest plane first; scale is that of the lowest plane
+    m.def("trit_depth_linear(Tensor x, Tensor w_packed, Tensor scale, Tensor? bias=None, int depth=1, "
+          "int activation_bits=16, str variant='auto', Tensor? norm_weight=None, float norm_eps=1e-5) -> Tensor");
     m.def("hadamard(Tensor x, int block_size, Tensor? sign_before=None, Tensor? sign_after=None) -> Tensor");
     // a and b (rows, ceil(columns/4)) uint8 of codes, either of them also of one row
     m.def("trit_elementwise(Tensor a, Tensor? b, str function, SymInt columns) -> Tensor");

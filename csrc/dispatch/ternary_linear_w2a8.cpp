@@ -1,70 +1,9 @@
 #include "implement.h"
-#include "launch.h"
+#include "int8_activations.h"
 
 #include <ATen/ops/empty.h>
 
 namespace bittorch {
-
-// Rows of codes that are made at once: bounds the scratch whatever the batch.
-constexpr int64_t code_rows = 4096;
-
-// The activations as the call gives them: floating, or int8 codes with one scale a token.
-struct Activations {
-    at::Tensor rows;
-    const float *scale; // nullptr for floating rows
-    int type;
-    at::Tensor norm_weight; // undefined without a norm
-    double norm_eps;
-};
-
-static bt_act_quantize quantize_params(const Activations &x, int digits, int64_t first, int64_t count) {
-    bt_act_quantize a{};
-    a.digits = digits;
-    a.x = static_cast<const char *>(x.rows.const_data_ptr()) + first * x.rows.stride(0) * x.rows.element_size();
-    a.x_type = x.type;
-    a.m = count, a.k = x.rows.size(1), a.ldx = x.rows.stride(0);
-    set_norm(a, x.norm_weight, x.norm_eps);
-    return a;
-}
-
-// Where the scales of the tokens go: float for one digit, double for more.
-static void set_scales(bt_act_quantize &a, void *scales) {
-    a.scale = a.digits == 1 ? static_cast<float *>(scales) : nullptr;
-    a.step = a.digits == 1 ? nullptr : static_cast<double *>(scales);
-}
-
-static void quantize(const bt_kernel &kernel, const bt_act_quantize &a) {
-    launch(kernel, a, a.m, work_of({a.m, a.digits, a.k}));
-}
-
-static void multiply(const bt_kernel &kernel, const bt_ternary_linear_w2a8 &p) {
-    launch(kernel, p, bt_tiles(p.m, p.n), work_of({p.m, p.n, p.digits, p.k}) / 4);
-}
-
-static void run_on_cpu(const bt_kernel &kernel, const bt_ternary_linear_w2a8 &all, const Activations &x) {
-    const bt_kernel &quantizer = find_kernel(BT_OP_act_quantize, BT_CPU, x.type, "auto");
-    const int64_t y_bytes = all.y_type == BT_F32 ? 4 : 2, token_block = code_rows / all.digits;
-    const int64_t tokens = std::min(all.m, token_block);
-    bt_ternary_linear_w2a8 p = all;
-    p.ldq = padded_size("columns", p.k, BT_ACT_BLOCK);
-    const int64_t rows = p.digits * tokens;
-    Scratch scratch(Scratch::bytes_of<int8_t>(rows * p.ldq) + Scratch::bytes_of<double>(tokens) +
-                    Scratch::bytes_of<int32_t>(rows));
-    int8_t *const codes = scratch.take<int8_t>(rows * p.ldq);
-    double *const scales = scratch.take<double>(tokens);
-    int32_t *const sums = scratch.take<int32_t>(rows);
-    for (int64_t first = 0; first < all.m; first += token_block) {
-        p.m = std::min(token_block, all.m - first);
-        bt_act_quantize a = quantize_params(x, p.digits, first, p.m);
-        a.order = BT_ORDER_PLANES, a.ldq = p.ldq;
-        a.q = codes, a.sum = sums;
-        set_scales(a, scales);
-        p.q = a.q, p.q_sum = a.sum, p.q_scale = x.scale ? x.scale + first : a.scale, p.q_step = a.step;
-        p.y = static_cast<char *>(all.y) + first * all.ldy * y_bytes;
-        quantize(quantizer, a);
-        multiply(kernel, p);
-    }
-}
 
 static void run_on_gpu(const bt_kernel &kernel, bt_ternary_linear_w2a8 p, const Activations &x) {
     const Workspace workspace(bt_ternary_linear_w2a8_cuda_workspace(&p), x.rows);
@@ -146,7 +85,10 @@ at::Tensor ternary_linear_w2a8(const at::Tensor &x, const at::Tensor &w_packed, 
     const Activations activations{codes_given ? aligned_rows(rows, kernel) : rows,
                                   x_scale ? x_scales.const_data_ptr<float>() : nullptr, x_type,
                                   norm_weight ? norm_weight->contiguous() : at::Tensor(), norm_eps};
-    kernel.device == BT_GPU ? run_on_gpu(kernel, p, activations) : run_on_cpu(kernel, p, activations);
+    if (kernel.device == BT_GPU)
+        run_on_gpu(kernel, p, activations);
+    else
+        multiply_quantized(kernel, p, activations, BT_ORDER_PLANES);
     return y;
 }
 

@@ -10,6 +10,8 @@
 #include "block_unpack.h"
 #include "decode_attention.h"
 #include "hadamard.h"
+#include "half_linear.h"
+#include "linear_i8.h"
 #include "rotary_store.h"
 #include "ternary_check.h"
 #include "ternary_conv2d_packed.h"
@@ -21,6 +23,7 @@
 #include "ternary_quantize.h"
 #include "ternary_transpose.h"
 #include "ternary_unpack.h"
+#include "trit_depth_linear.h"
 #include "trit_elementwise.h"
 #include "trit_reduce.h"
 
@@ -44,6 +47,9 @@
     X(bitplane_pack, BT_BITPLANE_PACK)                                                                                 \
     X(bitplane_matmul, BT_BITPLANE_MATMUL)                                                                             \
     X(ternary_from_base3, BT_TERNARY_FROM_BASE3)                                                                       \
-    X(rotary_store, BT_ROTARY_STORE)
+    X(rotary_store, BT_ROTARY_STORE)                                                                                   \
+    X(half_linear, BT_HALF_LINEAR)                                                                                     \
+    X(linear_i8, BT_LINEAR_I8)                                                                                         \
+    X(trit_depth_linear, BT_TRIT_DEPTH_LINEAR)
 
 #endif

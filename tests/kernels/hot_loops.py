@@ -172,6 +172,41 @@ KERNELS = {
         (Loop("4 rows by 3", 24, 12, 6 + 72 + 7), Loop("1 row by 8", 16, 8, 2 + 48 + 5)),
         accumulate="vpaddq",
     ),
+    # A pass is a vector of 4 rows: 4 loads in vpxor and 4 prefetches, Q loads of q, 4 Q products, counters 4. Fewer
+    # rows of q have less than HOT products.
+    "linear_i8_avx512vnni": Kernel(
+        "vpdpbusd",
+        "vpxor",
+        (Loop("3 rows of q", 12, 4, 8 + 3 + 12 + 4), Loop("4 rows of q", 16, 4, 8 + 4 + 16 + 4)),
+    ),
+    # A pass is a vector of 2 rows, as even and odd words: 3 shifts and a load for each row of w and of q; two products
+    # and two sums for each pair of both; prefetch, counters 4.
+    "linear_i8_avx2": Kernel(
+        "vpmaddwd",
+        "vpsllw",
+        (Loop("3 rows of q", 12, 5, 4 * 5 + 24 + 5), Loop("4 rows of q", 16, 6, 4 * 6 + 32 + 5)),
+        accumulate="vpaddd",
+    ),
+    # A pass is a line of 64 bytes: 5 or 6 loads a vector, a prefetch a row; counters and addresses.
+    "linear_i8_neondot": Kernel(
+        "sdot",
+        "tbl",
+        (Loop("1 row of q", 16, 0, 20 + 16 + 4 + 10), Loop("4 rows of q", 32, 0, 24 + 32 + 2 + 9)),
+    ),
+    # A pass is a vector of 4 decoded rows: 4 loads, Q loads of q, 4 Q products, counters 3. With 3 rows of q gcc 12
+    # loads w for each product.
+    "trit_depth_linear_avx512vnni": Kernel(
+        "vpdpbusd",
+        "vpshufb",
+        (Loop("3 rows of q", 12, 0, 12 + 3 + 12 + 3), Loop("4 rows of q", 16, 0, 4 + 4 + 16 + 3)),
+    ),
+    # A pass is 32 columns: 2 weights loaded and widened, of bfloat16 in two steps, 16 products that load x; prefetch,
+    # counters 3, and addresses of tokens.
+    "half_linear_avx512": Kernel(
+        "vfmadd",
+        "vpmovzxwd",
+        (Loop("8 tokens, bfloat16", 16, 2, 4 + 16 + 4 + 4), Loop("8 tokens, float16", 16, 0, 2 + 16 + 4 + 4)),
+    ),
     # A pass is a byte of 4 rows: the byte, its codes broadcast, V loads of x, 4 V products; counters 4.
     "ternary_conv2d_packed_avx512vnni": Kernel(
         "vpdpbusd",

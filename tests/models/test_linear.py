@@ -3,7 +3,15 @@ import torch
 from torch import nn
 
 from bittorch.models.io import PackedWeight
-from bittorch.models.linear import Concatenated, dense_linear, linear_of, normed, packed_linear, split_packed
+from bittorch.models.linear import (
+    Concatenated,
+    HalfLinear,
+    dense_linear,
+    linear_of,
+    normed,
+    packed_linear,
+    split_packed,
+)
 from bittorch.models.norm import RMSNorm
 from bittorch.nn import TernaryLinearInference
 from bittorch.quant import pack_trit_planes
@@ -95,3 +103,20 @@ def test_dense_layers_side_by_side() -> None:
     assert layer.weight.dtype == layer.bias.dtype == torch.bfloat16
     x = helpers.randn(5, COLUMNS).bfloat16()
     helpers.assert_near(layer(x), x.double() @ torch.cat(weights).bfloat16().double().T + bias.bfloat16().double())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=helpers.dtype_id)
+@pytest.mark.parametrize("tokens", [1, 4, 9])
+def test_a_half_head_rounds_no_wider_activations(dtype: torch.dtype, tokens: int) -> None:
+    weight, bias, x = helpers.randn(70, 96, dtype=dtype), helpers.randn(70, dtype=dtype), helpers.randn(tokens, 96)
+    head = linear_of(weight, bias, kind=HalfLinear)
+    exact = x.double() @ weight.double().T + bias.double()
+    assert helpers.relative_l2(head(x), exact) < 1e-6
+    half = head(x.to(dtype))
+    exact = x.to(dtype).double() @ weight.double().T + bias.double()
+    assert half.dtype == dtype
+    assert helpers.relative_l2(half, exact) < helpers.TOLERANCE[dtype]
+    given = x.clone().requires_grad_()
+    head(given).sum().backward()  # by torch, which has a gradient
+    assert given.grad is not None
+    assert helpers.relative_l2(given.grad, weight.double().sum(0).expand_as(x)) < helpers.TOLERANCE[dtype]

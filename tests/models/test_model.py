@@ -288,12 +288,16 @@ def test_ternary_models_with_a_float16_embedding_have_the_range_of_float32(tied:
     assert model.embed_tokens.weight.dtype == model.lm_head.weight.dtype == torch.float16
     assert (model.lm_head.weight is model.embed_tokens.weight) == tied
     assert model.layers[0].input_layernorm.weight.dtype == torch.float32
-    wide = LanguageModel.from_checkpoint(
+    asked = LanguageModel.from_checkpoint(
         tiny.checkpoint(config, values), LoadOptions(dtype=torch.float32), tokenizer=False
     )
+    assert asked.lm_head.weight.dtype == torch.float16  # multiplied in float32
+    widened = {name: v.float() if isinstance(v, torch.Tensor) else v for name, v in values.items()}
+    wide = LanguageModel.from_checkpoint(tiny.checkpoint(config, widened), tokenizer=False)
     assert wide.lm_head.weight.dtype == torch.float32
     with torch.inference_mode():
-        helpers.assert_near(model(IDS), wide(IDS).double(), 1e-3)
+        assert torch.equal(model(IDS), asked(IDS))
+        helpers.assert_near(model(IDS), wide(IDS).double(), 1e-6)
         narrow = LanguageModel.from_checkpoint(
             tiny.checkpoint(config, values), LoadOptions(dtype=torch.float16), tokenizer=False
         )

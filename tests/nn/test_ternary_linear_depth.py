@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from bittorch import TernaryLinearInference, TernaryQuantConfig, quant
+from bittorch.ops import reference
 from tests import helpers
 
 CONFIGS = {
@@ -311,3 +312,27 @@ def test_source_is_not_touched_and_its_mode_kept() -> None:
     layer.bias.zero_()
     assert torch.equal(linear.bias, before.bias)
     assert torch.equal(linear.weight, before.weight)
+
+
+@pytest.mark.parametrize("bits", [8, 16, 24])
+@pytest.mark.parametrize("depth", [2, 5])
+def test_planes_meet_activations_as_integers(depth: int, bits: int) -> None:
+    layer, x, norm = _layer(depth, "group", bits), helpers.randn(3, 32), nn.RMSNorm(32, 1e-6).requires_grad_(False)
+    weights = layer.weight_packed, layer.scale[: layer.out_features], layer.bias
+    expected = reference.trit_depth_linear(x, *weights, depth=depth, activation_bits=bits)
+    helpers.assert_same_bits(layer(x), expected)
+    wanted = {"depth": depth, "activation_bits": bits, "norm_weight": norm.weight, "norm_eps": 1e-6}
+    helpers.assert_same_bits(layer(x, norm), reference.trit_depth_linear(x, *weights, **wanted))
+    # With gradients each plane is a product of its own.
+    trained = layer(x.clone().requires_grad_())
+    assert trained.requires_grad
+    assert 0 < helpers.relative_l2(trained, layer(x)) + 1e-30 < 1e-6
+
+
+def test_planes_with_scales_of_their_own_are_refused() -> None:
+    layer = _layer(3)
+    state = layer.state_dict()
+    state["scale"] = state["scale"].clone()
+    state["scale"][layer.out_features + 1] *= 1 + 1e-4
+    with pytest.raises(RuntimeError, match=r"scale of plane 1 must be 3\^1 times that of the lowest plane"):
+        _layer(3).load_state_dict(state)

@@ -29,6 +29,7 @@ from bittorch.models.io.ternary_tensor import TernaryTensor, check_scale, chunks
 from bittorch.models.packed_weight import BlockWeight, PackedWeight
 from bittorch.nn.packed_layer import groups_of
 from bittorch.quant.ternary import ACTIVATION_BITS
+from bittorch.quant.trit_planes import check_plane_scales
 from bittorch.utils.checkpoint import FORMAT_VERSION, LAYOUT
 
 BASE3_LAYOUT = "5trits-base3-rows"
@@ -46,13 +47,21 @@ class OwnPacked(TernaryTensor):
         self.stored, self.scale, self.depth = stored, scale, depth
 
     def packed(self) -> PackedWeight:
-        packed, scale = self.stored.tensor(), self.scale.tensor()
+        packed, scale = self.stored.tensor(), self._scale()
         try:
             ops.check_packed(packed, self.info.shape[1], self.where)
         except ValueError as error:
             raise FormatError(str(error)) from None
         check_scale(scale, self.where, self.info.shape[1])
         return PackedWeight(packed, scale, self.info.shape[1], self.depth)
+
+    def _scale(self) -> Tensor:
+        scale = self.scale.tensor()
+        try:
+            check_plane_scales(scale, self.depth, f"{self.where}: the scale")
+        except ValueError as error:
+            raise FormatError(str(error)) from None
+        return scale
 
     def release(self) -> None:
         self.stored.file.release(self.stored.offset, self.stored.bytes)
@@ -69,7 +78,7 @@ class OwnBase3(OwnPacked):
         for begin, end in chunks(rows, columns):
             out[begin:end] = codecs.decode_base3(data[begin:end], columns)
         self.stored.file.release(self.stored.offset, self.stored.bytes)
-        return self.scale.tensor()
+        return self._scale()
 
 
 class OwnBlocks(StoredTensor):

@@ -65,7 +65,7 @@ BT_NEON_INLINE void bt_neon_sum_codes(const bt_ternary_linear_w2a8 *p, const uin
     for (int b = 0; b < tokens; b++)
         q[b] = p->q + (i + b) * p->ldq;
     for (int64_t begin = 0, g = 0; begin < p->k; begin += p->group, g++) {
-        int32_t acc[16];
+        int32_t acc[16] = {0}; /* of fewer rows or tokens not all are set */
         dots(w, q, begin, begin + p->group, acc);
         for (int a = 0; a < rows; a++)
             for (int b = 0; b < tokens; b++)
@@ -123,25 +123,27 @@ typedef struct bt_neon_shape {
 
 /* Blocks of the shapes in turn, each on the tokens that those before it left; the last shape has one token. The first
  * has four, which are two tokens of two digits or one of three. */
+BT_NEON_INLINE void bt_neon_tile(const bt_ternary_linear_w2a8 *p, bt_tile t, const bt_neon_shape *shapes, int count) {
+    int64_t i = t.m0;
+    for (int here; p->digits > 1 && i < t.m1; i += here) {
+        here = p->digits == 2 && i + 2 <= t.m1 ? 2 : 1;
+        for (int64_t r = t.n0; r < t.n1; r += shapes->rows)
+            bt_neon_w2a8_block(p, t, i, r, shapes->rows, here, shapes->dots);
+    }
+#pragma GCC unroll 3
+    for (const bt_neon_shape *s = shapes; s < shapes + count; s++)
+        for (; i + s->tokens <= t.m1; i += s->tokens)
+            for (int64_t r = t.n0; r < t.n1; r += s->rows)
+                bt_neon_w2a8_block(p, t, i, r, s->rows, s->tokens, s->dots);
+}
+
 BT_NEON_INLINE bt_status bt_neon_w2a8(const bt_ternary_linear_w2a8 *p, int64_t tile_begin, int64_t tile_end,
                                       const bt_neon_shape *shapes, int count) {
     BT_ASSERT(p->ldq % 256 == 0 && p->k <= BT_W2A8_MAX_K);
     if (p->group % BT_QUARTER != 0 && p->group < p->k)
         return bt_ternary_linear_w2a8_scalar(p, tile_begin, tile_end);
-    for (int64_t index = tile_begin; index < tile_end; index++) {
-        const bt_tile t = bt_tile_at(p->m, p->n, index);
-        int64_t i = t.m0;
-        for (int here; p->digits > 1 && i < t.m1; i += here) {
-            here = p->digits == 2 && i + 2 <= t.m1 ? 2 : 1;
-            for (int64_t r = t.n0; r < t.n1; r += shapes->rows)
-                bt_neon_w2a8_block(p, t, i, r, shapes->rows, here, shapes->dots);
-        }
-#pragma GCC unroll 3
-        for (const bt_neon_shape *s = shapes; s < shapes + count; s++)
-            for (; i + s->tokens <= t.m1; i += s->tokens)
-                for (int64_t r = t.n0; r < t.n1; r += s->rows)
-                    bt_neon_w2a8_block(p, t, i, r, s->rows, s->tokens, s->dots);
-    }
+    for (int64_t index = tile_begin; index < tile_end; index++)
+        bt_neon_tile(p, bt_tile_at(p->m, p->n, index), shapes, count);
     return BT_OK;
 }
 

@@ -8,34 +8,18 @@
 #include "x86_avx512.h"
 
 #define COLUMN_COST {.lanes = LANES, .unit = BT_BLOCK, .reduction = 160, .part = 600, .twentieths = 20, .gather = 2}
+#include "x86_vnni.h"
 #include "x86_w2a8_columns.h"
 
 typedef struct tile_t {
     __m512i acc[BT_ROWS][BT_TOKENS]; /* one token: [row][plane] */
 } tile_t;
 
-/* acc + the four products u8 * s8 of each lane. As an instruction, because gcc 12 copies the accumulators around the
- * intrinsic. */
 #if defined(BT_SIMDE)
-BT_ALWAYS_INLINE __m512i dot_u8_i8(__m512i acc, __m512i u, __m512i q) {
-    return _mm512_add_epi32(acc, bt_join(bt_dot_u8_i8(bt_low(u), bt_low(q)), bt_dot_u8_i8(bt_high(u), bt_high(q))));
-}
 BT_ALWAYS_INLINE __m512i quarter_of(__m512i v) {
     return bt_join(_mm256_srai_epi32(bt_low(v), 2), _mm256_srai_epi32(bt_high(v), 2));
 }
-BT_ALWAYS_INLINE __m512i in_register(__m512i v) {
-    return v;
-}
 #else
-/* v, in one register at the end of a pass: gcc 12 copies some sums otherwise. */
-BT_ALWAYS_INLINE __m512i in_register(__m512i v) {
-    __asm__("" : "+v"(v));
-    return v;
-}
-BT_ALWAYS_INLINE __m512i dot_u8_i8(__m512i acc, __m512i u, __m512i q) {
-    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(u), "v"(q));
-    return acc;
-}
 BT_ALWAYS_INLINE __m512i quarter_of(__m512i v) {
     return _mm512_srai_epi32(v, 2);
 }
@@ -201,14 +185,6 @@ BT_ALWAYS_INLINE __m512i offset_lanes(const int8_t *q, int64_t begin, int64_t en
     return sum;
 }
 
-/* For each 128-bit part of four vectors, the sums over its lanes. Interleaving two vectors and adding the halves sums
- * both at once. */
-BT_ALWAYS_INLINE __m512i sum_parts(__m512i a, __m512i b, __m512i c, __m512i d) {
-    const __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-    const __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
-    return _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
-}
-
 BT_ALWAYS_INLINE void dot_span(bt_span_dots *dots, const bt_rows *rows, const int8_t *q, int64_t ldq, int64_t begin,
                                int64_t end, int remove_offset, int in_parts, const int q_rows) {
     tile_t tile;
@@ -228,7 +204,7 @@ BT_ALWAYS_INLINE void dot_span(bt_span_dots *dots, const bt_rows *rows, const in
         add_span(&tile, rows, q, ldq, begin, end, q_rows);
     BT_UNROLL
     for (int c = 0; c < q_rows; c++) {
-        const __m512i parts = sum_parts(tile.acc[0][c], tile.acc[1][c], tile.acc[2][c], tile.acc[3][c]);
+        const __m512i parts = bt_sum_wide_parts(tile.acc[0][c], tile.acc[1][c], tile.acc[2][c], tile.acc[3][c]);
         if (in_parts)
             _mm512_store_si512(dots->part[c], parts);
         else

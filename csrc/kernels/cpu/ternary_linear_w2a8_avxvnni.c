@@ -5,33 +5,8 @@
  * The tables of bt_codes_plus_one() decode a step in 7 instructions; shifts and masks, without vpternlogd, take 10. A
  * lane is at most k / 8 * 2 * 128, inside int32 for k <= BT_W2A8_MAX_K. */
 #define TWENTIETHS 20
+#include "x86_vnni.h"
 #include "x86_w2a8_steps.h"
-
-/* acc + the four products u8 * s8 of each lane. As an instruction, because gcc 12 copies the accumulators around the
- * intrinsic. AVX-VNNI is the VEX encoding: without a prefix assemblers take the one of AVX-512. */
-#if defined(BT_SIMDE)
-BT_ALWAYS_INLINE __m256i dot_u8_i8(__m256i acc, __m256i u, __m256i q) {
-    return _mm256_add_epi32(acc, bt_dot_u8_i8(u, q));
-}
-BT_ALWAYS_INLINE __m256i dot_loaded(__m256i acc, __m256i u, const int8_t *q) {
-    return dot_u8_i8(acc, u, load_bytes(q));
-}
-#else
-#if defined(BT_EVEX)
-#define VPDPBUSD "vpdpbusd"
-#else
-#define VPDPBUSD "%{vex%} vpdpbusd"
-#endif
-BT_ALWAYS_INLINE __m256i dot_u8_i8(__m256i acc, __m256i u, __m256i q) {
-    __asm__(VPDPBUSD " %2, %1, %0" : "+x"(acc) : "x"(u), "x"(q));
-    return acc;
-}
-/* With the load of q, for which several tokens leave no register. */
-BT_ALWAYS_INLINE __m256i dot_loaded(__m256i acc, __m256i u, const int8_t *q) {
-    __asm__(VPDPBUSD " %2, %1, %0" : "+x"(acc) : "x"(u), "m"(*(const __m256i_u *)q));
-    return acc;
-}
-#endif
 
 /* Adds a step of one row to the sums of its tokens; x[c] points at the first plane. */
 BT_ALWAYS_INLINE void add_row(__m256i sum[4], const uint8_t *w, const int8_t *const x[4], const int tokens) {

@@ -107,6 +107,16 @@ BT_ALWAYS_INLINE __m256i bt_sum_parts(__m256i a, __m256i b, __m256i c, __m256i d
     return _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
 }
 
+#if defined(BT_SIMDE) || defined(__AVX512F__)
+/* The same of 512 bits. Interleaving two vectors and adding the halves sums
+ * both at once. */
+BT_ALWAYS_INLINE __m512i bt_sum_wide_parts(__m512i a, __m512i b, __m512i c, __m512i d) {
+    const __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    const __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+    return _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+}
+#endif
+
 BT_ALWAYS_INLINE __m128i bt_add_halves(__m256i v) {
     return _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
 }
