@@ -13,6 +13,7 @@ import bittorch
 from bittorch.models.config import EMBEDDING
 from bittorch.models.decoder import tensor_shapes
 from bittorch.models.io import FormatError, PackedWeight, from_memory, open_checkpoint, save
+from bittorch.quant import pack_trit_planes
 from tests.helpers import pack, random_codes
 from tests.models.io.tiny import BITNET, assert_same, model, tensors
 
@@ -130,3 +131,15 @@ def test_five_trits_a_byte_are_smaller_and_exact(tmp_path: Path) -> None:
         assert two.info(name).bytes == 256 * 512 // 4 + 4
         assert base3.info(name).bytes == 256 * -(-512 // 5) + 4
         assert isinstance(base3.packed(name), PackedWeight)
+
+
+@pytest.mark.parametrize("to", ["bittorch", "bittorch-base3"])
+def test_planes_whose_scales_are_not_powers_of_three_apart(to: str, tmp_path: Path) -> None:
+    values, name = tensors(BITNET), "model.layers.0.mlp.up_proj.weight"
+    rows, columns = values[name].out_features, values[name].in_features
+    packed, scale = pack_trit_planes(torch.randn(rows, columns), 2)
+    scale[rows + 3] *= 1.5
+    values[name] = PackedWeight(packed, scale, columns, 2)
+    message = r"model.safetensors: .*up_proj.*the scale of plane 1 must be 3\^1 times"
+    with pytest.raises(FormatError, match=message):  # of what is read back
+        save(from_memory(BITNET, values, {}), tmp_path / "out", to=to)
