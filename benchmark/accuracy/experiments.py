@@ -224,6 +224,11 @@ EXPERIMENTS = {
         )
         for name, rate in RATES.items()
     },
+    "E10": Experiment(
+        rows=(FP32, Row("max+rms", "max+rms"), Row("twn+rms", "twn+rms")),
+        columns=(Column("sort"), Column("sort", ("steps=1400",))),
+        losses=True,
+    ),
 }
 
 

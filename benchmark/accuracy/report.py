@@ -163,7 +163,12 @@ def losses_table(found: Records, experiment: Experiment) -> str:
         worst = max(known, key=known.__getitem__, default=None)
         complete = worst is not None and len(known) == len(losses)
         lines.append([row.label, *line, f"{number(worst.task, known[worst])} ({worst.task})" if complete else "-"])
-    return table(["", *(column.task for column in experiment.columns), "worst loss"], lines)
+    alike = set.intersection(*(set(column.settings) for column in experiment.columns))  # the text names them
+    names = (
+        " ".join([column.task, *(set_to for set_to in column.settings if set_to not in alike)])
+        for column in experiment.columns
+    )
+    return table(["", *names, "worst loss"], lines)
 
 
 def recipes_table() -> str:
