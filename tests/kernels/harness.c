@@ -125,6 +125,19 @@ int64_t random_below(int64_t limit) {
     return (int64_t)(random_bits() % (uint32_t)limit);
 }
 
+int8_t byte_of(int fill, int64_t index) {
+    switch (fill) {
+    case ALL_127:
+        return 127;
+    case ALL_MINUS_128:
+        return -128;
+    case ALTERNATING:
+        return index % 2 ? 127 : -128;
+    default:
+        return (int8_t)(random_below(256) - 128);
+    }
+}
+
 /* Near enough: the sum of four uniform numbers, with variance 1. */
 float random_normal(void) {
     double sum = 0.0;

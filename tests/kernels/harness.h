@@ -27,6 +27,9 @@ float random_normal(void);
 double value_at(const void *base, int type, int64_t index);
 void store_value(void *base, int type, int64_t index, float value);
 void fill_normal(void *base, int type, int64_t count);
+/* Integers of eight bits: random ones, and those whose sums are the largest. */
+enum { RANDOM, ALL_127, ALL_MINUS_128, ALTERNATING, FILLS };
+int8_t byte_of(int fill, int64_t index);
 
 /* Equal bits, or both NaN. */
 int same_values(const void *a, const void *b, int type, int64_t count);

@@ -1,25 +1,10 @@
 /* linear_i8: the scalar kernel against exact sums and the stated epilogue, the others against its bits. */
 #include "harness.h"
 
-enum { RANDOM, ALL_127, ALL_MINUS_128, ALTERNATING, FILLS };
-
 typedef struct case_t {
     int64_t m, n, k;
     int y_type, bias_type, with_bias, gap, fill, digits;
 } case_t;
-
-static int8_t code(int fill, int64_t c) {
-    switch (fill) {
-    case ALL_127:
-        return 127;
-    case ALL_MINUS_128:
-        return -128;
-    case ALTERNATING:
-        return c % 2 ? 127 : -128;
-    default:
-        return (int8_t)(random_below(256) - 128);
-    }
-}
 
 static float expected_product(const bt_linear_i8 *p, int64_t i, int64_t r) {
     int64_t acc = 0;
@@ -65,11 +50,11 @@ static void check_case(const case_t *t) {
     for (int64_t i = 0; i < q_rows; i++) {
         sum[i] = 0;
         for (int64_t c = 0; c < t->k; c++)
-            sum[i] += q[i * ld + c] = code(t->fill, c);
+            sum[i] += q[i * ld + c] = byte_of(t->fill, c);
     }
     for (int64_t r = 0; r < t->n; r++)
         for (int64_t c = 0; c < t->k; c++)
-            w[r * ld + c] = code((t->fill + (int)r) % FILLS, c);
+            w[r * ld + c] = byte_of((t->fill + (int)r) % FILLS, c);
     fill_normal(q_scale, BT_F32, t->m);
     for (int64_t i = 0; i < t->m; i++)
         q_step[i] = (double)q_scale[i] / 32639.0;

@@ -5,8 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { RANDOM, ALL_127, ALL_MINUS_128, FILLS };
-
 typedef struct case_t {
     int64_t samples, channels, height, width, n, groups;
     int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
@@ -118,9 +116,7 @@ static void fill_input(const case_t *t, void *x, int64_t count) {
         return;
     }
     for (int64_t i = 0; i < count; i++)
-        ((int8_t *)x)[i] = (int8_t)(t->fill == ALL_127         ? 127
-                                    : t->fill == ALL_MINUS_128 ? -128
-                                                               : random_below(256) - 128);
+        ((int8_t *)x)[i] = byte_of(t->fill, i);
 }
 
 /* Weights of one sign, for sums at their bounds. */

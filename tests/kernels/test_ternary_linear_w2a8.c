@@ -5,7 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { RANDOM_CODES, ALL_127, ALL_MINUS_128, ALTERNATING, FILLS };
 enum { RANDOM_WEIGHTS, ALL_PLUS, ALL_MINUS, WEIGHT_FILLS };
 
 typedef struct case_t {
@@ -19,26 +18,13 @@ static void describe(const case_t *t, const char *variant) {
                 t->with_bias ? type_name(t->bias_type) : "none", t->gap, t->fill, t->weights, t->digits);
 }
 
-static int8_t activation(int fill, int64_t c) {
-    switch (fill) {
-    case ALL_127:
-        return 127;
-    case ALL_MINUS_128:
-        return -128;
-    case ALTERNATING:
-        return c % 2 ? 127 : -128;
-    default:
-        return (int8_t)(random_below(256) - 128);
-    }
-}
-
 /* Codes in natural order, and in planes where the kernels read them. */
 static void fill_codes(const case_t *t, int8_t *codes, int8_t *q, int64_t ldq, int32_t *sum) {
     for (int64_t i = 0; i < t->digits * t->m; i++) {
         memset(q + i * ldq, 0, (size_t)((t->k + 255) / 256 * 256));
         sum[i] = 0;
         for (int64_t c = 0; c < t->k; c++) {
-            const int8_t code = activation(t->fill, c);
+            const int8_t code = byte_of(t->fill, c);
             codes[i * t->k + c] = code;
             q[i * ldq + c / 256 * 256 + c % 4 * 64 + c % 256 / 4] = code;
             sum[i] += code;
@@ -180,7 +166,7 @@ void test_ternary_linear_w2a8(void) {
         for (int l = 0; l < COUNT_M; l++) {
             const int64_t n = some_n[j], m = some_m[l];
             for (int i = 0; i < COUNT_K; i++) {
-                check_group(m, n, some_k[i], 0, RANDOM_CODES, RANDOM_WEIGHTS);
+                check_group(m, n, some_k[i], 0, RANDOM, RANDOM_WEIGHTS);
                 check_group(m, n, some_k[i], some_k[i], (i + j + l) % FILLS, RANDOM_WEIGHTS);
             }
             for (int i = 0; i < 9; i++)
@@ -188,7 +174,7 @@ void test_ternary_linear_w2a8(void) {
                     if (group_k[i] % groups[g] == 0 && (n < 65 || m < 65))
                         check_group(m, n, group_k[i], groups[g], (i + g) % FILLS, RANDOM_WEIGHTS);
         }
-    check_group(130, 130, 300, 300, RANDOM_CODES, RANDOM_WEIGHTS);
+    check_group(130, 130, 300, 300, RANDOM, RANDOM_WEIGHTS);
     for (int fill = ALL_127; fill < FILLS; fill++)
         for (int weights = ALL_PLUS; weights < WEIGHT_FILLS; weights++)
             for (int64_t m = 1; m < 8; m += 6) /* 7: blocks of four, of two and of one token */

@@ -6,26 +6,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { RANDOM, ALL_127, ALL_MINUS_128, ALTERNATING, FILLS };
 enum { RANDOM_WEIGHTS, ALL_PLUS, ALL_MINUS, WEIGHT_FILLS };
 
 typedef struct case_t {
     int64_t m, n, k, group; /* group 0: one scale for all */
     int y_type, bias_type, with_bias, gap, fill, weights, digits, depth;
 } case_t;
-
-static int8_t code(int fill, int64_t c) {
-    switch (fill) {
-    case ALL_127:
-        return 127;
-    case ALL_MINUS_128:
-        return -128;
-    case ALTERNATING:
-        return c % 2 ? 127 : -128;
-    default:
-        return (int8_t)(random_below(256) - 128);
-    }
-}
 
 /* Random planes, or all trits 1 or -1; `sums` are their integers. */
 static uint8_t *fill_planes(const case_t *t, int64_t ldw, int64_t plane, int *sums) {
@@ -116,7 +102,7 @@ static void check_case(const case_t *t) {
         memset(q + i * ldq, 0, (size_t)padded);
         sum[i] = 0;
         for (int64_t c = 0; c < t->k; c++)
-            sum[i] += q[i * ldq + c / 256 * 256 + c % 4 * 64 + c % 256 / 4] = code(t->fill, c);
+            sum[i] += q[i * ldq + c / 256 * 256 + c % 4 * 64 + c % 256 / 4] = byte_of(t->fill, c);
     }
     fill_normal(q_scale, BT_F32, t->m);
     for (int64_t i = 0; i < t->m; i++)
