@@ -49,12 +49,13 @@ def attend(q: Tensor, kv: Tensor, window: int = 0, scale: float | None = None) -
     return y.view(rows, kv_heads, group, count, width).permute(0, 3, 1, 2, 4).reshape(rows, count, heads * width)
 
 
-def decodes(q: Tensor, count: int) -> bool:
-    """Whether `bittorch.ops.decode_attention` attends to a sequence of ``count`` new tokens with queries like these.
+def decodes(q: Tensor, count: int, past: int) -> bool:
+    """Whether `bittorch.ops.decode_attention` attends to a sequence of ``past`` tokens in the cache and ``count`` more.
 
+    A sequence that begins goes through torch, so that whole passes have the bits of the trained model in transformers.
     No other sequence has a part in the choice, so that a sequence computes what it computes alone.
     """
-    return count <= DECODED_TOKENS and on_cpu(q)
+    return past > 0 and count <= DECODED_TOKENS and on_cpu(q)
 
 
 def on_cpu(heads: Tensor) -> bool:
@@ -124,14 +125,12 @@ class Attention(Block):
 
     def _attend(self, q: Tensor, kv: Tensor, batch: Batch) -> Tensor:
         """Of ``(tokens, heads, head_dim)`` and ``(tokens, 2 * kv_heads, head_dim)``, which the cache has already."""
-        if batch.cache is not None and decodes(q, batch.most):
+        if decodes(q, batch.most, batch.least):
             return self._decode(q, batch.layers[self.layer], batch.lengths, batch.rows, batch.counts)
         kv = kv.unflatten(1, (2, self.kv_heads))
         if batch.even:
             rows, count = len(batch.counts), batch.counts[0]
             new = kv.unflatten(0, (rows, count)).permute(2, 0, 3, 1, 4)
-            if decodes(q, count):
-                return self._decode(q, new, batch.lengths, None, batch.counts)
             held = new if batch.cache is None else batch.views[1][self.layer]
             return attend(q.unflatten(0, (rows, count)), held, self.window, self.scale).flatten(0, 1)
         parts = zip(q.split(batch.counts), kv.split(batch.counts), strict=True)
@@ -142,7 +141,7 @@ class Attention(Block):
         held = kv.permute(1, 2, 0, 3).unsqueeze(1)
         if batch.cache is not None:
             held = batch.cache.data[self.layer, :, batch.rows[index], :, :length].unsqueeze(1)
-        if decodes(q, len(q)):
+        if decodes(q, len(q), batch.past[index]):
             return self._decode(q, held, (length,), None, (len(q),))
         return attend(q.unsqueeze(0), held, self.window, self.scale).squeeze(0)
 

@@ -61,6 +61,11 @@ class Batch:
         return max(self.counts)
 
     @functools.cached_property
+    def least(self) -> int:
+        """Earlier tokens of the sequence that has fewest."""
+        return min(self.past)
+
+    @functools.cached_property
     def layers(self) -> tuple[Tensor, ...]:
         """Keys and values of each layer of the cache, ``(2, rows, kv_heads, capacity, head_dim)``."""
         assert self.cache is not None

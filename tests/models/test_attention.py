@@ -73,17 +73,19 @@ def test_a_cache_of_halves_holds_what_is_attended_to(kv_dtype: torch.dtype | Non
 def test_short_sequences_have_their_own_bits_beside_long_ones() -> None:
     model = tiny.model()
     ids = torch.arange(15) + 5
-    cache = model.new_cache(2, 32)
-    together = model.step(ids, [12, 3], cache, last_only=True)
-    alone = model.step(ids[12:], [3], model.new_cache(1, 32), last_only=True)
-    helpers.assert_same_bits(together[1:], alone)
+    cache, own = model.new_cache(3, 32), model.new_cache(1, 32)
+    for row, part in ((1, ids[12:]), (2, ids[:3])):  # it begins, then goes on, beside one that begins
+        together = model.step(torch.cat((ids[:12], part)), [12, 3], cache, rows=[row, 0], last_only=True)
+        alone = model.step(part, [3], own, last_only=True)
+        helpers.assert_same_bits(together[1:], alone)
 
 
 def test_gradients_go_through_torch() -> None:
     q, kv = helpers.randn(1, 2, 2, 16).requires_grad_(), helpers.randn(2, 1, 1, 2, 16)
-    assert not decodes(q[0], 2)
+    assert not decodes(q[0], 2, 1)
     with torch.no_grad():
-        assert decodes(q[0], 8)
-        assert not decodes(q[0], 9)
+        assert decodes(q[0], 8, 1)
+        assert not decodes(q[0], 9, 1)
+        assert not decodes(q[0], 8, 0)
     attend(q, kv).sum().backward()
     assert q.grad is not None

@@ -65,7 +65,7 @@ def test_planes_are_kept_by_our_own_formats_alone(to: str, tmp_path: Path) -> No
     values = tensors(LLAMA)
     name = "model.layers.0.mlp.up_proj.weight"
     plane = values[name]
-    scale = torch.cat([torch.full((512,), 3.0**-i) for i in range(3)])
+    scale = torch.cat([torch.full((512,), 3.0**i / 9) for i in range(3)])
     values[name] = PackedWeight(torch.cat([plane.weight_packed] * 3), scale, plane.in_features, depth=3)
     source = from_memory(LLAMA, values, {})
     save(source, tmp_path / "own", to=to)
