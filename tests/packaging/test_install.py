@@ -39,10 +39,9 @@ assert torch.equal(model(x), bittorch.export_for_inference(model)(x))
 @pytest.fixture
 def empty(tmp_path: Path) -> Path:
     """The Python of an environment without bittorch, which sees the requirements that are installed here."""
-    run(sys.executable, "-m", "venv", tmp_path / "env", cwd=tmp_path)
+    # pip and setuptools are among the requirements here; up to Python 3.11 a setuptools of its own would be too old.
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "env", cwd=tmp_path)
     python = tmp_path / "env" / "bin" / "python"
-    # Up to Python 3.11 it comes with a setuptools of its own, which may be too old.
-    subprocess.run([python, *PIP, "uninstall", "-y", "setuptools"], capture_output=True, cwd=tmp_path)
     site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip()
     # The checkout that may be installed here for development stays out: of a .pth file's folder no .pth file is read.
     (Path(site) / "requirements.pth").write_text(sysconfig.get_path("purelib") + "\n")
@@ -60,8 +59,8 @@ def _assert_installed(python: Path) -> None:
     folder = python.parent.parent / "nothing"
     folder.mkdir()
     run(python, "-W", "error", "-c", CHECK, cwd=folder)
-    assert run(python.parent / "bittorch", "--version", cwd=folder) == f"bittorch {__version__}\n"
-    report = run(python, "-m", "bittorch", "doctor", cwd=folder)
+    report = run(python.parent / "bittorch", "doctor", cwd=folder)
+    assert report.startswith(f"bittorch   {__version__}, ")
     assert report.rstrip().endswith("all well")
     assert "simde" not in report  # tools of the tests are for a checkout
     assert "bittorch" not in subprocess.run([python, *PIP, "check"], capture_output=True, text=True, cwd=folder).stdout
