@@ -2,6 +2,7 @@
 
 from bittorch.array import products as products  # they register what NumPy functions do
 from bittorch.array import shaping as shaping
+from bittorch.array import writing as writing
 from bittorch.array.elementwise import (
     from_biased,
     tabs,

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from bittorch import ops
 from bittorch.array import storage
-from bittorch.array.ternary_array import TernaryArray, implements
+from bittorch.array.dispatch import implements
+from bittorch.array.ternary_array import TernaryArray
 
 
 def _rows(array: TernaryArray, rows: int) -> Tensor:
@@ -38,7 +39,7 @@ def _operands(a: TernaryArray, b: TernaryArray) -> tuple[Tensor, Tensor, int, tu
     if large.shape == shape and leading and period % 4 == 0 and 0 < period < size:
         rows = {id(small): _rows(small, 1), id(large): _rows(large, size // period)}
         return rows[id(a)], rows[id(b)], period, shape
-    wide = [x if x.shape == shape else x.view(lambda p: np.broadcast_to(p, shape)) for x in (a, b)]
+    wide = [x if x.shape == shape else x._viewed(lambda p: np.broadcast_to(p, shape)) for x in (a, b)]
     return _rows(wide[0], 1), _rows(wide[1], 1), size, shape
 
 
@@ -128,7 +129,11 @@ def from_biased(values: Any) -> TernaryArray:
     biased = np.asarray(values)
     if biased.dtype.kind not in "ui":
         raise TypeError(f"biased trits must be integers, got {biased.dtype}")
-    return TernaryArray(biased.astype(np.int64) - 1)
+    bad = (biased < 0) | (biased > 2)
+    if bad.any():
+        at = storage.index_of(int(np.argmax(bad)), biased.shape)
+        raise ValueError(f"biased trits must be 0, 1 or 2, got {biased[at]} at index {at}")
+    return TernaryArray(biased.astype(np.int8) - np.int8(1))
 
 
 def to_biased(array: TernaryArray) -> NDArray[np.uint8]:

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bittorch import ops
+from bittorch.array.dispatch import call_dense, dense, implements, store
 from bittorch.array.reductions import rows_of
-from bittorch.array.ternary_array import TernaryArray, dense, implements
+from bittorch.array.ternary_array import TernaryArray
 
 _Ints = NDArray[np.int32]
 
@@ -43,8 +44,8 @@ def matmul(a: TernaryArray, b: TernaryArray) -> Any:
         y = _product(left, right.T)
         return y.reshape(y.shape[: 2 - (b.ndim == 1)][a.ndim == 1 :])[()]
     batch = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
-    lefts = left.view(lambda p: np.broadcast_to(p, batch + p.shape[-2:]))
-    rights = right.mT.view(lambda p: np.broadcast_to(p, batch + p.shape[-2:]))
+    lefts = left._viewed(lambda p: np.broadcast_to(p, batch + p.shape[-2:]))
+    rights = right.mT._viewed(lambda p: np.broadcast_to(p, batch + p.shape[-2:]))
     y = np.empty((*batch, left.shape[-2], right.shape[-1]), np.int32)
     for index in np.ndindex(*batch):
         y[index] = _product(lefts[(*index, ...)], rights[(*index, ...)])
@@ -58,9 +59,9 @@ def tensordot(a: Any, b: Any, axes: Any = 2) -> Any:
     """`numpy.tensordot`, exact int32 for two TernaryArrays."""
     if not (isinstance(a, TernaryArray) and isinstance(b, TernaryArray)):
         return np.tensordot(dense(a), dense(b), axes)
-    first, second = (range(-axes, 0), range(axes)) if isinstance(axes, int) else axes
-    first = [first] if isinstance(first, int) else list(first)
-    second = [second] if isinstance(second, int) else list(second)
+    first, second = (range(-axes, 0), range(axes)) if isinstance(axes, (int, np.integer)) else axes
+    first = [first] if isinstance(first, (int, np.integer)) else list(first)
+    second = [second] if isinstance(second, (int, np.integer)) else list(second)
     if [a.shape[d] for d in first] != [b.shape[d] for d in second]:
         raise ValueError(f"tensordot: shapes {a.shape} and {b.shape} differ along axes {first} and {second}")
     summed_a, summed_b = [d % a.ndim for d in first], [d % b.ndim for d in second]
@@ -77,22 +78,21 @@ def tensordot(a: Any, b: Any, axes: Any = 2) -> Any:
 def dot(a: Any, b: Any, out: Any = None) -> Any:
     """`numpy.dot`, exact int32 for two TernaryArrays."""
     if not (isinstance(a, TernaryArray) and isinstance(b, TernaryArray)):
-        return np.dot(dense(a), dense(b), out=out)
+        return call_dense(np.dot, (a, b), {"out": out})
     if a.ndim == 0 or b.ndim == 0:
         result = np.multiply(a, b, dtype=np.int32)
     else:
         result = tensordot(a, b, ((-1,), (-min(b.ndim, 2),)))
-    if out is None:
-        return result
-    out[...] = result
-    return out
+    return result if out is None else store(result, out)
 
 
 @implements(np.inner)
 def inner(a: Any, b: Any) -> Any:
     """`numpy.inner`, exact int32 for two TernaryArrays."""
-    if not (isinstance(a, TernaryArray) and isinstance(b, TernaryArray)) or 0 in (a.ndim, b.ndim):
+    if not (isinstance(a, TernaryArray) and isinstance(b, TernaryArray)):
         return np.inner(dense(a), dense(b))
+    if 0 in (a.ndim, b.ndim):
+        return np.multiply(a, b, dtype=np.int32)
     return tensordot(a, b, ((-1,), (-1,)))
 
 
@@ -104,17 +104,16 @@ def vdot(a: Any, b: Any) -> Any:
     return tensordot(a.ravel(), b.ravel(), 1)
 
 
-def _summing(function: Callable[..., Any]) -> None:
-    """A function whose sums would wrap in int8: it runs on dense int32."""
-
-    def wide(value: Any) -> Any:
-        return value.astype(np.int32) if isinstance(value, TernaryArray) else value
-
-    def own(*args: Any, **kwargs: Any) -> Any:
-        return function(*(wide(a) for a in args), **{name: wide(value) for name, value in kwargs.items()})
-
-    implements(function)(own)
+def _summing(function: Callable[..., Any], dtype: Any) -> None:
+    """A function whose sums would wrap in int8."""
+    implements(function)(lambda *args, **kwargs: call_dense(function, args, kwargs, dtype))
 
 
 for _function in (np.einsum, np.convolve, np.correlate):
-    _summing(_function)
+    _summing(_function, np.int32)
+_summing(np.linalg.multi_dot, np.int64)
+_summing(np.linalg.matrix_power, np.int64)
+if hasattr(np.linalg, "vecdot"):  # these names came with NumPy 2
+    _summing(np.linalg.vecdot, np.int32)
+    implements(np.linalg.matmul)(np.matmul)
+    implements(np.linalg.tensordot)(tensordot)

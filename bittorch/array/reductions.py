@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from bittorch import ops
 from bittorch.array import storage
-from bittorch.array.ternary_array import TernaryArray, implements
+from bittorch.array.dispatch import call_dense, implements, store
+from bittorch.array.ternary_array import TernaryArray
 
 _Counts = NDArray[np.int64]
 
@@ -20,8 +21,10 @@ _Counts = NDArray[np.int64]
 def rows_of(array: TernaryArray, columns: int) -> torch.Tensor:
     """(rows, ceil(columns / 4)) uint8: trits in C order, each row from a byte on."""
     rows = array.size // columns if columns else math.prod(array.shape[:-1])
+    if array.size == 0:
+        return torch.empty(rows, storage.byte_count(columns), dtype=torch.uint8)
     if columns % 4 == 0 or rows == 1:
-        return storage.rows_of(array._stream()[: array.nbytes], rows) if array.size else torch.empty(rows, 0).byte()
+        return storage.rows_of(array._stream()[: array.nbytes], rows)
     dense = torch.from_numpy(np.ascontiguousarray(array.to_numpy()).reshape(rows, columns))
     return ops.ternary_pack(dense, False)
 
@@ -30,6 +33,8 @@ def _axes(axis: Any, ndim: int) -> tuple[int, ...]:
     if axis is None:
         return tuple(range(ndim))
     given = axis if isinstance(axis, tuple) else (axis,)
+    if ndim == 0 and axis in (0, -1):  # as NumPy has it
+        return ()
     for a in given:
         if not -ndim <= a < ndim:
             raise np.exceptions.AxisError(a, ndim)
@@ -56,14 +61,15 @@ def _counts(a: TernaryArray, axis: Any, keepdims: bool) -> tuple[_Counts, _Count
 def _done(result: Any, dtype: Any, out: Any) -> Any:
     result = np.asarray(result)
     result = result if dtype is None else result.astype(dtype)
-    if out is None:
-        return result[()]
-    out[...] = result
-    return out
+    return result[()] if out is None else store(result, out)
 
 
-def _reduction(compute: Callable[[_Counts, _Counts, int], Any], *functions: Callable[..., Any]) -> None:
-    """``compute`` of the counts, in place of NumPy's functions; what they take besides is left to NumPy."""
+def _is_number(dtype: Any) -> bool:
+    return dtype is None or np.dtype(dtype).kind in "iufc"
+
+
+def _reduction(compute: Callable[[_Counts, _Counts, int], Any], _numpy: Callable[..., Any]) -> None:
+    """``compute`` of the counts, in place of NumPy's function, which keeps ``where``, ``initial`` and sums in bool."""
 
     def own(
         a: Any,
@@ -71,16 +77,16 @@ def _reduction(compute: Callable[[_Counts, _Counts, int], Any], *functions: Call
         dtype: Any = None,
         out: Any = None,
         keepdims: Any = False,
-        _name: Callable[..., Any] = functions[0],
         **others: Any,
     ) -> Any:
         others = {k: v for k, v in others.items() if v is not np._NoValue}
-        if others or not isinstance(a, TernaryArray):
-            raise TypeError(f"numpy.{_name.__name__} of a TernaryArray takes axis, dtype, out and keepdims alone")
         kept = keepdims is not np._NoValue and bool(keepdims)
+        if others or not isinstance(a, TernaryArray) or not _is_number(dtype):
+            named = {"axis": axis, "out": out, "keepdims": kept} | ({} if dtype is None else {"dtype": dtype}) | others
+            return call_dense(_numpy, (a,), named)
         return _done(compute(*_counts(a, axis, kept)), dtype, out)
 
-    implements(*functions)(own)
+    implements(_numpy)(own)
 
 
 def _prod(plus: _Counts, minus: _Counts, count: int) -> NDArray[np.int64]:

@@ -7,12 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from bittorch.array.ternary_array import TernaryArray, dense, implements
+from bittorch.array import storage
+from bittorch.array.dispatch import dense, first_argument, implements
+from bittorch.array.ternary_array import TernaryArray
 
 
 def _viewing(function: Callable[..., Any]) -> None:
     """A function that gives a view of its first argument."""
-    implements(function)(lambda a, *args, **kwargs: a.view(lambda p: function(p, *args, **kwargs)))
+
+    def own(*args: Any, **kwargs: Any) -> Any:
+        a, args, kwargs = first_argument(function, args, kwargs)
+        return a._viewed(lambda p: function(p, *args, **kwargs))
+
+    implements(function)(own)
 
 
 for _function in (
@@ -35,33 +42,30 @@ for _function in (
 def _splitting(function: Callable[..., Any]) -> None:
     """A function that gives a list of views of its first argument."""
 
-    def own(a: TernaryArray, indices_or_sections: Any, axis: int = 0) -> list[TernaryArray]:
-        sizes: list[int] = []
-
-        def look(p: Any) -> Any:
-            sizes.extend(part.shape[axis] for part in function(p, indices_or_sections, axis))
-            return p
-
-        a.view(look)
-        ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
-        whole = (slice(None),) * (axis % a.ndim)
-        return [a[(*whole, slice(end - n, end))] for n, end in zip(sizes, ends, strict=True)]
+    def own(*args: Any, **kwargs: Any) -> Any:
+        a, args, kwargs = first_argument(function, args, kwargs)
+        args, kwargs = dense(args), dense(kwargs)
+        if not isinstance(a, TernaryArray):
+            return function(a, *args, **kwargs)
+        return a._views(lambda p: function(p, *args, **kwargs))
 
     implements(function)(own)
 
 
-_splitting(np.split)
-_splitting(np.array_split)
+for _split in (np.split, np.array_split, np.hsplit, np.vsplit, np.dsplit):
+    _splitting(_split)
 
 
 @implements(np.reshape)
-def reshape(a: TernaryArray, shape: Any, **kwargs: Any) -> TernaryArray:
-    return a.reshape(shape, **kwargs)
+def reshape(a: TernaryArray, shape: Any, order: str = "C") -> TernaryArray:
+    if order not in ("C", "F"):
+        raise ValueError(f"order must be 'C' or 'F', got {order!r}")
+    return a.reshape(shape) if order == "C" else a.T.reshape(storage.sizes(shape)[::-1]).T
 
 
 @implements(np.ravel)
-def ravel(a: TernaryArray) -> TernaryArray:
-    return a.ravel()
+def ravel(a: TernaryArray, order: str = "C") -> TernaryArray:
+    return reshape(a, -1, order)
 
 
 @implements(np.copy)
@@ -80,8 +84,8 @@ def ndim(a: TernaryArray) -> int:
 
 
 @implements(np.size)
-def size(a: TernaryArray, axis: int | None = None) -> int:
-    return a.size if axis is None else a.shape[axis]
+def size(a: TernaryArray, axis: Any = None) -> int:
+    return a.size if axis is None else np.size(np.broadcast_to(np.int8(0), a.shape), axis)
 
 
 @implements(np.concatenate)
@@ -116,7 +120,20 @@ def where(condition: Any, *values: Any) -> Any:
 
 
 @implements(np.array_equal)
-def array_equal(a: Any, b: Any, equal_nan: bool = False) -> bool:
-    if isinstance(a, TernaryArray) and isinstance(b, TernaryArray):
-        return a.shape == b.shape and bool(np.array_equal(a.to_packed().numpy(), b.to_packed().numpy()))
-    return bool(np.array_equal(dense(a), dense(b), equal_nan))
+def array_equal(a1: Any, a2: Any, equal_nan: bool = False) -> bool:
+    if isinstance(a1, TernaryArray) and isinstance(a2, TernaryArray):
+        return a1.shape == a2.shape and bool(np.array_equal(a1.to_packed().numpy(), a2.to_packed().numpy()))
+    return bool(np.array_equal(dense(a1), dense(a2), equal_nan))
+
+
+def _sharing(function: Callable[..., Any]) -> None:
+    """Whether memory is shared: of a TernaryArray that is from the byte of its first trit to that of its last."""
+
+    def own(a: Any, b: Any, *args: Any, **kwargs: Any) -> bool:
+        return bool(function(*(v._memory() if isinstance(v, TernaryArray) else v for v in (a, b)), *args, **kwargs))
+
+    implements(function)(own)
+
+
+_sharing(np.shares_memory)
+_sharing(np.may_share_memory)

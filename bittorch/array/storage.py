@@ -30,12 +30,20 @@ def c_strides(shape: Shape) -> Shape:
     return tuple(reversed(strides))
 
 
+def sizes(shape: Any) -> Shape:
+    """The integers of what NumPy takes for a shape: one, or some."""
+    try:
+        return (operator.index(shape),)
+    except TypeError:  # also of an array of sizes, which has __index__
+        return tuple(operator.index(n) for n in shape)
+
+
 def as_shape(shape: Any) -> Shape:
     """Sizes of what NumPy takes for a shape; ValueError where one is negative."""
-    sizes = (operator.index(shape),) if hasattr(shape, "__index__") else tuple(operator.index(n) for n in shape)
-    if any(n < 0 for n in sizes):
-        raise ValueError(f"sizes must not be negative, got {sizes}")
-    return sizes
+    given = sizes(shape)
+    if any(n < 0 for n in given):
+        raise ValueError(f"sizes must not be negative, got {given}")
+    return given
 
 
 def byte_count(trits: int) -> int:
@@ -90,7 +98,7 @@ def moved(data: Bytes, begin: int, count: int) -> Bytes:
     return copy[: byte_count(count)]
 
 
-def _span(offset: int, shape: Shape, strides: Shape) -> tuple[int, int]:
+def span(offset: int, shape: Shape, strides: Shape) -> tuple[int, int]:
     """The first trit of a view that is not empty, and the one behind its last."""
     reach = [(size - 1) * step for size, step in zip(shape, strides, strict=True)]
     return offset + sum(r for r in reach if r < 0), offset + sum(r for r in reach if r > 0) + 1
@@ -108,7 +116,7 @@ def gather(data: Bytes, offset: int, shape: Shape, strides: Shape) -> Trits:
     """The trits of a view, whose strides are trits."""
     if 0 in shape:
         return np.empty(shape, np.int8)
-    begin, end = _span(offset, shape, strides)
+    begin, end = span(offset, shape, strides)
     if end - begin > _SPARSE * int(np.prod(shape)):
         at = _positions(offset, shape, strides)
         codes = data[at >> 2] >> (2 * (at & 3)).astype(np.uint8) & np.uint8(3)
@@ -122,7 +130,7 @@ def scatter(data: Bytes, offset: int, shape: Shape, strides: Shape, trits: Trits
     if 0 in shape:
         np.broadcast_to(trits, shape)
         return
-    begin, end = _span(offset, shape, strides)
+    begin, end = span(offset, shape, strides)
     if end - begin > _SPARSE * int(np.prod(shape)):
         at = _positions(offset, shape, strides).ravel()
         values = np.broadcast_to(trits, shape).ravel()

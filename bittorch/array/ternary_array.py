@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,34 +13,12 @@ from torch import Tensor
 
 from bittorch import ops
 from bittorch.array import storage
+from bittorch.array.dispatch import Dispatched, dense
 
 Shape = storage.Shape
-# What NumPy's functions and ufuncs do with a TernaryArray; the files beside this one fill them.
-UFUNCS: dict[np.ufunc, Callable[..., Any]] = {}
-FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {}
 
 
-def implements(*functions: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Registers what takes the place of NumPy's functions where an argument is a TernaryArray."""
-
-    def register(own: Callable[..., Any]) -> Callable[..., Any]:
-        for function in functions:
-            (UFUNCS if isinstance(function, np.ufunc) else FUNCTIONS)[function] = own  # type: ignore[index]
-        return own
-
-    return register
-
-
-def dense(value: Any) -> Any:
-    """A TernaryArray as int8, also inside lists, tuples and dictionaries; everything else as it is."""
-    if isinstance(value, TernaryArray):
-        return value.to_numpy()
-    if isinstance(value, (list, tuple)):
-        return type(value)(dense(v) for v in value)
-    return {k: dense(v) for k, v in value.items()} if isinstance(value, dict) else value
-
-
-class TernaryArray(np.lib.mixins.NDArrayOperatorsMixin):
+class TernaryArray(Dispatched):
     """An array of trits with NumPy's indexing, broadcasting and functions, at two bits a trit.
 
     Trits lie in one stream of bytes in C order; `shape`, `strides` and the offset of a view count trits, so that every
@@ -56,30 +33,35 @@ class TernaryArray(np.lib.mixins.NDArrayOperatorsMixin):
         ValueError: another value, with its index. TypeError: no numbers.
     """
 
-    __slots__ = ("_data", "_offset", "_strides", "_writeable", "is_contiguous", "shape", "size")
+    # NumPy's masked arrays would take an attribute "_data" for trits one a byte.
+    __slots__ = ("_contiguous", "_ends", "_offset", "_packed", "_shape", "_size", "_strides", "_writeable")
     __hash__ = None  # type: ignore[assignment]
     __array_priority__ = 100
 
-    shape: Shape
-    size: int
-    is_contiguous: bool  # whether the trits lie one behind the other in C order
-
     def __init__(self, values: Any) -> None:
         trits = values.to_numpy() if isinstance(values, TernaryArray) else storage.to_trits(values)
-        self._set(storage.pack(trits), 0, trits.shape, storage.c_strides(trits.shape), True)
+        self._packed, self._ends = storage.pack(trits), trits.size
+        self._set(0, trits.shape, storage.c_strides(trits.shape), True)
 
-    def _set(self, data: storage.Bytes, offset: int, shape: Shape, strides: Shape, writeable: bool) -> None:
-        self._data, self._offset, self.shape, self._strides, self._writeable = data, offset, shape, strides, writeable
-        self.size = math.prod(shape)
-        self.is_contiguous = strides == (own := storage.c_strides(shape)) or (
+    def _set(self, offset: int, shape: Shape, strides: Shape, writeable: bool) -> None:
+        self._offset, self._shape, self._strides, self._writeable = offset, shape, strides, writeable
+        self._size = math.prod(shape)
+        self._contiguous = strides == (own := storage.c_strides(shape)) or (
             all(size == 1 or step == expected for size, step, expected in zip(shape, strides, own, strict=True))
-            or self.size == 0
+            or self._size == 0
         )
+
+    def _view(self, offset: int, shape: Shape, strides: Shape, writeable: bool) -> TernaryArray:
+        array = TernaryArray.__new__(TernaryArray)
+        array._packed, array._ends = self._packed, self._ends
+        array._set(offset, shape, strides, writeable)
+        return array
 
     @classmethod
     def _of(cls, data: storage.Bytes, shape: Shape) -> TernaryArray:
         array = cls.__new__(cls)
-        array._set(data, 0, shape, storage.c_strides(shape), True)
+        array._packed, array._ends = data, math.prod(shape)  # bytes, and how many trits of them are in use
+        array._set(0, shape, storage.c_strides(shape), True)
         return array
 
     @classmethod
@@ -144,8 +126,21 @@ class TernaryArray(np.lib.mixins.NDArrayOperatorsMixin):
         return cls._of(flat, sizes)
 
     @property
+    def shape(self) -> Shape:
+        return self._shape
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether the trits lie one behind the other in C order."""
+        return self._contiguous
+
+    @property
     def ndim(self) -> int:
-        return len(self.shape)
+        return len(self._shape)
 
     @property
     def strides(self) -> Shape:
@@ -174,14 +169,18 @@ class TernaryArray(np.lib.mixins.NDArrayOperatorsMixin):
     def _stream(self) -> storage.Bytes:
         """The trits in C order from a byte on; behind them there may be others of the memory that it shares."""
         if self.is_contiguous:
-            return storage.moved(self._data, self._offset, self.size)
+            return storage.moved(self._packed, self._offset, self.size)
         return storage.pack(self.to_numpy())
+
+    def _memory(self) -> storage.Bytes:
+        begin, end = storage.span(self._offset, self.shape, self._strides) if self.size else (0, 0)
+        return self._packed[begin // 4 : storage.byte_count(end)]
 
     def to_packed(self) -> Tensor:
         """``(ceil(size / 4),)`` uint8 of codes in C order: the memory of the array where it begins at a byte and fills
         whole bytes or all of its memory, else a copy."""
         data = self._stream()
-        if self.size % 4 and data[-1] >> 2 * (self.size % 4):
+        if self.size % 4 and self.is_contiguous and self._offset + self.size < self._ends:  # another's trits follow
             data = data.copy()
             data[-1] &= 0xFF >> 2 * (-self.size % 4)
         return torch.from_numpy(data)
@@ -189,8 +188,8 @@ class TernaryArray(np.lib.mixins.NDArrayOperatorsMixin):
     def to_numpy(self) -> storage.Trits:
         """A dense int8 array, always a copy."""
         if self.is_contiguous:
-            return storage.unpack(self._data, self._offset, self.size).reshape(self.shape)
-        return storage.gather(self._data, self._offset, self.shape, self._strides)
+            return storage.unpack(self._packed, self._offset, self.size).reshape(self.shape)
+        return storage.gather(self._packed, self._offset, self.shape, self._strides)
 
     def to_torch(self, dtype: torch.dtype = torch.int8) -> Tensor:
         """A dense tensor on the CPU."""
@@ -212,30 +211,35 @@ class TernaryArray(np.lib.mixins.NDArrayOperatorsMixin):
     def __dlpack_device__(self) -> tuple[int, int]:
         return (1, 0)
 
-    def view(self, change: Callable[[NDArray[np.int8]], NDArray[np.int8]]) -> TernaryArray:
-        """A view as ``change`` makes it of a NumPy array of this shape, by changing shape, strides and offset alone."""
-        memory = np.empty(1, np.int8)  # of which nothing is read
+    def _views(self, change: Callable[[NDArray[np.int8]], Sequence[NDArray[np.int8]]]) -> list[TernaryArray]:
+        """Views as ``change`` makes them of a NumPy array of this shape, by changing shape, strides and offset alone.
+
+        The array has no memory: what ``change`` reads or writes there is out of bounds.
+        """
+        memory = np.empty(1, np.int8)
         proxy = np.lib.stride_tricks.as_strided(memory, self.shape, self._strides, writeable=self._writeable)
-        seen = change(proxy)
-        address = seen.__array_interface__["data"][0] - proxy.__array_interface__["data"][0]
-        array = TernaryArray.__new__(TernaryArray)
-        array._set(self._data, self._offset + address, seen.shape, seen.strides, bool(seen.flags.writeable))
-        return array
+        begin = self._offset - proxy.__array_interface__["data"][0]
+        seen = [p if isinstance(p, np.ndarray) else proxy for p in change(proxy)]  # of 0-d NumPy makes scalars
+        return [
+            self._view(begin + p.__array_interface__["data"][0], p.shape, p.strides, bool(p.flags.writeable))
+            for p in seen
+        ]
+
+    def _viewed(self, change: Callable[[NDArray[np.int8]], NDArray[np.int8]]) -> TernaryArray:
+        return self._views(lambda p: (change(p),))[0]
 
     def reshape(self, *shape: Any) -> TernaryArray:
         """A view where the array `is_contiguous`, else a copy; one size may be -1."""
-        wanted = shape[0] if len(shape) == 1 and not hasattr(shape[0], "__index__") else shape
-        sizes = [operator.index(n) for n in wanted]
+        wanted = storage.sizes(shape[0] if len(shape) == 1 else shape)
+        sizes = list(wanted)
         if sizes.count(-1) == 1:
             known = math.prod(n for n in sizes if n != -1)
             sizes[sizes.index(-1)] = self.size // known if known else -1
         if math.prod(sizes) != self.size or min(sizes, default=0) < 0:
-            raise ValueError(f"cannot reshape {self.size} trits of shape {self.shape} into {tuple(wanted)}")
+            raise ValueError(f"cannot reshape {self.size} trits of shape {self.shape} into {wanted}")
         if not self.is_contiguous:
             return TernaryArray._of(self._stream(), tuple(sizes))
-        array = TernaryArray.__new__(TernaryArray)
-        array._set(self._data, self._offset, tuple(sizes), storage.c_strides(tuple(sizes)), self._writeable)
-        return array
+        return self._view(self._offset, tuple(sizes), storage.c_strides(tuple(sizes)), self._writeable)
 
     def ravel(self) -> TernaryArray:
         return self.reshape(-1)
@@ -244,13 +248,13 @@ class TernaryArray(np.lib.mixins.NDArrayOperatorsMixin):
         return self.ravel().copy()
 
     def transpose(self, *axes: Any) -> TernaryArray:
-        return self.view(lambda p: p.transpose(*axes))
+        return self._viewed(lambda p: p.transpose(*axes))
 
     def swapaxes(self, a: int, b: int) -> TernaryArray:
-        return self.view(lambda p: p.swapaxes(a, b))
+        return self._viewed(lambda p: p.swapaxes(a, b))
 
     def squeeze(self, axis: Any = None) -> TernaryArray:
-        return self.view(lambda p: p.squeeze(axis))
+        return self._viewed(lambda p: p.squeeze(axis))
 
     @property
     def T(self) -> TernaryArray:
@@ -268,7 +272,7 @@ class TernaryArray(np.lib.mixins.NDArrayOperatorsMixin):
         if not all(_is_basic(k) for k in keys):
             result = self.to_numpy()[dense(key)]
             return TernaryArray(result) if isinstance(result, np.ndarray) else result
-        found = self.view(lambda p: p[keys if any(k is Ellipsis for k in keys) else (*keys, ...)])
+        found = self._viewed(lambda p: p[keys if any(k is Ellipsis for k in keys) else (*keys, ...)])
         scalar = found.ndim == 0 and not any(k is Ellipsis for k in keys)
         return found.to_numpy()[()] if scalar else found
 
@@ -276,18 +280,18 @@ class TernaryArray(np.lib.mixins.NDArrayOperatorsMixin):
         if not self._writeable:
             raise ValueError("assignment destination is read-only: a broadcast shares its trits")
         if key is Ellipsis and isinstance(value, TernaryArray) and value.shape == self.shape and self._fills_bytes:
-            self._data[self._offset // 4 :][: self.nbytes] = value._stream()
+            self._packed[self._offset // 4 :][: self.nbytes] = value._stream()
             return
         trits = value.to_numpy() if isinstance(value, TernaryArray) else storage.to_trits(value)
         keys = key if isinstance(key, tuple) else (key,)
         if all(_is_basic(k) for k in keys):
-            to = self.view(lambda p: p[keys if any(k is Ellipsis for k in keys) else (*keys, ...)])
-            trits = trits if trits.ndim <= to.ndim else np.broadcast_to(trits, to.shape)
-            storage.scatter(self._data, to._offset, to.shape, to._strides, np.broadcast_to(trits, to.shape))
+            to = self._viewed(lambda p: p[keys if any(k is Ellipsis for k in keys) else (*keys, ...)])
+            trits = trits.reshape(trits.shape[_leading_ones(trits.shape, trits.ndim - to.ndim) :])
+            storage.scatter(self._packed, to._offset, to.shape, to._strides, np.broadcast_to(trits, to.shape))
             return
         values = self.to_numpy()
         values[dense(key)] = trits
-        storage.scatter(self._data, self._offset, self.shape, self._strides, values)
+        storage.scatter(self._packed, self._offset, self.shape, self._strides, values)
 
     def sum(self, axis: Any = None, dtype: Any = None, out: Any = None, keepdims: bool = False) -> Any:
         """Exact sums, int64: `numpy.sum`."""
@@ -365,27 +369,14 @@ class TernaryArray(np.lib.mixins.NDArrayOperatorsMixin):
         text = np.array2string(self.to_numpy(), separator=", ", prefix="TernaryArray(")
         return f"TernaryArray({text})" if self.size else f"TernaryArray({text}, shape={self.shape})"
 
-    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = None, **kwargs: Any) -> Any:
-        own = UFUNCS.get(ufunc) if method == "__call__" and not kwargs else None
-        packed = own is not None and all(isinstance(x, TernaryArray) for x in inputs)
-        if own is not None and packed:
-            result = own(*inputs)
-        elif method == "at":
-            raise TypeError(f"{ufunc.__name__}.at does not write to a TernaryArray; index it and assign")
-        else:
-            result = getattr(ufunc, method)(*dense(inputs), **dense(kwargs))
-        if out is None:
-            return result
-        for to, value in zip(out, result if isinstance(result, tuple) else (result,), strict=True):
-            if to is not None:
-                to[...] = value
-        return out[0] if len(out) == 1 else out
-
-    def __array_function__(self, function: Callable[..., Any], types: Any, args: Any, kwargs: Any) -> Any:
-        own = FUNCTIONS.get(function)
-        return function(*dense(args), **dense(kwargs)) if own is None else own(*args, **kwargs)
-
 
 def _is_basic(key: Any) -> bool:
-    integer = hasattr(key, "__index__") and not isinstance(key, (bool, np.bool_, np.ndarray, TernaryArray))
+    if isinstance(key, (int, np.integer)):
+        return not isinstance(key, bool)
+    # arrays, also those of other libraries, may have __index__ and are fancy indices
+    integer = hasattr(key, "__index__") and not hasattr(key, "__array__") and not isinstance(key, np.bool_)
     return key is None or key is Ellipsis or isinstance(key, slice) or integer
+
+
+def _leading_ones(shape: Shape, most: int) -> int:
+    return next((i for i, size in enumerate(shape) if size != 1 or i >= most), max(most, 0))

@@ -1,3 +1,4 @@
+import operator
 from typing import Any
 
 import numpy as np
@@ -27,13 +28,27 @@ def test_long_sums_do_not_wrap_as_int8_does() -> None:
     assert_same(np.einsum("ij,kj->ik", a, a), np.full((3, 3), 1000, np.int32))
     assert np.convolve(a[0], a[0]).max() == 1000
     assert np.correlate(a[0], a[0]).tolist() == [1000]
+    assert np.matmul(a, a, axes=[(0, 1), (1, 0), (0, 1)]).tolist() == [[1000] * 3] * 3
+    assert np.linalg.multi_dot([a, a.T, a]).max() == 3000
+    assert np.linalg.matrix_power(TernaryArray.full((100, 100), 1), 6).max() == 100**5
+    for name in ("vecdot", "linalg.vecdot", "matvec", "linalg.matmul"):  # of NumPy 2
+        function = operator.attrgetter(name)(np) if np.lib.NumpyVersion(np.__version__) >= "2.2.0" else None
+        if function is not None:
+            assert np.max(function(a, a.T if name == "linalg.matmul" else a[0])) == 1000, name
+
+
+def test_products_of_nothing() -> None:
+    for a, b in (((0, 4), (4, 0)), ((2, 0), (0, 3)), ((0, 3), (3, 2)), ((2, 5), (5, 0))):
+        expected = np.zeros(a, np.int32) @ np.zeros(b, np.int32)
+        assert_same(TernaryArray.zeros(a) @ TernaryArray.zeros(b), expected)
+    assert_same(np.inner(TernaryArray(1), TernaryArray([-1])), np.array([-1], np.int32))
 
 
 def test_dot_inner_and_tensordot() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.integers(-1, 2, (3, 4, 5), np.int8), rng.integers(-1, 2, (5, 4, 2), np.int8)
     x, y, wide_a, wide_b = TernaryArray(a), TernaryArray(b), a.astype(np.int32), b.astype(np.int32)
-    for axes in (1, ([1, 2], [1, 0]), ((2,), (0,)), (-1, 0), 0):
+    for axes in (1, np.int64(1), (np.int64(2), np.int64(0)), ([1, 2], [1, 0]), ((2,), (0,)), (-1, 0), 0):
         assert_same(np.tensordot(x, y, axes), np.tensordot(wide_a, wide_b, axes))
     assert_same(np.dot(x, y.swapaxes(0, 1)), np.dot(wide_a, wide_b.swapaxes(0, 1)))
     assert_same(x[0].dot(y[:, 0, 0]), wide_a[0].dot(wide_b[:, 0, 0]))

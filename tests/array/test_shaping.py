@@ -62,13 +62,27 @@ def test_whole_bytes_join_as_bytes() -> None:
 
 def test_splits_are_views() -> None:
     a = TernaryArray(VALUES)
-    for sections in (2, [1, 3]):
+    for sections in (2, [1, 3], [3, 1], [-1, -3], []):
         for part, expected in zip(np.split(a, sections, 1), np.split(VALUES, sections, 1), strict=True):
             assert_same(part, expected)
     with pytest.raises(ValueError, match="equal division"):
         np.split(a, 2)
+    np.hsplit(a, 2)[1][0] = 1
+    assert a[0, 2:].all()
     np.array_split(a, 2)[1].fill(0)
     assert not a[2].any()
+
+
+def test_a_flip_of_one_trit_is_itself() -> None:
+    assert np.flip(TernaryArray(-1)).tolist() == -1
+
+
+def test_shared_memory_is_seen() -> None:
+    a, bytes_ = TernaryArray.zeros((4, 8)), np.zeros(2, np.uint8)
+    assert np.shares_memory(a[0], a.T)
+    assert not np.may_share_memory(a[0], a[1])
+    assert not np.shares_memory(a[2:2], a)
+    assert np.shares_memory(TernaryArray.from_packed(bytes_, 8), bytes_)
 
 
 def test_where_is_packed_for_trits() -> None:

@@ -72,6 +72,26 @@ def test_writing_leaves_the_neighbours_alone() -> None:
     assert_same(far[:, 7], expected[:, 7])
 
 
+def test_tensors_are_fancy_indices() -> None:
+    values = np.array([[1, 0], [-1, 1], [0, -1]], np.int8)
+    a = TernaryArray(values)
+    for key in (torch.tensor([2, 0]), torch.tensor([[1]]), torch.tensor([True, False, True]), torch.tensor(1)):
+        assert_same(a[key], values[key])
+    a[torch.tensor([0, 2])] = -1
+    assert a.tolist() == [[-1, -1], [-1, 1], [-1, -1]]
+
+
+def test_shapes_are_read_only_and_taken_from_arrays() -> None:
+    a = TernaryArray.zeros(np.array([2, 3]))
+    assert a.reshape(np.array([3, 2])).shape == (3, 2)
+    for name in ("shape", "size", "is_contiguous"):
+        with pytest.raises(AttributeError):
+            setattr(a.T, name, (1000, 1000))
+    assert not hasattr(a, "view")  # of another type, which reads the bytes
+    a[0] = [[[1, 0, -1]]]
+    assert a[0].tolist() == [1, 0, -1]
+
+
 def test_assignment_that_is_refused_writes_nothing() -> None:
     a = TernaryArray([1, 0, -1])
     with pytest.raises(ValueError, match=r"got 2 at index \(1,\)"):
@@ -112,6 +132,15 @@ def test_packed_bytes_are_shared_with_torch() -> None:
     assert a.to_packed().data_ptr() == packed.data_ptr()
     assert a[:, :3].to_packed().shape == (2,)
     assert torch.from_dlpack(a).tolist() == a.tolist()
+
+
+def test_packed_bytes_of_a_part_are_a_copy_whatever_follows() -> None:
+    for after in (0, 1):
+        a = TernaryArray([1, 1, 1, after])
+        packed = a[:3].to_packed()
+        a[3] = -1
+        assert packed.tolist() == [0b010101]
+    assert TernaryArray([1, 0, -1])[1:].to_packed().tolist() == [0b1000]
 
 
 @pytest.mark.parametrize(
