@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 
 from bittorch.array.ternary_array import TernaryArray
 
@@ -42,29 +43,41 @@ def load(path: str | Path) -> dict[str, TernaryArray]:
 
     Raises:
         ValueError: another ending, or a file that `save` does not write: bytes that do not go with a shape, code 11.
+        OSError: a file that cannot be read.
     """
-    if _is_npz(path):
-        with np.load(path, allow_pickle=False) as file:
-            names = [key.removesuffix(_PACKED) for key in file.files if key.endswith(_PACKED)]
-            missing = [name for name in names if name + _SHAPE not in file.files]
-            if missing or not names:
-                raise ValueError(f"{path}: no {missing[0] if missing else 'name'}{_SHAPE if missing else _PACKED}")
-            read = {name: (torch.from_numpy(file[name + _PACKED]), file[name + _SHAPE].tolist()) for name in names}
-    else:
-        from safetensors import safe_open
-
-        with safe_open(path, "pt") as file:
-            shapes = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
-            if not shapes:
-                raise ValueError(f"{path}: no {_METADATA} in the metadata; {path} holds no TernaryArrays")
-            read = {name: (file.get_tensor(name + _PACKED), shape) for name, shape in shapes.items()}
-    arrays = {}
-    for name, (packed, shape) in read.items():
-        try:
+    read = _read_npz if _is_npz(path) else _read_safetensors
+    name = ""
+    try:
+        arrays = {}
+        for name, (packed, shape) in read(path).items():
             arrays[name] = TernaryArray.from_packed(packed, shape)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: {name}: {error}") from error
+    except (ImportError, MemoryError, OSError):
+        raise
+    except Exception as error:  # whatever NumPy, zipfile, safetensors and json raise for bytes that make no sense
+        raise ValueError(f"{path}: {name + ': ' if name else ''}{error}") from error
     return arrays
+
+
+def _read_npz(path: str | Path) -> dict[str, Any]:
+    if not zipfile.is_zipfile(path):
+        with open(path, "rb"):  # names a file that is missing
+            raise ValueError("is no .npz file")
+    with np.load(path, allow_pickle=False) as file:
+        names = [key.removesuffix(_PACKED) for key in file.files if key.endswith(_PACKED)]
+        missing = [name for name in names if name + _SHAPE not in file.files]
+        if missing or not names:
+            raise ValueError(f"no {missing[0] if missing else 'name'}{_SHAPE if missing else _PACKED}")
+        return {name: (file[name + _PACKED], file[name + _SHAPE].tolist()) for name in names}
+
+
+def _read_safetensors(path: str | Path) -> dict[str, Any]:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        shapes = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
+        if not shapes or not isinstance(shapes, dict):
+            raise ValueError(f"no {_METADATA} in the metadata; {path} holds no TernaryArrays")
+        return {name: (file.get_tensor(name + _PACKED), shape) for name, shape in shapes.items()}
 
 
 def _is_npz(path: str | Path) -> bool:

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,23 @@ def test_packed_bytes_of_another_file_are_checked(tmp_path: Path) -> None:
     save_file({"w": torch.zeros(1)}, other)
     with pytest.raises(ValueError, match="holds no TernaryArrays"):
         load(other)
+
+
+def test_files_that_make_no_sense_are_named(tmp_path: Path) -> None:
+    npz, safe = tmp_path / "a.npz", tmp_path / "a.safetensors"
+    for path in (npz, safe):
+        path.write_bytes(b"not a file of arrays")
+        with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: "):
+            load(path)
+    np.savez(npz, **{"w.trits": np.array(["x"]), "w.shape": np.array([4])})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"a\.npz: w: packed must be uint8, got <U1"):
+        load(npz)
+    for shapes in ("{", "[1]", '{"w": null}', '{"v": [4]}'):
+        save_file({"w.trits": torch.zeros(1, dtype=torch.uint8)}, safe, {"ternary_shapes": shapes})
+        with pytest.raises(ValueError, match=r"a\.safetensors: "):
+            load(safe)
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path / "none.npz")
 
 
 def test_safetensors_hold_the_stream(tmp_path: Path) -> None:
