@@ -28,9 +28,23 @@ def check_packed_width(w_packed: Tensor, in_features: int) -> None:
         )
 
 
+def check_in_features(x: Tensor, weight: Tensor) -> None:
+    """Raises ValueError where ``weight`` does not have rows as long as those of ``x``."""
+    if x.dim() == 0:
+        raise ValueError("x must have at least one dimension, got a scalar")
+    if weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
+        raise ValueError(
+            f"weight must be (out_features, {x.shape[-1]}) for x of {list(x.shape)}, got {list(weight.shape)}"
+        )
+
+
 def check_trit_rows(columns: int, a: Tensor, b: Tensor | None) -> int:
     """The rows of a function of ``a`` and ``b``; ValueError where one does not hold ``columns`` codes a row."""
+    if columns < 0:
+        raise ValueError(f"columns must not be negative, got {columns}")
     for name, rows in (("a", a), ("b", b)):
+        if rows is not None and rows.dtype != torch.uint8:
+            raise TypeError(f"{name} must be uint8, got {str(rows.dtype).removeprefix('torch.')}")
         if rows is not None and (rows.dim() != 2 or rows.shape[1] != (columns + 3) // 4):
             raise ValueError(
                 f"{name} must be (rows, {(columns + 3) // 4}) uint8 for columns={columns}, got {tuple(rows.shape)}"

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from bittorch.ops._fake import check_same_device
+from bittorch.ops._fake import check_in_features, check_same_device
 
 
 def half_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -31,4 +31,5 @@ def half_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 @torch.library.register_fake("bittorch::half_linear")
 def _(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     check_same_device(x, weight=weight, bias=bias)
+    check_in_features(x, weight)
     return x.new_empty((*x.shape[:-1], weight.shape[0]))

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from bittorch.ops._fake import check_same_device
+from bittorch.ops._fake import check_in_features, check_same_device
 
 
 def linear_i8(
@@ -49,4 +49,5 @@ def _(
     variant: str = "auto",
 ) -> Tensor:
     check_same_device(x, weight=weight, scale=scale, bias=bias)
+    check_in_features(x, weight)
     return x.new_empty((*x.shape[:-1], weight.shape[0]))

@@ -50,5 +50,8 @@ def _(
     rows: Sequence[int] | None = None,
     counts: Sequence[int] | None = None,
 ) -> None:
-    if kv.device != heads.device:
-        raise RuntimeError(f"heads is on {heads.device} but kv is on {kv.device}; move one of them with .to()")
+    for name, tensor in (("kv", kv), ("cos", cos), ("sin", sin)):
+        if tensor is not None and tensor.device != heads.device:
+            raise RuntimeError(
+                f"heads is on {heads.device} but {name} is on {tensor.device}; move one of them with .to()"
+            )

@@ -38,7 +38,13 @@ def ternary_from_base3(data: Tensor, in_features: int, layout: str = "rows") -> 
 
 @torch.library.register_fake("bittorch::ternary_from_base3")
 def _(data: Tensor, in_features: int, layout: str = "rows") -> Tensor:
+    if layout not in _BLOCKS:
+        raise ValueError(f"layout must be 'rows', 'tq1_0' or 'ptq1_0', got {layout!r}")
+    if in_features < 0:
+        raise ValueError(f"in_features must not be negative, got {in_features}")
     weights, bytes_each = _BLOCKS[layout]
+    if layout != "rows" and in_features % weights:
+        raise ValueError(f"in_features must be a multiple of {weights} for layout={layout!r}, got {in_features}")
     bytes_a_row = (in_features + weights - 1) // weights * bytes_each
     if data.dim() != 2 or data.shape[1] != bytes_a_row:
         raise ValueError(

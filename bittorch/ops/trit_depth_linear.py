@@ -62,4 +62,8 @@ def _(
 ) -> Tensor:
     check_packed_width(w_packed, x.shape[-1])
     check_same_device(x, w_packed=w_packed, scale=scale, bias=bias, norm_weight=norm_weight)
+    if not 1 <= depth <= 5:
+        raise ValueError(f"depth must be from 1 to 5, got {depth}")
+    if w_packed.shape[0] % depth:
+        raise ValueError(f"w_packed must have a multiple of depth={depth} rows, got {w_packed.shape[0]}")
     return x.new_empty((*x.shape[:-1], w_packed.shape[0] // depth))
