@@ -30,6 +30,7 @@ from bittorch.train import lora_forms as forms
 __all__ = ["TernaryLora", "TernaryLoraExact", "load", "register"]
 
 _MARK = "lora_ternary_scale"
+_HUB = ("subfolder", "revision", "token", "cache_dir", "force_download", "local_files_only")  # of finding a file
 _INITS = (True, False, "gaussian")
 
 
@@ -179,9 +180,15 @@ def register(config: LoraConfig, *, exact: bool = False) -> LoraConfig:
 
     Raises:
         TypeError: another kind of configuration; PEFT knows custom layers of LoRA alone.
+        ValueError: ``target_modules="all-linear"``, by which PEFT finds dense layers alone.
     """
     if not isinstance(config, LoraConfig):
         raise TypeError(f"config must be a peft.LoraConfig, got {type(config).__name__}")
+    if config.target_modules == "all-linear":
+        raise ValueError(
+            "target_modules='all-linear' would leave ternary layers out, because PEFT finds torch's own layers by it; "
+            "name them, such as target_modules=['q_proj', 'v_proj']"
+        )
     kind = TernaryLoraExact if exact else TernaryLora
     config._register_custom_module({TernaryLinear: kind, TernaryLinearInference: kind})
     return config
@@ -196,15 +203,16 @@ def load(model: nn.Module, path: str, adapter_name: str = "default", **options: 
         model: the base that the adapter was trained on; or a model of PEFT, which gets another adapter.
         path: a folder, or a name on the hub.
         adapter_name: what it is called here; it is active then.
-        **options: of PEFT's own function, such as ``is_trainable``.
+        **options: of PEFT's own function, such as ``is_trainable``, ``subfolder`` or ``revision``.
 
     Raises:
         ValueError: an adapter of another form than those that the model has.
         RuntimeError: shapes that are not those of the model, from PEFT.
     """
-    exact = any(_MARK in name for name in load_peft_weights(str(path), device="cpu"))
+    hub = {key: options[key] for key in _HUB if key in options}
+    exact = any(_MARK in name for name in load_peft_weights(str(path), device="cpu", **hub))
     if not isinstance(model, PeftModel):
-        config = register(LoraConfig.from_pretrained(str(path)), exact=exact)
+        config = register(LoraConfig.from_pretrained(str(path), **hub), exact=exact)
         config.inference_mode = not options.get("is_trainable", False)
         return PeftModel.from_pretrained(model, str(path), adapter_name, config=config, **options)
     for name, layer in model.named_modules():

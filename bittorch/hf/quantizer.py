@@ -42,6 +42,20 @@ def packed_from(weight: Tensor, bias: Tensor | None, name: str, config: TernaryC
     return layer
 
 
+def dense_from(layer: TernaryLinearInference, dtype: torch.dtype, transposed: bool) -> nn.Module:
+    """A `torch.nn.Linear`, or a `Conv1D`, of what a packed layer holds; to be trained or not, as any other."""
+    weight, bias = layer.dequantized_weight(dtype), layer.bias
+    with torch.device("meta"):
+        if transposed:
+            dense: nn.Module = Conv1D(layer.out_features, layer.in_features)
+        else:
+            dense = nn.Linear(layer.in_features, layer.out_features, bias is not None)
+    dense.weight = nn.Parameter(weight.t().contiguous() if transposed else weight)
+    if bias is not None:
+        dense.bias = nn.Parameter(bias.to(dtype, copy=True))
+    return dense
+
+
 class _Pack(ConversionOps):
     """One dense weight of a checkpoint on its way into the model."""
 
@@ -87,6 +101,7 @@ class TernaryHfQuantizer(HfQuantizer):
         super().__init__(quantization_config, **kwargs)
         self.chosen: set[str] = set()
         self.failed: dict[str, str] = {}
+        self.transposed: set[str] = set()  # those that are a `Conv1D` in the dense model
         self.dtype = torch.float32
         self._files: Files | None = None
         self._strict: Any = None
@@ -96,6 +111,7 @@ class TernaryHfQuantizer(HfQuantizer):
     ) -> None:
         self.dtype = dtype or torch.get_default_dtype()
         config = self.quantization_config
+        self.transposed = {name for name, module in model.named_modules() if isinstance(module, Conv1D)}
         if config.of_masters:
             masters.place_layers(model, config.record or {})
         elif self.pre_quantized:
@@ -104,7 +120,9 @@ class TernaryHfQuantizer(HfQuantizer):
             place_layers(model, self._files, self.dtype)
         else:
             self.chosen, left = chosen_modules(model, config)
+            config = copy.copy(config)  # the caller's is for other models too
             config.modules_to_not_convert = left
+            self.quantization_config = model.config.quantization_config = config
             self._keep_masters(model)
 
     def _keep_masters(self, model: PreTrainedModel) -> None:
@@ -183,14 +201,12 @@ class TernaryHfQuantizer(HfQuantizer):
                 met.add(id(tensor))
         return state, metadata_of(layers)
 
-    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
+        # The configuration has a name after save_pretrained.
+        wanted: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32
         for name, layer in list(model.named_modules()):
             if isinstance(layer, TernaryLinearInference):
-                weight = layer.dequantized_weight(dtype or torch.float32)
-                dense = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
-                dense.weight = nn.Parameter(weight, requires_grad=False)
-                if layer.bias is not None:
-                    dense.bias = nn.Parameter(layer.bias.to(weight.dtype), requires_grad=False)
+                dense = dense_from(layer, wanted, name in self.transposed)
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", ".* becomes an ordinary Linear")
                     model.set_submodule(name, dense)

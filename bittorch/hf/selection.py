@@ -47,6 +47,7 @@ def chosen_modules(model: PreTrainedModel, config: TernaryConfig) -> tuple[set[s
     left = HfQuantizer.get_modules_to_not_convert(
         model, config.modules_to_not_convert, list(model._keep_in_fp32_modules or ())
     )
+    left = [name.removesuffix(".bias") for name in left]  # of the last module, of which transformers names a parameter
     wanted = config.modules_to_convert
 
     def takes(name: str) -> bool:

@@ -69,8 +69,8 @@ def test_adapters_begin_with_nothing_train_and_come_back(kind: str, exact: bool,
     assert not torch.equal(expected, bare)
     with adapted.disable_adapter():
         helpers.assert_same_bits(outputs(adapted), bare)
-    adapted.save_pretrained(tmp_path)
-    again = ours.load(copy.deepcopy(model), tmp_path)
+    adapted.save_pretrained(tmp_path / "tasks" / "one")
+    again = ours.load(copy.deepcopy(model), tmp_path / "tasks", subfolder="one")
     helpers.assert_same_bits(outputs(again), expected)
     assert isinstance(again.base_model.model[0], ours.TernaryLoraExact if exact else ours.TernaryLora)
     assert not any(parameter.requires_grad for parameter in again.parameters())
@@ -178,6 +178,8 @@ def test_bad_configurations(tmp_path: Path) -> None:
     for given, options, exact, text in cases:
         with pytest.raises(ValueError, match=text):
             tuned(given, exact, steps=0, **options)
+    with pytest.raises(ValueError, match="'all-linear' would leave ternary layers out"):
+        tuned(model, exact=False, target_modules="all-linear")
     with pytest.raises(TypeError, match=r"must be a peft.LoraConfig, got LoHaConfig"):
         ours.register(peft.LoHaConfig())
     beside, exact = tuned(model, exact=False), tuned(model, exact=True)

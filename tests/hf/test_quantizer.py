@@ -128,6 +128,23 @@ def test_generation_with_a_static_cache(packed: Path) -> None:
     assert static.shape == (1, tiny.IDS.shape[1] + 5)
 
 
+@pytest.mark.slow
+def test_generation_with_a_compiled_static_cache(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, compiled, compile_ = AutoCausal.from_pretrained(packed), [], torch.compile
+
+    def compile_and_note(*args: object, **options: object) -> object:
+        compiled.append(options)
+        return compile_(*args, **options)
+
+    monkeypatch.setattr(torch, "compile", compile_and_note)
+    how = transformers.CompileConfig(backend="eager", mode=None, fullgraph=True)  # one graph, or an error
+    how._compile_all_devices = True  # on a CPU transformers compiles for tests alone
+    options = {"max_new_tokens": 5, "do_sample": False}
+    static = model.generate(tiny.IDS[:1], cache_implementation="static", compile_config=how, **options)
+    assert [one["fullgraph"] for one in compiled] == [True]
+    assert torch.equal(static, model.generate(tiny.IDS[:1], **options))
+
+
 def test_gpt2_with_transposed_layers(tmp_path: Path) -> None:
     config = transformers.GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=96, n_positions=64)
     model = transformers.GPT2LMHeadModel(config).eval()
@@ -141,7 +158,25 @@ def test_gpt2_with_transposed_layers(tmp_path: Path) -> None:
         helpers.assert_same_bits(layer(helpers.randn(3, conv.nx)), twin(helpers.randn(3, conv.nx)).detach())
     expected = tiny.logits(loaded)
     tiny.saved(loaded, tmp_path / "packed")
-    helpers.assert_same_bits(tiny.logits(AutoCausal.from_pretrained(tmp_path / "packed")), expected)
+    packed = AutoCausal.from_pretrained(tmp_path / "packed")
+    helpers.assert_same_bits(tiny.logits(packed), expected)
+    for i, each in enumerate((loaded, packed)):  # dense again, transposed as the model has it
+        tiny.saved(each.dequantize(), tmp_path / str(i))
+        dense = AutoCausal.from_pretrained(tmp_path / str(i))
+        assert torch.equal(dense.transformer.h[0].attn.c_proj.weight, layer.dequantized_weight().T)
+        helpers.assert_near(tiny.logits(dense), expected.double(), 1e-5)
+
+
+def test_a_configuration_is_for_several_models(dense: Path, tmp_path: Path) -> None:
+    config = TernaryConfig(depth=2)
+    made = AutoCausal.from_pretrained(dense, quantization_config=config)
+    assert config.to_dict() == TernaryConfig(depth=2).to_dict()
+    assert made.config.quantization_config.modules_to_not_convert == ["lm_head"]
+    sizes = transformers.BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    bert = transformers.BertForSequenceClassification(sizes)
+    other = type(bert).from_pretrained(tiny.saved(bert, tmp_path), quantization_config=config)  # it has no lm_head
+    assert type(other.classifier) is nn.Linear  # the last module, with a bias
+    assert isinstance(other.bert.pooler.dense, TernaryLinearInference)
 
 
 def test_the_base_alone_and_a_head_of_its_own(dense: Path, packed: Path) -> None:
@@ -407,6 +442,7 @@ def test_a_model_goes_back_to_dense(dense: Path, packed: Path, tmp_path: Path) -
     plain = model.dequantize()
     assert type(plain.get_submodule(tiny.Q_PROJ)) is nn.Linear
     helpers.assert_same_bits(plain.get_submodule(tiny.Q_PROJ).weight.detach(), expected)
+    assert all(parameter.requires_grad for parameter in plain.parameters())
     tiny.saved(plain, tmp_path)
     assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
 
