@@ -163,6 +163,12 @@ def check_name(name: object) -> None:
         raise ValueError(f"the name of an adapter must be a word without dots, got {name!r}")
 
 
+def check_k(k: object, what: str) -> float:
+    if isinstance(k, bool) or not isinstance(k, int | float) or not 0 < k < float("inf"):
+        raise ValueError(f"{what} must be a positive number, got {k!r:.40}")
+    return float(k)
+
+
 def replace(model: nn.Module, twins: dict[int, nn.Module]) -> None:
     """Puts modules in the places of others, by the identity of those."""
     for parent in list(model.modules()):
@@ -237,7 +243,8 @@ def add_adapters(
         form: ``beside`` for both kinds, never merged without loss; ``grid`` for packed layers and ``inside`` for
             training layers, which merge exactly.
         r: rank.
-        k: factor of ``B A``. With ``grid`` it is in units of codes: 2 at a learning rate of 1e-2, or 16 at 3e-3.
+        k: factor of ``B A``, which `save_adapter` keeps and ``state_dict()`` does not. With ``grid`` it is in units of
+            codes: 2 at a learning rate of 1e-2, or 16 at 3e-3.
         filter_fn, skip: which layers, as in `bittorch.quantize_`.
         freeze: whether all other parameters stop being trained.
 
@@ -245,14 +252,15 @@ def add_adapters(
         Names of the layers.
 
     Raises:
-        ValueError: an unknown form, a rank below 1, a k that is not positive, a name that is taken or no word, no
+        ValueError: an unknown form, a rank below 1, a k that is no positive number, a name that is taken or no word, no
             layer, a layer of several planes with ``grid``, adapters of another form.
         TypeError: the model itself is the layer.
     """
-    if form not in FORMS:
+    if form not in list(FORMS):
         raise ValueError(f"form must be one of {', '.join(map(repr, FORMS))}, got {form!r}")
-    if isinstance(r, bool) or not isinstance(r, int) or r < 1 or not k > 0:
-        raise ValueError(f"r must be an integer from 1 on and k positive, got r={r!r} and k={k!r}")
+    if isinstance(r, bool) or not isinstance(r, int) or r < 1:
+        raise ValueError(f"r must be an integer from 1 on, got {r!r}")
+    factor = check_k(k, "k")
     check_name(name)
     bases = _bases(model, form, filter_fn, skip)
     if taken := [n for n, layer in bases.items() if isinstance(layer, LoraLinear) and name in layer.lora_A]:
@@ -261,23 +269,36 @@ def add_adapters(
     if freeze:
         model.requires_grad_(False)
     for layer in layers.values():
-        layer.add(name, r, float(k))
+        layer.add(name, r, factor)
     set_adapter(model, name)
     return list(layers)
 
 
+def _check_known(model: nn.Module, name: str) -> None:
+    if name not in (names := adapter_names(model)):
+        raise ValueError(f"the model has no adapter {name!r}; it has {', '.join(names) or 'none'}")
+
+
 def set_adapter(model: nn.Module, name: str | None) -> None:
-    """Makes one adapter count, or none. Layers without it run their base. ValueError where no layer has it."""
-    layers = lora_layers(model)
-    if name is not None and not any(name in layer.lora_A for layer in layers.values()):
-        raise ValueError(f"the model has no adapter {name!r}; it has {', '.join(adapter_names(model)) or 'none'}")
-    for layer in layers.values():
+    """Makes one adapter count, or none. Layers without it run their base. ValueError where no layer has it.
+
+    Its parameters require gradients then, those of other adapters do not; what else is trained stays as it is.
+    """
+    if name is not None:
+        _check_known(model, name)
+    for layer in lora_layers(model).values():
         layer.active = name if name is not None and name in layer.lora_A else None
+        for parts in (layer.lora_A, layer.lora_B, layer.lora_scale):
+            for own, parameter in parts.items():
+                parameter.requires_grad_(own == name)
 
 
 def remove_adapter(model: nn.Module, name: str) -> None:
-    """Drops an adapter; layers without another become what they were. ValueError where no layer has it."""
-    set_adapter(model, name)
+    """Drops an adapter; layers without another become what they were. ValueError where no layer has it.
+
+    Another one that is active stays so.
+    """
+    _check_known(model, name)
     layers = list(lora_layers(model).values())
     for layer in layers:
         layer.drop(name)
@@ -293,8 +314,7 @@ def _to_merge(model: nn.Module, name: str | None) -> Iterator[tuple[str, LoraLin
     if name is None and len(active) != 1:
         raise ValueError(f"name the adapter to merge: active are {sorted(active) or 'none'}, the model has {names}")
     chosen = name or next(iter(active))
-    if chosen not in names:
-        raise ValueError(f"the model has no adapter {chosen!r}; it has {', '.join(names)}")
+    _check_known(model, chosen)
     for layer_name, layer in layers.items():
         if chosen in layer.lora_A:
             if others := [n for n in layer.lora_A if n != chosen]:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bittorch.nn import TernaryLinearInference
-from bittorch.train.lora import LoraLinear, adapter_names, check_name, lora_layers, set_adapter, wrap
+from bittorch.train.lora import LoraLinear, adapter_names, check_k, check_name, lora_layers, set_adapter, wrap
 from bittorch.train.lora_forms import FORMS
 from bittorch.utils.replacement import replacing
 from bittorch.utils.wrappers import named_layers
@@ -61,13 +61,13 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             if text is None:
                 raise ValueError(f"{path} holds no adapter of bittorch: it has no {_KEY!r} metadata")
             described = json.loads(text)
-            version, form, factors = described["version"], described["form"], dict(described["k"])
+            version, form, factors = described["version"], described["form"], {**described["k"]}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from None
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} has damaged {_KEY!r} metadata: {error!r}") from None
-    if version != _VERSION or form not in FORMS:
+    if version != _VERSION or form not in list(FORMS):
         raise ValueError(
             f"{path} has version {version!r:.40} and form {form!r:.40}; this bittorch reads version {_VERSION} and "
             f"{', '.join(FORMS)}; update bittorch"
@@ -95,18 +95,15 @@ def _checked(
             )
         if not bool(torch.isfinite(value).all()):
             raise ValueError(f"{path}: {layer_name}.{key} holds NaN or Inf; the file is damaged")
-    if isinstance(k, bool) or not isinstance(k, int | float) or not 0 < k < float("inf"):
-        raise ValueError(f"{path}: k of {layer_name} must be a positive number, got {k!r:.40}")
-    return (
-        tensors[f"{layer_name}.lora_A"].clone(),
-        tensors[f"{layer_name}.lora_B"].clone(),
-        float(k),
-        tensors.get(f"{layer_name}.lora_scale"),
-    )
+    factor = check_k(k, f"{path}: k of {layer_name}")
+    a, b, *scale = (tensors[f"{layer_name}.{key}"].clone() for key in wanted)
+    return a, b, factor, scale[0] if scale else None
 
 
 def load_adapter(model: nn.Module, path: str | os.PathLike[str], name: str = "default") -> list[str]:
-    """Adds the adapter of a file to the model that it was trained on, and makes it active.
+    """Adds the adapter of a file to the model that it was trained on, and makes it active, as `set_adapter` does.
+
+    To go on training the adapter alone, call ``model.requires_grad_(False)`` first.
 
     Args:
         model: with the ternary layers that the file names, with adapters or without.
@@ -119,7 +116,7 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], name: str = "de
     Raises:
         FileNotFoundError: no such file.
         ValueError: another kind of file, a newer version, layers that the model lacks or that have other shapes, NaN or
-            Inf, a name that is taken, adapters of another form.
+            Inf, tensors of no layer, a name that is taken, adapters of another form.
         TypeError: layers of a kind that the form does not take. The model is as it was then.
     """
     check_name(name)
@@ -136,6 +133,9 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], name: str = "de
     if not found:
         raise ValueError(f"{path} names no layer")
     values = {n: _checked(tensors, layer, n, described["k"][n], form, path) for n, layer in found.items()}
+    known = {f"{n}.{key}" for n in found for key in ("lora_A", "lora_B", "lora_scale")}
+    if others := sorted(tensors.keys() - known):
+        raise ValueError(f"{path} has {others[0]}, but its metadata describe no adapter of such a layer")
     for layer_name, layer in wrap(model, found, form).items():
         a, b, k, scale = values[layer_name]
         device = layer.weight.device

@@ -212,12 +212,15 @@ def test_several_adapters_on_one_base() -> None:
     for name, expected in (("one", one), (None, bare), ("two", two), ("one", one)):
         set_adapter(model, name)
         helpers.assert_same_bits(outputs(model), expected)
+        trainable = {n.rpartition(".")[2] for n, p in model.named_parameters() if p.requires_grad}
+        assert trainable == {name} - {None}
     with pytest.raises(ValueError, match="0 has other adapters, two, which were trained on the base as it is"):
         merge_adapters(model, "one")
     with pytest.raises(ValueError, match="the model has no adapter 'three'; it has one, two"):
         set_adapter(model, "three")
     remove_adapter(model, "two")
     assert isinstance(model[2], TernaryLinearInference)
+    helpers.assert_same_bits(outputs(model), one)  # still active
     set_adapter(model, None)
     with pytest.raises(ValueError, match=r"name the adapter to merge: active are none, the model has \['one'\]"):
         merge_adapters(model)
@@ -246,7 +249,10 @@ def test_the_doctor_of_conversion_leaves_adapters() -> None:
     [
         ({"form": "in"}, ValueError, "form must be one of 'beside', 'grid', 'inside', got 'in'"),
         ({"form": "grid", "r": 0}, ValueError, "r must be an integer from 1 on"),
-        ({"form": "grid", "k": -1.0}, ValueError, "k positive"),
+        ({"form": ["grid"]}, ValueError, r"form must be one of .*, got \['grid'\]"),
+        ({"form": "grid", "k": -1.0}, ValueError, "k must be a positive number, got -1.0"),
+        ({"form": "grid", "k": float("inf")}, ValueError, "k must be a positive number, got inf"),
+        ({"form": "grid", "k": "2"}, ValueError, "k must be a positive number, got '2'"),
         ({"form": "grid", "name": "a.b"}, ValueError, "a word without dots, got 'a.b'"),
         ({"form": "grid", "name": "keys"}, ValueError, "a word without dots, got 'keys'"),
         ({"form": "inside"}, ValueError, "no layer gets an adapter: form 'inside' takes TernaryLinear"),
