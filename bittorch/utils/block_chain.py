@@ -27,7 +27,7 @@ def called(model: nn.Module, batch: Any) -> None:
     """Calls ``model`` with a batch: a mapping by keywords, a list or tuple by position. `Stop` ends it."""
     with contextlib.suppress(Stop):
         if isinstance(batch, Mapping):
-            model(**batch)
+            model(**({**batch, "use_cache": False} if batch.get("use_cache") else batch))  # see `evaluating`
         elif isinstance(batch, list | tuple):
             model(*batch)
         else:
@@ -38,19 +38,20 @@ def called(model: nn.Module, batch: Any) -> None:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Inside it the model is in eval mode, keeps no keys and values, and makes no gradients."""
     modes = {module: module.training for module in model.modules()}
-    config = getattr(model, "config", None)
-    caches = getattr(config, "use_cache", None)  # of transformers: a cache would grow with every repeated call
+    configs: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    # Of transformers, in a part as well: a cache would grow with every repeated call.
+    caching = [config for config in configs if getattr(config, "use_cache", None) is True]
     try:
         model.eval()
-        if caches and config is not None:
+        for config in caching:
             config.use_cache = False
         with torch.no_grad():
             yield
     finally:
         for module, mode in modes.items():
             module.training = mode
-        if caches and config is not None:
-            config.use_cache = caches
+        for config in caching:
+            config.use_cache = True
 
 
 @dataclasses.dataclass

@@ -37,7 +37,8 @@ class Calibration:
         progress: called with layers done, all layers, and the name of the last one.
 
     Raises:
-        TypeError: batches that are one batch, or nothing to go through.
+        TypeError: batches that are one batch, or nothing to go through; a search that is no bool, a state that is no
+            path, a progress that cannot be called.
         ValueError: no batch; damping or rounds out of range.
     """
 
@@ -56,7 +57,13 @@ class Calibration:
         object.__setattr__(self, "batches", list(self.batches))
         if not self.batches:
             raise ValueError("calibrate has no batch; give some that the model is called with, or leave it out")
-        if not 0 < self.damping < float("inf"):
+        if not isinstance(self.search, bool):
+            raise TypeError(f"search must be True or False, got {self.search!r}")
+        if not isinstance(self.state, str | Path | None):
+            raise TypeError(f"state must be the path of a folder, got {self.state!r}")
+        if not (self.progress is None or callable(self.progress)):
+            raise TypeError(f"progress must be a function, got {self.progress!r}")
+        if not isinstance(self.damping, int | float) or not 0 < self.damping < float("inf"):
             raise ValueError(f"damping must be above 0, got {self.damping!r}")
         if isinstance(self.rounds, bool) or not isinstance(self.rounds, int) or self.rounds < 0:
             raise ValueError(f"rounds must be an integer of at least 0, got {self.rounds!r}")

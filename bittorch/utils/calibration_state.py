@@ -42,11 +42,14 @@ def fingerprint(
     batches: Sequence[Any],
 ) -> dict[str, Any]:
     """What planes depend on; values of JSON."""
+    held = {id(weight) for weight in weights.values()}
+    tensors = [*model.named_parameters(), *model.named_buffers()]
     return {
         "bittorch": __version__,
         "model": type(model).__name__,
         "layers": {name: list(weight.shape) for name, weight in weights.items()},
         "weights": _checksum(weights),
+        "other weights": _checksum([pair for pair in tensors if id(pair[1]) not in held]),
         "depth": dict(depths),
         "config": {name: configs[name].to_dict() for name in weights},
         "batches": _checksum(batches),
@@ -71,7 +74,7 @@ class CalibrationState:
         if listed.exists():
             try:
                 self._compare(json.loads(listed.read_text()), wanted)
-            except json.JSONDecodeError as error:
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
                 raise ValueError(f"{listed} is damaged ({error}); name another folder, or remove it") from None
         elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ValueError(f"{folder} is there and holds no conversion; name another folder, or an empty one")

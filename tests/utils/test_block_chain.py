@@ -121,17 +121,29 @@ def test_evaluating_puts_modes_and_caches_back() -> None:
     model = nn.Sequential(nn.Dropout(), nn.Linear(2, 2)).train()
     model[1].eval()
     model.config = type("Config", (), {"use_cache": True})()
+    model[1].config = type("Config", (), {"use_cache": True})()  # of a part, as in wrappers and models that see images
     inside: list[bool] = []
 
     def fails() -> None:
         with evaluating(model):
-            inside.extend([model.training, torch.is_grad_enabled(), model.config.use_cache])
+            inside.extend([model.training, torch.is_grad_enabled(), model.config.use_cache, model[1].config.use_cache])
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         fails()
-    assert inside == [False] * 3
-    assert (model.training, model[0].training, model[1].training, model.config.use_cache) == (True, True, False, True)
+    assert inside == [False] * 4
+    assert (model.training, model[0].training, model[1].training) == (True, True, False)
+    assert [model.config.use_cache, model[1].config.use_cache] == [True, True]
+
+
+def test_batches_that_ask_for_a_cache_get_none() -> None:
+    model, seen = nn.Identity(), []
+    model.forward = lambda **named: seen.append(named)
+    batches = [{"x": 1, "use_cache": True}, {"x": 1, "use_cache": False}, {"x": 1}]
+    for batch in batches:
+        called(model, batch)
+    assert seen == [{"x": 1, "use_cache": False}, {"x": 1, "use_cache": False}, {"x": 1}]
+    assert batches[0]["use_cache"]
 
 
 def test_stop_ends_a_call_through_handlers_of_errors() -> None:

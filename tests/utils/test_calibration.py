@@ -242,7 +242,10 @@ def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], messag
 
 
 def test_bad_numbers_and_weights() -> None:
-    for how in ({"damping": 0}, {"damping": float("nan")}, {"rounds": -1}, {"rounds": True}):
+    for how in ({"search": "no"}, {"state": 3}, {"progress": 3}):
+        with pytest.raises(TypeError, match=f"{next(iter(how))} must be"):
+            Calibration(_batches(1), **how)
+    for how in ({"damping": "1"}, {"damping": 0}, {"damping": float("nan")}, {"rounds": -1}, {"rounds": True}):
         with pytest.raises(ValueError, match=f"{next(iter(how))} must be"):
             Calibration(_batches(1), **how)
     model = _Net()

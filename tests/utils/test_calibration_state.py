@@ -30,9 +30,10 @@ def test_another_conversion_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "s" / "conversion.json").write_text("{}")
     with pytest.raises(ValueError, match="depth null there, 3 asked for"):
         CalibrationState(tmp_path / "s", {"depth": 3})
-    (tmp_path / "s" / "conversion.json").write_text("{")
-    with pytest.raises(ValueError, match=r"conversion\.json is damaged"):
-        CalibrationState(tmp_path / "s", {"depth": 3})
+    for text in (b"{", b"\xff"):
+        (tmp_path / "s" / "conversion.json").write_bytes(text)
+        with pytest.raises(ValueError, match=r"conversion\.json is damaged"):
+            CalibrationState(tmp_path / "s", {"depth": 3})
 
 
 def test_other_places_and_damaged_files_are_refused(tmp_path: Path) -> None:
@@ -73,3 +74,7 @@ def test_fingerprint_sees_all_that_planes_depend_on() -> None:
         made(weight=model.weight.bfloat16()),
     ):
         assert change != made()
+    before = made()
+    with torch.no_grad():
+        model.bias += 1  # is not converted, and activations depend on it
+    assert made() != before
