@@ -35,7 +35,8 @@ class HalfLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         few = input.numel() <= FEW_TOKENS * self.in_features or input.dtype != self.weight.dtype
-        if few and input.device.type == "cpu" and not (torch.is_grad_enabled() and input.requires_grad):
+        half = self.weight.dtype in (torch.float16, torch.bfloat16)  # not after ``.float()``
+        if few and half and input.device.type == "cpu" and not (torch.is_grad_enabled() and input.requires_grad):
             return ops.half_linear(input, self.weight, self.bias)
         return super().forward(input.to(self.weight.dtype)).to(input.dtype)
 

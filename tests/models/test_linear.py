@@ -120,3 +120,5 @@ def test_a_half_head_rounds_no_wider_activations(dtype: torch.dtype, tokens: int
     head(given).sum().backward()  # by torch, which has a gradient
     assert given.grad is not None
     assert helpers.relative_l2(given.grad, weight.double().sum(0).expand_as(x)) < helpers.TOLERANCE[dtype]
+    widened = head.float()(x)  # an ordinary layer then
+    assert helpers.relative_l2(widened, x.double() @ weight.double().T + bias.double()) < 1e-6
