@@ -1,8 +1,8 @@
 #include "blocks.h"
 #include "implement.h"
 #include "launch.h"
+#include "no_gradient.h"
 
-#include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 
 namespace bittorch {
@@ -14,8 +14,7 @@ at::Tensor block_linear(const at::Tensor &x, const at::Tensor &blocks, const std
     p.block = block_number(kind);
     check_blocks(blocks, kind, p.block, x.size(-1));
     check_same_device({{"x", &x}, {"blocks", &blocks}});
-    TORCH_CHECK_NOT_IMPLEMENTED(!(at::GradMode::is_enabled() && x.requires_grad()),
-                                "block_linear has no gradient of x; call it under torch.no_grad()");
+    check_no_gradient("block_linear", {&x});
     const bt_kernel &kernel = find_kernel(BT_OP_block_linear, device_kind(x, "x"), BT_F32, "auto");
     const at::Tensor tokens = as_rows(x.to(at::kFloat), "x"), rows = as_rows(blocks, "blocks");
     at::Tensor y = at::empty(with_last(x, rows.size(0)), x.options().dtype(at::kFloat));

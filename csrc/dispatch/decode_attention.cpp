@@ -1,9 +1,9 @@
 #include "implement.h"
 #include "launch.h"
+#include "no_gradient.h"
 #include "sequences.h"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/core/grad_mode.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
@@ -20,8 +20,7 @@ static void check_shapes(const Tensor &q, const Tensor &kv) {
     check_cache(kv, q, "q");
     TORCH_CHECK_VALUE(q.size(1) >= 1 && q.size(1) % kv.size(2) == 0,
                       "the heads of q must be a multiple of those of kv, got ", q.size(1), " and ", kv.size(2));
-    TORCH_CHECK_NOT_IMPLEMENTED(!(at::GradMode::is_enabled() && (q.requires_grad() || kv.requires_grad())),
-                                "decode_attention has no gradient; call it under torch.no_grad()");
+    check_no_gradient("decode_attention", {&q, &kv});
 }
 
 // Torch's attention, a sequence at a time: keys are cut to what some token sees, and a mask does the rest.

@@ -1,7 +1,7 @@
 #include "implement.h"
 #include "launch.h"
+#include "no_gradient.h"
 
-#include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 
 namespace bittorch {
@@ -18,8 +18,7 @@ at::Tensor half_linear(const at::Tensor &x, const at::Tensor &weight, const std:
     check_same_device({{"x", &x}, {"weight", &weight}});
     if (bias)
         check_same_device({{"x", &x}, {"bias", &*bias}});
-    TORCH_CHECK_NOT_IMPLEMENTED(!(at::GradMode::is_enabled() && x.requires_grad()),
-                                "half_linear has no gradient of x; call it under torch.no_grad()");
+    check_no_gradient("half_linear", {&x, &weight, or_null(bias)});
     const bt_kernel &kernel = find_kernel(BT_OP_half_linear, device_kind(x, "x"), p.w_type, "auto");
     const at::Tensor tokens = as_rows(x.to(at::kFloat), "x"), rows = as_rows(weight, "weight");
     const at::Tensor biases = bias ? bias->contiguous() : at::Tensor();

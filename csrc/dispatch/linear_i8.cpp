@@ -1,8 +1,8 @@
 #include "by_torch.h"
 #include "implement.h"
 #include "int8_activations.h"
+#include "no_gradient.h"
 
-#include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 
 namespace bittorch {
@@ -26,8 +26,7 @@ at::Tensor linear_i8(const at::Tensor &x, const at::Tensor &weight, const at::Te
     if (bias)
         check_same_device({{"x", &x}, {"bias", &*bias}});
     p.digits = digit_count(activation_bits, "activation_bits");
-    TORCH_CHECK_NOT_IMPLEMENTED(!(at::GradMode::is_enabled() && x.requires_grad()),
-                                "linear_i8 has no gradient of x; call it under torch.no_grad()");
+    check_no_gradient("linear_i8", {&x, &scale, or_null(bias)});
     const c10::DeviceGuard guard(x.device());
     if (device == BT_GPU || variant == "matmul")
         return multiply_int8(x, weight, scale, bias, activation_bits);

@@ -1,8 +1,12 @@
 #include "implement.h"
 #include "launch.h"
+#include "no_gradient.h"
 #include "sequences.h"
 
-#include <ATen/core/grad_mode.h>
+#include <ATen/MemoryOverlap.h>
+
+#include <algorithm>
+#include <vector>
 
 namespace bittorch {
 
@@ -31,8 +35,6 @@ static void check_heads(const Tensor &heads, const Tensor &kv) {
                           heads.stride(0) >= heads.size(1) * heads.size(2),
                       "the heads of a token must lie side by side, got strides ", heads.strides());
     TORCH_CHECK_VALUE(kv.stride(4) == 1, "the columns of kv must lie side by side, got strides ", kv.strides());
-    TORCH_CHECK_NOT_IMPLEMENTED(!(at::GradMode::is_enabled() && (heads.requires_grad() || kv.requires_grad())),
-                                "rotary_store has no gradient; call it under torch.no_grad()");
 }
 
 static void rotary_store(Tensor heads, Tensor kv, const std::optional<Tensor> &cos, const std::optional<Tensor> &sin,
@@ -40,6 +42,15 @@ static void rotary_store(Tensor heads, Tensor kv, const std::optional<Tensor> &c
     bt_rotary_store p{};
     p.type = float_type(heads, "heads"), p.kv_type = float_type(kv, "kv");
     check_heads(heads, kv);
+    check_no_gradient("rotary_store", {&heads, &kv, or_null(cos), or_null(sin)});
+    at::assert_no_internal_overlap(kv);
+    at::assert_no_overlap(heads, kv);
+    if (rows) {
+        std::vector<int64_t> sorted(rows->begin(), rows->end());
+        std::sort(sorted.begin(), sorted.end());
+        TORCH_CHECK_VALUE(std::adjacent_find(sorted.begin(), sorted.end()) == sorted.end(),
+                          "rows must name a row of kv once, got ", *rows);
+    }
     const Tensor cosines = checked_angles(cos, "cos", heads), sines = checked_angles(sin, "sin", heads);
     TORCH_CHECK_VALUE(cos.has_value() == sin.has_value() && (!cos || cos->sizes() == sin->sizes()),
                       "cos and sin must have one shape, or be None both");

@@ -1,7 +1,7 @@
 #include "implement.h"
 #include "int8_activations.h"
+#include "no_gradient.h"
 
-#include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 
 namespace bittorch {
@@ -29,10 +29,7 @@ at::Tensor trit_depth_linear(const at::Tensor &x, const at::Tensor &w_packed, co
     check_bias(bias, p.n);
     const ScaleLayout layout = check_scale(scale, p.n, p.k);
     p.digits = digit_count(activation_bits, "activation_bits");
-    const bool wanted =
-        x.requires_grad() || (bias && bias->requires_grad()) || (norm_weight && norm_weight->requires_grad());
-    TORCH_CHECK_NOT_IMPLEMENTED(!(at::GradMode::is_enabled() && wanted),
-                                "trit_depth_linear has no gradient; call it under torch.no_grad()");
+    check_no_gradient("trit_depth_linear", {&x, &scale, or_null(bias), or_null(norm_weight)});
     const bt_kernel &kernel = find_kernel(BT_OP_trit_depth_linear, device_kind(x, "x"), BT_I8, variant);
     at::Tensor y = at::empty(with_last(x, p.n), x.options());
     if (y.numel() == 0)

@@ -94,6 +94,12 @@ template <class T> static void bits(const std::string &t) {
         add("shr." + t, [](T a, uint32_t by) { return shift_right(a, by); });
         comparisons<T>(t);
     }
+    if constexpr (sizeof(T) >= 4) /* the lowest bits of a, so many, at a bit of b; of both numbers 8 bits count */
+        add("bfi." + t, [](T a, T b, uint32_t at, uint32_t length) {
+            const uint32_t size = 8 * sizeof(T), from = at & 255, count = length & 255;
+            const T low = count < size ? T((T(1) << count) - 1) : T(-1);
+            return from < size ? T((b & ~(low << from)) | (a & low) << from) : b;
+        });
 }
 
 template <class T> static void integers(const std::string &t) {
@@ -187,10 +193,6 @@ static void words() {
             result |= (choice & 8 ? (byte & 0x80 ? 0xff : 0) : byte) << (8 * i); /* or its sign */
         }
         return result;
-    });
-    add("bfi.b32", [](uint32_t a, uint32_t b, uint32_t at, uint32_t length) {
-        const uint64_t mask = ((1ull << std::min(length & 255, 32u)) - 1) << std::min(at & 255, 32u);
-        return (uint32_t)((b & ~mask) | ((uint64_t)a << std::min(at & 255, 32u) & mask));
     });
     add("dp4a.s32.s32", [](uint32_t a, uint32_t b, uint32_t sum) {
         for (int i = 0; i < 32; i += 8)

@@ -94,7 +94,13 @@ def test_bad_input() -> None:
         ops.half_linear(x, w, torch.zeros(5))
     with pytest.raises(TypeError, match="x"):
         ops.half_linear(x.int(), w)
-    with pytest.raises(NotImplementedError, match="no gradient"):
-        ops.half_linear(x.requires_grad_(), w)
+    for given in (
+        (x.clone().requires_grad_(), w),
+        (x, w.clone().requires_grad_()),
+        (x, w, torch.zeros(6, requires_grad=True)),
+    ):
+        with pytest.raises(NotImplementedError, match="no gradient"):
+            ops.half_linear(*given)
+    x.requires_grad_()
     with torch.no_grad():
         ops.half_linear(x, w)

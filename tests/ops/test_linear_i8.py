@@ -86,5 +86,7 @@ def test_bad_input() -> None:
         ops.linear_i8(x, w, scale, activation_bits=7)
     with pytest.raises(ValueError, match="no kernel 'none'"):
         ops.linear_i8(x, w, scale, variant="none")
-    with pytest.raises(NotImplementedError, match="no gradient"):
-        ops.linear_i8(x.requires_grad_(), w, scale)
+    bias = torch.zeros(len(scale), requires_grad=True)
+    for given in ((x.clone().requires_grad_(), w, scale), (x, w, scale.clone().requires_grad_()), (x, w, scale, bias)):
+        with pytest.raises(NotImplementedError, match="no gradient"):
+            ops.linear_i8(*given)

@@ -96,10 +96,22 @@ def test_types_gradients_and_nothing() -> None:
     heads, kv, cos = helpers.randn(1, 3, 16), torch.zeros(2, 1, 1, 4, 16), torch.ones(1, 16)
     with pytest.raises(TypeError, match="cos must be of the type of heads"):
         ops.rotary_store(heads, kv, cos.half(), cos.half(), [1])
-    with pytest.raises(NotImplementedError, match="no gradient"):
-        ops.rotary_store(heads.clone().requires_grad_(), kv, cos, cos, [1])
+    for given in ((heads.clone().requires_grad_(), kv, cos), (heads, kv, cos.clone().requires_grad_())):
+        with pytest.raises(NotImplementedError, match="no gradient"):
+            ops.rotary_store(*given, cos, [1])
     version = heads._version
     ops.rotary_store(heads, kv, cos, cos, [1])
     assert heads._version > version  # autograd knows that it was written to
     ops.rotary_store(heads[:0], kv, None, None, [0], None, [0])
     torch.ops.bittorch.rotary_store(heads.to("meta"), kv.to("meta"), None, None, [1])
+
+
+def test_memory_that_two_tokens_would_write_is_refused() -> None:
+    heads, kv = helpers.randn(2, 3, 16), torch.zeros(2, 2, 1, 4, 16)
+    with pytest.raises(RuntimeError, match="single memory location"):
+        ops.rotary_store(heads, kv[:, :1].expand(2, 2, 1, 4, 16), None, None, [1, 1])
+    with pytest.raises(RuntimeError, match="input tensor and the written-to tensor"):
+        ops.rotary_store(kv[0, 0, 0, :3].unsqueeze(0), kv, None, None, [1])
+    with pytest.raises(ValueError, match=r"rows must name a row of kv once, got \[1, 1\]"):
+        ops.rotary_store(heads, kv, None, None, [3, 3], [1, 1])
+    assert not kv.any()

@@ -85,8 +85,8 @@ def test_bad_input() -> None:
         ops.trit_depth_linear(x[:, :64], packed, scale, depth=2)
     with pytest.raises(TypeError, match="x"):
         ops.trit_depth_linear(x.to(torch.int8), packed, scale, depth=2)
-    for name in ("x", "bias", "norm_weight"):
-        given = {"x": x, "bias": torch.zeros(6), "norm_weight": torch.ones(128)}
+    for name in ("x", "scale", "bias", "norm_weight"):
+        given = {"x": x, "scale": scale, "bias": torch.zeros(6), "norm_weight": torch.ones(128)}
         given[name] = given[name].clone().requires_grad_()
         with pytest.raises(NotImplementedError, match="no gradient"):
-            ops.trit_depth_linear(given.pop("x"), packed, scale, depth=2, **given)
+            ops.trit_depth_linear(given.pop("x"), packed, given.pop("scale"), depth=2, **given)
