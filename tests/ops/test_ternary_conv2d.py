@@ -61,7 +61,7 @@ def test_gradients_are_straight_through(geometry: str, bits: int) -> None:
     y.backward(g)
     x = problem.x.detach().double()
     if bits:
-        codes, scale = reference._act_codes(problem.x.detach().flatten(1), bits)
+        codes, scale = reference.act_codes(problem.x.detach().flatten(1), bits)
         x = (codes * scale.double()).view(x.shape)
     w_packed, scale = problem.codes
     rows = problem.weight.detach().flatten(1)
