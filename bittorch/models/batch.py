@@ -48,7 +48,7 @@ class Batch:
         """Of an even batch: what of the cache is written and read, for each layer."""
         assert self.even
         assert self.cache is not None
-        return self.cache.views(self.past[0], self.past[0] + self.counts[0])
+        return self.cache.views(self.past[0], self.lengths[0])
 
     @functools.cached_property
     def lengths(self) -> tuple[int, ...]:
@@ -94,9 +94,9 @@ class Batch:
     def positions(self, device: torch.device) -> Tensor:
         """``(tokens,)`` of int64: the place of each new token in its sequence."""
         if len(self.counts) == 1 or self.even:
-            one = torch.arange(self.past[0], self.past[0] + self.counts[0], device=device)
+            one = torch.arange(self.past[0], self.lengths[0], device=device)
             return one.repeat(len(self.counts)) if len(self.counts) > 1 else one
-        if max(self.counts) == 1:
+        if self.most == 1:
             return torch.tensor(self.past, device=device)
         pairs = zip(self.past, self.counts, strict=True)
         return torch.cat([torch.arange(past, past + count, device=device) for past, count in pairs])

@@ -163,7 +163,7 @@ class Decoder(Block):
     def _check(self, tokens: Tensor, batch: Batch) -> None:
         if tokens.shape != (sum(batch.counts),):
             raise ValueError(f"tokens must be ({sum(batch.counts)},) for counts={batch.counts}, got {tokens.shape}")
-        longest = max(past + count for past, count in zip(batch.past, batch.counts, strict=True))
+        longest = max(batch.lengths)
         if longest > self.config.max_positions:
             context = self.config.max_positions
             raise ValueError(f"the model has a context of {context} tokens, got a sequence of {longest}; shorten it")
