@@ -176,9 +176,10 @@ def _from_base3_blocks(blocks: Bytes, weights: int, layout: str) -> tuple[Bytes,
     packed = ops.ternary_from_base3(torch.from_numpy(blocks), weights, layout)
     if _refuses(packed.view(1, -1), 4 * packed.numel()):  # one long row is checked faster than many short ones
         # A byte is v * 256 / 243 rounded up; 243 * byte modulo 256 is then the rounding, which is less than 243.
-        invalid = blocks[:, :-2] * np.uint8(243) > np.uint8(242)
-        raise ReservedCode(f"byte {int(blocks[:, :-2][invalid][0])}, which no five trits make")
-    return packed.numpy(), _records(blocks, ("digits", f"V{blocks.shape[1] - 2}"), ("scale", "<f2"))["scale"]
+        digits = blocks[:, :-2]
+        invalid = digits * np.uint8(243) > np.uint8(242)
+        raise ReservedCode(f"byte {int(digits[invalid][0])}, which no five trits make")
+    return packed.numpy(), halves(blocks[:, -2:])
 
 
 def _refuses(packed: torch.Tensor, columns: int) -> bool:
