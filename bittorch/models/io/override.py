@@ -56,10 +56,9 @@ def check_used(given: Mapping[str, Any], architecture: str, what: str) -> None:
     Raises:
         ValueError: names field, value, and the architectures that have it.
     """
-    own = {entry.field for entry in architectures.find(architecture).entries}
     for key, value in given.items():
         kinds = [name for name in architectures.REGISTER if key in {e.field for e in architectures.find(name).entries}]
-        if kinds and key not in own and value != getattr(ModelConfig, key):
+        if kinds and architecture not in kinds and value != getattr(ModelConfig, key):
             raise ValueError(
                 f"override of {key}={value!r:.100} changes nothing of {what}: it is of {', '.join(kinds)}, and the "
                 f"model is of architecture {architecture}"
