@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bittorch.models import LanguageModel, LoadOptions, ModelConfig
-from bittorch.models.config import HEAD
+from bittorch.models.config import EMBEDDING, HEAD
 from bittorch.models.decoder import products, tensor_shapes
 from bittorch.models.hadamard import Hadamard, Rotated, of_note, to_note
 from bittorch.models.io import CheckpointWarning, FormatError, LossyError, PackedWeight
@@ -24,7 +24,6 @@ LLAMA = tiny.changed(architecture="llama", hidden_act="silu", activation_bits=No
 UNTIED = dataclasses.replace(LLAMA, tie_embeddings=False)
 EXPERTS = {"num_experts": 3, "experts_per_token": 2, "expert_size": 32}
 MOE = dataclasses.replace(UNTIED, architecture="qwen3_moe", **EXPERTS)
-EMBEDDING = "model.embed_tokens.weight"
 IDS = torch.tensor(tiny.prompts(9, seed=2))
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bittorch.models.architectures.base import Architecture, Form
-from bittorch.models.config import EMBEDDING
+from bittorch.models.config import EMBEDDING, HEAD
 from bittorch.models.io import choices, codecs
 from bittorch.models.io.blocks import KINDS, Blocks, check_finite
 from bittorch.models.io.checkpoint import Checkpoint, StoredTensor, TensorInfo
@@ -184,7 +184,7 @@ def open_gguf(
     given = override or {}
     config = config_from_gguf(entries, stored, factors, str(path), given)
     hadamard = hadamard_of(entries, {tensor.name: name for name, tensor in stored.items()}, config, str(path))
-    head = stored.pop("lm_head.weight", None) if config.tie_embeddings and "tie_embeddings" in given else None
+    head = stored.pop(HEAD, None) if config.tie_embeddings and "tie_embeddings" in given else None
     if any(tensor.type.name == "I2_S" for tensor in stored.values()):
         choices.note(
             "gguf-i2_s-layout",

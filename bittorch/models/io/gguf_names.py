@@ -19,7 +19,7 @@ from bittorch.models.architectures.base import (
     with_keys,
     written_entries,
 )
-from bittorch.models.config import EMBEDDING, LAYER_TYPES, POOLINGS, PROJECTIONS, ModelConfig
+from bittorch.models.config import EMBEDDING, HEAD, LAYER_TYPES, POOLINGS, PROJECTIONS, ModelConfig
 from bittorch.models.io import choices
 from bittorch.models.io.errors import FormatError
 from bittorch.models.io.gguf_entries import check_entries
@@ -194,7 +194,7 @@ def _rules(source: _Source) -> dict[str, Any]:
         "norms_from_one": architecture.norms_from_one,
         "fuse_norms": entries.get("bittorch.fuse_norms", True),
         "hidden_act": own.get("hidden_act") or _activation(architecture.gguf[arch], source.get, tensors, what),
-        "tie_embeddings": "lm_head.weight" not in tensors,
+        "tie_embeddings": HEAD not in tensors,
         "biases": tuple(name for name in PROJECTIONS if _has_bias(tensors, name)),
         "activation_bits": None if "activation_bits" in own else _activation_bits(entries, trained, tensors, what),
         "pooling": _pooling(source.get("pooling_type", 0), arch, what),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from bittorch.models import LanguageModel, ModelConfig, Tokenizer
+from bittorch.models.config import HEAD
 from bittorch.models.io import FormatError, convert, from_memory, open_checkpoint, save
 from bittorch.models.io.override import checked, parsed
 from tests.models.io import gguf_files
@@ -17,7 +18,6 @@ from tests.models.tiny import changed
 from tests.models.tiny import model as random_model
 from tests.models.vocabularies import byte_tokenizer
 
-HEAD = "lm_head.weight"
 GIVEN = {
     "rope_theta": 1e6,
     "rope_scaling": {"rope_type": "linear", "factor": 2.0},
