@@ -59,18 +59,10 @@ def add_parser(commands: Any) -> None:
 def execute(args: argparse.Namespace, console: Console) -> int:
     if not Path(args.source).exists():
         raise CommandError(f"no checkpoint at {args.source}")
-    try:
-        check_target(args.target, to=args.to, overwrite=args.overwrite)  # before the work, not after it
-    except FileExistsError as taken:
-        raise CommandError(str(taken)) from None
+    check_target(args.target, to=args.to, overwrite=args.overwrite)  # before the work, not after it
     if args.calibrate is None and (given := [name for name in CALIBRATING if getattr(args, name) is not None]):
         raise UsageError(f"--{given[0]} goes with --calibrate FILE")
-    by_planes = (
-        args.calibrate is not None
-        or args.depth is not None
-        or args.head_depth is not None
-        or args.group_size is not None
-    )
+    by_planes = any(value is not None for value in (args.calibrate, args.depth, args.group_size, args.head_depth))
     report = (_as_planes if by_planes else _convert)(args, console)
     counts = {"bytes": report.bytes, "tensors": report.tensors, "ternary": report.ternary}
     error = report.scale_error
@@ -85,7 +77,7 @@ def execute(args: argparse.Namespace, console: Console) -> int:
 
 
 def _convert(args: argparse.Namespace, console: Console) -> Report:
-    from bittorch.models.io import LossyError, open_checkpoint, save
+    from bittorch.models.io import open_checkpoint, save
 
     with open_checkpoint(args.source, **reading(args)) as source:
         if not args.allow_dense and not any(source.info(name).ternary for name in source.names):
@@ -94,18 +86,15 @@ def _convert(args: argparse.Namespace, console: Console) -> Report:
                 "--to bittorch, --depth makes its layers ternary; --allow-dense writes it as it is"
             )
         with console.progress("tensors") as progress:
-            try:
-                return save(
-                    source,
-                    args.target,
-                    to=args.to,
-                    progress=lambda done, total, name: progress(done, total),
-                    allow_lossy=args.allow_lossy,
-                    dense_dtype=None if args.dense_dtype == "auto" else getattr(torch, args.dense_dtype),
-                    overwrite=args.overwrite,
-                )
-            except LossyError as error:
-                raise CommandError(str(error)) from None
+            return save(
+                source,
+                args.target,
+                to=args.to,
+                progress=lambda done, total, name: progress(done, total),
+                allow_lossy=args.allow_lossy,
+                dense_dtype=None if args.dense_dtype == "auto" else getattr(torch, args.dense_dtype),
+                overwrite=args.overwrite,
+            )
 
 
 def _as_planes(args: argparse.Namespace, console: Console) -> Report:
