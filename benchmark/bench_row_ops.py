@@ -11,10 +11,10 @@ from functools import partial
 
 import _timing as timing
 import torch
-from torch import Tensor
 from torch.nn import functional
 
 from bittorch import ops
+from bittorch.ops import reference
 
 TOKENS, WIDTH, ROWS, BLOCK = (1, 32, 512), 4096, 32064, 512
 
@@ -32,15 +32,8 @@ def lookups(tokens: int, rows: int, width: int) -> dict[str, timing.Call]:
     return calls
 
 
-def hadamard_matrix(block: int) -> Tensor:
-    matrix = torch.ones(1, 1)
-    while len(matrix) < block:
-        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
-    return matrix / block**0.5
-
-
 def rotations(tokens: int, width: int, block: int) -> dict[str, timing.Call]:
-    x, matrix = torch.randn(tokens, width), hadamard_matrix(block)
+    x, matrix = torch.randn(tokens, width), reference.hadamard(torch.eye(block), block)
     torch.testing.assert_close(ops.hadamard(x, block), (x.view(-1, block) @ matrix).view_as(x), rtol=0, atol=1e-4)
     return {
         "x @ H float32": lambda: (x.view(-1, block) @ matrix).view_as(x),
