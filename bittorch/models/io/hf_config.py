@@ -86,7 +86,7 @@ def config_from_hf(
 
 
 def _architecture(values: Mapping[str, Any], what: str) -> Architecture:
-    """That of a config.json. Raises FormatError, also for entries that no value but some are supported of."""
+    """That of a config.json. Raises FormatError for one that is not known, and for entries that are not supported."""
     architecture = architectures.by_hf(values)
     if architecture is None:
         raise FormatError(
