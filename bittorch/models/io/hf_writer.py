@@ -93,9 +93,9 @@ def write_directory(
         file.finish(layout.metadata())
     finally:
         file.file.close()
-    gates = (".mlp.gate.weight", ".shared_expert_gate.weight", HEAD)
-    linear = [name for name in others if LINEAR.fullmatch(name) or name.endswith(gates)]
-    dense = sorted({name.removesuffix(".weight") for name in {*linear, HEAD} - ternary.keys()})
+    gates = (".mlp.gate.weight", ".shared_expert_gate.weight")
+    linear = {HEAD, *(name for name in others if LINEAR.fullmatch(name) or name.endswith(gates))}
+    dense = sorted(name.removesuffix(".weight") for name in linear - ternary.keys())
     if ternary:
         values["quantization_config"] = layout.quantization(dense)
     if dense_dtype is not None:
