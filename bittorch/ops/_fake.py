@@ -12,11 +12,14 @@ from torch import Tensor
 _LARGEST = 2**63 - 1
 
 
-def check_same_device(x: Tensor, **others: Tensor | None) -> None:
-    """Raises RuntimeError where a tensor is not on the device of ``x``."""
-    for name, tensor in others.items():
-        if tensor is not None and tensor.device != x.device:
-            raise RuntimeError(f"x is on {x.device} but {name} is on {tensor.device}; move one of them with .to()")
+def check_same_device(**tensors: Tensor | None) -> None:
+    """Raises RuntimeError where a tensor is not on the device of the first."""
+    (first_name, first), *others = [(name, tensor) for name, tensor in tensors.items() if tensor is not None]
+    for name, tensor in others:
+        if tensor.device != first.device:
+            raise RuntimeError(
+                f"{first_name} is on {first.device} but {name} is on {tensor.device}; move one of them with .to()"
+            )
 
 
 def check_packed_width(w_packed: Tensor, in_features: int) -> None:
@@ -38,17 +41,23 @@ def check_in_features(x: Tensor, weight: Tensor) -> None:
         )
 
 
-def check_trit_rows(columns: int, a: Tensor, b: Tensor | None) -> int:
-    """The rows of a function of ``a`` and ``b``; ValueError where one does not hold ``columns`` codes a row."""
+def check_codes(name: str, rows: Tensor, columns: int) -> None:
+    """Raises TypeError or ValueError where ``rows`` is no uint8 matrix of ``columns`` codes a row."""
+    if rows.dtype != torch.uint8:
+        raise TypeError(f"{name} must be uint8, got {str(rows.dtype).removeprefix('torch.')}")
     if columns < 0:
         raise ValueError(f"columns must not be negative, got {columns}")
-    for name, rows in (("a", a), ("b", b)):
-        if rows is not None and rows.dtype != torch.uint8:
-            raise TypeError(f"{name} must be uint8, got {str(rows.dtype).removeprefix('torch.')}")
-        if rows is not None and (rows.dim() != 2 or rows.shape[1] != (columns + 3) // 4):
-            raise ValueError(
-                f"{name} must be (rows, {(columns + 3) // 4}) uint8 for columns={columns}, got {tuple(rows.shape)}"
-            )
+    if rows.dim() != 2 or rows.shape[1] != (columns + 3) // 4:
+        raise ValueError(
+            f"{name} must be (rows, {(columns + 3) // 4}) uint8 for columns={columns}, got {list(rows.shape)}"
+        )
+
+
+def check_trit_rows(columns: int, a: Tensor, b: Tensor | None) -> int:
+    """The rows of a function of ``a`` and ``b``; ValueError where one does not hold ``columns`` codes a row."""
+    check_codes("a", a, columns)
+    if b is not None:
+        check_codes("b", b, columns)
     if b is None or b.shape[0] == a.shape[0] or b.shape[0] == 1:
         return a.shape[0]
     if a.shape[0] != 1:

@@ -45,7 +45,7 @@ def act_quantize(
 
 @torch.library.register_fake("bittorch::act_quantize")
 def _(x: Tensor, bits: int = 8, norm_weight: Tensor | None = None, norm_eps: float = 1e-5) -> tuple[Tensor, Tensor]:
-    check_same_device(x, norm_weight=norm_weight)
+    check_same_device(x=x, norm_weight=norm_weight)
     digits = (bits // 8,) if bits > 8 else ()
     return (
         x.new_empty((*x.shape[:-1], *digits, x.shape[-1]), dtype=torch.int8),

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from bittorch.ops._fake import check_same_device, check_trit_rows
+from bittorch.ops._fake import check_codes, check_same_device
+from bittorch.ops.bitplane_pack import plane_bytes
 
 
 def bitplane_matmul(a: Tensor, b: Tensor, columns: int, layout: str = "rows") -> Tensor:
@@ -30,13 +31,14 @@ def bitplane_matmul(a: Tensor, b: Tensor, columns: int, layout: str = "rows") ->
 
 @torch.library.register_fake("bittorch::bitplane_matmul")
 def _(a: Tensor, b: Tensor, columns: int, layout: str = "rows") -> Tensor:
-    check_same_device(a, b=b)
+    check_same_device(a=a, b=b)
     if layout not in ("rows", "planes"):
         raise ValueError(f"layout must be 'rows' or 'planes', got {layout!r}")
-    check_trit_rows(columns, a, None)
+    check_codes("a", a, columns)
     if layout == "rows":
-        check_trit_rows(columns, b, None)
-    elif b.dim() != 2 or b.shape[1] != 128 * ((columns + 511) // 512):
-        width = 128 * ((columns + 511) // 512)
-        raise ValueError(f"b must be (rows, {width}) uint8 planes for columns={columns}, got {list(b.shape)}")
+        check_codes("b", b, columns)
+    elif b.dim() != 2 or b.shape[1] != plane_bytes(columns):
+        raise ValueError(
+            f"b must be (rows, {plane_bytes(columns)}) uint8 planes for columns={columns}, got {list(b.shape)}"
+        )
     return a.new_empty((a.shape[0], b.shape[0]), dtype=torch.int32)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from bittorch.ops._fake import check_packed_width
+from bittorch.ops._fake import check_codes
 
 
 def bitplane_pack(w_packed: Tensor, columns: int) -> Tensor:
@@ -26,7 +26,12 @@ def bitplane_pack(w_packed: Tensor, columns: int) -> Tensor:
     return torch.ops.bittorch.bitplane_pack(w_packed, columns)
 
 
+def plane_bytes(columns: int) -> int:
+    """Bytes of a row of ``columns`` trits in planes."""
+    return 128 * ((columns + 511) // 512)
+
+
 @torch.library.register_fake("bittorch::bitplane_pack")
 def _(w_packed: Tensor, columns: int) -> Tensor:
-    check_packed_width(w_packed, columns)
-    return w_packed.new_empty((w_packed.shape[0], 128 * ((columns + 511) // 512)))
+    check_codes("w_packed", w_packed, columns)
+    return w_packed.new_empty((w_packed.shape[0], plane_bytes(columns)))

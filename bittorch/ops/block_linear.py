@@ -29,5 +29,5 @@ def block_linear(x: Tensor, blocks: Tensor, kind: str) -> Tensor:
 
 @torch.library.register_fake("bittorch::block_linear")
 def _(x: Tensor, blocks: Tensor, kind: str) -> Tensor:
-    check_same_device(x, blocks=blocks)
+    check_same_device(x=x, blocks=blocks)
     return x.new_empty((*x.shape[:-1], blocks.shape[0]))

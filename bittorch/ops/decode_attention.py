@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bittorch.ops._fake import check_same_device
+
 
 def decode_attention(
     q: Tensor,
@@ -61,8 +63,7 @@ def _(
     window: int = 0,
     scale: float | None = None,
 ) -> Tensor:
-    if kv.device != q.device:
-        raise RuntimeError(f"q is on {q.device} but kv is on {kv.device}; move one of them with .to()")
+    check_same_device(q=q, kv=kv)
     if q.dim() != 3 or kv.dim() != 5 or kv.shape[0] != 2:
         raise ValueError(
             "q must be (tokens, heads, head_dim) and kv (2, rows, kv_heads, capacity, head_dim), got "

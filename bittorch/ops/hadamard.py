@@ -36,7 +36,7 @@ def hadamard(x: Tensor, block_size: int, sign_before: Tensor | None = None, sign
 
 @torch.library.register_fake("bittorch::hadamard")
 def _(x: Tensor, block_size: int, sign_before: Tensor | None = None, sign_after: Tensor | None = None) -> Tensor:
-    check_same_device(x, sign_before=sign_before, sign_after=sign_after)
+    check_same_device(x=x, sign_before=sign_before, sign_after=sign_after)
     if block_size < 1 or x.shape[-1] % block_size:
         raise ValueError(
             f"block_size must divide the last dimension of x, got block_size={block_size} and {x.shape[-1]} columns"

@@ -30,6 +30,6 @@ def half_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 @torch.library.register_fake("bittorch::half_linear")
 def _(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    check_same_device(x, weight=weight, bias=bias)
+    check_same_device(x=x, weight=weight, bias=bias)
     check_in_features(x, weight)
     return x.new_empty((*x.shape[:-1], weight.shape[0]))

@@ -48,6 +48,6 @@ def _(
     activation_bits: int = 16,
     variant: str = "auto",
 ) -> Tensor:
-    check_same_device(x, weight=weight, scale=scale, bias=bias)
+    check_same_device(x=x, weight=weight, scale=scale, bias=bias)
     check_in_features(x, weight)
     return x.new_empty((*x.shape[:-1], weight.shape[0]))

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bittorch.ops._fake import check_same_device
+
 
 def rotary_store(
     heads: Tensor,
@@ -50,8 +52,4 @@ def _(
     rows: Sequence[int] | None = None,
     counts: Sequence[int] | None = None,
 ) -> None:
-    for name, tensor in (("kv", kv), ("cos", cos), ("sin", sin)):
-        if tensor is not None and tensor.device != heads.device:
-            raise RuntimeError(
-                f"heads is on {heads.device} but {name} is on {tensor.device}; move one of them with .to()"
-            )
+    check_same_device(heads=heads, kv=kv, cos=cos, sin=sin)

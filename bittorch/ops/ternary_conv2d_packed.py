@@ -70,5 +70,5 @@ def _(
     rows = w_packed.shape[0] if w_packed.dim() == 2 else 0
     out = conv2d_out_sizes(x, rows, kernel_size, stride, padding, dilation, groups)
     check_packed_width(w_packed, x.shape[1] // groups * kernel_size[0] * kernel_size[1])
-    check_same_device(x, w_packed=w_packed, scale=scale, bias=bias)
+    check_same_device(x=x, w_packed=w_packed, scale=scale, bias=bias)
     return in_memory_format_of(x, x.new_empty((x.shape[0], w_packed.shape[0], *out)))

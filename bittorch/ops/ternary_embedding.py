@@ -39,5 +39,5 @@ def ternary_embedding(
 @torch.library.register_fake("bittorch::ternary_embedding")
 def _(indices: Tensor, w_packed: Tensor, scale: Tensor, in_features: int, dtype: torch.dtype, depth: int = 1) -> Tensor:
     check_packed_width(w_packed, in_features)
-    check_same_device(indices, w_packed=w_packed, scale=scale)
+    check_same_device(indices=indices, w_packed=w_packed, scale=scale)
     return w_packed.new_empty((*indices.shape, in_features), dtype=dtype)

@@ -45,5 +45,5 @@ def has_packed_cuda_support() -> bool:
 @torch.library.register_fake("bittorch::ternary_linear_packed")
 def _(x: Tensor, w_packed: Tensor, scale: Tensor, bias: Tensor | None = None, variant: str = "auto") -> Tensor:
     check_packed_width(w_packed, x.shape[-1])
-    check_same_device(x, w_packed=w_packed, scale=scale, bias=bias)
+    check_same_device(x=x, w_packed=w_packed, scale=scale, bias=bias)
     return x.new_empty((*x.shape[:-1], w_packed.shape[0]))

@@ -67,5 +67,5 @@ def _(
     norm_eps: float = 1e-5,
 ) -> Tensor:
     check_packed_width(w_packed, x.shape[-1])
-    check_same_device(x, w_packed=w_packed, scale=scale, bias=bias, x_scale=x_scale, norm_weight=norm_weight)
+    check_same_device(x=x, w_packed=w_packed, scale=scale, bias=bias, x_scale=x_scale, norm_weight=norm_weight)
     return x.new_empty((*x.shape[:-1], w_packed.shape[0]), dtype=out_dtype or x.dtype)

@@ -30,5 +30,5 @@ def ternary_unpack(w_packed: Tensor, scale: Tensor | None, in_features: int, dty
 @torch.library.register_fake("bittorch::ternary_unpack")
 def _(w_packed: Tensor, scale: Tensor | None, in_features: int, dtype: torch.dtype) -> Tensor:
     check_packed_width(w_packed, in_features)
-    check_same_device(w_packed, scale=scale)
+    check_same_device(w_packed=w_packed, scale=scale)
     return w_packed.new_empty((w_packed.shape[0], in_features), dtype=dtype)

@@ -61,7 +61,7 @@ def _(
     norm_eps: float = 1e-5,
 ) -> Tensor:
     check_packed_width(w_packed, x.shape[-1])
-    check_same_device(x, w_packed=w_packed, scale=scale, bias=bias, norm_weight=norm_weight)
+    check_same_device(x=x, w_packed=w_packed, scale=scale, bias=bias, norm_weight=norm_weight)
     if not 1 <= depth <= 5:
         raise ValueError(f"depth must be from 1 to 5, got {depth}")
     if w_packed.shape[0] % depth:

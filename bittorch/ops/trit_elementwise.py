@@ -39,5 +39,5 @@ def trit_elementwise(a: Tensor, b: Tensor | None, function: str, columns: int) -
 
 @torch.library.register_fake("bittorch::trit_elementwise")
 def _(a: Tensor, b: Tensor | None, function: str, columns: int) -> Tensor:
-    check_same_device(a, b=b)
+    check_same_device(a=a, b=b)
     return a.new_empty((check_trit_rows(columns, a, b), (columns + 3) // 4))

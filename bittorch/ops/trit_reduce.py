@@ -29,5 +29,5 @@ def trit_reduce(a: Tensor, b: Tensor | None, columns: int) -> Tensor:
 
 @torch.library.register_fake("bittorch::trit_reduce")
 def _(a: Tensor, b: Tensor | None, columns: int) -> Tensor:
-    check_same_device(a, b=b)
+    check_same_device(a=a, b=b)
     return a.new_empty((check_trit_rows(columns, a, b), 2), dtype=torch.int64)

@@ -24,6 +24,14 @@ REFUSED: dict[str, tuple[Callable[[_To], object], type[Exception]]] = {
         lambda to: ops.bitplane_matmul(_bytes(2, 3, to), _bytes(2, 3, to), 8),
         ValueError,
     ),
+    r"b must be \(rows, 2\) uint8 for columns=8, got \[2, 3\]": (
+        lambda to: ops.bitplane_matmul(_bytes(2, 2, to), _bytes(2, 3, to), 8),
+        ValueError,
+    ),
+    r"w_packed must be \(rows, 2\) uint8 for columns=8, got \[2, 3\]": (
+        lambda to: ops.bitplane_pack(_bytes(2, 3, to), 8),
+        ValueError,
+    ),
     r"b must be \(rows, 128\) uint8 planes": (
         lambda to: ops.bitplane_matmul(_bytes(2, 2, to), _bytes(2, 2, to), 8, "planes"),
         ValueError,
@@ -62,3 +70,9 @@ def test_a_store_that_would_write_nothing_is_refused() -> None:
     for name, arguments in {"cos": (cos.to("meta"), cos), "sin": (cos, cos.to("meta"))}.items():
         with pytest.raises(RuntimeError, match=f"heads is on cpu but {name} is on meta"):
             ops.rotary_store(heads, kv, *arguments, [1])
+
+
+def test_the_first_tensor_is_named_where_devices_differ() -> None:
+    codes = torch.zeros(2, 2, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="a is on cpu but b is on meta"):
+        ops.bitplane_matmul(codes, codes.to("meta"), 8)
