@@ -195,6 +195,21 @@ def forced(op: str, variant: str | None) -> Iterator[None]:
         _C.force_kernel(op, None)
 
 
+def each_kernel(op: str) -> Any:
+    """A fixture, to be named ``_kernel``: every test of the file runs once with each kernel of the op."""
+
+    @pytest.fixture(autouse=True, params=variants(op))
+    def _kernel(request: pytest.FixtureRequest) -> Iterator[None]:
+        with forced(op, request.param):
+            yield
+
+    return _kernel
+
+
+# What no kernel decides runs once.
+once = pytest.mark.parametrize("_kernel", ["scalar"], indirect=True)
+
+
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs code in a fresh interpreter, without the variables of bittorch but those given."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("BITTORCH_")}

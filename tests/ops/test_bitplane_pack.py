@@ -1,5 +1,3 @@
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -7,14 +5,7 @@ from bittorch import ops
 from bittorch.ops import reference
 from tests import helpers
 
-OP = "bitplane_pack"
-
-
-@pytest.fixture(autouse=True, params=helpers.variants(OP))
-def _kernel(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Every test runs once with each kernel of the op."""
-    with helpers.forced(OP, request.param):
-        yield
+_kernel = helpers.each_kernel("bitplane_pack")
 
 
 @pytest.mark.parametrize("k", [*helpers.EDGE_SIZES, 511, 512, 513, 1100])

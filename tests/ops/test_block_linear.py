@@ -1,5 +1,3 @@
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -9,14 +7,7 @@ from bittorch.ops import reference
 from tests import helpers
 from tests.ops.test_block_unpack import random_blocks
 
-OP = "block_linear"
-
-
-@pytest.fixture(autouse=True, params=helpers.variants(OP))
-def _kernel(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Every test runs once with each kernel of the op."""
-    with helpers.forced(OP, request.param):
-        yield
+_kernel = helpers.each_kernel("block_linear")
 
 
 def in_order(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,5 @@
 """Quantised blocks, against gguf-py on random bytes."""
 
-from collections.abc import Iterator
-
 import gguf
 import pytest
 import torch
@@ -15,15 +13,8 @@ from bittorch.ops import reference
 from bittorch.ops.block_types import WEIGHTS
 from tests import helpers
 
-OP = "block_unpack"
+_kernel = helpers.each_kernel("block_unpack")
 PY = sorted(set(KINDS) - {"Q2_0", "Q2_0_128"})  # the other two gguf-py does not know
-
-
-@pytest.fixture(autouse=True, params=helpers.variants(OP))
-def _kernel(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Every test runs once with each kernel of the op."""
-    with helpers.forced(OP, request.param):
-        yield
 
 
 def random_blocks(kind: str, rows: int, blocks: int, seed: int = 0) -> Tensor:

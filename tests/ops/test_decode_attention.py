@@ -1,5 +1,4 @@
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,13 +10,7 @@ from bittorch.ops import reference
 from tests import helpers
 
 OP = "decode_attention"
-
-
-@pytest.fixture(autouse=True, params=helpers.variants(OP))
-def _kernel(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Every test runs once with each kernel of the op."""
-    with helpers.forced(OP, request.param):
-        yield
+_kernel = helpers.each_kernel(OP)
 
 
 def cache(rows: int, kv_heads: int, capacity: int, dim: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -1,5 +1,3 @@
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -8,18 +6,7 @@ from bittorch import ops
 from bittorch.ops import reference
 from tests import helpers
 
-OP = "hadamard"
-
-
-@pytest.fixture(autouse=True, params=helpers.variants(OP))
-def _kernel(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Every test runs once with each kernel of the op."""
-    with helpers.forced(OP, request.param):
-        yield
-
-
-# What no kernel decides runs once.
-once = pytest.mark.parametrize("_kernel", ["scalar"], indirect=True)
+_kernel = helpers.each_kernel("hadamard")
 
 
 def _matrix(n: int) -> Tensor:
@@ -132,7 +119,7 @@ _BAD_SIGN = torch.ones(24, dtype=torch.int8)
 _BAD_SIGN[7] = 0
 
 
-@once
+@helpers.once
 @helpers.each(
     ("arguments", "error", "message"),
     [
@@ -169,7 +156,7 @@ def test_hadamard_refuses(arguments: tuple[object, ...], error: type[Exception],
         ops.hadamard(*arguments)
 
 
-@once
+@helpers.once
 def test_hadamard_passes_opcheck() -> None:
     op = torch.ops.bittorch.hadamard.default
     torch.library.opcheck(op, (helpers.randn(2, 24), 8))

@@ -1,5 +1,3 @@
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -8,15 +6,8 @@ from bittorch import ops
 from bittorch.ops import reference
 from tests import helpers
 
-OP = "half_linear"
+_kernel = helpers.each_kernel("half_linear")
 HALVES = (torch.float16, torch.bfloat16)
-
-
-@pytest.fixture(autouse=True, params=helpers.variants(OP))
-def _kernel(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Every test runs once with each kernel of the op."""
-    with helpers.forced(OP, request.param):
-        yield
 
 
 def in_order(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:

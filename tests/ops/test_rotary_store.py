@@ -1,5 +1,3 @@
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -9,14 +7,7 @@ from bittorch.models.rope import Rotation
 from bittorch.ops import reference
 from tests import helpers
 
-OP = "rotary_store"
-
-
-@pytest.fixture(autouse=True, params=helpers.variants(OP))
-def _kernel(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Every test runs once with each kernel of the op."""
-    with helpers.forced(OP, request.param):
-        yield
+_kernel = helpers.each_kernel("rotary_store")
 
 
 def rotation(positions: list[int], half: int, dtype: torch.dtype) -> Rotation:

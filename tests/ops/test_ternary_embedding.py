@@ -1,5 +1,3 @@
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -8,18 +6,7 @@ from bittorch import ops
 from bittorch.ops import reference
 from tests import helpers
 
-OP = "ternary_embedding"
-
-
-@pytest.fixture(autouse=True, params=helpers.variants(OP))
-def _kernel(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Every test runs once with each kernel of the op."""
-    with helpers.forced(OP, request.param):
-        yield
-
-
-# What no kernel decides runs once.
-once = pytest.mark.parametrize("_kernel", ["scalar"], indirect=True)
+_kernel = helpers.each_kernel("ternary_embedding")
 
 
 def _exact(indices: Tensor, codes: Tensor, scale: Tensor, depth: int = 1) -> Tensor:
@@ -108,7 +95,7 @@ def test_embedding_of_an_empty_table_has_no_index() -> None:
         ops.ternary_embedding(torch.tensor([0]), empty, torch.ones(1), 9, torch.float32)
 
 
-@once
+@helpers.once
 @helpers.each(
     ("change", "error", "message"),
     [
@@ -131,7 +118,7 @@ def test_embedding_refuses(change: dict[str, object], error: type[Exception], me
         ops.ternary_embedding(**{**good, **change})
 
 
-@once
+@helpers.once
 @pytest.mark.parametrize("depth", [1, 2])
 def test_embedding_passes_opcheck(depth: int) -> None:
     _, packed, scale = _table(6, 9)

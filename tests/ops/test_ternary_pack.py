@@ -1,5 +1,3 @@
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -7,14 +5,7 @@ from bittorch import ops
 from bittorch.ops import reference
 from tests import helpers
 
-OP = "ternary_pack"
-
-
-@pytest.fixture(autouse=True, params=helpers.variants(OP))
-def _kernel(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Every test runs once with each kernel of the op."""
-    with helpers.forced(OP, request.param):
-        yield
+_kernel = helpers.each_kernel("ternary_pack")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,4 @@
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -10,21 +9,10 @@ from bittorch import ops
 from bittorch.ops import reference
 from tests import helpers
 
-OP = "ternary_quantize"
+_kernel = helpers.each_kernel("ternary_quantize")
 FACTORS = {"max": 0.05, "twn": 0.75, "absmean": 0.5, "absmedian": 0.5, "optimal": 0.0, "nm34": 0.0}
 RULES = ("ls", "mean", "max", "rms")
 EPS = np.float32(1e-5)
-
-
-@pytest.fixture(autouse=True, params=helpers.variants(OP))
-def _kernel(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Every test runs once with each kernel of the op."""
-    with helpers.forced(OP, request.param):
-        yield
-
-
-# What no kernel decides runs once.
-once = pytest.mark.parametrize("_kernel", ["scalar"], indirect=True)
 
 
 def _best_count(a: np.ndarray) -> int:
@@ -352,7 +340,7 @@ def test_quantize_with_two_threads_equals_one(method: str, granularity: helpers.
     assert torch.equal(one[1], two[1])
 
 
-@once
+@helpers.once
 @helpers.each(
     ("args", "message"),
     [
@@ -377,27 +365,27 @@ def test_quantize_refuses_bad_arguments(args: tuple[str, str, float, str, int], 
         ops.ternary_quantize(torch.ones(2, 12), *args)
 
 
-@once
+@helpers.once
 @pytest.mark.parametrize("shape", [(4,), (2, 2, 4), ()], ids=str)
 def test_quantize_refuses_other_shapes(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"w must be \(out_features, in_features\), got"):
         ops.ternary_quantize(torch.ones(shape), "max", "ls", 0.05, "channel")
 
 
-@once
+@helpers.once
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int8, torch.int64], ids=helpers.dtype_id)
 def test_quantize_refuses_other_dtypes(dtype: torch.dtype) -> None:
     with pytest.raises(TypeError, match="w must be float32, float16"):
         ops.ternary_quantize(torch.ones(2, 4).to(dtype), "max", "ls", 0.05, "channel")
 
 
-@once
+@helpers.once
 def test_quantize_carries_no_gradient() -> None:
     w = helpers.randn(2, 4).requires_grad_()
     assert not any(out.requires_grad for out in ops.ternary_quantize(w, "max", "ls", 0.05, "channel"))
 
 
-@once
+@helpers.once
 @pytest.mark.parametrize("granularity", [*helpers.GRANULARITIES, helpers.Granularity("group", 128)], ids=str)
 def test_quantize_passes_opcheck(granularity: helpers.Granularity) -> None:
     args = (helpers.randn(3, 128), "max", "ls", 0.05, granularity.name, granularity.group)

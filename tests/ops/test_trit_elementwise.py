@@ -1,5 +1,3 @@
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -8,7 +6,7 @@ from bittorch import ops
 from bittorch.ops import reference
 from tests import helpers
 
-OP = "trit_elementwise"
+_kernel = helpers.each_kernel("trit_elementwise")
 # By hand, for a and b from -1 to 1 in rows of a.
 TABLES = {
     "add": [[-1, -1, 0], [-1, 0, 1], [0, 1, 1]],
@@ -25,13 +23,6 @@ TABLES = {
     "ge": [[1, 0, 0], [1, 1, 0], [1, 1, 1]],
 }
 UNARY = {"neg": [1, 0, -1], "abs": [1, 0, 1]}
-
-
-@pytest.fixture(autouse=True, params=helpers.variants(OP))
-def _kernel(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Every test runs once with each kernel of the op."""
-    with helpers.forced(OP, request.param):
-        yield
 
 
 def _packed(values: object) -> Tensor:
@@ -104,9 +95,6 @@ def test_op_passes_opcheck() -> None:
 
 def test_threads_give_the_same_bits() -> None:
     a, b = helpers.pack(helpers.random_codes(1, 1 << 20)), helpers.pack(helpers.random_codes(1, 1 << 20, seed=1))
-    expected, threads = ops.trit_elementwise(a, b, "mul", 1 << 20), torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
+    expected = ops.trit_elementwise(a, b, "mul", 1 << 20)
+    with helpers.threads(3):
         assert torch.equal(ops.trit_elementwise(a, b, "mul", 1 << 20), expected)
-    finally:
-        torch.set_num_threads(threads)
