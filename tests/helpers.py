@@ -130,6 +130,28 @@ def act_codes(x: Tensor, bits: int) -> Tensor:
     return (q * weights[:, None]).sum(-2)
 
 
+def product_of_codes(
+    q: Tensor, x_scale: Tensor, weights: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """The contract step by step in NumPy: exact integers, products rounded one by one, groups in order, bias, cast.
+
+    The products are in the dtype of x_scale: float32 for codes of 8 bits, float64 for joined digits.
+    """
+    m, n = x_scale.numel(), len(weights)
+    a, w = q.reshape(m, q.shape[-1]).numpy().astype(np.int64), weights.numpy().astype(np.int64)
+    groups = scale.shape[1] if scale.dim() == 2 else 1
+    scales = scale.reshape(-1, groups).expand(n, groups).numpy()
+    s = x_scale.reshape(m, 1).numpy()
+    y = np.zeros((m, n), s.dtype)
+    for g, (part, rows) in enumerate(zip(np.split(a, groups, 1), np.split(w, groups, 1), strict=True)):
+        dot = (part @ rows.T).astype(s.dtype)
+        y += dot * (s * scales[:, g]) if s.dtype == np.float32 else dot * s * scales[:, g].astype(np.float64)
+    y = y.astype(np.float32)
+    if bias is not None:
+        y += bias.float().numpy()
+    return torch.from_numpy(y).to(dtype).view(*q.shape[:-1], n)
+
+
 def random_scale(granularity: Granularity, n: int, k: int, seed: int = 1) -> Tensor:
     return torch.rand(granularity.scale_shape(n, k), generator=seeded(seed)) + 0.25
 

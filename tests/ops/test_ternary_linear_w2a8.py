@@ -1,6 +1,5 @@
 import itertools
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -20,23 +19,7 @@ class _Problem(helpers.PackedWeights):
         return ops.ternary_linear_w2a8(x, self.packed, self.scale, self.bias, variant=variant, **arguments)
 
     def expected(self, q: Tensor, x_scale: Tensor, dtype: torch.dtype) -> Tensor:
-        """The contract step by step in NumPy: exact integers, products rounded one by one, groups in order, bias, cast.
-
-        The products are in the dtype of x_scale: float32 for codes of 8 bits, float64 for joined digits.
-        """
-        m, n = x_scale.numel(), len(self.codes)
-        a, w = q.reshape(m, q.shape[-1]).numpy().astype(np.int64), self.codes.numpy().astype(np.int64)
-        groups = self.scale.shape[1] if self.scale.dim() == 2 else 1
-        scales = self.scale.reshape(-1, groups).expand(n, groups).numpy()
-        s = x_scale.reshape(m, 1).numpy()
-        y = np.zeros((m, n), s.dtype)
-        for g, (part, rows) in enumerate(zip(np.split(a, groups, 1), np.split(w, groups, 1), strict=True)):
-            dot = (part @ rows.T).astype(s.dtype)
-            y += dot * (s * scales[:, g]) if s.dtype == np.float32 else dot * s * scales[:, g].astype(np.float64)
-        y = y.astype(np.float32)
-        if self.bias is not None:
-            y += self.bias.float().numpy()
-        return torch.from_numpy(y).to(dtype).view(*q.shape[:-1], n)
+        return helpers.product_of_codes(q, x_scale, self.codes, self.scale, self.bias, dtype)
 
     def expected_of(self, x: Tensor, bits: int = 8) -> Tensor:
         return self.expected(helpers.act_codes(x, bits), ops.act_quantize(x, bits)[1], x.dtype)

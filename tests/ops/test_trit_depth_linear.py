@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -16,20 +15,13 @@ class _Problem:
     def __init__(self, n: int, k: int, depth: int, group: int = 0) -> None:
         planes = torch.randint(-1, 2, (depth, n, k), dtype=torch.int8, generator=helpers.seeded(2))
         self.depth, self.packed = depth, helpers.pack(planes.flatten(0, 1))
-        self.integers = sum(3**i * plane.numpy().astype(np.int64) for i, plane in enumerate(planes))
+        self.integers = sum(3**i * plane.long() for i, plane in enumerate(planes))
         shape = (n, k // group) if group else (n,)
         self.scale = torch.rand(shape, generator=helpers.seeded(3)) + 0.25
 
     def expected(self, x: Tensor, bias: Tensor, bits: int) -> Tensor:
-        """The contract step by step in NumPy: exact integers, products rounded one by one, groups in order."""
-        q, step = helpers.act_codes(x, bits).numpy().astype(np.int64), ops.act_quantize(x, bits)[1].numpy()
-        scales = self.scale.view(len(self.integers), -1).numpy()
-        y = np.zeros((len(x), len(self.integers)), step.dtype)
-        groups = scales.shape[1]
-        for g, (part, rows) in enumerate(zip(np.split(q, groups, 1), np.split(self.integers, groups, 1), strict=True)):
-            dot = (part @ rows.T).astype(step.dtype)
-            y += dot * (step * scales[:, g]) if bits == 8 else dot * step * scales[:, g].astype(np.float64)
-        return (torch.from_numpy(y).float() + bias.float()).to(x.dtype)
+        step = ops.act_quantize(x, bits)[1]
+        return helpers.product_of_codes(helpers.act_codes(x, bits), step, self.integers, self.scale, bias, x.dtype)
 
 
 @pytest.mark.parametrize(("k", "group"), [(1, 0), (65, 0), (256, 4), (320, 64), (576, 0), (1024, 512)])
