@@ -18,8 +18,7 @@ from bittorch.array.ternary_array import TernaryArray
 
 def _rows(array: TernaryArray, rows: int) -> Tensor:
     """The stream of an array as rows of whole bytes."""
-    stream = array._stream()[: array.nbytes]
-    return storage.rows_of(stream, rows)
+    return storage.rows_of(array._stream(), rows)
 
 
 def _operands(a: TernaryArray, b: TernaryArray) -> tuple[Tensor, Tensor, int, tuple[int, ...]]:
@@ -31,29 +30,19 @@ def _operands(a: TernaryArray, b: TernaryArray) -> tuple[Tensor, Tensor, int, tu
         return _rows(a, 1), _rows(b, 1), a.size, a.shape
     shape = np.broadcast_shapes(a.shape, b.shape)
     size = math.prod(shape)
-    both = (a, b) if a.size <= b.size else (b, a)
-    small, large = both
+    small, large = (a, b) if a.size <= b.size else (b, a)
     period = small.size
-    repeats = small.shape == (1,) * (small.ndim - len(tail := _stripped(small.shape))) + tail
-    leading = repeats and tail == shape[len(shape) - len(tail) :]
-    if large.shape == shape and leading and period % 4 == 0 and 0 < period < size:
+    tail = storage.without_leading_ones(small.shape, small.ndim)
+    repeats = tail == shape[len(shape) - len(tail) :]
+    if large.shape == shape and repeats and period % 4 == 0 and 0 < period < size:
         rows = {id(small): _rows(small, 1), id(large): _rows(large, size // period)}
         return rows[id(a)], rows[id(b)], period, shape
     wide = [x if x.shape == shape else x._viewed(lambda p: np.broadcast_to(p, shape)) for x in (a, b)]
     return _rows(wide[0], 1), _rows(wide[1], 1), size, shape
 
 
-def _stripped(shape: tuple[int, ...]) -> tuple[int, ...]:
-    while shape and shape[0] == 1:
-        shape = shape[1:]
-    return shape
-
-
 def _apply(function: str, a: TernaryArray, b: TernaryArray | None = None) -> TernaryArray:
-    if b is None:
-        y = ops.trit_elementwise(_rows(a, 1), None, function, a.size)
-        return TernaryArray._of(y.numpy().reshape(-1), a.shape)
-    left, right, columns, shape = _operands(a, b)
+    left, right, columns, shape = (_rows(a, 1), None, a.size, a.shape) if b is None else _operands(a, b)
     return TernaryArray._of(ops.trit_elementwise(left, right, function, columns).numpy().reshape(-1), shape)
 
 
@@ -129,10 +118,7 @@ def from_biased(values: Any) -> TernaryArray:
     biased = np.asarray(values)
     if biased.dtype.kind not in "ui":
         raise TypeError(f"biased trits must be integers, got {biased.dtype}")
-    bad = (biased < 0) | (biased > 2)
-    if bad.any():
-        at = storage.index_of(int(np.argmax(bad)), biased.shape)
-        raise ValueError(f"biased trits must be 0, 1 or 2, got {biased[at]} at index {at}")
+    storage.refuse((biased < 0) | (biased > 2), biased, "biased trits must be 0, 1 or 2")
     return TernaryArray(biased.astype(np.int8) - np.int8(1))
 
 

@@ -64,9 +64,11 @@ def _read_npz(path: str | Path) -> dict[str, Any]:
             raise ValueError("is no .npz file")
     with np.load(path, allow_pickle=False) as file:
         names = [key.removesuffix(_PACKED) for key in file.files if key.endswith(_PACKED)]
-        missing = [name for name in names if name + _SHAPE not in file.files]
-        if missing or not names:
-            raise ValueError(f"no {missing[0] if missing else 'name'}{_SHAPE if missing else _PACKED}")
+        if not names:
+            raise ValueError(f"no name{_PACKED}")
+        for name in names:
+            if name + _SHAPE not in file.files:
+                raise ValueError(f"no {name}{_SHAPE}")
         return {name: (file[name + _PACKED], file[name + _SHAPE].tolist()) for name in names}
 
 

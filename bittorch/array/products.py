@@ -42,16 +42,14 @@ def matmul(a: TernaryArray, b: TernaryArray) -> Any:
         raise ValueError(f"matmul: {a.shape} by {b.shape}: {left.shape[-1]} columns meet {right.shape[-2]} rows")
     if left.ndim == right.ndim == 2:
         y = _product(left, right.T)
-        return y.reshape(y.shape[: 2 - (b.ndim == 1)][a.ndim == 1 :])[()]
-    batch = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
-    lefts = left._viewed(lambda p: np.broadcast_to(p, batch + p.shape[-2:]))
-    rights = right.mT._viewed(lambda p: np.broadcast_to(p, batch + p.shape[-2:]))
-    y = np.empty((*batch, left.shape[-2], right.shape[-1]), np.int32)
-    for index in np.ndindex(*batch):
-        y[index] = _product(lefts[(*index, ...)], rights[(*index, ...)])
-    y = y[..., 0] if b.ndim == 1 else y
-    y = (y[..., 0] if b.ndim == 1 else y[..., 0, :]) if a.ndim == 1 else y
-    return y[()]
+    else:
+        batch = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+        lefts = left._viewed(lambda p: np.broadcast_to(p, batch + p.shape[-2:]))
+        rights = right.mT._viewed(lambda p: np.broadcast_to(p, batch + p.shape[-2:]))
+        y = np.empty((*batch, left.shape[-2], right.shape[-1]), np.int32)
+        for index in np.ndindex(*batch):
+            y[index] = _product(lefts[(*index, ...)], rights[(*index, ...)])
+    return y.squeeze((-2,) * (a.ndim == 1) + (-1,) * (b.ndim == 1))[()]
 
 
 @implements(np.tensordot)
@@ -64,14 +62,17 @@ def tensordot(a: Any, b: Any, axes: Any = 2) -> Any:
     second = [second] if isinstance(second, (int, np.integer)) else list(second)
     if [a.shape[d] for d in first] != [b.shape[d] for d in second]:
         raise ValueError(f"tensordot: shapes {a.shape} and {b.shape} differ along axes {first} and {second}")
-    summed_a, summed_b = [d % a.ndim for d in first], [d % b.ndim for d in second]
-    kept_a = [d for d in range(a.ndim) if d not in summed_a]
-    kept_b = [d for d in range(b.ndim) if d not in summed_b]
-    shape_a, shape_b = [a.shape[d] for d in kept_a], [b.shape[d] for d in kept_b]
-    k = math.prod(a.shape[d] for d in summed_a)
-    left = (a.transpose(kept_a + summed_a) if a.ndim else a).reshape(math.prod(shape_a), k)
-    right = (b.transpose(kept_b + summed_b) if b.ndim else b).reshape(math.prod(shape_b), k)
+    (left, shape_a), (right, shape_b) = _as_matrix(a, first), _as_matrix(b, second)
     return _product(left, right).reshape(shape_a + shape_b)[()]
+
+
+def _as_matrix(a: TernaryArray, axes: list[int]) -> tuple[TernaryArray, list[int]]:
+    """A matrix with the axes as its columns, and the sizes of the others."""
+    summed = [d % a.ndim for d in axes]
+    kept = [d for d in range(a.ndim) if d not in summed]
+    shape = [a.shape[d] for d in kept]
+    columns = math.prod(a.shape[d] for d in summed)
+    return a.transpose(kept + summed).reshape(math.prod(shape), columns), shape
 
 
 @implements(np.dot)

@@ -24,9 +24,8 @@ def rows_of(array: TernaryArray, columns: int) -> torch.Tensor:
     if array.size == 0:
         return torch.empty(rows, storage.byte_count(columns), dtype=torch.uint8)
     if columns % 4 == 0 or rows == 1:
-        return storage.rows_of(array._stream()[: array.nbytes], rows)
-    dense = torch.from_numpy(np.ascontiguousarray(array.to_numpy()).reshape(rows, columns))
-    return ops.ternary_pack(dense, False)
+        return storage.rows_of(array._stream(), rows)
+    return ops.ternary_pack(array.to_torch().reshape(rows, columns), False)
 
 
 def _axes(axis: Any, ndim: int) -> tuple[int, ...]:

@@ -98,7 +98,8 @@ def concatenate(arrays: Sequence[Any], axis: int | None = 0, **kwargs: Any) -> A
     if whole and joint:
         data = np.concatenate([a.to_packed().numpy() for a in arrays])
         return TernaryArray._of(data, (sum(len(a) for a in arrays), *arrays[0].shape[1:]))
-    return TernaryArray(np.concatenate([a.to_numpy() for a in arrays], axis))
+    joined = np.concatenate([a.to_numpy() for a in arrays], axis)
+    return TernaryArray._of(storage.pack(joined), joined.shape)
 
 
 @implements(np.stack)

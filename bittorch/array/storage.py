@@ -5,6 +5,7 @@ Trit i is code ``data[i // 4] >> 2 * (i % 4) & 3``, as in `bittorch.ops.ternary_
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -54,15 +55,26 @@ def index_of(flat: int, shape: Shape) -> tuple[int, ...]:
     return tuple(int(i) for i in np.unravel_index(flat, shape))
 
 
+def without_leading_ones(shape: Shape, most: int) -> Shape:
+    """The shape without up to so many axes of size 1 ahead of all others."""
+    ones = next((axis for axis, size in enumerate(shape) if size != 1), len(shape))
+    return shape[min(ones, max(most, 0)) :]
+
+
+def refuse(bad: NDArray[np.bool_], values: NDArray[Any], wanted: str) -> None:
+    """ValueError with index and value of the first that is bad."""
+    if bad.any():
+        at = index_of(int(np.argmax(bad)), values.shape)
+        raise ValueError(f"{wanted}, got {values[at]} at index {at}")
+
+
 def to_trits(values: Any) -> Trits:
     """Numbers as int8; ValueError with index and value of the first that is none of -1, 0 and 1."""
     array = np.asarray(values)
     if array.dtype.kind not in "biuf":
         raise TypeError(f"trits must be numbers, got an array of {array.dtype}")
-    bad = ~((array == 0) | (array == 1) | (array == -1)) if array.dtype.kind != "b" else np.zeros((), bool)
-    if bad.any():
-        at = index_of(int(np.argmax(bad)), array.shape)
-        raise ValueError(f"trits must be -1, 0 or 1, got {array[at]} at index {at}")
+    if array.dtype.kind != "b":
+        refuse(~((array == 0) | (array == 1) | (array == -1)), array, "trits must be -1, 0 or 1")
     return array.astype(np.int8)
 
 
@@ -117,7 +129,7 @@ def gather(data: Bytes, offset: int, shape: Shape, strides: Shape) -> Trits:
     if 0 in shape:
         return np.empty(shape, np.int8)
     begin, end = span(offset, shape, strides)
-    if end - begin > _SPARSE * int(np.prod(shape)):
+    if end - begin > _SPARSE * math.prod(shape):
         at = _positions(offset, shape, strides)
         codes = data[at >> 2] >> (2 * (at & 3)).astype(np.uint8) & np.uint8(3)
         return ((codes & 1).astype(np.int8) - (codes >> 1).astype(np.int8)).reshape(shape)
@@ -126,21 +138,19 @@ def gather(data: Bytes, offset: int, shape: Shape, strides: Shape) -> Trits:
 
 
 def scatter(data: Bytes, offset: int, shape: Shape, strides: Shape, trits: Trits) -> None:
-    """Writes trits, which broadcast to the shape, to a view."""
+    """Writes trits of its shape to a view."""
     if 0 in shape:
-        np.broadcast_to(trits, shape)
         return
     begin, end = span(offset, shape, strides)
-    if end - begin > _SPARSE * int(np.prod(shape)):
+    if end - begin > _SPARSE * math.prod(shape):
         at = _positions(offset, shape, strides).ravel()
-        values = np.broadcast_to(trits, shape).ravel()
+        values = trits.ravel()
         codes = (values & 1).astype(np.uint8) << (values < 0).astype(np.uint8)
         shifts = (2 * (at & 3)).astype(np.uint8)
         np.bitwise_and.at(data, at >> 2, ~(np.uint8(3) << shifts))
         np.bitwise_or.at(data, at >> 2, codes << shifts)
         return
-    first = begin // 4 * 4
-    last = min(4 * byte_count(end), 4 * len(data))
-    flat = unpack(data, first, last - first)
-    np.lib.stride_tricks.as_strided(flat[offset - first :], shape, strides)[...] = trits
-    data[first // 4 : last // 4] = pack(flat)
+    first, last = begin // 4, byte_count(end)
+    flat = unpack(data, 4 * first, 4 * (last - first))
+    np.lib.stride_tricks.as_strided(flat[offset - 4 * first :], shape, strides)[...] = trits
+    data[first:last] = pack(flat)

@@ -167,7 +167,7 @@ class TernaryArray(Dispatched):
         return self.is_contiguous and self._offset % 4 == 0 and self.size % 4 == 0
 
     def _stream(self) -> storage.Bytes:
-        """The trits in C order from a byte on; behind them there may be others of the memory that it shares."""
+        """`nbytes` with the trits in C order; others of the memory that it shares may fill up the last byte."""
         if self.is_contiguous:
             return storage.moved(self._packed, self._offset, self.size)
         return storage.pack(self.to_numpy())
@@ -193,7 +193,7 @@ class TernaryArray(Dispatched):
 
     def to_torch(self, dtype: torch.dtype = torch.int8) -> Tensor:
         """A dense tensor on the CPU."""
-        return torch.from_numpy(np.ascontiguousarray(self.to_numpy()).reshape(self.shape)).to(dtype)
+        return torch.from_numpy(self.to_numpy()).to(dtype)
 
     def astype(self, dtype: Any) -> NDArray[Any]:
         """A dense array of another type."""
@@ -267,12 +267,16 @@ class TernaryArray(Dispatched):
     def copy(self) -> TernaryArray:
         return TernaryArray._of(self.to_packed().numpy().copy(), self.shape)
 
+    def _part(self, keys: tuple[Any, ...]) -> TernaryArray:
+        """The view of basic indices, 0-d where NumPy has a scalar."""
+        return self._viewed(lambda p: p[keys if any(k is Ellipsis for k in keys) else (*keys, ...)])
+
     def __getitem__(self, key: Any) -> Any:
         keys = key if isinstance(key, tuple) else (key,)
         if not all(_is_basic(k) for k in keys):
             result = self.to_numpy()[dense(key)]
-            return TernaryArray(result) if isinstance(result, np.ndarray) else result
-        found = self._viewed(lambda p: p[keys if any(k is Ellipsis for k in keys) else (*keys, ...)])
+            return TernaryArray._of(storage.pack(result), result.shape) if isinstance(result, np.ndarray) else result
+        found = self._part(keys)
         scalar = found.ndim == 0 and not any(k is Ellipsis for k in keys)
         return found.to_numpy()[()] if scalar else found
 
@@ -285,8 +289,8 @@ class TernaryArray(Dispatched):
         trits = value.to_numpy() if isinstance(value, TernaryArray) else storage.to_trits(value)
         keys = key if isinstance(key, tuple) else (key,)
         if all(_is_basic(k) for k in keys):
-            to = self._viewed(lambda p: p[keys if any(k is Ellipsis for k in keys) else (*keys, ...)])
-            trits = trits.reshape(trits.shape[_leading_ones(trits.shape, trits.ndim - to.ndim) :])
+            to = self._part(keys)
+            trits = trits.reshape(storage.without_leading_ones(trits.shape, trits.ndim - to.ndim))
             storage.scatter(self._packed, to._offset, to.shape, to._strides, np.broadcast_to(trits, to.shape))
             return
         values = self.to_numpy()
@@ -376,7 +380,3 @@ def _is_basic(key: Any) -> bool:
     # arrays, also those of other libraries, may have __index__ and are fancy indices
     integer = hasattr(key, "__index__") and not hasattr(key, "__array__") and not isinstance(key, np.bool_)
     return key is None or key is Ellipsis or isinstance(key, slice) or integer
-
-
-def _leading_ones(shape: Shape, most: int) -> int:
-    return next((i for i, size in enumerate(shape) if size != 1 or i >= most), max(most, 0))
