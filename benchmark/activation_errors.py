@@ -1,4 +1,4 @@
-"""Relative L2 errors of the products against float64 by kind of activations; the table of docs/ops.md.
+"""Relative L2 errors of the products against float64 by kind of activations; the table of docs/reference/ops.md.
 
 Run: python benchmark/activation_errors.py
 """

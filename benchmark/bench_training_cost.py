@@ -1,7 +1,8 @@
 """What a training step of one linear layer costs, forward and backward: TernaryLinear, nn.Linear, and others' ways.
 
 Run: python benchmark/bench_training_cost.py --threads 1
-Writes JSON to benchmark/results and the tables of docs/benchmarks.md; --report writes the tables from the JSON alone.
+Writes JSON to benchmark/results and the tables of docs/notes/benchmarks.md; --report writes the tables from the JSON
+alone.
 Peers: fake quantisation as it is usually written, eager (absmean, round, straight through), and torchao's
 bitnet_training (pip install torchao; without it its row says "not installed"). The optimiser is left out: it is the
 same for all. Gradients of input, weight and bias are made. A ratio is the median over the rounds of the time over that
@@ -32,7 +33,7 @@ BATCHES = (32, 128, 512, 2048, 4096)
 SMALL_SHAPES = [(128, 128), (128, 512), (512, 128), (784, 256)]  # shown, and no part of the goals
 SMALL_BATCHES = (128, 1024)
 LIMIT = 1.10  # of the time of nn.Linear
-PAGE = timing.ROOT / "docs" / "benchmarks.md"
+PAGE = timing.ROOT / "docs" / "notes" / "benchmarks.md"
 BEGIN, END = "<!-- training:begin -->", "<!-- training:end -->"
 Make = Callable[[int, int], nn.Module]
 
@@ -221,7 +222,7 @@ def write_page(page: Path) -> None:
 
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", action="store_true", help="measure nothing, write the tables from the result files")
-    parser.add_argument("--page", type=Path, default=PAGE, help="default: docs/benchmarks.md")
+    parser.add_argument("--page", type=Path, default=PAGE, help="default: docs/notes/benchmarks.md")
 
 
 def main() -> None:

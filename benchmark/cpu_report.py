@@ -1,4 +1,4 @@
-"""Writes the tables of docs/benchmarks.md and its plots from cpu_kernels_*.json and call_overhead_*.json.
+"""Writes the tables of docs/notes/benchmarks.md and its plots from cpu_kernels_*.json and call_overhead_*.json.
 
 Run: python benchmark/cpu_report.py              (tables between the markers, plots to docs/images)
      python benchmark/cpu_report.py --print      (only prints the tables)
@@ -141,8 +141,8 @@ def section(record: Record) -> str:
     ]
     if has_plots(record):
         parts += [
-            f"![Latency of one layer against the batch]({'images/' + image_name('latency', record)})",
-            f"![Gop/s against operations for each byte of weights]({'images/' + image_name('roofline', record)})",
+            f"![Latency of one layer against the batch](../images/{image_name('latency', record)})",
+            f"![Gop/s against operations for each byte of weights](../images/{image_name('roofline', record)})",
         ]
     parts += [
         "### What is wanted, beside the worst case measured",
@@ -299,11 +299,12 @@ def plot_roofline(record: Record, plt: Any, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write the tables and plots of docs/benchmarks.md.")
+    parser = argparse.ArgumentParser(description="Write the tables and plots of docs/notes/benchmarks.md.")
     parser.add_argument("results", type=Path, nargs="*", help="default: benchmark/results/cpu_kernels_*.json")
     parser.add_argument(
-        "--page", type=Path, default=ROOT / "docs" / "benchmarks.md", help="default: docs/benchmarks.md"
+        "--page", type=Path, default=ROOT / "docs" / "notes" / "benchmarks.md", help="default: docs/notes/benchmarks.md"
     )
+    parser.add_argument("--images", type=Path, default=ROOT / "docs" / "images", help="folder of the plots")
     parser.add_argument("--print", action="store_true", help="print the tables and leave the files as they are")
     args = parser.parse_args()
     paths = args.results or sorted((ROOT / "benchmark" / "results").glob("cpu_kernels_*.json"))
@@ -326,12 +327,11 @@ def main() -> None:
         sys.exit("the plots need matplotlib; run: pip install matplotlib")
     matplotlib.use("Agg")
     plt = importlib.import_module("matplotlib.pyplot")
-    images = args.page.parent / "images"
-    images.mkdir(exist_ok=True)
+    args.images.mkdir(exist_ok=True)
     for record in filter(has_plots, records):
         for kind, plot in (("latency", plot_latency), ("roofline", plot_roofline)):
-            plot(record, plt, images / image_name(kind, record))
-            print(f"written: {images / image_name(kind, record)}")
+            plot(record, plt, args.images / image_name(kind, record))
+            print(f"written: {args.images / image_name(kind, record)}")
     args.page.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}")
     print(f"written: {args.page}")
 

@@ -1,6 +1,6 @@
 """Writes the tables of layers against nn.Linear from benchmark/results: inference and training, wins and losses alike.
 
-The README gets those of one thread, docs/benchmarks.md all.
+The README gets those of one thread, docs/notes/benchmarks.md all.
 
 Run: python benchmark/readme_table.py            (rewrites what stands between the markers in the two pages)
      python benchmark/readme_table.py --print    (only prints the tables)
@@ -58,7 +58,7 @@ def training_table(record: dict[str, Any]) -> str:
 
 
 def inference_table(record: dict[str, Any]) -> str:
-    """Of the record of all CPU kernels, whose other tables docs/benchmarks.md has: one record for both pages."""
+    """Of the record of all CPU kernels, whose other tables docs/notes/benchmarks.md has: one record for both pages."""
     hot = [row for row in record["rows"] if row["mode"] == "hot" and row["m"] in INFERENCE_BATCHES]
     lines = heading(record, [*INFERENCE.values(), "bytes, fp32 / packed"])
     for m, k, n in sorted(dict.fromkeys((row["m"], row["k"], row["n"]) for row in hot)):
@@ -127,14 +127,16 @@ def rewrite(page: Path, text: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write the tables of layers in the README and in docs/benchmarks.md.")
+    parser = argparse.ArgumentParser(
+        description="Write the tables of layers in README.md and docs/notes/benchmarks.md."
+    )
     parser.add_argument("--print", action="store_true", help="print all tables and leave the files as they are")
     args = parser.parse_args()
     if args.print:
         print(everything(one_thread=False))
         return
     rewrite(ROOT / "README.md", everything(one_thread=True))
-    rewrite(ROOT / "docs" / "benchmarks.md", everything(one_thread=False))
+    rewrite(ROOT / "docs" / "notes" / "benchmarks.md", everything(one_thread=False))
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-CONVERSION = Path(__file__).parents[1] / "docs" / "conversion.md"
-RECIPES = Path(__file__).parents[1] / "docs" / "training_recipes.md"
-TRAINER = Path(__file__).parents[1] / "docs" / "training_with_transformers.md"
+CONVERSION = Path(__file__).parents[1] / "docs" / "guide" / "convert.md"
+RECIPES = Path(__file__).parents[1] / "docs" / "guide" / "train.md"
+TRAINER = Path(__file__).parents[1] / "docs" / "guide" / "trainer.md"
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 

@@ -1,4 +1,4 @@
-"""The experiments of docs/accuracy.md: what is run, and what stands in each table.
+"""The experiments of docs/notes/accuracy.md: what is run, and what stands in each table.
 
 Run: python benchmark/accuracy/experiments.py E1 --data FOLDER    (options of run.py; done runs are skipped)
 """

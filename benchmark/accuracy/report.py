@@ -1,4 +1,4 @@
-"""Writes the tables of docs/accuracy.md between their markers, and the learning curves to docs/images.
+"""Writes the tables of docs/notes/accuracy.md between their markers, and the learning curves to docs/images.
 
 Run: python benchmark/accuracy/report.py            (--print only prints the tables)
 """
@@ -15,7 +15,7 @@ from records import RESULTS, key_of, read
 from run import TASKS, task_of
 
 ROOT = Path(__file__).parent.parent.parent
-DOC = ROOT / "docs" / "accuracy.md"
+DOC = ROOT / "docs" / "notes" / "accuracy.md"
 TARGETS = {  # largest gap wanted: points, or nats for text
     "mnist_mlp": 0.3,
     "mnist_lenet": 0.10,

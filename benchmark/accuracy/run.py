@@ -3,7 +3,8 @@
 Run: python benchmark/accuracy/run.py mnist_mlp --methods fp32 ternary --seeds 0 1 2 --data FOLDER --final
 Each run adds a line to benchmark/results/accuracy/TASK.jsonl; runs that are there are skipped. Without --final the last
 part of the training data is held out and scored, with it the test data are. Every ternary net is exported, and the
-packed net must give the same logits bit for bit (exit code 1 otherwise). report.py makes docs/accuracy.md's tables.
+packed net must give the same logits bit for bit (exit code 1 otherwise). report.py makes the tables of
+docs/notes/accuracy.md.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The `bittorch` command; docs/command_line.md lists what it does."""
+"""The `bittorch` command; docs/reference/command_line.md lists what it does."""
 
 from bittorch.cli.program import main
 

@@ -132,8 +132,9 @@ class LanguageModel(Decoder):
     ) -> LanguageModel:
         """A model of transformers as it is in eval mode, its ternary layers packed: trained by `bittorch.quantize_`.
 
-        In float32 on a CPU its logits are those of the model in ``eval()``, bit for bit; docs/language_models.md has
-        the conditions. It is a copy: further training of the model does not change it.
+        In float32 on a CPU its logits are those of the model in ``eval()``, bit for bit;
+        docs/guide/language_models.md has the conditions. It is a copy: further training of the model does not change
+        it.
 
         Args:
             model: LlamaForCausalLM, BitNetForCausalLM or a class of the same layers. A layer may be a

@@ -102,12 +102,12 @@ class TernaryQuantConfig(QuantConfig):
             weights), ``mean`` or ``max``; None is ``rms`` where neither a method nor a threshold_factor is given, else
             the method's own, ``ls`` but for absmean, whose is ``mean``, and ``learned`` where it is a parameter.
             ``max`` is that of libraries that scale by the largest weight, and ruins trained weights: see
-            docs/ternary_format.md.
+            docs/reference/ternary_format.md.
         granularity: what shares a scale: ``tensor``, ``channel`` (the default) or ``group`` (the default where
             group_size is given).
         group_size: columns of a group, a multiple of 4 that divides in_features; None is 128.
         activation_bits: None for floating activations, 8 for int8 with one scale a token (W1.58A8), 16 or 24 for
-            exact sums of two or three int8 digits: the same bits on every device, docs/ops.md has the errors.
+            exact sums of two or three int8 digits: the same bits on every device, docs/reference/ops.md has the errors.
         ste: the straight-through gradient of a weight: ``identity``, or ``clipped``, zero where ``|w| > 1.5 scale``.
             lsq and seq have their own clip.
 

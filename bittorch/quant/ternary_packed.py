@@ -1,4 +1,4 @@
-"""The packed storage format in Python: four trits per byte, as docs/ternary_format.md defines it."""
+"""The packed storage format in Python: four trits per byte, as docs/reference/ternary_format.md defines it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Recipes: the optimiser and the schedules that the tables of docs/accuracy.md were made with.
+"""Recipes: the optimiser and the schedules that the tables of docs/notes/accuracy.md were made with.
 
-docs/training_recipes.md shows them in a plain loop, docs/training_with_transformers.md in the Trainer of transformers.
+docs/guide/train.md shows them in a plain loop, docs/guide/trainer.md in the Trainer of transformers.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def from_scratch(
     Args:
         model: with its ternary layers, on its device.
         steps: of the optimiser, in all.
-        lr: the highest learning rate. The default is that of the image tasks in docs/accuracy.md, which have
+        lr: the highest learning rate. The default is that of the image tasks in docs/notes/accuracy.md, which have
             BatchNorm; `bittorch.train.find_lr` finds one for others.
         lr_end: the last rate, as a share of ``lr``.
         warmup: share of the steps in which the rate rises.

@@ -60,8 +60,8 @@ def _check_count(name: str, value: int) -> None:
 class QuantWarmup(_Schedule):
     """Raises the share of quantisation from 0 to 1: ``v + quant_lambda * (Q(v) - v)`` for weights and activations.
 
-    Helps where a large trained model becomes ternary; small networks gain little: docs/accuracy.md. While it is below 1
-    the product is dense, and ``eval()`` and export quantise in full.
+    Helps where a large trained model becomes ternary; small networks gain little: docs/notes/accuracy.md. While it is
+    below 1 the product is dense, and ``eval()`` and export quantise in full.
 
     Args:
         model: with `TernaryLinear` or `TernaryConv2d` layers, whose ``quant_lambda`` is set.
@@ -98,8 +98,9 @@ class TernaryAfter(_Schedule):
     """Two stages: layers run in full precision first (``quantize=False``), and are ternary from step ``at`` on.
 
     In the sources below full precision first, for a tenth to nine tenths of the steps, beats ternary from scratch;
-    small networks gain little or lose: docs/accuracy.md. A copy of the model that is made before ``at`` (for an average
-    of weights, say) keeps ``quantize=False``: make it before this schedule, or set ``quantize`` on its layers.
+    small networks gain little or lose: docs/notes/accuracy.md. A copy of the model that is made before ``at``
+    (for an average of weights, say) keeps ``quantize=False``: make it before this schedule, or set ``quantize`` on
+    its layers.
 
     Args:
         model: with `TernaryLinear` or `TernaryConv2d` layers, of which those with ``quantize=True`` now take part.

@@ -244,7 +244,7 @@ def quantize_(
 
     Without training, with ``depth`` or ``bits_per_weight``: a weight becomes ``scale * sum_i 3^i t_i``, each digit
     plane t_i ternary and packed (`bittorch.quant.trit_planes`). Depth 4 with a scale a row stays near the dense model,
-    depth 1 does not: docs/trit_depth.md has figures. Convolutions are left as they are, with a warning.
+    depth 1 does not: docs/guide/trit_depth.md has figures. Convolutions are left as they are, with a warning.
 
     A layer that appears in several places stays one layer, and has the first of its names. First, last and head layers
     are converted unless ``skip`` names them. Layers that are ternary already stay as they are. Adapters of PEFT

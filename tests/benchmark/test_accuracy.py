@@ -75,7 +75,7 @@ def test_report_fills_the_document(passed: Callable[..., str], data: Path, tmp_p
     passed("run.py", "char_lm", *options, "--final", "--set", "steps=2")
     text = (tmp_path / "char_lm.jsonl").read_text()
     (tmp_path / "char_lm.jsonl").write_text(text.replace('"steps=2"', '"default"'))
-    document = ROOT.joinpath("docs", "accuracy.md").read_text(encoding="utf-8")
+    document = ROOT.joinpath("docs", "notes", "accuracy.md").read_text(encoding="utf-8")
     doc = tmp_path / "accuracy.md"
     doc.write_text(document)
     passed("report.py", "--results", tmp_path, "--doc", doc, "--images", tmp_path)

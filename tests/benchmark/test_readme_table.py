@@ -1,4 +1,4 @@
-"""The speed tables of README and docs/benchmarks.md are those of the records, so that the pages cannot differ."""
+"""The speed tables of README and docs/notes/benchmarks.md are those of the records, so that the pages cannot differ."""
 
 import subprocess
 import sys
@@ -23,11 +23,11 @@ def printed() -> str:
 
 
 def test_docs_hold_the_tables_of_the_records(printed: str) -> None:
-    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    page = (ROOT / "docs" / "notes" / "benchmarks.md").read_text()
     assert page.split(BEGIN)[1].split(END)[0].strip() == printed.strip()
 
 
-# FIELD N6: README and docs/benchmarks.md gave other times for one layer.
+# FIELD N6: README and docs/notes/benchmarks.md gave other times for one layer.
 def test_every_speed_of_the_readme_stands_in_the_docs(printed: str) -> None:
     shown = _rows((ROOT / "README.md").read_text().split(BEGIN)[1].split(END)[0])
     assert len(shown) > 20

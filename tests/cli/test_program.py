@@ -280,7 +280,7 @@ def test_sampling_options_are_those_of_generation_config() -> None:
 
 
 def test_the_documentation_names_every_option() -> None:
-    text = (ROOT / "docs" / "command_line.md").read_text()
+    text = (ROOT / "docs" / "reference" / "command_line.md").read_text()
     for name, parser in _parsers().items():
         assert f"bittorch {name}" in text
         for action in parser._actions:

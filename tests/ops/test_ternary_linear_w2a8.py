@@ -200,7 +200,7 @@ def test_w2a8_of_non_finite_token_is_a_row_of_nan(variant: str, value: float, gr
 
 @pytest.mark.parametrize(("bits", "tolerance"), [(8, 0.02), (16, 1e-4), (24, 2.5e-7)])
 def test_w2a8_is_near_the_floating_product(variant: str, bits: int, tolerance: float) -> None:
-    """The errors that docs/ops.md states for Gaussian activations."""
+    """The errors that docs/reference/ops.md states for Gaussian activations."""
     problem, x = _Problem(50, 1000), helpers.randn(20, 1000)
     exact = x.double() @ helpers.dense(problem.codes, problem.scale).t()
     helpers.assert_near(problem.run(x, variant, activation_bits=bits), exact, tolerance)

@@ -39,7 +39,7 @@ CONFIG = dataclasses.replace(
     tie_embeddings=False,
     activation_bits=None,
 )
-TEXT = (BENCHMARK.parent / "docs" / "language_models.md").read_text()[:4000]
+TEXT = (BENCHMARK.parent / "docs" / "guide" / "language_models.md").read_text()[:4000]
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Ternary layouts of other programs, to and from canonical bytes: pure functions of NumPy arrays.
 
-Canonical: four weights a byte, least significant bits first, 00 = 0, 01 = +1, 10 = -1 (docs/ternary_format.md). The
-others store ``weight + 1`` or ``weight + 2`` in two bits, in other orders, or digits of base 3. Decoders return
+Canonical: four weights per byte, lowest bits first, 00 = 0, 01 = +1, 10 = -1 (docs/reference/ternary_format.md).
+The others store ``weight + 1`` or ``weight + 2`` in two bits, in other orders, or digits of base 3. Decoders return
 canonical bytes; encoders take int8 codes. Where the order within a byte is the same, bits are changed in place; else
 one field of every byte at a time becomes codes, which the kernel packs: faster than shuffling bits in NumPy.
 

@@ -1,4 +1,4 @@
-"""bittorch's own checkpoints of language models: config.json and one model.safetensors (docs/ternary_format.md).
+"""bittorch's own checkpoints of language models: config.json, model.safetensors (docs/reference/ternary_format.md).
 
 Packed layers stand as ``<module>.weight_packed`` and ``<module>.scale``, or, in the layout for storage only, as
 ``<module>.weight_base3`` with five trits a byte.
