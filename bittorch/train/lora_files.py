@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bittorch.nn import TernaryLinearInference
 from bittorch.train.lora import LoraLinear, adapter_names, check_k, check_name, lora_layers, set_adapter, wrap
 from bittorch.train.lora_forms import FORMS
-from bittorch.utils.replacement import replacing
+from bittorch.utils.safetensors_file import write_safetensors
 from bittorch.utils.wrappers import named_layers
 
 _VERSION = 1
@@ -48,8 +47,7 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], name: str | Non
     }
     form = next(iter(layers.values())).form
     described = {"version": _VERSION, "form": form, "k": {n: layer.k[chosen] for n, layer in layers.items()}}
-    with replacing(Path(path), directory=False, overwrite=True) as unfinished:
-        save_file(stored, unfinished, metadata={_KEY: json.dumps(described)})
+    write_safetensors(path, stored, {_KEY: json.dumps(described)})
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bittorch._version import __version__
 from bittorch.nn.ternary_layer import gathered
 from bittorch.quant import TernaryQuantConfig
 from bittorch.utils.replacement import replacing
+from bittorch.utils.safetensors_file import write_safetensors
 
 _LIST = "conversion.json"
 
@@ -109,8 +110,7 @@ class CalibrationState:
         tensors = {}
         for name, (packed, scale) in planes.items():
             tensors[f"{name}.weight_packed"], tensors[f"{name}.scale"] = packed.clone(), scale.clone()
-        with replacing(self._file(part), directory=False, overwrite=True) as path:
-            save_file(tensors, path)
+        write_safetensors(self._file(part), tensors)
 
 
 def _short(value: Any) -> str:

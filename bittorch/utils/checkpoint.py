@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bittorch.nn import (
@@ -33,7 +31,7 @@ from bittorch.nn import (
 from bittorch.nn.ternary_conv2d_infer import geometry
 from bittorch.utils.batch_norm import FoldedBatchNorm
 from bittorch.utils.checkpoint_fit import check_fits, folded_norm, sizes_text
-from bittorch.utils.replacement import replacing
+from bittorch.utils.safetensors_file import write_safetensors
 from bittorch.utils.transformers_config import note_for_transformers
 from bittorch.utils.wrappers import normal_tensors, unwrapped
 
@@ -114,22 +112,7 @@ def save_ternary_inference_checkpoint(model: nn.Module, path: str | os.PathLike[
     folded = [(name, m) for name, m in model.named_modules() if isinstance(m, FoldedBatchNorm)]
     if folded:
         header["folded"] = {name: {"num_features": m.num_features, "rows": m.rows} for name, m in folded}
-    with replacing(Path(path), directory=False, overwrite=True) as unfinished:
-        unfinished.touch()
-        ordinary = unfinished.stat().st_mode  # safetensors makes the file anew, readable by its owner alone
-        try:
-            save_file(stored, unfinished, metadata={"format": "pt", "bittorch": json.dumps(header)})
-        except SafetensorError as error:
-            raise _system_error(error, path) from None
-        unfinished.chmod(ordinary)
-
-
-def _system_error(error: SafetensorError, path: str | os.PathLike[str]) -> OSError:
-    """What the system told safetensors, which passes it on as text."""
-    found = re.search(r"os error (\d+)", str(error))
-    if found is None:
-        return OSError(f"{os.fspath(path)} cannot be written: {error}")
-    return OSError(int(found[1]), os.strerror(int(found[1])), os.fspath(path))
+    write_safetensors(path, stored, {"format": "pt", "bittorch": json.dumps(header)})
 
 
 def read_header(metadata: dict[str, str] | None, path: Path) -> dict[str, Any]:

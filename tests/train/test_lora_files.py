@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,21 @@ def test_adapters_come_back(form: str, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.tmp"))
     with pytest.raises(ValueError, match="has an adapter 'task' already"):
         load_adapter(second, tmp_path / "again", "task")
+
+
+def test_the_file_is_an_ordinary_one_and_a_full_disk_an_os_error(file: Path) -> None:
+    before, limit = file.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    (file.parent / "ordinary").touch()
+    assert file.stat().st_mode == (file.parent / "ordinary").stat().st_mode
+    model = packed()
+    add_adapters(model, form="grid")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_adapter(model, file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert file.read_bytes() == before
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from bittorch import (
 )
 from bittorch import load_ternary_inference_checkpoint as load
 from bittorch import save_ternary_inference_checkpoint as save
-from bittorch.utils import checkpoint
+from bittorch.utils import safetensors_file
 from tests import helpers
 
 
@@ -226,7 +226,7 @@ def test_failed_save_leaves_the_old_file_and_nothing_else(
             Path(args[1]).write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(checkpoint if step == "save_file" else os, step, fail)
+    monkeypatch.setattr(safetensors_file if step == "save_file" else os, step, fail)
     with pytest.raises(type(error)):
         save(export_for_inference(_trained(seed=2)), saved)
     monkeypatch.undo()
