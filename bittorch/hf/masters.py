@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from bittorch.nn import TernaryConv2d, TernaryLinear
 from bittorch.quant import TernaryQuantConfig
-from bittorch.utils.transformers_config import note_for_transformers, sample
+from bittorch.utils.transformers_config import is_sample, note_for_transformers, read_record, sample
 
 
 def _described(
@@ -26,17 +26,13 @@ def _described(
     modules, prefix = dict(model.named_modules()), f"{model.base_model_prefix}."
     lacking: list[str] = []
     found: dict[str, list[tuple[TernaryQuantConfig, list[float]]]] = {}
-    try:
-        configs = [TernaryQuantConfig.from_dict(values) for values in record["configs"]]
-        for entry in record["layers"]:
-            names = (entry["name"], entry["name"].removeprefix(prefix), prefix + entry["name"])
-            name = next((name for name in names if name in modules), None)
-            if name is None:
-                lacking.append(entry["name"])
-                continue
-            found.setdefault(name, []).append((configs[entry["config"]], [float(v) for v in entry["sample"]]))
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"the quantization_config of bittorch is damaged: {error!r}") from None
+    for recorded, config, numbers in read_record(record):
+        names = (recorded, recorded.removeprefix(prefix), prefix + recorded)
+        name = next((name for name in names if name in modules), None)
+        if name is None:
+            lacking.append(recorded)
+        else:
+            found.setdefault(name, []).append((config, numbers))
     whole = not found or any(name.startswith(prefix) for name in found)  # else the base alone, of a model with a head
     if lacking and (whole or any(name.startswith(prefix) for name in lacking)):
         raise ValueError(f"the record names {lacking[0]!r} as a ternary layer, which {type(model).__name__} lacks")
@@ -82,10 +78,7 @@ def finish(model: PreTrainedModel, record: Mapping[str, Any]) -> None:
         weight = layer.weight
         assert isinstance(weight, torch.Tensor)
         stored = sample(weight)
-        samples = [
-            torch.tensor(numbers, dtype=torch.float64).to(weight.dtype).double().tolist() for _, numbers in described
-        ]
-        if stored and all(samples) and stored not in samples:
+        if stored and not any(is_sample(numbers, stored, weight.dtype) for _, numbers in described):
             raise ValueError(
                 f"the record names {name} as ternary, but its weight is not that of the ternary layer: another model "
                 "was saved with the configuration of a ternary one. Save the trained model again, or remove "

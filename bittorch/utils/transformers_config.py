@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -97,6 +97,28 @@ def sample(weight: torch.Tensor) -> list[float]:
     places = [len(flat) * i // _SAMPLES + (len(flat) - 1) // _SAMPLES // 2 for i in range(min(_SAMPLES, len(flat)))]
     values: list[float] = flat[places].double().tolist()
     return values
+
+
+def read_record(record: Mapping[str, Any]) -> list[tuple[str, TernaryQuantConfig, list[float]]]:
+    """Name, configuration and sample of each layer that a `TernaryRecord` gave; ValueError for a damaged one."""
+    try:
+        configs = [TernaryQuantConfig.from_dict(values) for values in record["configs"]]
+        layers = [
+            (entry["name"], configs[entry["config"]], [float(value) for value in entry["sample"]])
+            for entry in record["layers"]
+        ]
+        if others := [name for name, _, _ in layers if not isinstance(name, str)]:
+            raise TypeError(f"a layer has the name {others[0]!r:.40}")
+    except KeyError as error:
+        raise ValueError(f"the quantization_config of bittorch is damaged: it has no {error}") from None
+    except (IndexError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"the quantization_config of bittorch is damaged: {error}") from None
+    return layers
+
+
+def is_sample(recorded: list[float], stored: list[float], dtype: torch.dtype) -> bool:
+    """Whether a recorded `sample`, where there is one, is that of a weight that was stored in ``dtype``."""
+    return not recorded or torch.tensor(recorded, dtype=torch.float64).to(dtype).double().tolist() == stored
 
 
 def _saves(model: nn.Module) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from bittorch.models.io.checkpoint import StoredTensor, TensorInfo
@@ -21,7 +20,7 @@ from bittorch.models.io.safetensors_header import RawTensor
 from bittorch.models.io.ternary_tensor import TernaryTensor
 from bittorch.quant import TernaryQuantConfig, TernaryQuantizer, learned
 from bittorch.quant.ternary import check_finite
-from bittorch.utils.transformers_config import METHOD, STORED, VERSION, sample
+from bittorch.utils.transformers_config import METHOD, STORED, VERSION, is_sample, read_record, sample
 
 FLOATS = ("F32", "F16", "BF16")
 HEAD, EMBEDDING = "lm_head", "model.embed_tokens"
@@ -93,15 +92,12 @@ def _layers(record: Mapping[str, Any], what: str) -> dict[str, list[tuple[Ternar
     """Configurations and samples by canonical name; several where models share a configuration."""
     found: dict[str, list[tuple[TernaryQuantConfig, list[float]]]] = {}
     try:
-        configs = [TernaryQuantConfig.from_dict(values) for values in record["configs"]]
-        for entry in record["layers"]:
-            name = entry["name"]
-            if not name.startswith(("model.", f"{HEAD}")):  # saved without its head
-                name = f"model.{name}"
-            numbers = [float(value) for value in entry["sample"]]
-            found.setdefault(name, []).append((configs[entry["config"]], numbers))
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise FormatError(f"{what}: the quantization_config of bittorch is damaged: {error}") from None
+        layers = read_record(record)
+    except ValueError as error:
+        raise FormatError(f"{what}: {error}") from None
+    for name, config, numbers in layers:
+        canonical = name if name.startswith(("model.", HEAD)) else f"model.{name}"  # saved without its head
+        found.setdefault(canonical, []).append((config, numbers))
     return found
 
 
@@ -109,10 +105,10 @@ def _config_of(
     module: str, weight: RawTensor, described: list[tuple[TernaryQuantConfig, list[float]]], what: str
 ) -> TernaryQuantConfig:
     """The configuration whose sample is that of the stored weight."""
-    stored = sample(weight.tensor())
+    values = weight.tensor()
+    stored = sample(values)
     for config, numbers in described:
-        rounded = torch.tensor(numbers, dtype=torch.float64).to(weight.tensor().dtype).double().tolist()
-        if not numbers or rounded == stored:
+        if is_sample(numbers, stored, values.dtype):
             if not config.packs:
                 raise FormatError(
                     f"{what}: {module} is of method {config.method!r}, whose two scales no packed row holds"
