@@ -117,10 +117,7 @@ def place_layers(model: PreTrainedModel, files: Files, dtype: torch.dtype) -> No
             if any(n.startswith(files.prefix) for n in files.layers) and not stored_name.startswith(files.prefix):
                 continue  # the head of a model of which the base alone is loaded
             raise ValueError(f"{files.path} has a packed layer {stored_name!r}, which {type(model).__name__} lacks")
-        try:
-            layer = layer_of(config)
-        except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError) as error:
-            raise ValueError(f"{files.path} has a bad configuration for layer {stored_name!r}: {error}") from None
+        layer = layer_of(stored_name, config, files.path)
         _check_place(model, name, layer, files.path)
         _check_tensors(name, layer, files)
         layer.name, layer.weight_dtype = name, dtype

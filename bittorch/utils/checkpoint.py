@@ -152,15 +152,20 @@ def _read(path: Path, device: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return header, state
 
 
-def layer_of(config: Any) -> PackedLayer:
-    """An empty layer on the meta device, of what `layer_config` gave; raises as the classes do, and TypeError."""
-    fields = dict(config)
-    kind, weight_dtype = fields.pop("kind", "linear"), fields.pop("weight_dtype", None)
-    layer = _of_kind(kind, fields)
-    if weight_dtype is not None:
-        if weight_dtype not in _DTYPES.values():
-            raise ValueError(f"weight_dtype must be one of {', '.join(_DTYPES.values())}, got {weight_dtype!r}")
-        layer.weight_dtype = getattr(torch, weight_dtype)
+def layer_of(name: str, config: Any, path: Path) -> PackedLayer:
+    """An empty layer on the meta device, of what `layer_config` gave; ValueError, with file and name, for other."""
+    try:
+        fields = dict(config)
+        kind, weight_dtype = fields.pop("kind", "linear"), fields.pop("weight_dtype", None)
+        layer = _of_kind(kind, fields)
+        if weight_dtype is not None:
+            if weight_dtype not in _DTYPES.values():
+                raise ValueError(f"weight_dtype must be one of {', '.join(_DTYPES.values())}, got {weight_dtype!r}")
+            layer.weight_dtype = getattr(torch, weight_dtype)
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError) as error:
+        # RuntimeError: sizes that no tensor can have; the last two: sizes of zero, pairs of another length
+        raise ValueError(f"{path} has a bad configuration for layer {name!r}: {error}") from None
+    layer.name = name
     return layer
 
 
@@ -177,12 +182,7 @@ def _of_kind(kind: Any, fields: dict[str, Any]) -> PackedLayer:
 
 def _build_layer(name: str, config: Any, state: dict[str, Tensor], path: Path) -> PackedLayer:
     """An empty layer of the recorded configuration, after checking that the stored tensors fit it."""
-    try:
-        layer = layer_of(config)
-        layer.name = name
-    except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError) as error:
-        # RuntimeError: sizes that no tensor can have; the last two: sizes of zero, pairs of another length
-        raise ValueError(f"{path} has a bad configuration for layer {name!r}: {error}") from None
+    layer = layer_of(name, config, path)
     expected = dict(layer.named_buffers())
     for key, buffer in expected.items():
         full = f"{name}.{key}" if name else key
