@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from bittorch.hf.selection import known_as
 from bittorch.nn import TernaryConv2d, TernaryLinear
 from bittorch.quant import TernaryQuantConfig
 from bittorch.utils.transformers_config import is_sample, note_for_transformers, read_record, sample
@@ -27,8 +28,7 @@ def _described(
     lacking: list[str] = []
     found: dict[str, list[tuple[TernaryQuantConfig, list[float]]]] = {}
     for recorded, config, numbers in read_record(record):
-        names = (recorded, recorded.removeprefix(prefix), prefix + recorded)
-        name = next((name for name in names if name in modules), None)
+        name = known_as(recorded, prefix, modules)
         if name is None:
             lacking.append(recorded)
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -26,6 +26,14 @@ def named(name: str, patterns: list[str] | None) -> bool:
     """Whether a pattern names the module or one around it: by transformers' rule, or as whole parts of its name."""
     whole = any(f".{pattern}." in f".{name}." for pattern in patterns or ())
     return whole or (bool(patterns) and not should_convert_module(name, patterns))
+
+
+def known_as(name: str, prefix: str, known: Container[str]) -> str | None:
+    """The name that ``known`` has for a module or tensor, with the prefix of the base model or without; None for none.
+
+    A base model alone has names without it; the same model with a head has it before them.
+    """
+    return next((n for n in (name, name.removeprefix(prefix), prefix + name) if n in known), None)
 
 
 def chosen_modules(model: PreTrainedModel, config: TernaryConfig) -> tuple[set[str], list[str]]:

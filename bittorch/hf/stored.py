@@ -17,6 +17,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from bittorch.hf.selection import known_as
 from bittorch.nn import PackedLayer, TernaryLinearInference
 from bittorch.utils.checkpoint import FORMAT_VERSION, LAYOUT, layer_config, layer_of, read_header
 from bittorch.utils.checkpoint_fit import check_fits, sizes_text
@@ -74,10 +75,7 @@ class Files:
 
     def name_of(self, name: str) -> str | None:
         """The name in the files of a tensor of the model."""
-        for candidate in (name, self.prefix + name, name.removeprefix(self.prefix)):
-            if candidate in self.tensors:
-                return candidate
-        return None
+        return known_as(name, self.prefix, self.tensors)
 
     def read(self, name: str) -> Tensor:
         stored = self.name_of(name)
@@ -107,12 +105,8 @@ def place_layers(model: PreTrainedModel, files: Files, dtype: torch.dtype) -> No
             shape or dtype, or that belong to no layer.
     """
     modules = dict(model.named_modules())
-    known: set[str] = set()
     for stored_name, config in files.layers.items():
-        name = next((n for n in (stored_name, stored_name.removeprefix(files.prefix)) if n in modules), None)
-        known.add(f"{stored_name}.weight_packed")
-        if name is None and files.prefix + stored_name in modules:
-            name = files.prefix + stored_name
+        name = known_as(stored_name, files.prefix, modules)
         if name is None:
             if any(n.startswith(files.prefix) for n in files.layers) and not stored_name.startswith(files.prefix):
                 continue  # the head of a model of which the base alone is loaded
@@ -122,8 +116,8 @@ def place_layers(model: PreTrainedModel, files: Files, dtype: torch.dtype) -> No
         _check_tensors(name, layer, files)
         layer.name, layer.weight_dtype = name, dtype
         model.set_submodule(name, layer)
-    others = [name for name in files.tensors if name.endswith(".weight_packed") and name not in known]
-    if others:
+    ending = ".weight_packed"
+    if others := [n for n in files.tensors if n.endswith(ending) and n.removesuffix(ending) not in files.layers]:
         raise ValueError(f"{files.path} has {others[0]}, but its metadata describe no such layer")
 
 
