@@ -92,7 +92,7 @@ class TernaryConfig(QuantizationConfigMixin):
         self.granularity, self.group_size, self.activation_bits = granularity, group_size, activation_bits
         self.modules_to_convert = _patterns(modules_to_convert, "modules_to_convert")
         self.modules_to_not_convert = _patterns(modules_to_not_convert, "modules_to_not_convert")
-        self.record: dict[str, Any] | None = record or None
+        self.record: dict[str, Any] | None = record or None  # of a folder of masters, which stay to be trained
         self.ternary()
 
     def ternary(self) -> TernaryQuantConfig:
@@ -111,11 +111,6 @@ class TernaryConfig(QuantizationConfigMixin):
                 f"method {config.method!r} learns its scale: load the model dense, call bittorch.quantize_ and train it"
             )
         return config
-
-    @property
-    def of_masters(self) -> bool:
-        """Whether it is that of a folder of masters, which stay to be trained."""
-        return self.record is not None and self.record.get("stored") == STORED
 
     def to_dict(self) -> dict[str, Any]:
         """What config.json gets: what is set."""

@@ -112,8 +112,8 @@ class TernaryHfQuantizer(HfQuantizer):
         self.dtype = dtype or torch.get_default_dtype()
         config = self.quantization_config
         self.transposed = {name for name, module in model.named_modules() if isinstance(module, Conv1D)}
-        if config.of_masters:
-            masters.place_layers(model, config.record or {})
+        if config.record is not None:
+            masters.place_layers(model, config.record)
         elif self.pre_quantized:
             check_note(model.config)
             self._files = Files(checkpoint_files, model)
@@ -140,8 +140,8 @@ class TernaryHfQuantizer(HfQuantizer):
         return _Pack(self)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
-        if self.quantization_config.of_masters:
-            masters.finish(model, self.quantization_config.record or {})
+        if (record := self.quantization_config.record) is not None:
+            masters.finish(model, record)
             return model
         if not self.pre_quantized:
             model._keep_in_fp32_modules_strict = self._strict
