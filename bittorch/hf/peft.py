@@ -213,7 +213,6 @@ def load(model: nn.Module, path: str, adapter_name: str = "default", **options: 
     exact = any(_MARK in name for name in load_peft_weights(str(path), device="cpu", **hub))
     if not isinstance(model, PeftModel):
         config = register(LoraConfig.from_pretrained(str(path), **hub), exact=exact)
-        config.inference_mode = not options.get("is_trainable", False)
         return PeftModel.from_pretrained(model, str(path), adapter_name, config=config, **options)
     for name, layer in model.named_modules():
         if isinstance(layer, TernaryLora) and isinstance(layer, TernaryLoraExact) != exact:
