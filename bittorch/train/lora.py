@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from bittorch.nn import TernaryLinear, TernaryLinearInference
 from bittorch.train import lora_forms as forms
 from bittorch.train.lora_forms import FORMS, Form
-from bittorch.utils.patterns import as_patterns, matches_any, warn_of_unmatched
+from bittorch.utils.convert import Filter, left_by_patterns, swap
+from bittorch.utils.patterns import as_patterns, warn_of_unmatched
 from bittorch.utils.wrappers import named_layers, unwrapped
-
-Filter = Callable[[nn.Module, str], bool] | str | Iterable[str]
 
 
 class LoraLinear(nn.Module):
@@ -169,14 +168,6 @@ def check_k(k: object, what: str) -> float:
     return float(k)
 
 
-def replace(model: nn.Module, twins: dict[int, nn.Module]) -> None:
-    """Puts modules in the places of others, by the identity of those."""
-    for parent in list(model.modules()):
-        for slot, child in list(parent._modules.items()):
-            if id(child) in twins and not isinstance(parent, LoraLinear):
-                parent._modules[slot] = twins[id(child)]
-
-
 def wrap(model: nn.Module, bases: dict[str, nn.Module], form: Form) -> dict[str, LoraLinear]:
     """The layers of these names with room for adapters; those that have it already stay.
 
@@ -202,7 +193,7 @@ def wrap(model: nn.Module, bases: dict[str, nn.Module], form: Form) -> dict[str,
             layer = twins[id(layer)]
         assert isinstance(layer, LoraLinear)
         made[name] = layer
-    replace(model, twins)
+    swap(model, twins)
     return made
 
 
@@ -212,12 +203,11 @@ def _bases(model: nn.Module, form: Form, filter_fn: Filter | None, skip: str | I
     inner = {id(layer.base_layer) for layer in found.values() if isinstance(layer, LoraLinear)}
     found = {name: layer for name, layer in found.items() if isinstance(layer, kinds) and id(layer) not in inner}
     skipped, wanted = as_patterns(skip), None if filter_fn is None or callable(filter_fn) else as_patterns(filter_fn)
-    warn_of_unmatched([*skipped, *(wanted or ())], list(found), "add_adapters:", stacklevel=4)
-    chosen = {name: layer for name, layer in found.items() if not matches_any(name, skipped)}
+    for what, patterns in {"skip": skipped, "filter_fn": wanted or []}.items():
+        warn_of_unmatched(patterns, list(found), what, "that can have the adapter", stacklevel=4)
+    chosen = {name: layer for name, layer in found.items() if left_by_patterns(name, wanted, skipped) is None}
     if callable(filter_fn):
         chosen = {name: layer for name, layer in chosen.items() if filter_fn(layer, name)}
-    elif wanted is not None:
-        chosen = {name: layer for name, layer in chosen.items() if matches_any(name, wanted)}
     if not chosen:
         kind = " or ".join(kind.__name__ for kind in FORMS[form])
         raise ValueError(f"no layer gets an adapter: form {form!r} takes {kind}, of which the model has {len(found)}")
@@ -302,7 +292,7 @@ def remove_adapter(model: nn.Module, name: str) -> None:
     layers = list(lora_layers(model).values())
     for layer in layers:
         layer.drop(name)
-    replace(model, {id(layer): layer.base_layer for layer in layers if not layer.lora_A})
+    swap(model, {id(layer): layer.base_layer for layer in layers if not layer.lora_A})
 
 
 def _to_merge(model: nn.Module, name: str | None) -> Iterator[tuple[str, LoraLinear, str]]:
@@ -357,5 +347,5 @@ def merge_adapters(model: nn.Module, name: str | None = None, *, requantise: boo
         shares[layer_name] = share
         norm = float(layer.delta(chosen).detach().double().square().sum())
         kept, total = kept + share * norm, total + norm
-    replace(model, twins)
+    swap(model, twins)
     return MergeReport(form, shares, kept / total if total else 1.0)

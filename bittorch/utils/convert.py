@@ -56,7 +56,7 @@ class _Choice:
     left_by_caller: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def _left_by_patterns(name: str, taken: list[str] | None, skipped: list[str]) -> str | None:
+def left_by_patterns(name: str, taken: list[str] | None, skipped: list[str]) -> str | None:
     """Which argument leaves a module of that name; ``taken`` is None where no patterns were given."""
     if taken is not None and not matches_any(name, taken):
         return "filter_fn leaves it"
@@ -78,7 +78,7 @@ def _chosen(
     parts = adapter_parts(model)
     for name, module in named_layers(model):
         adapter = adapter_of(name, parts)
-        left = _left_by_patterns(name, wanted, skipped)
+        left = left_by_patterns(name, wanted, skipped)
         if left is None and name in found and callable(filter_fn) and not filter_fn(module, name):
             left = "filter_fn leaves it"
         if left is None and name in found:
@@ -101,7 +101,7 @@ def _warn_of_patterns(
     mapped = list(config) if isinstance(config, Mapping) else []
     given = {"skip": skipped, "depth": request.patterns, "config": mapped, "filter_fn": wanted or []}
     for what, patterns in given.items():
-        warn_of_unmatched(patterns, names, what, stacklevel=6)
+        warn_of_unmatched(patterns, names, what, "that can become ternary", stacklevel=6)
 
 
 def _warn_of_an_empty_choice(names: list[str], choice: _Choice, wanted: list[str] | None) -> None:
@@ -211,7 +211,8 @@ def _plan(
     return _Plan(twins, report, choice.left_by_caller)
 
 
-def _swap(model: nn.Module, twins: dict[int, nn.Module]) -> None:
+def swap(model: nn.Module, twins: dict[int, nn.Module]) -> None:
+    """Puts modules in the places of others, by the identity of those."""
     for parent in list(model.modules()):
         for name, child in parent._modules.items():  # named_children() leaves out second places
             if id(child) in twins:
@@ -301,7 +302,7 @@ def quantize_(
     plan = _plan(model, config, filter_fn, skip, DepthRequest(depth, bits_per_weight, inputs, calibrate))
     if id(unwrapped(model)) in plan.twins:
         raise ValueError("the model itself is the layer and cannot change in place; use quantize_model")
-    _swap(model, plan.twins)
+    swap(model, plan.twins)
     _finish(model, plan)
     return plan.report
 
@@ -336,7 +337,7 @@ def quantize_model(
     plan = _plan(duplicate, config, filter_fn, skip, request)
     if id(duplicate) in plan.twins:
         return plan.twins[id(duplicate)]
-    _swap(duplicate, plan.twins)
+    swap(duplicate, plan.twins)
     _finish(duplicate, plan)
     return duplicate
 
@@ -383,5 +384,5 @@ def convert_linear_layers(
         twins[id(layer)] = export_linear_to_inference(ternary, name or "the model")
     check_called(model, twins)
     check_not_compiled(model, taken)
-    _swap(model, twins)
+    swap(model, twins)
     return twins.get(id(model), module if inplace else model)

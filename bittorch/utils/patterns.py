@@ -40,11 +40,11 @@ def _near(pattern: str, names: list[str]) -> str:
     return f"there is {', '.join(near) or 'none'}"
 
 
-def warn_of_unmatched(patterns: list[str], names: list[str], what: str, stacklevel: int) -> None:
-    """Warns of patterns that no layer bears, and says what comes near."""
+def warn_of_unmatched(patterns: list[str], names: list[str], what: str, kind: str, stacklevel: int) -> None:
+    """Warns of patterns of the argument ``what`` that no layer of a kind bears, and says what comes near."""
     for pattern in patterns:
         if not any(matches(name, pattern) for name in names):
             warnings.warn(
-                f"{what} {pattern!r} matches no layer that can become ternary; {_near(pattern, names)}",
+                f"{what} {pattern!r} matches no layer {kind}; {_near(pattern, names)}",
                 stacklevel=stacklevel,
             )
