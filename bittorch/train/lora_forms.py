@@ -73,8 +73,11 @@ def beside(x: Tensor, y: Tensor, a: Tensor, b: Tensor, k: float) -> Tensor:
     return y + (k * small).to(y.dtype)
 
 
-def _codes(layer: TernaryLinearInference) -> Tensor:
-    return ops.ternary_unpack(layer.weight_packed, None, layer.in_features, torch.float32)
+def _codes(layer: TernaryLinearInference, delta: Tensor) -> Tensor:
+    """``rint(clamp(c + delta, -1, 1))`` as float32."""
+    codes = ops.ternary_unpack(layer.weight_packed, None, layer.in_features, torch.float32)
+    result: Tensor = _GridCodes.apply(codes + delta)
+    return result
 
 
 def _expanded(scale: Tensor, columns: int) -> Tensor:
@@ -89,7 +92,7 @@ def grid(x: Tensor, layer: TernaryLinearInference, delta: Tensor, scale: Tensor)
 
     The gradient of a code is ``scale`` times that of the dense weight, straight through; that of the scale is exact.
     """
-    codes, scale = _GridCodes.apply(_codes(layer) + delta), scale.float()
+    codes, scale = _codes(layer, delta), scale.float()
     dense = (codes * _expanded(scale, layer.in_features)).to(x.dtype)
     packed = ops.ternary_pack(codes.detach().to(torch.int8))
     bits = layer.activation_bits or 0
@@ -107,7 +110,7 @@ def inside(x: Tensor, layer: TernaryLinear, delta: Tensor) -> Tensor:
 def merged_grid(layer: TernaryLinearInference, delta: Tensor, scale: Tensor) -> TernaryLinearInference:
     """A packed layer that computes what `grid` does, bit for bit."""
     merged = copy.deepcopy(layer)
-    merged.weight_packed = ops.ternary_pack((_codes(layer) + delta).clamp_(-1, 1).round_().to(torch.int8))
+    merged.weight_packed = ops.ternary_pack(_codes(layer, delta).to(torch.int8))
     merged.scale = scale.detach().float().clone()
     return merged
 
@@ -143,7 +146,7 @@ def _quantised(layer: TernaryLinearInference, weight: Tensor) -> tuple[Tensor, T
     """Packed as the layer is: with its planes and groups, by the method of the least squared error."""
     granularity = {0: "tensor", 1: "channel"}.get(layer.groups, "group")
     group_size = layer.in_features // layer.groups if layer.groups > 1 else None
-    if layer.depth != 1:
-        return pack_trit_planes(weight, layer.depth, granularity, group_size or 128)  # type: ignore[arg-type]
     config = TernaryQuantConfig(method="optimal", granularity=granularity, group_size=group_size)  # type: ignore[arg-type]
+    if layer.depth != 1:
+        return pack_trit_planes(weight, layer.depth, *config.grouping)
     return TernaryQuantizer(config).quantize_packed(weight)
