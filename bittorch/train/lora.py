@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
@@ -62,24 +62,29 @@ class LoraLinear(nn.Module):
             assert isinstance(self.base_layer, TernaryLinearInference)
             self.lora_scale[name] = nn.Parameter((self.base_layer.scale if scale is None else scale).detach().clone())
 
+    @property
+    def parts(self) -> dict[str, nn.ParameterDict]:
+        """The parameters of all adapters, by the names that files have."""
+        return {key: getattr(self, key) for key in self.adapter_layer_names}
+
     def drop(self, name: str) -> None:
-        for values in (self.lora_A, self.lora_B, self.lora_scale, self.k):
+        for values in self.parts.values():
             if name in values:
                 del values[name]
+        self.k.pop(name, None)
         self.active = None if self.active == name else self.active
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The values of an adapter in float32, by the names that files have."""
-        parts = {"lora_A": self.lora_A, "lora_B": self.lora_B, "lora_scale": self.lora_scale}
-        return {key: values[name].detach().float() for key, values in parts.items() if name in values}
+        return {key: values[name].detach().float() for key, values in self.parts.items() if name in values}
 
     def delta(self, name: str) -> Tensor:
         """``k B A``."""
         return forms.low_rank(self.lora_A[name], self.lora_B[name], self.k[name])
 
-    def merged(self, name: str) -> tuple[nn.Module, float]:
-        """The base with the adapter in it, and the share of the adapter that survives: 1 where it is exact."""
-        delta, base = self.delta(name).detach(), self.base_layer
+    def merged(self, name: str, delta: Tensor) -> tuple[nn.Module, float]:
+        """The base with the adapter of this `delta` in it, and the share that survives: 1 where it is exact."""
+        base = self.base_layer
         if self.form == "grid":
             assert isinstance(base, TernaryLinearInference)
             return forms.merged_grid(base, delta, self.lora_scale[name]), 1.0
@@ -264,7 +269,7 @@ def add_adapters(
     return list(layers)
 
 
-def _check_known(model: nn.Module, name: str) -> None:
+def check_known(model: nn.Module, name: str) -> None:
     if name not in (names := adapter_names(model)):
         raise ValueError(f"the model has no adapter {name!r}; it has {', '.join(names) or 'none'}")
 
@@ -275,11 +280,11 @@ def set_adapter(model: nn.Module, name: str | None) -> None:
     Its parameters require gradients then, those of other adapters do not; what else is trained stays as it is.
     """
     if name is not None:
-        _check_known(model, name)
+        check_known(model, name)
     for layer in lora_layers(model).values():
         layer.active = name if name is not None and name in layer.lora_A else None
-        for parts in (layer.lora_A, layer.lora_B, layer.lora_scale):
-            for own, parameter in parts.items():
+        for values in layer.parts.values():
+            for own, parameter in values.items():
                 parameter.requires_grad_(own == name)
 
 
@@ -288,14 +293,15 @@ def remove_adapter(model: nn.Module, name: str) -> None:
 
     Another one that is active stays so.
     """
-    _check_known(model, name)
+    check_known(model, name)
     layers = list(lora_layers(model).values())
     for layer in layers:
         layer.drop(name)
     swap(model, {id(layer): layer.base_layer for layer in layers if not layer.lora_A})
 
 
-def _to_merge(model: nn.Module, name: str | None) -> Iterator[tuple[str, LoraLinear, str]]:
+def _to_merge(model: nn.Module, name: str | None) -> tuple[str, dict[str, LoraLinear]]:
+    """The adapter to merge and the layers that have it; ValueError where that is open, or others are in the way."""
     layers = lora_layers(model)
     names = adapter_names(model)
     if not names:
@@ -303,16 +309,16 @@ def _to_merge(model: nn.Module, name: str | None) -> Iterator[tuple[str, LoraLin
     active = {layer.active for layer in layers.values() if layer.active is not None}
     if name is None and len(active) != 1:
         raise ValueError(f"name the adapter to merge: active are {sorted(active) or 'none'}, the model has {names}")
-    chosen = name or next(iter(active))
-    _check_known(model, chosen)
-    for layer_name, layer in layers.items():
-        if chosen in layer.lora_A:
-            if others := [n for n in layer.lora_A if n != chosen]:
-                raise ValueError(
-                    f"{layer_name} has other adapters, {', '.join(others)}, which were trained on the base as it is; "
-                    "remove_adapter drops them, or merge into a copy of the model"
-                )
-            yield layer_name, layer, chosen
+    chosen = next(iter(active)) if name is None else name
+    check_known(model, chosen)
+    found = {layer_name: layer for layer_name, layer in layers.items() if chosen in layer.lora_A}
+    for layer_name, layer in found.items():
+        if others := [n for n in layer.lora_A if n != chosen]:
+            raise ValueError(
+                f"{layer_name} has other adapters, {', '.join(others)}, which were trained on the base as it is; "
+                "remove_adapter drops them, or merge into a copy of the model"
+            )
+    return chosen, found
 
 
 def merge_adapters(model: nn.Module, name: str | None = None, *, requantise: bool = False) -> MergeReport:
@@ -331,8 +337,8 @@ def merge_adapters(model: nn.Module, name: str | None = None, *, requantise: boo
         ValueError: no such adapter, one that was merged already, other adapters on the same layers, form ``beside``
             without ``requantise``. The model is as it was then.
     """
-    found = list(_to_merge(model, name))
-    form = found[0][1].form
+    chosen, found = _to_merge(model, name)
+    form = next(iter(found.values())).form
     if form == "beside" and not requantise:
         raise ValueError(
             "an adapter beside a ternary layer has no exact merged form: codes of three values hold little of a small "
@@ -342,10 +348,11 @@ def merge_adapters(model: nn.Module, name: str | None = None, *, requantise: boo
     twins: dict[int, nn.Module] = {}
     shares: dict[str, float] = {}
     kept = total = 0.0
-    for layer_name, layer, chosen in found:
-        twins[id(layer)], share = layer.merged(chosen)
+    for layer_name, layer in found.items():
+        delta = layer.delta(chosen).detach()
+        twins[id(layer)], share = layer.merged(chosen, delta)
         shares[layer_name] = share
-        norm = float(layer.delta(chosen).detach().double().square().sum())
+        norm = float(delta.double().square().sum())
         kept, total = kept + share * norm, total + norm
     swap(model, twins)
     return MergeReport(form, shares, kept / total if total else 1.0)

@@ -12,7 +12,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from bittorch.nn import TernaryLinearInference
-from bittorch.train.lora import LoraLinear, adapter_names, check_k, check_name, lora_layers, set_adapter, wrap
+from bittorch.train.lora import (
+    LoraLinear,
+    adapter_names,
+    check_k,
+    check_known,
+    check_name,
+    lora_layers,
+    set_adapter,
+    wrap,
+)
 from bittorch.train.lora_forms import FORMS
 from bittorch.utils.safetensors_file import write_safetensors
 from bittorch.utils.wrappers import named_layers
@@ -36,10 +45,9 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], name: str | Non
     names = adapter_names(model)
     if name is None and len(names) != 1:
         raise ValueError(f"name the adapter to save; the model has {', '.join(names) or 'none'}")
-    chosen = name or names[0]
+    chosen = names[0] if name is None else name
+    check_known(model, chosen)
     layers = {n: layer for n, layer in lora_layers(model).items() if chosen in layer.lora_A}
-    if not layers:
-        raise ValueError(f"the model has no adapter {chosen!r}; it has {', '.join(names) or 'none'}")
     stored = {
         f"{layer_name}.{key}": value.cpu().contiguous().clone()
         for layer_name, layer in layers.items()
@@ -131,7 +139,7 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], name: str = "de
     if not found:
         raise ValueError(f"{path} names no layer")
     values = {n: _checked(tensors, layer, n, described["k"][n], form, path) for n, layer in found.items()}
-    known = {f"{n}.{key}" for n in found for key in ("lora_A", "lora_B", "lora_scale")}
+    known = {f"{n}.{key}" for n in found for key in LoraLinear.adapter_layer_names}
     if others := sorted(tensors.keys() - known):
         raise ValueError(f"{path} has {others[0]}, but its metadata describe no adapter of such a layer")
     for layer_name, layer in wrap(model, found, form).items():

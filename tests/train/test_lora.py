@@ -218,6 +218,8 @@ def test_several_adapters_on_one_base() -> None:
         merge_adapters(model, "one")
     with pytest.raises(ValueError, match="the model has no adapter 'three'; it has one, two"):
         set_adapter(model, "three")
+    with pytest.raises(ValueError, match="the model has no adapter ''; it has one, two"):
+        merge_adapters(model, "")
     remove_adapter(model, "two")
     assert isinstance(model[2], TernaryLinearInference)
     helpers.assert_same_bits(outputs(model), one)  # still active
