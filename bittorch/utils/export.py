@@ -169,7 +169,7 @@ def check_called(model: nn.Module, packed: dict[int, nn.Module]) -> None:
             )
         why = getattr(parent, "refuses_export", "")
         if why and any(id(child) in packed for child in parent.children()):
-            raise ValueError(f"cannot export {name}: {why}")
+            raise ValueError(f"cannot export {name or 'the model'}: {why}")
     warn_of_uncalled(model, stacklevel=4)
 
 

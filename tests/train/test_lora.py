@@ -95,6 +95,8 @@ def test_merges_are_exact(form: str, config: TernaryQuantConfig) -> None:
             ValueError, match=r"cannot export 0: it has an adapter inside its quantiser; call .*merge_ada"
         ):
             bittorch.export_for_inference(twin)
+        with pytest.raises(ValueError, match=r"cannot export the model: it has an adapter inside"):
+            bittorch.export_for_inference(twin[0])
     for copied in (twin, pickle.loads(pickle.dumps(twin))):
         helpers.assert_same_bits(outputs(copied), expected)
     with pytest.raises(ValueError, match="no adapter to merge; one that was merged is part of the layers"):
