@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -34,6 +34,12 @@ def called(model: nn.Module, batch: Any) -> None:
             model(batch)
 
 
+def check_batches(name: str, batches: object) -> None:
+    """Raises TypeError for what is one batch, of which a loop would take parts, or nothing to go through."""
+    if isinstance(batches, Tensor | Mapping | str) or not isinstance(batches, Iterable):
+        raise TypeError(f"{name} must be batches, such as [batch] for one, got {type(batches).__name__}")
+
+
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Inside it the model is in eval mode, keeps no keys and values, and makes no gradients."""
@@ -52,6 +58,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
         for config in caching:
             config.use_cache = True
+
+
+@contextlib.contextmanager
+def inputs_of(layers: Mapping[str, nn.Module], take: Callable[[str, Tensor], object]) -> Iterator[None]:
+    """Inside it ``take`` gets the name and the input of each of the layers that is called, before it runs."""
+
+    def hook(name: str, _: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        take(name, args[0] if args else named["input"])
+
+    handles = [layer.register_forward_pre_hook(partial(hook, name), with_kwargs=True) for name, layer in layers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @dataclasses.dataclass
@@ -113,10 +134,9 @@ class _Tracer:
         for i, block in enumerate(self.chain.blocks):
             handles.append(block.register_forward_pre_hook(partial(self._enter, i), with_kwargs=True))
             handles.append(block.register_forward_hook(partial(self._leave, i)))
-        for name, layer in self.chain.layers.items():
-            handles.append(layer.register_forward_pre_hook(partial(self._layer, name), with_kwargs=True))
         try:
-            called(self.chain.model, batch)
+            with inputs_of(self.chain.layers, self._layer):  # after `_enter` of a block that is a layer itself
+                called(self.chain.model, batch)
         finally:
             for handle in handles:
                 handle.remove()
@@ -141,8 +161,8 @@ class _Tracer:
         if index + 1 == len(self.chain.blocks) and not self.whole:
             raise Stop
 
-    def _layer(self, name: str, _: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-        x, chain = args[0] if args else named["input"], self.chain
+    def _layer(self, name: str, x: Tensor) -> None:
+        chain = self.chain
         self.counts[name] += 1
         if name not in chain.leader:
             chain.leader[name] = next((other for other, seen in self.inputs.items() if seen is x), name)

@@ -17,7 +17,7 @@ from bittorch.nn.ternary_layer import gathered
 from bittorch.quant import TernaryQuantConfig, unpack_trit_planes
 from bittorch.quant.compensated import DAMPING, ROUNDS, compensated_integers
 from bittorch.quant.trit_planes import check_grid, grid_integers, pack_grid
-from bittorch.utils.block_chain import Chain, Stop, evaluating
+from bittorch.utils.block_chain import Chain, Stop, check_batches, evaluating, inputs_of
 from bittorch.utils.calibration_state import CalibrationState, fingerprint
 
 Planes = tuple[Tensor, Tensor]
@@ -51,9 +51,7 @@ class Calibration:
     progress: Callable[[int, int, str], object] | None = None
 
     def __post_init__(self) -> None:
-        one = isinstance(self.batches, Tensor | Mapping | str)  # of which a loop would take parts
-        if one or not isinstance(self.batches, Iterable):
-            raise TypeError(f"calibrate must be batches, such as [batch] for one, got {type(self.batches).__name__}")
+        check_batches("calibrate", self.batches)
         object.__setattr__(self, "batches", list(self.batches))
         if not self.batches:
             raise ValueError("calibrate has no batch; give some that the model is called with, or leave it out")
@@ -203,15 +201,15 @@ class Conversion:
 
     def _sums(self, stage: Sequence[str], run: Run) -> dict[str, Tensor]:
         """The sum of ``x x^T`` over the tokens of all batches, by the first layer of each input."""
-        leaders = {self.chain.leader[name] for name in stage}
+        leaders = {name: self.layers[name] for name in (self.chain.leader[name] for name in stage)}
         sums = {}
-        for name in leaders:
-            k = self.layers[name].in_features
+        for name, layer in leaders.items():
+            k = layer.in_features
             sums[name] = torch.zeros((k, k), dtype=torch.float64, device=self.weights[name].device)
         left, tokens = [0], dict.fromkeys(leaders, 0)
 
-        def take(name: str, _: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-            x = (args[0] if args else named["input"]).detach().reshape(-1, self.layers[name].in_features)
+        def take(name: str, x: Tensor) -> None:
+            x = x.detach().reshape(-1, leaders[name].in_features)
             x = x.to(torch.promote_types(x.dtype, torch.float32))
             if not bool(torch.isfinite(x).all()):
                 raise ValueError(f"calibrate brings NaN or Inf to {name}; give other batches, or a model in float32")
@@ -222,20 +220,14 @@ class Conversion:
             if left[0] == 0:
                 raise Stop
 
-        handles = [
-            self.layers[name].register_forward_pre_hook(partial(take, name), with_kwargs=True) for name in leaders
-        ]
-        try:
+        with inputs_of(leaders, take):
             for batch, counts in enumerate(self.chain.counts):
                 left[0] = sum(counts[name] for name in leaders)
                 if left[0]:
                     run(batch)
-        finally:
-            for handle in handles:
-                handle.remove()
-        for name in leaders:
-            if tokens[name] < (k := self.layers[name].in_features):
-                self.few[name] = tokens[name], k
+        for name, layer in leaders.items():
+            if tokens[name] < layer.in_features:
+                self.few[name] = tokens[name], layer.in_features
         return sums
 
     def made(self, name: str, weight: Tensor, hessian: Tensor) -> Planes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Hashable, Iterable, Mapping
-from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -16,7 +15,7 @@ from bittorch.nn import TernaryLinearInference
 from bittorch.nn.ternary_layer import gathered
 from bittorch.quant import TernaryQuantConfig
 from bittorch.quant.trit_planes import MAX_DEPTH, check_depth, from_grid, grid_integers
-from bittorch.utils.block_chain import called, evaluating
+from bittorch.utils.block_chain import called, check_batches, evaluating, inputs_of
 from bittorch.utils.calibration import Calibration, Planes
 from bittorch.utils.patterns import first_match
 
@@ -47,9 +46,8 @@ class DepthRequest:
                 raise ValueError("calibrate chooses the planes of a depth; it goes with depth or bits_per_weight")
             if not isinstance(self.calibrate, Calibration):
                 object.__setattr__(self, "calibrate", Calibration(self.calibrate))
-        one = isinstance(self.inputs, Tensor | Mapping | str)  # a batch, of which a loop would take parts
-        if self.inputs is not None and (one or not isinstance(self.inputs, Iterable)):
-            raise TypeError(f"inputs must be batches, such as [batch] for one, got {type(self.inputs).__name__}")
+        if self.inputs is not None:
+            check_batches("inputs", self.inputs)
         if isinstance(self.depth, Mapping):
             for pattern, value in self.depth.items():
                 if not isinstance(pattern, str):
@@ -103,39 +101,21 @@ def _bits_of_a_plane(linear: nn.Linear, config: TernaryQuantConfig) -> int:
     return 8 * n * ((k + 3) // 4) + 32 * n * groups
 
 
-class _Activations:
-    """Some of the tokens that reach each layer, while it is a context."""
+def _calibrate(model: nn.Module, layers: Mapping[str, nn.Linear], inputs: Iterable[Any]) -> dict[str, Tensor]:
+    """Some activations ``(tokens, in_features)`` of each layer; the model runs in eval mode and keeps its own."""
+    seen: dict[str, list[Tensor]] = {name: [] for name in layers}
 
-    def __init__(self, layers: Mapping[str, nn.Linear]) -> None:
-        self.tokens: dict[str, list[Tensor]] = {name: [] for name in layers}
-        self.layers = layers
-
-    def __enter__(self) -> _Activations:
-        self.handles = [
-            layer.register_forward_pre_hook(partial(self._take, name), with_kwargs=True)
-            for name, layer in self.layers.items()
-        ]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self.handles:
-            handle.remove()
-
-    def _take(self, name: str, _: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        x = inputs[0] if inputs else named["input"]
-        rows, found = x.detach().reshape(-1, x.shape[-1]), self.tokens[name]
+    def take(name: str, x: Tensor) -> None:
+        rows, found = x.detach().reshape(-1, x.shape[-1]), seen[name]
         if len(rows) and sum(map(len, found)) < _TOKENS:
             found.append(rows[:: -(-len(rows) // _TOKENS_A_BATCH)].float())
 
-
-def _calibrate(model: nn.Module, layers: Mapping[str, nn.Linear], inputs: Iterable[Any]) -> dict[str, Tensor]:
-    """Activations ``(tokens, in_features)`` of each layer; the model runs in eval mode and keeps its own."""
-    with evaluating(model), _Activations(layers) as seen:
+    with evaluating(model), inputs_of(layers, take):
         for batch in inputs:
             called(model, batch)
-    if missing := [name for name, tokens in seen.tokens.items() if not tokens]:
+    if missing := [name for name, tokens in seen.items() if not tokens]:
         raise ValueError(f"inputs never reach {', '.join(missing[:3])}; give other inputs, or skip such layers")
-    activations = {name: torch.cat(tokens) for name, tokens in seen.tokens.items()}
+    activations = {name: torch.cat(tokens) for name, tokens in seen.items()}
     for name, x in activations.items():
         if not bool(torch.isfinite(x).all()):
             raise ValueError(f"inputs bring NaN or Inf to {name}, and say nothing about its error")
