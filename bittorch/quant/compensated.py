@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bittorch.ops import reference
 from bittorch.quant.ternary import Granularity
-from bittorch.quant.trit_planes import check_depth, grid_integers, largest_integer
+from bittorch.quant.trit_planes import check_depth, from_grid, grid_integers, largest_integer
 
 DAMPING = 0.01
 ROUNDS = 3
@@ -139,7 +139,7 @@ class CompensatedGrid:
         return q, steps
 
     def _error(self, w: Tensor, q: Tensor, scale: Tensor) -> Tensor:
-        difference = w - q * scale.repeat_interleave(self.width, 1)
+        difference = w - from_grid(q, scale, torch.float64)
         return ((difference @ self.raw) * difference).sum(1, keepdim=True)
 
     # From here on columns are in the order of `order` and stand in rows, one behind the other in memory: ``w`` and
