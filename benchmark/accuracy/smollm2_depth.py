@@ -36,8 +36,9 @@ from torch import Tensor, nn
 
 from bittorch import Calibration, TernaryLinearInference, TernaryQuantConfig, quantize_model
 from bittorch.quant.compensated import CompensatedGrid
-from bittorch.utils.block_chain import evaluating
+from bittorch.quant.trit_planes import from_grid
 from bittorch.utils.calibration import Conversion, Planes
+from bittorch.utils.replacement import replacing
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import _timing
@@ -56,8 +57,13 @@ def round_to_nearest(weight: Tensor, bits: int, group: int | None, asymmetric: b
         low, high = rows.amin(1, keepdim=True), rows.amax(1, keepdim=True)
         scale = ((high - low) / (2**bits - 1)).clamp(min=1e-12)
         return (((rows - low) / scale).round() * scale + low).view_as(weight)
+    integers, scale = absmax_integers(rows, bits)
+    return (integers * scale).view_as(weight)
+
+
+def absmax_integers(rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     scale = (rows.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)).clamp(min=1e-12)
-    return ((rows / scale).round() * scale).view_as(weight)
+    return (rows / scale).round(), scale
 
 
 def block_layers(model: nn.Module, head: bool = False) -> dict[str, nn.Linear]:
@@ -78,23 +84,17 @@ class Texts:
 
 
 class IntGrid(Conversion):
-    """Integers of ``bits`` in the place of planes, by the code that chooses planes; for comparison alone."""
-
-    bits: int
-    group: int
+    """Integers of as many bits as a depth says, by the code that chooses planes; for comparison alone."""
 
     def made(self, name: str, weight: Tensor, hessian: Tensor) -> Planes:
-        largest, rows = 2 ** (self.bits - 1) - 1, weight.reshape(-1, self.group)
-        scale = (rows.abs().amax(1, keepdim=True) / largest).clamp(min=1e-12)
-        nearest = (rows / scale).round().view_as(weight)
-        grid = CompensatedGrid(
-            hessian, self.group, damping=self.how.damping, search=self.how.search, rounds=self.how.rounds
-        )
-        return grid.integers(weight, largest, nearest, scale.view(len(weight), -1))
+        bits, (_, group) = self.depths[name], self.configs[name].grouping
+        nearest, scale = absmax_integers(weight.reshape(-1, group), bits)
+        how = self.how
+        grid = CompensatedGrid(hessian, group, damping=how.damping, search=how.search, rounds=how.rounds)
+        return grid.integers(weight, 2 ** (bits - 1) - 1, nearest.view_as(weight), scale.view(len(weight), -1))
 
     def dense(self, name: str, planes: Planes) -> Tensor:
-        integers, scale = planes
-        return integers * scale.repeat_interleave(self.group, 1)
+        return from_grid(*planes)
 
 
 def calibrated_integers(model: nn.Module, bits: int, group: int, calibration: Calibration) -> dict[str, Tensor]:
@@ -102,13 +102,7 @@ def calibrated_integers(model: nn.Module, bits: int, group: int, calibration: Ca
     layers = block_layers(model)
     config = TernaryQuantConfig(granularity="group", group_size=group)
     made = IntGrid(model, layers, dict.fromkeys(layers, config), dict.fromkeys(layers, bits), calibration)
-    made.bits, made.group = bits, group
-    try:
-        with evaluating(model):
-            found = made()
-    finally:
-        made.restore(layers)
-    return {name: made.dense(name, planes) for name, planes in found.items()}
+    return {name: made.dense(name, planes) for name, planes in made().items()}
 
 
 class Row:
@@ -293,9 +287,8 @@ def _open(path: Path, settings: dict[str, Any], args: argparse.Namespace) -> dic
 
 def _write(path: Path, record: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=1) + "\n")
-    temporary.replace(path)
+    with replacing(path, directory=False, overwrite=True) as unfinished:
+        unfinished.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

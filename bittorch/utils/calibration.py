@@ -89,12 +89,7 @@ def calibrated_planes(
         UserWarning: layers that no batch reaches, which are rounded to nearest; layers that see fewer tokens than they
             have columns.
     """
-    run = Conversion(model, layers, configs, depths, calibration)
-    try:
-        with evaluating(model):
-            return run()
-    finally:
-        run.restore(layers)
+    return Conversion(model, layers, configs, depths, calibration)()
 
 
 def check_layer(layer: nn.Linear, config: TernaryQuantConfig) -> None:
@@ -135,6 +130,18 @@ class Conversion:
             self.state = CalibrationState(Path(calibration.state), {**given, **numbers})
 
     def __call__(self) -> dict[str, Planes]:
+        try:
+            with evaluating(self.model):
+                self._seen()
+        finally:
+            self.restore(self.layers)
+        if unseen := [name for name in self.layers if name not in self.planes]:
+            self._unseen(unseen)
+        self._warn_of_few()
+        return self.planes
+
+    def _seen(self) -> None:
+        """Planes of the layers that the batches reach."""
         chain = self.chain = Chain(self.model, self.layers, self.batches)
         if chain.before:
             part = "before the blocks" if chain.blocks else "model"
@@ -143,10 +150,6 @@ class Conversion:
                 chain.trace()
         if chain.blocks:
             self._blocks(chain)
-        if unseen := [name for name in self.layers if name not in self.planes]:
-            self._unseen(unseen)
-        self._warn_of_few()
-        return self.planes
 
     def _blocks(self, chain: Chain) -> None:
         x, after = chain.first_inputs(), chain.after()
