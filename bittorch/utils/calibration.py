@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,7 @@ class Conversion:
         self.weights = {name: layer.weight for name, layer in layers.items()}
         self.planes: dict[str, Planes] = {}
         self.few: dict[str, tuple[int, int]] = {}  # tokens and columns
-        self._shared: dict[tuple[int, int, TernaryQuantConfig], Planes] = {}
+        self._shared: dict[Hashable, Planes] = {}
         self.state: CalibrationState | None = None
         if calibration.state is not None:
             numbers = {"damping": calibration.damping, "search": calibration.search, "rounds": calibration.rounds}
@@ -256,19 +256,21 @@ class Conversion:
 
     def _made(self, name: str, hessian: Tensor) -> Planes:
         """A weight that several layers share becomes what it is for the first."""
-        weight = self.weights[name]
-        key = id(weight), self.depths[name], self.configs[name]
-        if key not in self._shared:
-            try:
-                self._shared[key] = self.made(name, gathered(weight).detach(), hessian)
-            except ValueError as error:
-                raise ValueError(f"cannot convert {name or 'the model'}: {error}") from None
-        return self._shared[key]
+        if (held := self._shared.get(self._stored_as(name))) is not None:
+            return held
+        try:
+            return self.made(name, gathered(self.weights[name]).detach(), hessian)
+        except ValueError as error:
+            raise ValueError(f"cannot convert {name or 'the model'}: {error}") from None
+
+    def _stored_as(self, name: str) -> Hashable:
+        """Equal for layers that share their planes."""
+        return id(self.weights[name]), self.depths[name], self.configs[name]
 
     def _put(self, name: str, planes: Planes) -> None:
         """Planes of a layer, and their weight in the model."""
         device = self.weights[name].device
-        self.planes[name] = planes[0].to(device), planes[1].to(device)
+        self.planes[name] = self._shared[self._stored_as(name)] = planes[0].to(device), planes[1].to(device)
         self.layers[name].weight = nn.Parameter(self.dense(name, self.planes[name]), requires_grad=False)
 
     def _tell(self, name: str) -> None:

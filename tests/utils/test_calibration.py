@@ -204,6 +204,33 @@ def test_an_ended_conversion_goes_on(tmp_path: Path) -> None:
         quantize_model(model, depth=2, calibrate=Calibration(batches[1:], state=tmp_path / "s"))
 
 
+class _Tied(nn.Module):
+    """The weight of the head, which is named first, is that of the layer that is called first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.head, self.first = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.first.weight = self.head.weight
+        self.layers = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(2)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layers(self.first(x)))
+
+
+def test_a_tied_weight_stays_one_in_a_conversion_that_goes_on(tmp_path: Path) -> None:
+    batches = _batches()
+
+    def until_a_block(*said: Any) -> None:
+        if said[2] == "layers.0.0":
+            raise _Interrupted
+
+    with pytest.raises(_Interrupted):
+        quantize_model(_Tied(), depth=2, calibrate=Calibration(batches, state=tmp_path / "s", progress=until_a_block))
+    converted = quantize_model(_Tied(), depth=2, calibrate=Calibration(batches, state=tmp_path / "s"))
+    assert _same(converted, quantize_model(_Tied(), depth=2, calibrate=batches))
+
+
 def test_few_tokens_warn_and_nonfinite_ones_raise() -> None:
     with pytest.warns(UserWarning, match=r"few tokens: 6 inputs see fewer than they have columns, such as \S+ 5 for"):
         quantize_model(_Net(), depth=2, calibrate=[helpers.randn(5, 8)])
