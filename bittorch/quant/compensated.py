@@ -58,17 +58,18 @@ def compensated_integers(
 
     Raises:
         TypeError, ValueError: as `bittorch.quant.trit_planes`; a scale for the whole tensor; a Hessian of another
-            shape, with NaN or Inf, or that is no sum of x x^T; damping that is not above 0, or too little.
+            shape, with NaN or Inf, or that is no sum of x x^T; damping that is not above 0, or too little; rounds below
+            0.
 
     Source:
         GPTQ, arXiv:2210.17323, for the compensation; QuantEase, arXiv:2309.01885, for one column after the other.
     """
     check_depth(depth)
-    if granularity == "tensor":
-        raise ValueError("calibrated scales are those of rows or groups; take granularity channel or group, not tensor")
+    check_granularity(granularity)
+    check_numbers(damping, rounds)
     nearest, scale = grid_integers(weight, depth, granularity, group_size)  # its checks, and what a row must not exceed
     n, k = weight.shape
-    _check_hessian(hessian, k, damping)
+    _check_hessian(hessian, k)
     if not n or not k:
         return nearest, scale
     width = group_size if granularity == "group" else k
@@ -77,15 +78,27 @@ def compensated_integers(
     return q, steps.view_as(scale)
 
 
-def _check_hessian(hessian: Tensor, columns: int, damping: float) -> None:
+def check_granularity(granularity: Granularity) -> None:
+    """Raises ValueError for one scale for the whole tensor."""
+    if granularity == "tensor":
+        raise ValueError("calibrated scales are those of rows or groups; take granularity channel or group, not tensor")
+
+
+def check_numbers(damping: object, rounds: object) -> None:
+    """Raises ValueError where a number of `compensated_integers` is none, or out of range."""
+    if not isinstance(damping, int | float) or not 0 < damping < float("inf"):
+        raise ValueError(f"damping must be above 0, got {damping!r}")
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 0:
+        raise ValueError(f"rounds must be an integer of at least 0, got {rounds!r}")
+
+
+def _check_hessian(hessian: Tensor, columns: int) -> None:
     if hessian.shape != (columns, columns):
         raise ValueError(f"hessian must be ({columns}, {columns}) for such a weight, got {tuple(hessian.shape)}")
     if not bool(torch.isfinite(hessian).all()):
         raise ValueError("hessian must be finite, got NaN or Inf")
     if bool((hessian.diagonal() < 0).any()):
         raise ValueError("hessian must be a sum of x x^T, got a negative diagonal")
-    if not 0 < damping < float("inf"):
-        raise ValueError(f"damping must be above 0, got {damping!r}")
 
 
 class CompensatedGrid:

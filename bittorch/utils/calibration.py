@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from bittorch.nn.ternary_layer import gathered
 from bittorch.quant import TernaryQuantConfig, unpack_trit_planes
-from bittorch.quant.compensated import DAMPING, ROUNDS, compensated_integers
+from bittorch.quant.compensated import DAMPING, ROUNDS, check_granularity, check_numbers, compensated_integers
+from bittorch.quant.ternary import check_finite
 from bittorch.quant.trit_planes import check_grid, grid_integers, pack_grid
 from bittorch.utils.block_chain import Chain, Stop, check_batches, evaluating, inputs_of
 from bittorch.utils.calibration_state import CalibrationState, fingerprint
+from bittorch.utils.conversion_checks import converting
 
 Planes = tuple[Tensor, Tensor]
 Run = Callable[[int], object]
@@ -61,10 +63,7 @@ class Calibration:
             raise TypeError(f"state must be the path of a folder, got {self.state!r}")
         if not (self.progress is None or callable(self.progress)):
             raise TypeError(f"progress must be a function, got {self.progress!r}")
-        if not isinstance(self.damping, int | float) or not 0 < self.damping < float("inf"):
-            raise ValueError(f"damping must be above 0, got {self.damping!r}")
-        if isinstance(self.rounds, bool) or not isinstance(self.rounds, int) or self.rounds < 0:
-            raise ValueError(f"rounds must be an integer of at least 0, got {self.rounds!r}")
+        check_numbers(self.damping, self.rounds)
 
 
 def calibrated_planes(
@@ -96,10 +95,9 @@ def check_layer(layer: nn.Linear, config: TernaryQuantConfig) -> None:
     """Raises ValueError, before the work, where a layer cannot be calibrated."""
     check_grid(config)
     config.check_in_features(layer.in_features)
-    if config.granularity == "tensor":
-        raise ValueError("calibrated scales are those of rows or groups; take granularity channel or group, not tensor")
-    if not bool(torch.isfinite(gathered(layer.weight).detach()).all()):
-        raise ValueError("w must be finite, got NaN or Inf")
+    check_granularity(config.grouping[0])
+    weight = gathered(layer.weight).detach()
+    check_finite(weight, weight)
 
 
 def _call(run: Callable[[int, Tensor], object], x: Sequence[Tensor], batch: int) -> None:
@@ -258,10 +256,8 @@ class Conversion:
         """A weight that several layers share becomes what it is for the first."""
         if (held := self._shared.get(self._stored_as(name))) is not None:
             return held
-        try:
+        with converting(name):
             return self.made(name, gathered(self.weights[name]).detach(), hessian)
-        except ValueError as error:
-            raise ValueError(f"cannot convert {name or 'the model'}: {error}") from None
 
     def _stored_as(self, name: str) -> Hashable:
         """Equal for layers that share their planes."""

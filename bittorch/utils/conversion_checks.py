@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import contextlib
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +12,15 @@ from torch import nn
 from bittorch.quant import TernaryQuantConfig
 from bittorch.utils.export import check_own_values, registered_beside
 from bittorch.utils.wrappers import check_not_wrapped, inner_of
+
+
+@contextlib.contextmanager
+def converting(name: str) -> Iterator[None]:
+    """Inside it a ValueError says which layer cannot be converted."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"cannot convert {name or 'the model'}: {error}") from None
 
 
 def _check_strings(names: Any, what: str) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -15,7 +15,7 @@ from bittorch.nn import PackedLayer, TernaryConv2d, TernaryLinear, call_ternary_
 from bittorch.quant import TernaryQuantConfig
 from bittorch.utils.adapters import adapter_of, adapter_parts
 from bittorch.utils.calibration import Calibration, Planes, calibrated_planes, check_layer
-from bittorch.utils.conversion_checks import check_arguments, check_layers, check_not_compiled
+from bittorch.utils.conversion_checks import check_arguments, check_layers, check_not_compiled, converting
 from bittorch.utils.conversion_report import ConversionReport, make_report, note_left
 from bittorch.utils.copies import check_copy, copied
 from bittorch.utils.export import check_called, export_linear_to_inference
@@ -26,7 +26,6 @@ from bittorch.utils.transformers_config import note_for_transformers
 from bittorch.utils.trit_depth import Depth, DepthRequest, PlaneMaker, choose_depths
 from bittorch.utils.wrappers import named_layers, normal_tensors, unwrapped
 
-Made = TypeVar("Made")
 Filter = Callable[[nn.Module, str], bool] | str | Iterable[str]
 Config = TernaryQuantConfig | Mapping[str, TernaryQuantConfig | None]
 
@@ -131,13 +130,6 @@ def _warn_of_the_model(model: nn.Module, any_candidate: bool) -> None:
         warnings.warn("the model has no layer that can become ternary (nn.Linear, nn.Conv2d)", stacklevel=4)
 
 
-def _twin(name: str, make: Callable[[], Made]) -> Made:
-    try:
-        return make()
-    except ValueError as error:
-        raise ValueError(f"cannot convert {name}: {error}") from None
-
-
 def _only_linear(modules: Mapping[str, nn.Module], configs: dict[str, TernaryQuantConfig]) -> dict[str, nn.Linear]:
     """The chosen layers that can have planes; warns of the others."""
     if convolutions := [name for name in configs if isinstance(modules[name], nn.Conv2d)]:
@@ -161,7 +153,8 @@ def _plane_makers(
     planes: dict[str, Planes] = {}
     if isinstance(request.calibrate, Calibration):
         for name in depths:
-            _twin(name or "the model", partial(check_layer, layers[name], configs[name]))
+            with converting(name):
+                check_layer(layers[name], configs[name])
         with normal_tensors():
             chosen = {name: layers[name] for name in depths}
             planes = calibrated_planes(model, chosen, configs, depths, request.calibrate)
@@ -199,8 +192,11 @@ def _plan(
         makers = {n: partial(TWINS[type(found[n])], found[n], value) for n, value in choice.configs.items()}
     layers = {name: found[name] for name in makers}
     check_not_compiled(model, layers)
+    twins: dict[int, nn.Module] = {}
     with normal_tensors():
-        twins = {id(found[name]): _twin(name or "the model", make) for name, make in makers.items()}
+        for name, make in makers.items():
+            with converting(name):
+                twins[id(found[name])] = make()
     for name, layer in layers.items():
         if isinstance(twin := twins[id(layer)], PackedLayer):
             twin.name = name

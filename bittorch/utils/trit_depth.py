@@ -17,6 +17,7 @@ from bittorch.quant import TernaryQuantConfig
 from bittorch.quant.trit_planes import MAX_DEPTH, check_depth, from_grid, grid_integers
 from bittorch.utils.block_chain import called, check_batches, evaluating, inputs_of
 from bittorch.utils.calibration import Calibration, Planes
+from bittorch.utils.conversion_checks import converting
 from bittorch.utils.patterns import first_match
 
 Depth = int | Mapping[str, int | None]
@@ -178,10 +179,8 @@ def choose_depths(
         weight = gathered(layers[first].weight).detach()
         for name in tied:
             x = activations.get(name)
-            try:
+            with converting(name):
                 found = [_error(weight, depth, configs[name], x) for depth in range(1, MAX_DEPTH + 1)]
-            except ValueError as error:
-                raise ValueError(f"cannot convert {name or 'the model'}: {error}") from None
             errors[first] = [a + b for a, b in zip(errors[first], found, strict=True)]
     depths = _spend(errors, prices, bits_per_weight * weights)
     return {name: depths[first] for first, tied in stored.items() for name in tied}

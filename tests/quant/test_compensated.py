@@ -159,6 +159,7 @@ def test_dtypes_of_weights(dtype: torch.dtype) -> None:
         ),
         ({"damping": 0.0}, "damping must be above 0, got 0"),
         ({"damping": float("nan")}, "damping must be above 0, got nan"),
+        ({"rounds": -1}, "rounds must be an integer of at least 0, got -1"),
         ({"granularity": "tensor"}, "granularity channel or group, not tensor"),
         ({"granularity": "group", "group_size": 12}, "group_size must divide in_features"),
         ({"depth": 7}, "depth must be from 1 to 6, got 7"),
