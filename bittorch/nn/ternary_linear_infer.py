@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -158,8 +156,7 @@ class TernaryLinearInference(PackedLayer):
             self._buffers
         )  # an attribute of a module takes as long to find as a small layer to run
         weights = buffers["weight_packed"], buffers["scale"], buffers["bias"]
-        sizes = self.in_features, self.out_features, self.depth
-        return _product(input, *weights, *sizes, self.activation_bits, norm_weight, norm_eps)
+        return _product(input, *weights, self.in_features, self.depth, self.activation_bits, norm_weight, norm_eps)
 
     def extra_repr(self) -> str:
         parts = [f"in_features={self.in_features}", f"out_features={self.out_features}"]
@@ -185,7 +182,6 @@ def _product(
     scale: Tensor,
     bias: Tensor | None,
     in_features: int,
-    out_features: int,
     depth: int,
     activation_bits: int | None,
     norm_weight: Tensor | None,
@@ -197,7 +193,7 @@ def _product(
     if norm_weight is not None:
         norm = norm_weight, torch.finfo(x.dtype).eps if norm_eps is None else norm_eps
     if depth != 1:
-        return _product_of_planes(x, weight_packed, scale, bias, out_features, depth, activation_bits, norm)
+        return _product_of_planes(x, weight_packed, scale, bias, depth, activation_bits, norm)
     weights = weight_packed, scale, bias
     if activation_bits is None:
         return torch.ops.bittorch.ternary_linear_packed.default(x, *weights, _env.INFER_VARIANT)
@@ -211,15 +207,12 @@ def _product_of_planes(
     weight_packed: Tensor,
     scale: Tensor,
     bias: Tensor | None,
-    out_features: int,
     depth: int,
     activation_bits: int | None,
     norm: _Norm,
 ) -> Tensor:
-    product: Callable[..., Tensor] = _sum_of_planes
-    if _meet_at_once(x, bias, depth, activation_bits, norm):
-        product = partial(_integers_of_planes, depth=depth)
-    rest = weight_packed, scale, bias, out_features, activation_bits, norm
+    product = _integers_of_planes if _meet_at_once(x, bias, depth, activation_bits, norm) else _sum_of_planes
+    rest = weight_packed, scale, bias, depth, activation_bits, norm
     if (dtype := _autocast_dtype(x.device.type)) is None:
         return product(x, *rest)
     with torch.autocast(x.device.type, enabled=False):  # it would cast the float32 activations once more
@@ -239,14 +232,13 @@ def _integers_of_planes(
     weight_packed: Tensor,
     scale: Tensor,
     bias: Tensor | None,
-    out_features: int,
+    depth: int,
     activation_bits: int | None,
     norm: _Norm,
-    *,
-    depth: int,
 ) -> Tensor:
+    lowest = scale[: len(scale) // depth]
     y: Tensor = torch.ops.bittorch.trit_depth_linear.default(
-        x, weight_packed, scale[:out_features], bias, depth, activation_bits, _env.INFER_VARIANT, *norm
+        x, weight_packed, lowest, bias, depth, activation_bits, _env.INFER_VARIANT, *norm
     )
     return y
 
@@ -256,7 +248,7 @@ def _sum_of_planes(
     weight_packed: Tensor,
     scale: Tensor,
     bias: Tensor | None,
-    out_features: int,
+    depth: int,
     activation_bits: int | None,
     norm: _Norm,
 ) -> Tensor:
@@ -269,7 +261,7 @@ def _sum_of_planes(
         rows = torch.ops.bittorch.ternary_linear_w2a8.default(
             x, *weights, None, torch.float32, activation_bits, _env.INFER_VARIANT, *norm
         )
-    y, *higher = rows.split(out_features, -1)
+    y, *higher = rows.chunk(depth, -1)
     for plane in higher:  # the smallest first: fewer large partial sums to round
         y = y + plane
     if bias is not None:
