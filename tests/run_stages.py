@@ -3,11 +3,12 @@
     python3 tests/run_stages.py test            the stages of a plan, see PLANS
     python3 tests/run_stages.py simde neon      stages by name
 
-Stages run in order; neighbours that nobody watches or waits for run side by side, as many as there are CPUs, since
-each keeps about one busy and writes a folder of its own. A stage whose tool is missing is not run: one line names the
-tool, its Debian package, and what is then not tested. With BITTORCH_CI=1 such a stage fails. Command lines and their
-output go to build/logs/STAGE.log, which is shown where a stage fails; V=1 shows everything at once, each line behind
-the name of its stage. The file needs the standard library alone: it also makes the environment.
+Stages run in order; neighbours that nobody watches or waits for run side by side, one more than there are CPUs: each
+keeps about one busy, and the last one would leave the others idle. Each writes a folder of its own. A stage whose tool
+is missing is not run: one line names the tool, its Debian package, and what is then not tested. With BITTORCH_CI=1 such
+a stage fails. Command lines and their output go to build/logs/STAGE.log, which is shown where a stage fails; V=1 shows
+everything at once, each line behind the name of its stage. The file needs the standard library alone: it also makes the
+environment.
 """
 
 from __future__ import annotations
@@ -284,7 +285,7 @@ def _close(job: Job, report: Report) -> bool:
 
 
 def run_together(stages: Sequence[tuple[int, str, Stage]], report: Report) -> bool:
-    """Runs stages side by side, as many as there are CPUs; False where the run has to end."""
+    """Runs stages side by side, one more than there are CPUs; False where the run has to end."""
     waiting = []
     for number, place, stage in stages:
         if lacking := missing(stage):
@@ -293,14 +294,14 @@ def run_together(stages: Sequence[tuple[int, str, Stage]], report: Report) -> bo
             report.add(number, "FAILED" if is_ci() else "not run", f"{stage.title}: {line}")
         else:
             waiting.append((number, place, stage))
-    room, going_on = min(CPUS, len(waiting)), True
+    room, going_on = min(CPUS + 1, len(waiting)), True
     with selectors.DefaultSelector() as selector:
         try:
             while waiting or selector.get_map():
                 while waiting and len(selector.get_map()) < room:
                     number, place, stage = waiting.pop(0)
                     _say(f"{place} {stage.title} ...")
-                    job = Job(stage, number, place, CPUS // room)
+                    job = Job(stage, number, place, max(CPUS // room, 1))
                     selector.register(job.output, selectors.EVENT_READ, job)
                 for key, _ in selector.select(timeout=1):
                     if not key.data.copy():

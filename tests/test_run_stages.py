@@ -145,7 +145,7 @@ while not pathlib.Path({str(other)!r}).exists():
 def test_stages_run_side_by_side_and_are_summed_up_in_order(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(run_stages, "CPUS", 2)
+    monkeypatch.setattr(run_stages, "CPUS", 1)
     a, b, c = (tmp_path / name for name in "abc")
     first = _stage("first", _meets(a, b) + _meets(a, c))  # runs until the third does, so it ends after the second
     stages = [first, _stage("second", _meets(b, a)), _stage("third", _meets(c, a))]
