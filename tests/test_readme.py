@@ -9,6 +9,8 @@ import pytest
 import torch
 
 CONVERSION = Path(__file__).parents[1] / "docs" / "guide" / "convert.md"
+QUICKSTART = Path(__file__).parents[1] / "docs" / "guide" / "quickstart.md"
+NO_NORM = Path(__file__).parents[1] / "docs" / "guide" / "no_norm.md"
 RECIPES = Path(__file__).parents[1] / "docs" / "guide" / "train.md"
 TRAINER = Path(__file__).parents[1] / "docs" / "guide" / "trainer.md"
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -41,6 +43,19 @@ def _run_blocks(page: Path, directory: Path, monkeypatch: pytest.MonkeyPatch) ->
         for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.S)):
             exec(compile(block, f"{page.name}, block {number}", "exec"), space)
     return {**space, "printed": printed.getvalue()}
+
+
+def test_the_quick_start_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = _run_blocks(QUICKSTART, tmp_path, monkeypatch)
+    x, labels, packed = space["x"], space["labels"], space["packed"]
+    assert (packed(x).argmax(1) == labels).float().mean() > 0.9  # by chance 0.2
+    assert "2 layers became ternary" in space["printed"]
+
+
+def test_the_page_of_nets_without_normalisation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = _run_blocks(NO_NORM, tmp_path, monkeypatch)
+    assert [type(layer).__name__ for layer in space["plain"]] == ["TernaryLinear", "ReLU", "TernaryLinear"]
+    assert space["plain"][0].config.scale == "rms"
 
 
 @pytest.mark.slow

@@ -22,7 +22,8 @@ def save(path: str | Path, arrays: Mapping[str, TernaryArray]) -> None:
     An array ``name`` is ``name.trits``, uint8, with its shape in ``name.shape``, or in the metadata of safetensors.
 
     Raises:
-        ValueError: another ending. TypeError: a value that is no TernaryArray.
+        ValueError: another ending.
+        TypeError: a value that is no TernaryArray.
     """
     for name, array in arrays.items():
         if not isinstance(array, TernaryArray):

@@ -21,16 +21,17 @@ Shape = storage.Shape
 class TernaryArray(Dispatched):
     """An array of trits with NumPy's indexing, broadcasting and functions, at two bits a trit.
 
-    Trits lie in one stream of bytes in C order; `shape`, `strides` and the offset of a view count trits, so that every
+    Trits lie in one stream of bytes in C order. The shape, the strides and the offset of a view count trits, so every
     basic index, transpose or flip is a view, also one that begins inside a byte. Arithmetic of two TernaryArrays
-    saturates, ``1 + 1 == 1``, and is exact with ``dtype=``; reductions and products are exact integers; with other
+    saturates, ``1 + 1 == 1``, and is exact with ``dtype=``. Reductions and products are exact integers. With other
     numbers and arrays the result is dense, as NumPy promotes int8. Comparisons by operators give arrays of bool.
 
     Args:
         values: numbers that are -1, 0 or 1, nested as for `numpy.array`.
 
     Raises:
-        ValueError: another value, with its index. TypeError: no numbers.
+        ValueError: another value, with its index.
+        TypeError: no numbers.
     """
 
     # NumPy's masked arrays would take an attribute "_data" for trits one a byte.
@@ -102,8 +103,9 @@ class TernaryArray(Dispatched):
             shape: of the array.
 
         Raises:
-            TypeError: not uint8. ValueError: another number of bytes, memory that is not contiguous, code 11, or
-            padding that is not 00, with its index.
+            TypeError: not uint8.
+            ValueError: another number of bytes, memory that is not contiguous, code 11, or
+                padding that is not 00, with its index.
         """
         data, sizes = packed.numpy() if isinstance(packed, Tensor) else np.asarray(packed), storage.as_shape(shape)
         count = math.prod(sizes)
@@ -149,7 +151,7 @@ class TernaryArray(Dispatched):
 
     @property
     def dtype(self) -> np.dtype[np.int8]:
-        """What the array is for NumPy: int8, of the values -1, 0 and 1."""
+        """The dtype that NumPy sees, int8."""
         return np.dtype(np.int8)
 
     @property

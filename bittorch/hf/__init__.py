@@ -1,4 +1,4 @@
-"""bittorch in transformers: after `import bittorch.hf` its loading and saving know packed models.
+"""bittorch in transformers: after ``import bittorch.hf`` its loading and saving know packed models.
 
 >>> import bittorch.hf
 >>> config = bittorch.hf.TernaryConfig(depth=4)

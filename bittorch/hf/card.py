@@ -106,7 +106,8 @@ def push_to_hub(
         The address of the commit.
 
     Raises:
-        TypeError: an option of another name. ValueError: as `model_card`. Errors of the hub as they are.
+        TypeError: an option of another name.
+        ValueError: as `model_card`. Errors of the hub as they are.
     """
     if unknown := sorted(options.keys() - {"private", "token", "commit_message", "revision", "create_pr"}):
         raise TypeError(f"push_to_hub has no option {', '.join(unknown)}")

@@ -35,7 +35,7 @@ def _patterns(names: str | Iterable[str] | None, what: str) -> list[str] | None:
 class TernaryConfig(QuantizationConfigMixin):
     """``quantization_config`` for ``from_pretrained`` of transformers: dense weights become packed while they load.
 
-    Linear layers, and the `Conv1D` of GPT-2, become `bittorch.TernaryLinearInference`; the logits are those of
+    Linear layers, and the ``Conv1D`` of GPT-2, become `bittorch.TernaryLinearInference`; the logits are those of
     ``quantize_`` and ``export_for_inference`` bit for bit. Everything else stays dense.
 
     Args:

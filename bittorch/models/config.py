@@ -47,13 +47,13 @@ class ModelConfig:
         rope_scaling: None, or how the frequencies are changed, under ``rope_type``: ``linear`` with ``factor``;
             ``llama3`` with ``factor``, ``low_freq_factor``, ``high_freq_factor``,
             ``original_max_position_embeddings``; ``yarn`` with ``factor``, ``original_max_position_embeddings``,
-            and where wanted ``truncate`` and other `ROPE_OPTIONS`; ``factors`` with ``factors``, head_dim / 2 floats
+            and where wanted ``truncate`` and other ``ROPE_OPTIONS``; ``factors`` with ``factors``, head_dim / 2 floats
             by which the frequencies are divided (a GGUF file keeps only these of ``llama3``); ``longrope`` with two
             such lists, ``short_factor`` and ``long_factor``, and ``original_max_position_embeddings``, which chooses
             one of them.
         hidden_act: ``silu``; ``relu2``, the square of ReLU; ``gelu_tanh``, GELU by its formula with tanh.
         tie_embeddings: the head is the embedding.
-        biases: names of `PROJECTIONS`, those that have a bias; kept in that order.
+        biases: names of ``PROJECTIONS``, those that have a bias; kept in that order.
         activation_bits: 8 for W1.58A8 checkpoints, None where activations stay floating.
         fuse_norms: where activations are quantised, the norm before a packed layer is part of its quantiser. That is
             faster and rounds once less. False computes the norms as transformers does.
@@ -286,7 +286,7 @@ class ModelConfig:
         return 2 * self.delta_key_heads * self.delta_key_dim + self.delta_value_heads * self.delta_value_dim
 
     def has_bias(self, projection: str) -> bool:
-        """Whether a matrix of every layer, a name of `PROJECTIONS`, has a bias."""
+        """Whether a matrix of every layer, a name of ``PROJECTIONS``, has a bias."""
         return projection in self.biases
 
     def has_experts(self, layer: int) -> bool:

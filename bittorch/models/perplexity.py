@@ -76,7 +76,8 @@ def perplexity(
 
     Raises:
         ValueError: fewer than two tokens, a window beyond the context, a stride beyond the window; text without a
-            tokenizer. FloatingPointError: likelihoods that are not finite.
+            tokenizer.
+        FloatingPointError: likelihoods that are not finite.
 
     Source:
         The strided window of "Perplexity of fixed-length models" in the documentation of transformers, averaged over

@@ -166,7 +166,7 @@ class Tokenizer:
     def apply_chat_template(
         self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **values: Any
     ) -> str:
-        """The text of a conversation. See `ChatTemplate.render`; ValueError where the model has no template."""
+        """The text of a conversation. See ``ChatTemplate.render``; ValueError where the model has no template."""
         if self.chat_template is None:
             raise ValueError("the tokenizer has no chat template; write the prompt yourself")
         return self.chat_template.render(messages, add_generation_prompt, **values)

@@ -24,7 +24,7 @@ def norm_preserving_(module: Module) -> Module:
     The weights that share a scale are multiplied by ``||W|| / ||Q(W)||``, once. Their codes stay the same, so the layer
     computes what it would compute with ``scale="rms"``. A learned scale follows.
 
-    `TernaryLinear.reset_parameters` does this by itself, and so does the constructor. Call it after initialising the
+    ``TernaryLinear.reset_parameters`` does this by itself, and so does the constructor. Call it after initialising the
     weights of ternary layers yourself, and after `bittorch.quantize_` of a model that was never trained. Weights that
     it has stretched before and that did not change since are left alone. Never call it on trained weights: their
     norm is part of what was learned.

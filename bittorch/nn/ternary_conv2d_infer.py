@@ -97,8 +97,8 @@ class TernaryConv2dInference(PaddedConv2d, PackedLayer):
 
     Raises:
         ValueError: scale_groups that do not cut k into equal multiples of 4, negative padding, an unknown
-        activation_bits, and what `torch.nn.Conv2d` refuses; from ``load_state_dict`` RuntimeError, for the reserved
-        code 11, wrong padding, or a scale that is not finite.
+            activation_bits, and what `torch.nn.Conv2d` refuses.
+        RuntimeError: from ``load_state_dict``: the reserved code 11, wrong padding, or a scale that is not finite.
     """
 
     def __init__(

@@ -55,8 +55,9 @@ class TernaryLinearInference(PackedLayer):
     Raises:
         TypeError: a depth that is not an integer.
         ValueError: groups that do not cut in_features into equal multiples of 4, an unknown activation_bits, a depth
-        out of range; from ``load_state_dict`` RuntimeError, for the reserved code 11, wrong padding, a scale that is
-        not finite, or planes whose scales are not powers of 3 apart.
+            out of range.
+        RuntimeError: from ``load_state_dict``: the reserved code 11, wrong padding, a scale that is not finite, or
+            planes whose scales are not powers of 3 apart.
     """
 
     def __init__(

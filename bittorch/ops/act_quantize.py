@@ -31,12 +31,13 @@ def act_quantize(
         norm_eps: added to the mean square.
 
     Returns:
-        8 bits: ``q`` int8 of the shape of ``x``, and ``scale`` ``(..., 1)`` float32: ``x`` is about ``q * scale``.
-        16, 24 bits: ``q`` int8 ``(..., bits / 8, in_features)``, the lowest digit first, and ``scale`` ``(..., 1)``
-        float64.
+        ``q`` and ``scale``. With 8 bits ``q`` is int8 of the shape of ``x`` and ``scale`` is ``(..., 1)`` float32, so
+        that ``x`` is about ``q * scale``. With 16 and 24 bits ``q`` is int8 ``(..., bits / 8, in_features)``, the
+        lowest digit first, and ``scale`` is ``(..., 1)`` float64.
 
     Raises:
-        TypeError: another dtype. ValueError: a scalar, other bits, a norm of another size, an eps that is not positive.
+        TypeError: another dtype.
+        ValueError: a scalar, other bits, a norm of another size, an eps that is not positive.
 
     Source: Ma et al. 2024 (BitNet b1.58) for 8 bits; arXiv:1910.07467 for the norm.
     """

@@ -23,8 +23,10 @@ def bitplane_matmul(a: Tensor, b: Tensor, columns: int, layout: str = "rows") ->
         ``(m, n)`` int32.
 
     Raises:
-        TypeError: another dtype. ValueError: another layout, shapes that do not go together, too many columns.
-        RuntimeError: tensors on different devices. NotImplementedError: no kernel for the device in this build.
+        TypeError: another dtype.
+        ValueError: another layout, shapes that do not go together, too many columns.
+        RuntimeError: tensors on different devices.
+        NotImplementedError: no kernel for the device in this build.
     """
     return torch.ops.bittorch.bitplane_matmul(a, b, columns, layout)
 

@@ -22,7 +22,7 @@ def decode_attention(
     A head of keys and values serves ``heads / kv_heads`` heads of queries side by side. On a CPU all is float32: the
     result is rounded once, and does not depend on the kernel, the number of threads, or the other sequences and tokens
     of the call. The cache is read once, cut into splits of 256 slots that threads share. On CUDA it is torch's
-    `scaled_dot_product_attention`, a call for each sequence, with the cache in the dtype of ``q``.
+    `torch.nn.functional.scaled_dot_product_attention`, a call for each sequence, with the cache in the dtype of ``q``.
 
     A token that sees no finite score gives 0. NaN, and infinite scores above, give NaN as they do in a softmax. What
     lies in slots that no token sees is not read.
@@ -45,7 +45,8 @@ def decode_attention(
         TypeError: other dtypes.
         ValueError: shapes that do not fit, rows, lengths or counts that the cache does not have, a negative window, a
             scale that is not finite.
-        RuntimeError: tensors on different devices. NotImplementedError: a gradient, which the op has not.
+        RuntimeError: tensors on different devices.
+        NotImplementedError: a gradient, which the op has not.
 
     Source:
         FlashAttention, arXiv:2205.14135, for the softmax in parts; Flash-Decoding for splits of the context.

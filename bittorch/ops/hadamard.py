@@ -27,7 +27,8 @@ def hadamard(x: Tensor, block_size: int, sign_before: Tensor | None = None, sign
         ValueError: a block_size that is no power of two, too large, or does not divide the columns; signs of another
             length; on a CPU, a sign that is neither 1 nor -1, with its column. On CUDA its block of the result is NaN:
             the host does not wait for the device.
-        RuntimeError: tensors on different devices. NotImplementedError: no kernel for the device in this build.
+        RuntimeError: tensors on different devices.
+        NotImplementedError: no kernel for the device in this build.
 
     Source: Sylvester 1867; Chee et al. 2023 (QuIP) and Ashkboos et al. 2024 (QuaRot) for rotations with signs.
     """

@@ -26,7 +26,7 @@ def linear_i8(
         scale: float32 ``(out_features,)``.
         bias: None or ``(out_features,)`` floating; added in float32.
         activation_bits: 8, 16 or 24.
-        variant: ``auto``, ``baseline``, ``tiled``, one of `bittorch._C.kernels()`, or ``matmul``: torch's product of
+        variant: ``auto``, ``baseline``, ``tiled``, one of ``bittorch._C.kernels()``, or ``matmul``: torch's product of
             some columns at a time, which is what CUDA has.
 
     Returns:

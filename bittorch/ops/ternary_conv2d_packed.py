@@ -37,7 +37,7 @@ def ternary_conv2d_packed(
         kernel_size, stride, padding, dilation: two integers each, height before width; padding on both sides alike.
         groups: of channels, as in `torch.nn.Conv2d`.
         activation_bits: 0 for floating activations, 8, 16 or 24 for integers.
-        variant: ``auto``, ``baseline``, ``tiled``, one of `bittorch._C.kernels()`, or ``unfold``: patches by
+        variant: ``auto``, ``baseline``, ``tiled``, one of ``bittorch._C.kernels()``, or ``unfold``: patches by
             `torch.nn.functional.unfold` and the linear product, which is what CUDA runs.
 
     Returns:

@@ -20,7 +20,7 @@ def ternary_linear_packed(
         w_packed: ``(out_features, ceil(in_features / 4))`` uint8, codes 00, 01, 10 only.
         scale: float32 ``(1,)``, ``(out_features,)`` or ``(out_features, in_features / group_size)``.
         bias: None or ``(out_features,)`` floating; added in float32.
-        variant: ``auto``, ``baseline``, ``tiled`` or one of `bittorch._C.kernels()`.
+        variant: ``auto``, ``baseline``, ``tiled`` or one of ``bittorch._C.kernels()``.
 
     Returns:
         ``(..., out_features)`` of the dtype of ``x``. Differentiable in ``x`` and ``bias``, once.

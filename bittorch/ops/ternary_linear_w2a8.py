@@ -36,7 +36,7 @@ def ternary_linear_w2a8(
         x_scale: one float32 scale a token; with int8 ``x`` only.
         activation_bits: 8, 16 or 24; 8 with int8 ``x``.
         out_dtype: of the result; the dtype of ``x`` by default, required with int8 ``x``.
-        variant: ``auto``, ``baseline``, ``tiled`` or one of `bittorch._C.kernels()`.
+        variant: ``auto``, ``baseline``, ``tiled`` or one of ``bittorch._C.kernels()``.
         norm_weight: None, or ``(in_features,)`` floating; with floating ``x`` only.
         norm_eps: added to the mean square of a token.
 

@@ -33,7 +33,7 @@ def trit_depth_linear(
         bias: None or ``(out_features,)`` floating; added in float32.
         depth: 1 to 5.
         activation_bits: 8, 16 or 24.
-        variant: ``auto``, ``baseline``, ``tiled`` or one of `bittorch._C.kernels()`.
+        variant: ``auto``, ``baseline``, ``tiled`` or one of ``bittorch._C.kernels()``.
         norm_weight, norm_eps: as in `ternary_linear_w2a8`.
 
     Returns:

@@ -9,19 +9,17 @@ from bittorch.ops._fake import check_same_device, check_trit_rows
 def trit_elementwise(a: Tensor, b: Tensor | None, function: str, columns: int) -> Tensor:
     """``y = function(a, b)`` for each trit, without unpacking.
 
-    | function | value |
-    |---|---|
-    | ``neg``, ``abs`` | ``-a``, ``|a|``; ``b`` is None |
-    | ``add``, ``sub`` | ``a + b``, ``a - b``, saturated: 1 + 1 = 1 |
-    | ``mul`` | ``a * b`` |
-    | ``min``, ``max`` | the smaller, the larger: Kleene's and, or |
-    | ``consensus`` | ``a`` where both are equal, else 0 |
-    | ``eq``, ``ne``, ``lt``, ``le``, ``gt``, ``ge`` | 1 where it holds, else 0 |
+    - ``neg``, ``abs``: ``-a``, ``|a|``; ``b`` is None.
+    - ``add``, ``sub``: ``a + b``, ``a - b``, saturated: 1 + 1 = 1.
+    - ``mul``: ``a * b``.
+    - ``min``, ``max``: the smaller, the larger: Kleene's and, or.
+    - ``consensus``: ``a`` where both are equal, else 0.
+    - ``eq``, ``ne``, ``lt``, ``le``, ``gt``, ``ge``: 1 where it holds, else 0.
 
     Args:
         a, b: ``(rows, ceil(columns / 4))`` uint8, codes as `ternary_pack` gives them; one of them may have one row,
             which then stands for all. A row begins at a byte, at any address.
-        function: a name of the table.
+        function: a name of the list.
         columns: trits of a row. Padding of the result is 00.
 
     Returns:
@@ -30,7 +28,8 @@ def trit_elementwise(a: Tensor, b: Tensor | None, function: str, columns: int) -
     Raises:
         TypeError: another dtype.
         ValueError: another function, shapes that do not go together, ``b`` missing or in vain.
-        RuntimeError: tensors on different devices. NotImplementedError: no kernel for the device in this build.
+        RuntimeError: tensors on different devices.
+        NotImplementedError: no kernel for the device in this build.
 
     Source: Kleene 1952 for three-valued and, or; saturating addition is what balanced ternary logic calls "any".
     """

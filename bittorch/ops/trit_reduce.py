@@ -21,8 +21,10 @@ def trit_reduce(a: Tensor, b: Tensor | None, columns: int) -> Tensor:
         ``(rows, 2)`` int64: plus, minus.
 
     Raises:
-        TypeError: another dtype. ValueError: shapes that do not go together.
-        RuntimeError: tensors on different devices. NotImplementedError: no kernel for the device in this build.
+        TypeError: another dtype.
+        ValueError: shapes that do not go together.
+        RuntimeError: tensors on different devices.
+        NotImplementedError: no kernel for the device in this build.
     """
     return torch.ops.bittorch.trit_reduce(a, b, columns)
 

@@ -9,7 +9,7 @@ class Int4QuantConfig(QuantConfig):
     """Placeholder for 4-bit integer weights, which bittorch does not have.
 
     Args:
-        *args, **kwargs: anything, such as ``group_size=128``.
+        args, kwargs: anything, such as ``group_size=128``.
 
     Raises:
         NotImplementedError: always; torchao's ``Int4WeightOnlyConfig`` does this today.

@@ -200,7 +200,7 @@ class TernaryQuantConfig(QuantConfig):
 
     @property
     def packs(self) -> bool:
-        """Whether trained layers have a packed form: ttq has two scales, and a packed row holds one."""
+        """Whether trained layers have a packed form. Method ttq has two scales and has none."""
         return self.method != TWO_SCALES
 
     @property
@@ -289,7 +289,7 @@ def ternary_quantize(
 
     Args:
         w: ``(out_features, ...)`` float32, float16 or bfloat16.
-        threshold_factor, per_channel, **config: the fields of `TernaryQuantConfig`.
+        threshold_factor, per_channel, config: the fields of `TernaryQuantConfig`.
 
     Returns:
         int8 codes in {-1, 0, +1} of the shape of ``w``, and the float32 scale, ``(1,)``, ``(out_features,)`` or

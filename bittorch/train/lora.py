@@ -109,7 +109,7 @@ class LoraLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """That of the base: models ask it for a dtype and a device."""
+        """The weight of the base. Models read its dtype and device."""
         return self.base_layer.weight
 
     @property

@@ -121,7 +121,7 @@ def fold_batch_norm_(model: nn.Module, pairs: Mapping[str, str] | None = None) -
             ``(samples, features)``.
 
     Returns:
-        The pairs of names that were folded. A `FoldedBatchNorm` stands where each batch norm stood.
+        The pairs of names that were folded. A ``FoldedBatchNorm`` stands where each batch norm stood.
 
     Raises:
         TypeError: a name of ``pairs`` is no packed layer, or no batch norm that can follow it.

@@ -28,7 +28,7 @@ class LeftLayer:
     parameters: int
     reason: str
     wanted: bool
-    """Whether the caller left it: by ``skip``, ``filter_fn``, ``config`` or ``depth``."""
+    """Whether the caller left it, by ``skip``, ``filter_fn``, ``config`` or ``depth``."""
     multiplies: bool
     """Whether it holds matrices that multiply activations; embeddings and norms do not."""
 

@@ -282,7 +282,7 @@ def quantize_(
             buffers and modules of its own, or alone in `torch.compile`; the model itself is the layer; a depth out of
             range, a budget that depth 1 exceeds, depth and bits_per_weight together. The model is then as it was.
         TypeError: a weight that is not floating, to train in float64, or quantised already (tensor subclasses of
-            torchao); a model in DistributedDataParallel, DataParallel, FullyShardedDataParallel or `fully_shard`; a
+            torchao); a model in DistributedDataParallel, DataParallel, FullyShardedDataParallel or ``fully_shard``; a
             depth that is not an integer, and other arguments of other kinds.
 
     Warns:

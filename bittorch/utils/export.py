@@ -188,7 +188,7 @@ def export_for_inference(model: nn.Module, skip: SkipPredicate | None = None) ->
         skip: ``skip(name, module)`` returns True for layers to leave as they are.
 
     Returns:
-        The packed model: ``torch.equal(model.eval()(x), export_for_inference(model)(x))`` for layers of backend
+        The packed model, with ``torch.equal(model.eval()(x), export_for_inference(model)(x))`` for layers of backend
         ``auto`` and ``cuda``.
 
     Raises:

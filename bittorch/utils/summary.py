@@ -38,7 +38,7 @@ class LayerSummary:
     depth: int = 1
     """Ternary planes of a weight; the shares of codes are those of all planes."""
     dense_bits: float = 0.0
-    """Bits a weight if each byte held five trits and all planes one scale: 1.6 a plane, where rows are long."""
+    """Bits per weight if each byte held five trits and all planes one scale, 1.6 per plane where rows are long."""
     gain: float | None = None
     """``||codes * scale|| / ||w||``; None where the master weight is gone."""
 
@@ -53,7 +53,7 @@ class ModelSummary:
     dense_bytes: int
     """The whole model with its ternary weights in float32; tied ones count once."""
     shared_bytes: int = 0
-    """Codes and scales that a layer shares with one before it: part of its bytes, stored once."""
+    """Codes and scales that a layer shares with one before it. They are part of its bytes and are stored once."""
 
     @property
     def gain(self) -> float | None:

@@ -196,7 +196,7 @@ def test_second_run_adds_only_what_is_missing(tiny_gguf: Path, tmp_path: Path) -
 
 def test_documented_table_is_that_of_the_results() -> None:
     record = json.loads((FOLDER.parent / "results" / "smollm2_depth.json").read_text())
-    text = (FOLDER.parents[1] / "docs" / "guide" / "trit_depth.md").read_text()
+    text = (FOLDER.parents[1] / "docs" / "notes" / "trit_depth.md").read_text()
     shown = text.split("<!-- table:begin -->\n")[1].split("\n<!-- table:end -->")[0]
     assert shown == _script().table(record["rows"])
 

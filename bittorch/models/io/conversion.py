@@ -181,7 +181,7 @@ def from_memory(
 
     Args:
         config: the model.
-        tensors: by canonical name, `PackedWeight` where ternary, `BlockWeight` where in quantised blocks.
+        tensors: by canonical name, `PackedWeight` where ternary, ``BlockWeight`` where in quantised blocks.
         tokenizer_source: a directory with the tokenizer's files, or the entries of a GGUF file.
         activation_bits: of ternary tensors, by name, where they differ from those of ``config``.
     """

@@ -1,4 +1,4 @@
-"""Each op in plain torch: short and slow; what `backend="python"` runs and what tests compare with.
+"""Each op in plain torch: short and slow; what ``backend="python"`` runs and what tests compare with.
 
 Products are summed in float64, so they are the exact answer to about 1e-15 before the last rounding.
 """
