@@ -117,13 +117,20 @@ def test_every_public_name_says_what_it_is(name: str) -> None:
 
 def test_the_tree_of_the_architecture_is_that_of_the_files() -> None:
     tree = (DOCS / "architecture.md").read_text().split("## Tree")[1].split("```")[1]
-    files = {path.name for folder in ("bittorch", "csrc", "tests") for path in (ROOT / folder).rglob("*.*")} | {
-        "setup.py"
-    }
-    named = {
-        name for name in re.findall(r"(?<![\w<>{}/*])[\w/]+\.(?:h|c|cpp|cu|cuh|py)\b", tree) if not name.startswith("/")
-    }
+    folders = ("bittorch", "csrc", "tests", "docs")
+    files = {"setup.py", *(path.name for folder in folders for path in (ROOT / folder).rglob("*.*"))}
+    named = set(re.findall(r"(?<![\w<>{}/*])\w[\w/]*\.(?:h|c|cpp|cu|cuh|py)\b", tree))
     assert len(named) > 40
     assert {name for name in named if name.split("/")[-1] not in files} == set()
-    folders = {p.name for p in (ROOT / "bittorch").iterdir() if p.is_dir() and not p.name.startswith("_")}
-    assert {folder for folder in folders if f"{folder}/" not in tree} == set()
+    packages = {p.name for p in (ROOT / "bittorch").iterdir() if p.is_dir() and not p.name.startswith("_")}
+    assert {folder for folder in packages if f"{folder}/" not in tree} == set()
+
+
+def test_recipes_show_lines_of_the_source() -> None:
+    kinds = [(ROOT / "csrc", "*.[ch]"), (ROOT / "bittorch", "*.py")]
+    text = "\n".join(path.read_text() for folder, kind in kinds for path in folder.rglob(kind))
+    source = {line.split("  #")[0].strip() for line in text.splitlines()}
+    blocks = re.findall(r"^ *```(?:c|python)\n(.*?)^ *```", (ROOT / "CONTRIBUTING.md").read_text(), re.M | re.S)
+    shown = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    assert len(shown) > 25
+    assert [line for line in shown if line not in source] == []
