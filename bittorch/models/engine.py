@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -78,21 +78,30 @@ class Engine:
         self.model, self.cache = model, cache
         self.running: list[Running] = []
 
-    def add(self, tokens: Sequence[int], held: int = 0) -> Running:
+    @property
+    def free(self) -> list[int]:
+        """The rows that no sequence has, in order."""
+        taken = {sequence.row for sequence in self.running}
+        return [row for row in range(self.cache.rows) if row not in taken]
+
+    def add(self, tokens: Sequence[int], held: int = 0, row: int | None = None) -> Running:
         """A new sequence.
 
         Args:
             tokens: at least one.
             held: how many of the first the free row holds already, at most all but one; the rest of the row is cut.
+            row: a free row; None for the lowest.
 
         Raises:
-            ValueError: no token, more held than there is, no free row; a row that cannot be cut there, as
-                `bittorch.models.KVCache.keepable` says.
+            ValueError: no token, more held than there is, no free row, one that is not free; a row that cannot be cut
+                there, as `bittorch.models.KVCache.keepable` says.
         """
-        taken = {sequence.row for sequence in self.running}
-        row = next((row for row in range(self.cache.rows) if row not in taken), None)
-        if row is None:
+        free = self.free
+        if not free:
             raise ValueError(f"all {self.cache.rows} rows of the cache have a sequence; drop one first")
+        row = free[0] if row is None else row
+        if row not in free:
+            raise ValueError(f"row {row} is not free; the free rows are {free}")
         if not 0 <= held < len(tokens):
             raise ValueError(f"a sequence of {len(tokens)} tokens cannot have {held} held: one at least must be new")
         self.cache.truncate(row, held)
@@ -105,22 +114,32 @@ class Engine:
         self.cache.truncate(sequence.row, 0)
         sequence.tokens, sequence.pending = list(tokens), list(tokens)
 
-    def step(self) -> Tensor:
+    def step(self, counts: Mapping[Running, int] | None = None) -> Tensor:
         """Reads what is pending.
 
+        Args:
+            counts: the sequences that take part, in the order of `running`, and how many pending tokens each reads;
+                None for all that is pending.
+
         Returns:
-            ``(sequences, vocab_size)``: what follows the last token of each of `running`, in the model's dtype.
+            ``(sequences that take part, vocab_size)``: what follows the last token that each has read, in the model's
+            dtype.
 
         Raises:
-            ValueError: no sequence, one with nothing pending, no room in the cache, token numbers outside the
-                vocabulary.
+            ValueError: no sequence, one that reads nothing or more than is pending, no room in the cache, token
+                numbers outside the vocabulary.
         """
-        counts = [len(sequence.pending) for sequence in self.running]
-        tokens = torch.tensor([t for sequence in self.running for t in sequence.pending], device=self.model.device)
-        rows = [sequence.row for sequence in self.running]
-        logits = self.model.step(tokens, counts, self.cache, rows=rows, last_only=True)
-        for sequence in self.running:
-            sequence.pending = []
+        if counts is None:
+            counts = {sequence: len(sequence.pending) for sequence in self.running}
+        for sequence, count in counts.items():
+            if count > len(sequence.pending):
+                raise ValueError(f"row {sequence.row} has {len(sequence.pending)} tokens pending, cannot read {count}")
+        read = [token for sequence, count in counts.items() for token in sequence.pending[:count]]
+        rows = [sequence.row for sequence in counts]
+        tokens = torch.tensor(read, device=self.model.device)
+        logits = self.model.step(tokens, list(counts.values()), self.cache, rows=rows, last_only=True)
+        for sequence, count in counts.items():
+            del sequence.pending[:count]
         return logits
 
     def drop(self, sequence: Running) -> None:

@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import secrets
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from bittorch.models.engine import Engine, Running, Stepper
+from bittorch.models.continuation import Continuation, Speaker
+from bittorch.models.engine import Engine, Running
 from bittorch.models.generation_config import GenerationConfig
-from bittorch.models.kv_cache import KVCache, PrefixCache
-from bittorch.models.sampling import History, check_logits, draw, penalize
-from bittorch.models.streaming import TextStream
+from bittorch.models.kv_cache import PrefixCache
+from bittorch.models.sampling import check_logits
 from bittorch.models.token_numbers import token_numbers
-
-if TYPE_CHECKING:
-    from bittorch.models.tokenizer import Tokenizer
-
-
-class Speaker(Stepper, Protocol):
-    """What a generation needs of a model: `bittorch.models.LanguageModel` has it."""
-
-    tokenizer: Tokenizer | None
-
-    def new_cache(self, rows: int = 1, capacity: int | None = None) -> KVCache: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,27 +68,6 @@ class GenerationStats:
         return self.decode_tokens / self.decode_seconds if self.decode_seconds else None
 
 
-@dataclasses.dataclass
-class _Sequence:
-    """One prompt and its answer."""
-
-    index: int
-    tokens: list[int]  # of the prompt, then of the answer
-    prompt_length: int
-    stream: TextStream
-    generator: torch.Generator
-    history: History | None
-    finish_reason: str | None = None
-
-    @property
-    def answer(self) -> list[int]:
-        return self.tokens[self.prompt_length :]
-
-    @property
-    def answer_length(self) -> int:
-        return len(self.tokens) - self.prompt_length
-
-
 class Generation:
     """Answers to some prompts, as an iterator over pieces of them.
 
@@ -138,7 +104,6 @@ class Generation:
         self.context = min(most, self.config.context or most)
         if self.config.stop and model.tokenizer is None:
             raise ValueError("stop texts need a tokenizer, and the model has none")
-        self._eos = _eos_tokens(model)
         listed = [prompts] if isinstance(prompts, str) else list(prompts)
         if listed and isinstance(listed[0], int):
             raise TypeError("prompts is one list of token numbers; give a list of such lists")
@@ -177,16 +142,11 @@ class Generation:
     def __next__(self) -> Piece:
         return next(self._pieces)
 
-    def _sequence(self, index: int, prompt: str | Sequence[int]) -> _Sequence:
-        model, config = self.model, self.config
+    def _sequence(self, index: int, prompt: str | Sequence[int]) -> Continuation:
+        model = self.model
         tokens = token_numbers(prompt, model.tokenizer, model.config.vocab_size, f"prompt {index}")
         self._check_prompt(index, tokens)
-        # Not from torch's own generator, whose state is the caller's.
-        seed = secrets.randbits(64) if config.seed is None else (config.seed + index) % 2**64
-        generator = torch.Generator(model.device).manual_seed(seed)
-        history = History.of_prompt(tokens, model.config.vocab_size, model.device) if config.penalizes else None
-        stream = TextStream(model.tokenizer, config.stop, config.skip_special_tokens)
-        return _Sequence(index, tokens, len(tokens), stream, generator, history)
+        return Continuation(model, tokens, self.config, self.context, index)
 
     def _check_prompt(self, index: int, tokens: list[int]) -> None:
         config = self.config
@@ -210,10 +170,11 @@ class Generation:
         engine, running = self._begin()
         while engine.running:
             begin = time.perf_counter()
-            active = [running[sequence] for sequence in engine.running]
+            indexes = [running[sequence] for sequence in engine.running]
+            active = [self._sequences[index] for index in indexes]
             for sequence, own in zip(engine.running, active, strict=True):
                 if len(sequence.tokens) > self.context:
-                    engine.restart(sequence, self._slid(own.tokens))
+                    engine.restart(sequence, own.slid())
                     if self.prefix is not None:
                         self.prefix.tokens.clear()
             with torch.inference_mode():
@@ -221,58 +182,31 @@ class Generation:
                 if self.prefix is not None:
                     held = self.prefix.tokens
                     held += engine.running[0].tokens[len(held) :]
-                check_logits(logits, [own.index for own in active], active[0].answer_length)
-                new = [self._choose(own, logits[i]) for i, own in enumerate(active)]
-            pieces = [self._push(own, token) for own, token in zip(active, new, strict=True)]
+                check_logits(logits, indexes, active[0].answer_length)
+                new = [own.choose(logits[i]) for i, own in enumerate(active)]
+            texts = [own.push(token) for own, token in zip(active, new, strict=True)]
             for sequence, own, token in zip(list(engine.running), active, new, strict=True):
                 if own.finish_reason is None:
                     sequence.append(token)
                 else:
                     engine.drop(sequence)
             self._count(len(new), time.perf_counter() - begin)
-            yield from pieces
+            for index, text, token, own in zip(indexes, texts, new, active, strict=True):
+                yield Piece(index, text, token, own.finish_reason)
 
-    def _begin(self) -> tuple[Engine, dict[Running, _Sequence]]:
-        """An engine that has all prompts; its cache is for what is to come, or the one given."""
+    def _begin(self) -> tuple[Engine, dict[Running, int]]:
+        """An engine that has all prompts, by their indexes; its cache is for what is to come, or the one given."""
         _reset_peak(self.model.device)
         if self.prefix is not None:
             (own,) = self._sequences
             self.stats.kept_tokens = self.prefix.reuse(own.tokens)
             engine = Engine(self.model, self.prefix.cache)
-            return engine, {engine.add(own.tokens, self.stats.kept_tokens): own}
+            return engine, {engine.add(own.tokens, self.stats.kept_tokens): 0}
         longest = max(own.prompt_length for own in self._sequences) + self.config.max_new_tokens
         with torch.inference_mode():
             cache = self.model.new_cache(len(self._sequences), min(self.context, longest))
         engine = Engine(self.model, cache)
-        return engine, {engine.add(own.tokens): own for own in self._sequences}
-
-    def _choose(self, sequence: _Sequence, logits: torch.Tensor) -> int:
-        if sequence.history is not None:
-            logits = penalize(logits, sequence.history, self.config, self._eos)
-        return draw(logits, self.config, sequence.generator)
-
-    def _push(self, sequence: _Sequence, token: int) -> Piece:
-        """Takes the new token in, and says what the answer gains and whether it ends."""
-        sequence.tokens.append(token)
-        if sequence.history is not None:
-            sequence.history.add(token)
-        text = sequence.stream.push(token)
-        if sequence.stream.stopped:
-            sequence.finish_reason = "stop"
-        elif token in self._eos and not self.config.ignore_eos:
-            sequence.finish_reason = "eos"
-        elif sequence.answer_length >= self.config.max_new_tokens:
-            sequence.finish_reason = "length"
-        elif len(sequence.tokens) > self.context and self.config.overflow == "stop":
-            sequence.finish_reason = "context"
-        if sequence.finish_reason is not None:
-            text += sequence.stream.finish()
-            sequence.finish_reason = "stop" if sequence.stream.stopped else sequence.finish_reason
-        return Piece(sequence.index, text, token, sequence.finish_reason)
-
-    def _slid(self, tokens: list[int]) -> list[int]:
-        kept, half = self.config.sliding_keep, self.context // 2
-        return tokens[:kept] + tokens[len(tokens) - (half - kept) :]
+        return engine, {engine.add(own.tokens): index for index, own in enumerate(self._sequences)}
 
     def _count(self, tokens: int, seconds: float) -> None:
         stats = self.stats
@@ -283,15 +217,6 @@ class Generation:
             stats.decode_seconds += seconds
             stats.decode_tokens += tokens
         stats.peak_bytes = _peak_bytes(self.model.device)
-
-
-def _eos_tokens(model: Speaker) -> list[int]:
-    """Of configuration and tokenizer: chat models often end a turn with another token than a text.
-
-    What the vocabulary lacks never comes.
-    """
-    own = model.tokenizer.eos_token_ids if model.tokenizer is not None else ()
-    return sorted(token for token in {*model.config.eos_token_ids, *own} if 0 <= token < model.config.vocab_size)
 
 
 def _reset_peak(device: torch.device) -> None:

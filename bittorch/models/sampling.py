@@ -142,6 +142,22 @@ def draw(logits: Tensor, config: GenerationConfig, generator: torch.Generator) -
     return int(tokens[torch.multinomial(p, 1, generator=generator)])
 
 
+def log_probabilities(logits: Tensor, token: int, most: int) -> tuple[float, list[tuple[int, float]]]:
+    """How likely a token was, as ``log softmax(logits)``, before temperature, filters and penalties.
+
+    Args:
+        logits: ``(vocab_size,)`` float32.
+        token: the one that was chosen.
+        most: of the likeliest tokens, how many are wanted.
+
+    Returns:
+        natural logarithms: that of the token, and the likeliest tokens with theirs, in descending order.
+    """
+    logs = logits.log_softmax(0)
+    best, tokens = logs.topk(min(most, len(logs)))
+    return float(logs[token]), list(zip(tokens.tolist(), best.tolist(), strict=True))
+
+
 def check_logits(logits: Tensor, indexes: list[int], position: int) -> None:
     """Raises FloatingPointError where a row has no largest finite value; indexes are those of the prompts."""
     largest = logits.amax(-1)  # NaN wherever the row has one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import json
@@ -108,6 +109,12 @@ class Tokenizer:
                 "override={'eos_token_ids': [NUMBER]} names it",
             )
         return tokenizer
+
+    def copy(self) -> Tokenizer:
+        """Another of the same, for another thread: one may not encode while another decodes."""
+        twin = copy.copy(self)
+        twin.backend = copy.deepcopy(self.backend)
+        return twin
 
     @property
     def vocab_size(self) -> int:

@@ -62,3 +62,20 @@ def test_refusals() -> None:
     engine.drop(sequence)
     with pytest.raises(ValueError, match="not in list"):
         engine.drop(sequence)
+
+
+@torch.inference_mode()
+def test_a_prompt_is_read_in_parts_beside_others() -> None:
+    long, short = tiny.prompts(20, 4)
+    engine = Engine(MODEL, MODEL.new_cache(3, 32))
+    first, second = engine.add(long, row=2), engine.add(short)
+    assert engine.free == [1]
+    assert (first.row, second.row) == (2, 0)
+    logits = engine.step({second: 4, first: 8})
+    assert torch.equal(logits, torch.stack([alone(short), alone(long[:8])]))
+    assert (len(first.pending), second.pending) == (12, [])
+    assert torch.allclose(engine.step({first: 12}), alone(long), atol=1e-5)  # attention adds in another order
+    with pytest.raises(ValueError, match="row 2 has 0 tokens pending, cannot read 1"):
+        engine.step({first: 1})
+    with pytest.raises(ValueError, match=r"row 2 is not free; the free rows are \[1\]"):
+        engine.add(short, row=2)

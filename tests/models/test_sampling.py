@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bittorch.models import GenerationConfig
-from bittorch.models.sampling import History, candidates, check_logits, draw, penalize
+from bittorch.models.sampling import History, candidates, check_logits, draw, log_probabilities, penalize
 from tests import helpers
 
 transformers = pytest.importorskip("transformers")
@@ -187,3 +187,13 @@ def test_changed_knows_its_names() -> None:
     assert GenerationConfig().changed(top_k=3).top_k == 3
     with pytest.raises(TypeError, match="has no topk"):
         GenerationConfig().changed(topk=3)
+
+
+def test_log_probabilities_are_those_of_the_logits_as_they_are() -> None:
+    logits = helpers.randn(50, seed=3)
+    own, likeliest = log_probabilities(logits, 7, 5)
+    exact = logits.double().log_softmax(0)
+    assert own == pytest.approx(float(exact[7]), rel=1e-6)
+    assert [token for token, _ in likeliest] == exact.argsort(descending=True)[:5].tolist()
+    assert [value for _, value in likeliest] == pytest.approx(exact.sort(descending=True)[0][:5].tolist(), rel=1e-6)
+    assert len(log_probabilities(logits, 7, 99)[1]) == 50

@@ -599,3 +599,12 @@ def test_generation_config_and_named_templates_count(tmp_path: Path) -> None:
     assert tokenizer.apply_chat_template([{"role": "user", "content": ""}]) == "yes"
     (tmp_path / "chat_template.jinja").write_text("file")
     assert Tokenizer.from_source(tmp_path).apply_chat_template([{"role": "user", "content": ""}]) == "file"
+
+
+def test_a_copy_shares_no_state_of_the_library() -> None:
+    own = Tokenizer(byte_tokenizer().backend, chat_template="{{ messages[0]['content'] }}")
+    assert own.encode_chat([{"role": "user", "content": "a"}])  # a compiled template cannot be copied, and is not
+    twin = own.copy()
+    before = own.backend.encode_special_tokens
+    assert twin.encode("abc", parse_special=before) == own.backend.encode("abc").ids
+    assert (own.backend.encode_special_tokens, twin.backend.encode_special_tokens) == (before, not before)

@@ -96,13 +96,13 @@ def test_a_chat_model_keeps_its_special_tokens_and_templates(tmp_path: Path) -> 
 
 def test_a_model_stops_where_its_directory_does(tmp_path: Path) -> None:
     """FIELD L4: the same end tokens whatever the file, with and without the tokenizer."""
-    from bittorch.models.generate import _eos_tokens
+    from bittorch.models.continuation import end_tokens
 
     convert(directory(tmp_path / "first"), tmp_path / "x.gguf", to="gguf-tq2_0")
     convert(tmp_path / "first", tmp_path / "own", to="bittorch-base3")
     for name in ("first", "x.gguf", "own"):
         model = LanguageModel.from_pretrained(tmp_path / name)
-        assert _eos_tokens(model) == [END, TEXT_END, STOP]
+        assert end_tokens(model) == [END, TEXT_END, STOP]
         assert model.config.eos_token_ids == (TEXT_END, END, STOP)
         assert LanguageModel.from_pretrained(tmp_path / name, tokenizer=False).config == model.config
 
