@@ -86,6 +86,7 @@ TEST_TOOLS = (
 
 EXTRAS = (
     Extra("lm", "language models: tokenizers and chat templates", ("tokenizers", "jinja2")),
+    Extra("serve", "a server of OpenAI's API", ("starlette", "uvicorn", "h11", "prometheus_client")),
     Extra(
         "hf",
         "transformers with packed models, PEFT's adapters, and the Hugging Face formats",

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import os
 import re
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from bittorch.cli.errors import UsageError
@@ -155,13 +156,16 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def sampling_options() -> argparse.ArgumentParser:
-    """The fields of `GenerationConfig`; what is not given has its default there."""
+def sampling_options(fields: Collection[str] | None = None) -> argparse.ArgumentParser:
+    """The fields of `GenerationConfig`, all or these; what is not given has its default there."""
     parser = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     group = parser.add_argument_group("generation")
     for option in SAMPLING:
         flag = "--" + option.field.replace("_", "-")
-        group.add_argument(flag, type=option.type, metavar=option.metavar, help=option.help)
+        if fields is None or option.field in fields:
+            group.add_argument(flag, type=option.type, metavar=option.metavar, help=option.help)
+    if fields is not None:
+        return parser
     stop = "a text that ends the answer; may be repeated"
     group.add_argument("--stop", action="append", type=utf8_text, metavar="TEXT", help=stop)
     group.add_argument("--ignore-eos", action="store_true", help="go on after the end of the text")

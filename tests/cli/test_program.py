@@ -116,7 +116,7 @@ def test_json_has_the_error(bittorch: Command, tmp_path: Path, arguments: tuple[
 def test_without_a_command_the_commands_are_listed(bittorch: Command) -> None:
     result = bittorch()
     assert (result.code, result.out) == (2, "")
-    for name in ("chat", "run", "batch", "convert", "info", "bench", "eval", "cache", "completion", "doctor"):
+    for name in ("chat", "run", "batch", "serve", "convert", "info", "bench", "eval", "cache", "completion", "doctor"):
         assert re.search(rf"^    {name}\s", result.err, re.MULTILINE)
 
 
@@ -289,7 +289,7 @@ def test_the_documentation_names_every_option() -> None:
 
 
 def test_commands_are_listed_once() -> None:
-    assert len(COMMANDS) == len(set(COMMANDS)) == 10
+    assert len(COMMANDS) == len(set(COMMANDS)) == 11
 
 
 def test_a_warning_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

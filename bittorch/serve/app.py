@@ -1,0 +1,223 @@
+"""The routes of a server, and how answers are sent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from bittorch.serve import protocol, replies
+from bittorch.serve.errors import ApiError, failed, log
+from bittorch.serve.fields import parse
+from bittorch.serve.guard import Guard
+from bittorch.serve.metrics import CONTENT_TYPE
+from bittorch.serve.protocol import TextRequest
+from bittorch.serve.service import Disconnected, Exchange, Service
+
+Handler = Callable[[Request], Awaitable[Response]]
+STREAM_HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-store"}
+
+
+def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """An object; only ASCII, which holds any text."""
+    return Response(json.dumps(value), status, headers, "application/json")
+
+
+def error_response(error: ApiError) -> Response:
+    """An error in OpenAI's shape."""
+    headers = {} if error.retry_after is None else {"retry-after": str(error.retry_after)}
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    if error.status in (408, 413):  # the rest of the body is not read
+        headers["connection"] = "close"
+    return json_response(error.body(), error.status, headers)
+
+
+class Routes:
+    """What each address does.
+
+    Args:
+        service: answers.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self.service, self.options = service, service.options
+        self.guard = Guard(service.options)
+
+    def app(self) -> Starlette:
+        """The application, which starts the service and ends it."""
+
+        @contextlib.asynccontextmanager
+        async def lifespan(app: Starlette) -> AsyncIterator[None]:
+            self.service.start()
+            yield
+            self.service.stop()
+
+        routes = [
+            Route("/health", self._handled(self.health, open_to_all=True)),
+            Route("/metrics", self._handled(self.metrics)),
+            Route("/v1/models", self._handled(self.models)),
+            Route("/v1/chat/completions", self._handled(self.chat), methods=["POST"]),
+            Route("/v1/completions", self._handled(self.completions), methods=["POST"]),
+        ]
+        origins = list(self.options.origins)
+        cors = Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+        return Starlette(
+            routes=routes,
+            middleware=[cors] if origins else [],
+            exception_handlers={HTTPException: _http_error},
+            lifespan=lifespan,
+        )
+
+    def _handled(self, handler: Handler, open_to_all: bool = False) -> Handler:
+        """A handler behind the guard, whose errors have OpenAI's shape."""
+
+        async def handled(request: Request) -> Response:
+            try:
+                self.guard.check(request.headers, open_to_all)
+                response = await handler(request)
+            except ApiError as error:
+                response = error_response(error)
+            except (Disconnected, ClientDisconnect):
+                response = Response(status_code=499)  # nobody reads it
+            except Exception as error:
+                log(error)
+                response = error_response(failed("the server failed on this request"))
+            self.service.metrics.requests.labels(str(response.status_code)).inc()
+            return response
+
+        return handled
+
+    async def health(self, request: Request) -> Response:
+        """Whether the engine runs."""
+        alive = self.service.alive
+        return json_response({"status": "ok" if alive else "dead"}, 200 if alive else 503)
+
+    async def metrics(self, request: Request) -> Response:
+        """For Prometheus."""
+        return Response(self.service.metrics.text(), media_type=CONTENT_TYPE)
+
+    async def models(self, request: Request) -> Response:
+        """The one model."""
+        return json_response(replies.models(self.options.name, self.service.created, self.options.context))
+
+    async def chat(self, request: Request) -> Response:
+        """The answer to a conversation."""
+        return await self._answer(request, protocol.chat)
+
+    async def completions(self, request: Request) -> Response:
+        """What follows a text."""
+        return await self._answer(request, protocol.completion)
+
+    async def _answer(self, request: Request, read: Callable[..., TextRequest]) -> Response:
+        begun = time.monotonic()
+        self.service.check_place()
+        body = await self._body(request)
+        asked = await self.service.in_texts(lambda: read(parse(body), self.options))
+        jobs = await self.service.jobs(asked, begun)
+        prompts = [len(job.prompt) for job in jobs[:: asked.n]]
+        reply = replies.Reply(asked, self.options.name, prompts)
+        exchange = Exchange(self.service, jobs, lambda: _disconnected(request))
+        exchange.begin()
+        steps, streamed = exchange.steps(), False
+        try:
+            if asked.stream:
+                first = await anext(steps)  # what fails until here has a status of its own
+                streamed = True
+                return EventStream(_frames(reply, exchange, first, steps), exchange.end)
+            async for index, progress in steps:
+                reply.choices[index].add(progress)
+            return json_response(reply.whole(exchange.kept))
+        finally:
+            if not streamed:
+                exchange.end()
+
+    async def _body(self, request: Request) -> bytes:
+        """All of it, within its limits. Raises ApiError."""
+        most = self.options.body_bytes
+
+        async def read() -> bytes:
+            data = bytearray()
+            async for part in request.stream():
+                data += part
+                if len(data) > most:
+                    raise ApiError(f"the body has more than {most} bytes", status=413, code="body_too_large")
+            return bytes(data)
+
+        try:
+            return await asyncio.wait_for(read(), self.options.body_seconds)
+        except asyncio.TimeoutError:
+            seconds = self.options.body_seconds
+            raise ApiError(f"the body did not arrive within {seconds:g} seconds", status=408, code="timeout") from None
+
+
+async def _disconnected(request: Request) -> None:
+    """Returns once the client has left; of a request whose body was read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _frames(
+    reply: replies.Reply, exchange: Exchange, first: Any, steps: AsyncIterator[Any]
+) -> AsyncIterator[bytes]:
+    """The events of a stream; one that is an error is the last."""
+    try:
+        for chunk in reply.chunks(*first):
+            yield _frame(chunk)
+        async for index, progress in steps:
+            for chunk in reply.chunks(index, progress):
+                yield _frame(chunk)
+        for chunk in reply.last(exchange.kept):
+            yield _frame(chunk)
+        yield b"data: [DONE]\n\n"
+    except ApiError as error:
+        yield _frame(error.body())
+
+
+def _frame(value: Any) -> bytes:
+    return b"data: " + json.dumps(value, separators=(",", ":")).encode() + b"\n\n"
+
+
+class EventStream(Response):
+    """Events as they come, until they end or the client leaves.
+
+    Args:
+        frames: the bytes of each.
+        end: is called when nothing more is sent, for whatever reason.
+    """
+
+    def __init__(self, frames: AsyncIterator[bytes], end: Callable[[], None]) -> None:
+        self.frames, self.end = frames, end
+        super().__init__(headers=STREAM_HEADERS)
+        del self.headers["content-length"]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends them."""
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            async for frame in self.frames:
+                await send({"type": "http.response.body", "body": frame, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+        except Disconnected:
+            pass
+        finally:
+            self.end()
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """An address or a method that is not there."""
+    assert isinstance(error, HTTPException)
+    texts = {404: "there is nothing at this address", 405: "this address does not take this method"}
+    return error_response(ApiError(texts.get(error.status_code, "the request is refused"), status=error.status_code))

@@ -1,0 +1,114 @@
+"""The scheduler without a thread: who is served in which step."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+from bittorch.models import GenerationConfig, LanguageModel
+
+pytest.importorskip("tests.serve.servers")
+
+from bittorch.serve.metrics import Metrics
+from bittorch.serve.scheduler import Event, Failure, Job, Progress, Scheduler
+from tests.serve.servers import OPTIONS
+
+NEVER = GenerationConfig(max_new_tokens=200, ignore_eos=True, overflow="stop")
+
+
+class Steps:
+    """Rounds by hand, and what each tells."""
+
+    def __init__(self, model: LanguageModel, **changes: Any) -> None:
+        self.scheduler = Scheduler(model, dataclasses.replace(OPTIONS, **changes), Metrics(), lambda news: None)
+
+    def round(self) -> list[Event]:
+        with torch.inference_mode():
+            self.scheduler._round()
+        news, self.scheduler._news = self.scheduler._news, []
+        return news
+
+    def job(self, prompt: list[int], **values: Any) -> Job:
+        job = Job(prompt, values.pop("config", NEVER), lambda event: None, **values)
+        self.scheduler.submit([job])
+        return job
+
+
+def test_a_cancelled_answer_is_gone_before_the_next_step_and_the_next_one_has_its_slot(model: LanguageModel) -> None:
+    steps = Steps(model, slots=1)
+    first, second = steps.job([1, 2]), steps.job([3])
+    assert [event.job for event in steps.round()] == [first]
+    first.cancelled = True
+    assert [event.job for event in steps.round()] == [second]
+    assert steps.scheduler.busy == 1
+    third = steps.job([4])
+    third.cancelled = second.cancelled = True  # one that waits, too
+    assert steps.round() == []
+    assert steps.scheduler.busy == 0
+
+
+def test_every_answer_goes_on_while_prompts_are_read_in_order(model: LanguageModel) -> None:
+    steps = Steps(model, chunk=4, step_tokens=8)
+    writer = steps.job([1])
+    assert [event.job for event in steps.round()] == [writer]
+    first, second, third = (steps.job([5] * 12) for _ in range(3))
+    told = [{event.job for event in steps.round()} for _ in range(6)]
+    # Chunks of 4: two prompts a step, the oldest first; 12 tokens are three chunks.
+    expected = [{writer}, {writer}, {writer, first, second}, {writer, first, second}, {writer, first, second}]
+    assert told == [*expected, {writer, first, second, third}]
+
+
+def test_an_answer_that_is_late_ends_and_waiting_ones_too(model: LanguageModel) -> None:
+    steps = Steps(model, slots=1)
+    steps.job([1], deadline=float("inf"))
+    late = steps.job([2], deadline=-1.0)
+    failures = [event for event in steps.round() if isinstance(event, Failure)]
+    assert [failure.job for failure in failures] == [late]
+    assert failures[0].error.status == 504
+
+
+def test_a_prompt_keeps_whole_chunks_of_the_row_that_has_most(model: LanguageModel) -> None:
+    steps = Steps(model, slots=3, chunk=4, step_tokens=12)
+    once = GenerationConfig(max_new_tokens=1, overflow="stop")
+    prompts = [[7] * 4 + [8] * 6, [7] * 9, [9] * 9]
+    for prompt in prompts:
+        steps.job(prompt, config=once)
+    for _ in range(4):
+        steps.round()
+    assert steps.scheduler.busy == 0
+    # Nine tokens, all of them held: one must be new, and a chunk is whole.
+    jobs = [steps.job(prompt, config=once) for prompt in ([7] * 9, [7] * 4 + [8] * 5, [1] * 9)]
+    steps.round()
+    assert [job.kept for job in jobs] == [8, 8, 0]
+    assert steps.scheduler.metrics.kept._value.get() == 16
+
+
+def test_a_step_that_fails_ends_its_answers_and_no_others(model: LanguageModel, monkeypatch: Any) -> None:
+    delivered: list[Event] = []
+    scheduler = Scheduler(model, OPTIONS, Metrics(), delivered.extend)
+    jobs = [Job([1, 2], GenerationConfig(max_new_tokens=3), lambda event: None) for _ in range(2)]
+    fails = [True]
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        if fails.pop():
+            raise MemoryError
+        monkeypatch.undo()
+        return model.step(*args, **kwargs)
+
+    monkeypatch.setattr(model, "step", lambda *args, **kwargs: step(*args, **kwargs))
+    scheduler.submit(jobs[:1])
+    scheduler.start()
+    while not delivered:
+        pass
+    (failure,) = delivered
+    assert isinstance(failure, Failure)
+    assert (failure.job, failure.error.status, failure.error.message) == (jobs[0], 500, "a step failed: MemoryError")
+    fails.append(False)
+    scheduler.submit(jobs[1:])
+    while len(delivered) < 4:
+        pass
+    assert [event.tokens for event in delivered[1:] if isinstance(event, Progress)] == [1, 2, 3]
+    scheduler.stop()
+    scheduler.join(60)
+    assert not scheduler.is_alive()
