@@ -23,6 +23,7 @@ from bittorch.serve.errors import ApiError, failed, log
 from bittorch.serve.fields import parse
 from bittorch.serve.guard import Guard
 from bittorch.serve.metrics import CONTENT_TYPE
+from bittorch.serve.page import page
 from bittorch.serve.protocol import TextRequest
 from bittorch.serve.service import Disconnected, Exchange, Service
 
@@ -70,6 +71,8 @@ class Routes:
             Route("/metrics", self._handled(self.metrics)),
             Route("/v1/models", self._handled(self.models)),
             Route("/v1/chat/completions", self._handled(self.chat), methods=["POST"]),
+            Route("/v1/embeddings", self._handled(self.embeddings), methods=["POST"]),
+            Route("/", self._handled(self.page, open_to_all=True)),
             Route("/v1/completions", self._handled(self.completions), methods=["POST"]),
         ]
         origins = list(self.options.origins)
@@ -120,6 +123,27 @@ class Routes:
     async def completions(self, request: Request) -> Response:
         """What follows a text."""
         return await self._answer(request, protocol.completion)
+
+    async def embeddings(self, request: Request) -> Response:
+        """The vectors of texts."""
+        begun = time.monotonic()
+        self.service.check_place()
+        body = await self._body(request)
+        asked = await self.service.in_texts(lambda: protocol.embeddings(parse(body), self.options))
+        job = await self.service.vectors(asked, begun)
+        exchange = Exchange(self.service, [job], lambda: _disconnected(request))
+        exchange.begin()
+        try:
+            vectors = await exchange.vectors()
+        finally:
+            exchange.end()
+        tokens = sum(map(len, job.texts))
+        return json_response(replies.vectors(self.options.name, vectors, tokens, asked.base64))
+
+    async def page(self, request: Request) -> Response:
+        """A page to chat on."""
+        text, headers = page()
+        return Response(text, headers=headers, media_type="text/html")
 
     async def _answer(self, request: Request, read: Callable[..., TextRequest]) -> Response:
         begun = time.monotonic()

@@ -23,7 +23,10 @@ class Metrics:
         self.kept = Counter("bittorch_kept_tokens", "Tokens of prompts that the cache held already", registry=own)
         self.answer = Counter("bittorch_answer_tokens", "Tokens of answers", registry=own)
         self.ended = Counter(
-            "bittorch_answers", "Answers that ended: stop, length, cancelled, timeout, error", ["reason"], registry=own
+            "bittorch_answers",
+            "Answers that ended: stop, length, vectors, cancelled, timeout, error",
+            ["reason"],
+            registry=own,
         )
         self.refused = Counter("bittorch_refused", "Requests that found no place", registry=own)
         self.requests = Counter("bittorch_http_requests", "Requests by status", ["status"], registry=own)

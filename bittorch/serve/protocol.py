@@ -13,6 +13,7 @@ from bittorch.serve.options import SAMPLING, Options
 
 MOST_STOPS, LONGEST_STOP = 16, 1024  # texts; characters
 MOST_LOGPROBS = 20
+MOST_INPUTS = 256  # texts whose vectors a request wants
 COMPLETION_TOKENS = 16  # where a completion does not say how many
 # What OpenAI's clients may say, and what changes no answer here.
 NO_EFFECT = (
@@ -87,11 +88,38 @@ def completion(body: dict[str, Any], options: Options) -> TextRequest:
     """A request to /v1/completions. Raises ApiError."""
     fields = Fields(body)
     _model(fields, options)
-    prompts = _prompts(fields, options)
+    prompts = _prompts(fields, "prompt", options.choices)
     logprobs = fields.integer("logprobs", None, 0, MOST_LOGPROBS)
     most = fields.integer("max_tokens", COMPLETION_TOKENS, 1, 1 << 30)
     fields.only({"best_of": (body.get("n") or 1,)})
     return _finished(fields, options, [], None, prompts, most, logprobs)
+
+
+@dataclasses.dataclass(frozen=True)
+class VectorsRequest:
+    """A request for vectors of texts.
+
+    Args:
+        inputs: texts, or token numbers.
+        base64: numbers as the base64 of little-endian float32, in place of a list.
+    """
+
+    inputs: list[str | list[int]]
+    base64: bool
+
+
+def embeddings(body: dict[str, Any], options: Options) -> VectorsRequest:
+    """A request to /v1/embeddings. Raises ApiError."""
+    fields = Fields(body)
+    _model(fields, options)
+    inputs = _prompts(fields, "input", MOST_INPUTS)
+    form = fields.text("encoding_format", "float")
+    if form not in ("float", "base64"):
+        raise ApiError("'encoding_format' must be float or base64", param="encoding_format")
+    fields.without_effect("user")
+    fields.only({"dimensions": ()})
+    fields.finish()
+    return VectorsRequest(inputs, form == "base64")
 
 
 def _finished(
@@ -129,19 +157,19 @@ def _model(fields: Fields, options: Options) -> None:
         )
 
 
-def _prompts(fields: Fields, options: Options) -> list[str | list[int]]:
+def _prompts(fields: Fields, name: str, most: int) -> list[str | list[int]]:
     """One text or list of token numbers, or several."""
-    given = fields.take("prompt")
+    given = fields.take(name)
     if isinstance(given, str) or (isinstance(given, list) and given and type(given[0]) is int):
         given = [given]
     if not isinstance(given, list) or not given:
-        raise wrong("prompt", "a string, an array of token numbers, or an array of these", given)
-    if len(given) > options.choices:
-        raise ApiError(f"'prompt' has {len(given)} prompts, at most {options.choices} are allowed", param="prompt")
+        raise wrong(name, "a string, an array of token numbers, or an array of these", given)
+    if len(given) > most:
+        raise ApiError(f"'{name}' has {len(given)} elements, at most {most} are allowed", param=name)
     for index, prompt in enumerate(given):
         listed = isinstance(prompt, list) and prompt and all(type(token) is int for token in prompt)
         if not (listed or (isinstance(prompt, str) and prompt)):
-            raise wrong(f"prompt[{index}]", "a string or an array of token numbers that is not empty", prompt)
+            raise wrong(f"{name}[{index}]", "a string or an array of token numbers that is not empty", prompt)
     return given
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import binascii
 import dataclasses
 import secrets
 import time
 from collections.abc import Sequence
 from typing import Any
+
+from torch import Tensor
 
 from bittorch.serve.protocol import TextRequest
 from bittorch.serve.scheduler import Progress, Told
@@ -126,3 +129,14 @@ def models(name: str, created: int, context: int) -> Json:
     """The list of /v1/models."""
     model = {"id": name, "object": "model", "created": created, "owned_by": "bittorch", "max_model_len": context}
     return {"object": "list", "data": [model]}
+
+
+def vectors(name: str, made: Sequence[Tensor], tokens: int, base64: bool) -> Json:
+    """The answer to a request for vectors."""
+    data = []
+    for index, vector in enumerate(made):
+        numbers: Any = vector.tolist()
+        if base64:
+            numbers = binascii.b2a_base64(vector.numpy().astype("<f4").tobytes(), newline=False).decode()
+        data.append({"object": "embedding", "index": index, "embedding": numbers})
+    return {"object": "list", "data": data, "model": name, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}

@@ -55,42 +55,77 @@ class Progress:
 
 
 @dataclasses.dataclass(frozen=True)
+class Done:
+    """All vectors are made."""
+
+    job: Vectors
+
+
+@dataclasses.dataclass(frozen=True)
 class Failure:
     """Why an answer does not go on."""
 
-    job: Job
+    job: Work
     error: ApiError
 
 
-Event = Progress | Failure
+Event = Progress | Done | Failure
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class Work:
+    """What a client wants.
+
+    Args:
+        receive: is given what becomes of it, by the scheduler's ``deliver``.
+        deadline, begun: of `time.monotonic`.
+
+    Attributes:
+        cancelled: nobody wants it; it ends before the next step.
+    """
+
+    receive: Callable[[Event], None] = lambda event: None
+    deadline: float = float("inf")
+    begun: float = dataclasses.field(default_factory=time.monotonic)
+    cancelled: bool = False
 
 
 @dataclasses.dataclass(eq=False)
-class Job:
+class Job(Work):
     """One answer to make.
 
     Args:
         prompt: token numbers; with ``config.max_new_tokens`` they fit into the context.
         config: how.
-        receive: is given what becomes of it, by the scheduler's ``deliver``.
         number: added to the seed.
         logprobs: None for none; else how many of the likeliest tokens are told.
-        deadline: of `time.monotonic`.
 
     Attributes:
-        cancelled: nobody wants the answer; it ends before the next step.
         kept: tokens of the prompt that were not computed again.
     """
 
     prompt: list[int]
     config: GenerationConfig
-    receive: Callable[[Event], None]
     number: int = 0
     logprobs: int | None = None
-    deadline: float = float("inf")
-    cancelled: bool = False
     kept: int = 0
-    begun: float = dataclasses.field(default_factory=time.monotonic)
+
+
+@dataclasses.dataclass(eq=False)
+class Vectors(Work):
+    """Texts to make vectors of, one between two steps.
+
+    Args:
+        texts: token numbers of each.
+        embed: gives the vector of some.
+
+    Attributes:
+        made: those that there are.
+    """
+
+    texts: list[list[int]]
+    embed: Callable[[list[int]], Tensor]
+    made: list[Tensor] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass
@@ -122,6 +157,7 @@ class Scheduler(threading.Thread):
         self._news: list[Event] = []
         self._slots: dict[Running, _Slot] = {}
         self._waiting: deque[Job] = deque()
+        self._vectors: deque[Vectors] = deque()
         self._changed = threading.Condition()
         self._stopped = False
         self._held: list[list[int]] = [[] for _ in range(options.slots)]  # of each row, what another prompt may keep
@@ -131,13 +167,14 @@ class Scheduler(threading.Thread):
 
     @property
     def busy(self) -> int:
-        """Answers that are made or wait."""
-        return len(self._slots) + len(self._waiting)
+        """Answers and vectors that are made or wait."""
+        return len(self._slots) + len(self._waiting) + len(self._vectors)
 
-    def submit(self, jobs: Sequence[Job]) -> None:
-        """Puts jobs behind all others."""
+    def submit(self, work: Sequence[Work]) -> None:
+        """Puts work behind all other."""
         with self._changed:
-            self._waiting.extend(jobs)
+            self._waiting.extend(job for job in work if isinstance(job, Job))
+            self._vectors.extend(job for job in work if isinstance(job, Vectors))
             self._changed.notify()
 
     def stop(self) -> None:
@@ -172,7 +209,7 @@ class Scheduler(threading.Thread):
     def _wait(self) -> bool:
         """Until there is something to do; whether there is."""
         with self._changed:
-            while not (self._stopped or self._slots or self._waiting):
+            while not (self._stopped or self.busy):
                 self._changed.wait()
             return not self._stopped
 
@@ -183,6 +220,7 @@ class Scheduler(threading.Thread):
             if self._over(slot.job, begin):
                 self._drop(slot)
         self._admit(begin)
+        self._embed(begin)
         counts = self._counts()
         if not counts:
             return
@@ -192,7 +230,27 @@ class Scheduler(threading.Thread):
         self._take(counts, logits)
         self.metrics.step.observe(time.monotonic() - begin)
 
-    def _over(self, job: Job, now: float) -> bool:
+    def _embed(self, now: float) -> None:
+        """Makes one vector, of the request that is first."""
+        if not self._vectors:
+            return
+        job = self._vectors[0]
+        if not self._over(job, now):
+            try:
+                job.made.append(job.embed(job.texts[len(job.made)]))
+            except Exception as error:  # hidden states that are not finite, no memory
+                log(error)
+                self.metrics.ended.labels("error").inc()
+                self._news.append(Failure(job, failed(f"a vector cannot be made: {type(error).__name__}")))
+            else:
+                self.metrics.prompt.inc(len(job.texts[len(job.made) - 1]))
+                if len(job.made) < len(job.texts):
+                    return
+                self.metrics.ended.labels("vectors").inc()
+                self._news.append(Done(job))
+        self._vectors.popleft()
+
+    def _over(self, job: Work, now: float) -> bool:
         """Whether a job is to end before its answer does; its client is told."""
         if job.cancelled:
             self.metrics.ended.labels("cancelled").inc()

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from torch import Tensor
+
 from bittorch.models import LanguageModel
-from bittorch.serve.errors import ApiError, failed, overloaded
+from bittorch.serve.errors import ApiError, overloaded
 from bittorch.serve.fields import DEEPEST
 from bittorch.serve.metrics import Metrics
 from bittorch.serve.options import Options
-from bittorch.serve.protocol import TextRequest
-from bittorch.serve.scheduler import Event, Failure, Job, Progress, Scheduler
+from bittorch.serve.protocol import TextRequest, VectorsRequest
+from bittorch.serve.scheduler import Done, Event, Failure, Job, Progress, Scheduler, Vectors, Work
 
 T = TypeVar("T")
 GONE = None  # in place of an event: the client has left
@@ -101,8 +103,27 @@ class Service:
             config = dataclasses.replace(request.config, max_new_tokens=request.most or room)
             for number in range(request.n):
                 deadline = begun + self.options.seconds
-                made.append(Job(prompt, config, _nobody, number, request.logprobs, deadline, begun=begun))
+                made.append(Job(prompt, config, number, request.logprobs, deadline=deadline, begun=begun))
         return made
+
+    async def vectors(self, request: VectorsRequest, begun: float) -> Vectors:
+        """The vectors to make for a request. Raises ApiError."""
+        most, pooling = self.model.config.max_positions, self.model.config.pooling
+        if not pooling:
+            raise ApiError("this model makes no vectors: its checkpoint does not say how", code="unsupported_model")
+
+        def tokens() -> list[list[int]]:
+            try:
+                return [self._prompt(text, "input") for text in request.inputs]
+            except ValueError as error:
+                raise ApiError(str(error), param="input") from None
+
+        texts = await self.in_texts(tokens)
+        if (longest := max(map(len, texts))) > most:
+            message = f"an input has {longest} tokens; this model has a context of {most}"
+            raise ApiError(message, param="input", code="context_length_exceeded")
+        deadline = begun + self.options.seconds
+        return Vectors(texts, lambda text: self.model.embed([text])[0].cpu(), deadline=deadline, begun=begun)
 
     def _tokens(self, request: TextRequest) -> list[list[int]]:
         """Of each prompt. Raises ApiError."""
@@ -125,13 +146,13 @@ class Service:
             raise ApiError("the chat template of this model takes no tools", param="tools")
         return self.tokenizer.encode_chat(request.messages, tools=request.tools)
 
-    def _prompt(self, prompt: str | list[int]) -> list[int]:
+    def _prompt(self, prompt: str | list[int], param: str = "prompt") -> list[int]:
         size = self.model.config.vocab_size
         tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         if not tokens:
-            raise ApiError("the prompt has no token", param="prompt")
+            raise ApiError(f"'{param}' has a text without tokens", param=param)
         if min(tokens) < 0 or max(tokens) >= size:
-            raise ApiError(f"'prompt' must have token numbers from 0 to {size - 1}", param="prompt")
+            raise ApiError(f"'{param}' must have token numbers from 0 to {size - 1}", param=param)
         return tokens
 
 
@@ -140,14 +161,14 @@ class Exchange:
 
     Args:
         service: whose places and engine these are.
-        jobs: the answers.
+        jobs: the answers, or vectors.
         disconnected: returns when the client has left.
 
     Raises:
         ApiError: there is no place for them, on entering.
     """
 
-    def __init__(self, service: Service, jobs: list[Job], disconnected: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, service: Service, jobs: Sequence[Work], disconnected: Callable[[], Awaitable[None]]) -> None:
         self.service, self.jobs = service, jobs
         self._disconnected = disconnected
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
@@ -175,18 +196,29 @@ class Exchange:
         """
         left = len(self.jobs)
         while left:
-            event = await self._events.get()
-            if event is GONE:
-                raise Disconnected
-            if isinstance(event, Failure):
-                raise event.error
+            event = await self._next()
+            assert isinstance(event, Progress)
             left -= event.finish_reason is not None
             yield self.jobs.index(event.job), event
+
+    async def vectors(self) -> list[Tensor]:
+        """Those of the one job. Raises as `steps`."""
+        event = await self._next()
+        assert isinstance(event, Done)
+        return event.job.made
+
+    async def _next(self) -> Event:
+        event = await self._events.get()
+        if event is GONE:
+            raise Disconnected
+        if isinstance(event, Failure):
+            raise event.error
+        return event
 
     @property
     def kept(self) -> int:
         """Tokens of the prompts that were not computed again, each prompt once."""
-        return sum({id(job.prompt): job.kept for job in self.jobs}.values())
+        return sum({id(job.prompt): job.kept for job in self.jobs if isinstance(job, Job)}.values())
 
     async def _until_gone(self) -> None:
         await self._disconnected()
@@ -205,7 +237,3 @@ class Disconnected(Exception):
 def _receive(events: list[Event]) -> None:
     for event in events:
         event.job.receive(event)
-
-
-def _nobody(event: Event) -> None:
-    raise failed("a job was submitted without a receiver")

@@ -1,7 +1,12 @@
 """The real openai client against a server: answers, streams, company, departures, and too many at once."""
 
 import asyncio
+import collections
+import concurrent.futures
 import dataclasses
+import http.client
+import random
+import socket
 import threading
 from typing import Any
 
@@ -9,6 +14,7 @@ import pytest
 import torch
 
 from bittorch.models import GenerationConfig, LanguageModel
+from bittorch.models.chat_template import ChatTemplate
 
 pytest.importorskip("tests.serve.servers")
 
@@ -187,3 +193,89 @@ def test_threads_end_with_the_server(model: LanguageModel) -> None:
     with serving(model, OPTIONS) as running:
         running.client.completions.create(model="tiny", prompt="x", max_tokens=2)
     assert threading.active_count() == before
+
+
+def test_vectors_are_those_of_the_model(server: Running, model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["a lighthouse", "Grüße, 世界"]
+    with pytest.raises(openai.BadRequestError, match="makes no vectors"):
+        server.client.embeddings.create(model="tiny", input="a")
+    monkeypatch.setattr(model, "config", dataclasses.replace(model.config, pooling="mean"))
+    expected = model.embed(texts)
+    made = server.client.embeddings.create(model="tiny", input=texts)  # the client asks for base64
+    assert torch.equal(torch.tensor([entry.embedding for entry in made.data]), expected)
+    plain = server.client.embeddings.create(model="tiny", input=texts, encoding_format="float")
+    assert [entry.embedding for entry in plain.data] == [entry.embedding for entry in made.data]
+    assert model.tokenizer is not None
+    assert made.usage.prompt_tokens == sum(len(model.tokenizer.encode(text)) for text in texts)
+    for wrong in ([], [""], "a" * 300, [[10**6]], ["a"] * 257, {}):
+        with pytest.raises(openai.BadRequestError):
+            server.client.embeddings.create(model="tiny", input=wrong)  # type: ignore[arg-type]
+
+
+def test_tools_go_to_the_template(server: Running, model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool: Any = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}
+    asked: Any = {"model": "tiny", "messages": HELLO, "max_tokens": 8, "tools": [tool]}
+    with pytest.raises(openai.BadRequestError, match="takes no tools"):
+        server.client.chat.completions.create(**asked)
+    template = ChatTemplate("{{ tools | tojson if tools }}{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    monkeypatch.setattr(server.service.tokenizer, "chat_template", template)
+    assert server.service.tokenizer.chat_template is template
+    prompt = server.service.tokenizer.encode_chat(HELLO, tools=[tool])
+    answer = server.client.chat.completions.create(**asked)
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == len(prompt)
+    assert answer.choices[0].message.content == model.generate([prompt], max_new_tokens=8)[0]
+    without = server.client.chat.completions.create(**asked, tool_choice="none")
+    assert without.usage is not None
+    assert without.usage.prompt_tokens == len(server.service.tokenizer.encode_chat(HELLO))
+    loop = ChatTemplate("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}")
+    monkeypatch.setattr(server.service.tokenizer, "chat_template", loop)
+    with pytest.raises(openai.BadRequestError, match="units of work"):
+        server.client.chat.completions.create(model="tiny", messages=HELLO)
+
+
+@pytest.mark.slow
+def test_nothing_is_left_of_a_thousand_requests_of_which_many_go_wrong(server: Running) -> None:
+    service, threads = server.service, threading.active_count()
+    draws = random.Random(5)
+    kinds = draws.choices(("whole", "stream", "leave", "impatient", "wrong", "large", "torn"), k=1000)
+    statuses: collections.Counter[str] = collections.Counter()
+
+    def one(index: int, kind: str) -> str:
+        asked: Any = {"model": "tiny", "prompt": f"{index % 9} and", "max_tokens": 1 + index % 30, "seed": index}
+        client = server.client
+        try:
+            if kind == "whole":
+                client.completions.create(**asked, n=1 + index % 2)
+            elif kind == "stream":
+                list(client.completions.create(**asked, stream=True))
+            elif kind == "leave":
+                stream = client.completions.create(**{**asked, "max_tokens": 200}, stream=True)
+                next(iter(stream))
+                stream.close()
+            elif kind == "impatient":
+                client.with_options(timeout=0.02).completions.create(**{**asked, "max_tokens": 200})
+            elif kind == "torn":
+                with socket.create_connection(("127.0.0.1", server.port)) as connection:
+                    connection.sendall(
+                        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{"
+                    )
+            else:
+                return str(server.ask("/v1/completions", b"{" if kind == "wrong" else b" " * (1 << 21)).status)
+        except openai.APIStatusError as error:
+            return str(error.status_code)
+        except openai.APITimeoutError:
+            return "left"
+        except (ConnectionError, http.client.HTTPException):
+            assert kind == "large"  # the server answers before it has read all, and closes
+            return "413"
+        return "done"
+
+    with concurrent.futures.ThreadPoolExecutor(24) as pool:
+        for status in pool.map(one, range(1000), kinds):
+            statuses[status] += 1
+    assert set(statuses) <= {"done", "left", "400", "413", "429"}, statuses
+    assert statuses["done"] > 100
+    server.wait_until(lambda: service.scheduler.busy == 0 and service.taken == 0)
+    server.wait_until(lambda: threading.active_count() <= threads)
+    assert server.client.completions.create(model="tiny", prompt="a", max_tokens=1).choices

@@ -30,7 +30,7 @@ class Steps:
         return news
 
     def job(self, prompt: list[int], **values: Any) -> Job:
-        job = Job(prompt, values.pop("config", NEVER), lambda event: None, **values)
+        job = Job(prompt, values.pop("config", NEVER), **values)
         self.scheduler.submit([job])
         return job
 
@@ -87,7 +87,7 @@ def test_a_prompt_keeps_whole_chunks_of_the_row_that_has_most(model: LanguageMod
 def test_a_step_that_fails_ends_its_answers_and_no_others(model: LanguageModel, monkeypatch: Any) -> None:
     delivered: list[Event] = []
     scheduler = Scheduler(model, OPTIONS, Metrics(), delivered.extend)
-    jobs = [Job([1, 2], GenerationConfig(max_new_tokens=3), lambda event: None) for _ in range(2)]
+    jobs = [Job([1, 2], GenerationConfig(max_new_tokens=3)) for _ in range(2)]
     fails = [True]
 
     def step(*args: Any, **kwargs: Any) -> Any:
