@@ -7,14 +7,6 @@
 
 enum { STEP = 32, LANES = 8, VECTORS = STEP / LANES };
 
-BT_ALWAYS_INLINE __m256 load8(const void *x, int type, int64_t index) {
-    if (type == BT_F32)
-        return _mm256_loadu_ps((const float *)x + index);
-    const __m128i half = _mm_loadu_si128((const __m128i *)((const uint16_t *)x + index));
-    return type == BT_F16 ? _mm256_cvtph_ps(half)
-                          : _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
-}
-
 BT_ALWAYS_INLINE __m256i magnitude(__m256 v) {
     return _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(0x7fffffff));
 }
@@ -78,7 +70,7 @@ BT_ALWAYS_INLINE void load_step(const char *x, size_t size, int type, int64_t k,
     const void *const from = bt_padded(x + k * (int64_t)size, size, end - k, STEP, copy);
     BT_UNROLL
     for (int i = 0; i < VECTORS; i++)
-        v[i] = load8(from, type, LANES * i);
+        v[i] = bt_load8(from, type, LANES * i);
 }
 
 /* The columns from k on, as they are to be quantised. */

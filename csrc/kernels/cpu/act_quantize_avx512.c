@@ -8,15 +8,6 @@
 enum { STEP = 64, LANES = 16, VECTORS = STEP / LANES };
 
 #if defined(BT_SIMDE)
-BT_ALWAYS_INLINE __m512 widen_f16(__m256i half) {
-    const __m256 low = _mm256_cvtph_ps(_mm256_castsi256_si128(half));
-    const __m256 high = _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1));
-    return _mm512_castsi512_ps(bt_join(_mm256_castps_si256(low), _mm256_castps_si256(high)));
-}
-BT_ALWAYS_INLINE __m512i widen_u16(__m256i half) {
-    return bt_join(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(half)),
-                   _mm256_cvtepu16_epi32(_mm256_extracti128_si256(half, 1)));
-}
 BT_ALWAYS_INLINE __m512i to_int(__m512 v) {
     const __m512i bits = _mm512_castps_si512(v);
     return bt_join(_mm256_cvtps_epi32(_mm256_castsi256_ps(bt_low(bits))),
@@ -29,23 +20,10 @@ BT_ALWAYS_INLINE __m512i shift_right_8(__m512i v) {
 BT_ALWAYS_INLINE __m512i shift_right_8(__m512i v) {
     return _mm512_srai_epi32(v, 8);
 }
-BT_ALWAYS_INLINE __m512 widen_f16(__m256i half) {
-    return _mm512_cvtph_ps(half);
-}
-BT_ALWAYS_INLINE __m512i widen_u16(__m256i half) {
-    return _mm512_cvtepu16_epi32(half);
-}
 BT_ALWAYS_INLINE __m512i to_int(__m512 v) {
     return _mm512_cvtps_epi32(v);
 }
 #endif
-
-BT_ALWAYS_INLINE __m512 load16(const void *x, int type, int64_t index) {
-    if (type == BT_F32)
-        return _mm512_loadu_ps((const float *)x + index);
-    const __m256i half = _mm256_loadu_si256((const __m256i *)((const uint16_t *)x + index));
-    return type == BT_F16 ? widen_f16(half) : _mm512_castsi512_ps(_mm512_slli_epi32(widen_u16(half), 16));
-}
 
 BT_ALWAYS_INLINE __m512i magnitude(__m512 v) {
     return _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0x7fffffff));
@@ -98,7 +76,7 @@ BT_ALWAYS_INLINE void load_step(const char *x, size_t size, int type, int64_t k,
     const void *const from = bt_padded(x + k * (int64_t)size, size, end - k, STEP, copy);
     BT_UNROLL
     for (int i = 0; i < VECTORS; i++)
-        v[i] = load16(from, type, LANES * i);
+        v[i] = bt_load16(from, type, LANES * i);
 }
 
 /* The columns from k on, as they are to be quantised. */

@@ -9,10 +9,7 @@ BT_ALWAYS_INLINE vec bt_attention_fma(vec a, vec b, vec c) {
     return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
 }
 BT_ALWAYS_INLINE vec bt_attention_load(const void *from, int type) {
-    if (type == BT_F32)
-        return (vec)_mm256_loadu_ps((const float *)from);
-    const __m128i half = _mm_loadu_si128((const __m128i *)from);
-    return type == BT_F16 ? (vec)_mm256_cvtph_ps(half) : (vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16);
+    return (vec)bt_load8(from, type, 0);
 }
 
 #include "attention_vectors.h"

@@ -9,10 +9,7 @@ HALF_INLINE half_vector half_zeros(void) {
     return _mm256_setzero_ps();
 }
 HALF_INLINE half_vector half_widened(const uint16_t *from, int type) {
-    const __m128i halves = _mm_loadu_si128((const __m128i *)from);
-    if (type == BT_BF16)
-        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
-    return _mm256_cvtph_ps(halves);
+    return bt_load8(from, type, 0);
 }
 HALF_INLINE half_vector half_floats(const float *from) {
     return _mm256_loadu_ps(from);

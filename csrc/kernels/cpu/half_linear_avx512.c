@@ -8,25 +8,9 @@ typedef __m512 half_vector;
 HALF_INLINE half_vector half_zeros(void) {
     return _mm512_setzero_ps();
 }
-#if defined(BT_SIMDE)
-HALF_INLINE __m256 eight_widened(__m128i halves, int type) {
-    if (type == BT_BF16)
-        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
-    return _mm256_cvtph_ps(halves);
-}
 HALF_INLINE half_vector half_widened(const uint16_t *from, int type) {
-    const __m256 low = eight_widened(_mm_loadu_si128((const __m128i *)from), type);
-    const __m256 high = eight_widened(_mm_loadu_si128((const __m128i *)(from + 8)), type);
-    return _mm512_castsi512_ps(bt_join(_mm256_castps_si256(low), _mm256_castps_si256(high)));
+    return bt_load16(from, type, 0);
 }
-#else
-HALF_INLINE half_vector half_widened(const uint16_t *from, int type) {
-    const __m256i halves = _mm256_loadu_si256((const __m256i *)from);
-    if (type == BT_BF16)
-        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
-    return _mm512_cvtph_ps(halves);
-}
-#endif
 HALF_INLINE half_vector half_floats(const float *from) {
     return _mm512_loadu_ps(from);
 }

@@ -11,14 +11,6 @@ typedef struct sum_t {
     __m256d low, high;
 } sum_t;
 
-BT_ALWAYS_INLINE __m256 load8(const void *w, int type, int64_t index) {
-    if (type == BT_F32)
-        return _mm256_loadu_ps((const float *)w + index);
-    const __m128i half = _mm_loadu_si128((const __m128i *)((const uint16_t *)w + index));
-    return type == BT_F16 ? _mm256_cvtph_ps(half)
-                          : _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
-}
-
 BT_ALWAYS_INLINE __m256 magnitude(__m256 v) {
     return _mm256_and_ps(v, _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff)));
 }
@@ -77,7 +69,7 @@ BT_ALWAYS_INLINE bt_group_stats measure_as(const bt_ternary_quantize *p, const b
             const void *from = bt_padded(w, size, left, STEP, copy);
             BT_UNROLL
             for (int i = 0; i < VECTORS; i++) {
-                const __m256 a = magnitude(load8(from, type, LANES * i));
+                const __m256 a = magnitude(bt_load8(from, type, LANES * i));
                 most = _mm256_max_epu32(most, _mm256_castps_si256(a));
                 if (mean)
                     add8(&sum, a);
@@ -101,7 +93,7 @@ BT_ALWAYS_INLINE int64_t encode_row(const char *w, int64_t left, int type, size_
         BT_UNROLL
         for (int i = 0; i < VECTORS; i++) {
             bt_fetch(w, ahead + (uintptr_t)i * LANES * size);
-            const __m256 v = load8(from, type, LANES * i), a = magnitude(v);
+            const __m256 v = bt_load8(from, type, LANES * i), a = magnitude(v);
             const __m256 keep = _mm256_cmp_ps(_mm256_mul_ps(a, multiplier), threshold, _CMP_GT_OQ);
             const __m256i negative = _mm256_srli_epi32(_mm256_castps_si256(v), 31);
             code[i] = _mm256_and_si256(_mm256_castps_si256(keep), _mm256_add_epi32(one, negative));

@@ -8,16 +8,6 @@
 enum { STEP = 64, LANES = 16, VECTORS = STEP / LANES, MIN_GROUP = 32 };
 
 #if defined(BT_SIMDE)
-BT_ALWAYS_INLINE __m512 join_ps(__m256 low, __m256 high) {
-    return _mm512_castsi512_ps(bt_join(_mm256_castps_si256(low), _mm256_castps_si256(high)));
-}
-BT_ALWAYS_INLINE __m512 widen_f16(__m256i half) {
-    return join_ps(_mm256_cvtph_ps(_mm256_castsi256_si128(half)), _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1)));
-}
-BT_ALWAYS_INLINE __m512i widen_u16(__m256i half) {
-    return bt_join(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(half)),
-                   _mm256_cvtepu16_epi32(_mm256_extracti128_si256(half, 1)));
-}
 BT_ALWAYS_INLINE __m256 low_ps(__m512 v) {
     return _mm256_castsi256_ps(bt_low(_mm512_castps_si512(v)));
 }
@@ -29,12 +19,6 @@ BT_ALWAYS_INLINE __m512d to_double(__m256 v) {
     return _mm512_castsi512_pd(bt_join(_mm256_castpd_si256(low), _mm256_castpd_si256(high)));
 }
 #else
-BT_ALWAYS_INLINE __m512 widen_f16(__m256i half) {
-    return _mm512_cvtph_ps(half);
-}
-BT_ALWAYS_INLINE __m512i widen_u16(__m256i half) {
-    return _mm512_cvtepu16_epi32(half);
-}
 BT_ALWAYS_INLINE __m256 low_ps(__m512 v) {
     return _mm512_castps512_ps256(v);
 }
@@ -45,13 +29,6 @@ BT_ALWAYS_INLINE __m512d to_double(__m256 v) {
     return _mm512_cvtps_pd(v);
 }
 #endif
-
-BT_ALWAYS_INLINE __m512 load16(const void *w, int type, int64_t index) {
-    if (type == BT_F32)
-        return _mm512_loadu_ps((const float *)w + index);
-    const __m256i half = _mm256_loadu_si256((const __m256i *)((const uint16_t *)w + index));
-    return type == BT_F16 ? widen_f16(half) : _mm512_castsi512_ps(_mm512_slli_epi32(widen_u16(half), 16));
-}
 
 BT_ALWAYS_INLINE __m512 magnitude(__m512 v) {
     const __m512i bits = _mm512_castps_si512(v);
@@ -102,7 +79,7 @@ BT_ALWAYS_INLINE bt_group_stats measure_as(const bt_ternary_quantize *p, const b
             const void *from = bt_padded(w, size, left, STEP, copy);
             BT_UNROLL
             for (int i = 0; i < VECTORS; i++) {
-                const __m512 a = magnitude(load16(from, type, LANES * i));
+                const __m512 a = magnitude(bt_load16(from, type, LANES * i));
                 most = _mm512_max_epu32(most, _mm512_castps_si512(a));
                 if (mean)
                     sum = add16(sum, a);
@@ -126,7 +103,7 @@ BT_ALWAYS_INLINE int64_t encode_row(const char *w, int64_t left, int type, size_
         BT_UNROLL
         for (int i = 0; i < VECTORS; i++) {
             bt_fetch(w, ahead + (uintptr_t)i * LANES * size);
-            const __m512 v = load16(from, type, LANES * i), a = magnitude(v);
+            const __m512 v = bt_load16(from, type, LANES * i), a = magnitude(v);
             const __mmask16 keep = _mm512_cmp_ps_mask(_mm512_mul_ps(a, multiplier), threshold, _CMP_GT_OQ);
             const __m512i negative = _mm512_srli_epi32(_mm512_castps_si512(v), 31);
             code[i] = _mm512_maskz_mov_epi32(keep, _mm512_add_epi32(one, negative));

@@ -98,6 +98,29 @@ BT_ALWAYS_INLINE __m128 bt_load4(const void *base, int type, int64_t index) {
     return type == BT_F16 ? _mm_cvtph_ps(half) : _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(half), 16));
 }
 
+BT_ALWAYS_INLINE __m256 bt_load8(const void *base, int type, int64_t index) {
+    if (type == BT_F32)
+        return _mm256_loadu_ps((const float *)base + index);
+    const __m128i half = _mm_loadu_si128((const __m128i *)((const uint16_t *)base + index));
+    return type == BT_F16 ? _mm256_cvtph_ps(half)
+                          : _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+
+#if defined(BT_SIMDE)
+BT_ALWAYS_INLINE __m512 bt_load16(const void *base, int type, int64_t index) {
+    const __m256 low = bt_load8(base, type, index), high = bt_load8(base, type, index + 8);
+    return _mm512_castsi512_ps(bt_join(_mm256_castps_si256(low), _mm256_castps_si256(high)));
+}
+#elif defined(__AVX512F__)
+BT_ALWAYS_INLINE __m512 bt_load16(const void *base, int type, int64_t index) {
+    if (type == BT_F32)
+        return _mm512_loadu_ps((const float *)base + index);
+    const __m256i half = _mm256_loadu_si256((const __m256i *)((const uint16_t *)base + index));
+    return type == BT_F16 ? _mm512_cvtph_ps(half)
+                          : _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+#endif
+
 /* bt_to_bf16() of four values, in the low halves of the lanes. */
 BT_ALWAYS_INLINE __m128i bt_to_bf16x4(__m128 value) {
     const __m128i bits = _mm_castps_si128(value), upper = _mm_srli_epi32(bits, 16);
