@@ -3,8 +3,7 @@
 #define BT_CPU_COUNTS_AVX2_H
 
 #define BT_WORD_BYTES 32
-#include "trit_words.h"
-#include "x86.h"
+#include "x86_counts.h"
 
 #define BT_COUNT_RUN 31
 
@@ -21,15 +20,6 @@ BT_ALWAYS_INLINE bt_word bt_add_counts(bt_word a, bt_word b) {
 }
 BT_ALWAYS_INLINE bt_word bt_widen(bt_word counts) {
     return (bt_word)_mm256_sad_epu8((__m256i)counts, _mm256_setzero_si256());
-}
-BT_ALWAYS_INLINE void bt_totals(const bt_word *counts, int32_t *sums) {
-    const __m256i *const c = (const __m256i *)counts;
-    const __m256i low = _mm256_add_epi64(_mm256_unpacklo_epi64(c[0], c[1]), _mm256_unpackhi_epi64(c[0], c[1]));
-    const __m256i high = _mm256_add_epi64(_mm256_unpacklo_epi64(c[2], c[3]), _mm256_unpackhi_epi64(c[2], c[3]));
-    const __m256i both =
-        _mm256_castps_si256(_mm256_shuffle_ps(_mm256_castsi256_ps(low), _mm256_castsi256_ps(high), 0x88));
-    const __m128i all = _mm_add_epi32(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1));
-    _mm_storeu_si128((__m128i *)sums, all);
 }
 
 #endif

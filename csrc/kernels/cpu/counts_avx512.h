@@ -3,8 +3,7 @@
 #define BT_CPU_COUNTS_AVX512_H
 
 #define BT_WORD_BYTES 64
-#include "trit_words.h"
-#include "x86.h"
+#include "x86_counts.h"
 
 #define BT_COUNT_RUN 31
 
@@ -20,17 +19,6 @@ BT_ALWAYS_INLINE bt_word bt_add_counts(bt_word a, bt_word b) {
 }
 BT_ALWAYS_INLINE bt_word bt_widen(bt_word counts) {
     return (bt_word)_mm512_sad_epu8((__m512i)counts, _mm512_setzero_si512());
-}
-BT_ALWAYS_INLINE void bt_totals(const bt_word *counts, int32_t *sums) {
-    __m256i c[4];
-    for (int i = 0; i < 4; i++)
-        c[i] = _mm256_add_epi64(bt_low((__m512i)counts[i]), bt_high((__m512i)counts[i]));
-    const __m256i low = _mm256_add_epi64(_mm256_unpacklo_epi64(c[0], c[1]), _mm256_unpackhi_epi64(c[0], c[1]));
-    const __m256i high = _mm256_add_epi64(_mm256_unpacklo_epi64(c[2], c[3]), _mm256_unpackhi_epi64(c[2], c[3]));
-    const __m256i both =
-        _mm256_castps_si256(_mm256_shuffle_ps(_mm256_castsi256_ps(low), _mm256_castsi256_ps(high), 0x88));
-    const __m128i all = _mm_add_epi32(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1));
-    _mm_storeu_si128((__m128i *)sums, all);
 }
 
 #endif
