@@ -3,7 +3,7 @@
 #ifndef BT_CPU_NEON_LINEAR_I8_H
 #define BT_CPU_NEON_LINEAR_I8_H
 
-#include "linear_i8_view.h"
+#include "int8_views.h"
 #include "neon.h"
 
 enum { VECTOR = 16, LINE = 64, AHEAD = 1024 };

@@ -3,12 +3,12 @@
 #ifndef BT_CPU_NEON_TRIT_DEPTH_H
 #define BT_CPU_NEON_TRIT_DEPTH_H
 
+#include "int8_views.h"
 #include "neon.h"
 
 #define DECODED 16
 #define SHIFT 0
 #include "trit_depth_rows.h"
-#include "trit_depth_view.h"
 
 static inline __attribute__((always_inline)) codes lookup(const uint8_t table[16], codes index) {
     return (codes)vqtbl1q_u8(vld1q_u8(table), (uint8x16_t)index);

@@ -3,7 +3,7 @@
 #ifndef BT_CPU_X86_LINEAR_I8_H
 #define BT_CPU_X86_LINEAR_I8_H
 
-#include "linear_i8_view.h"
+#include "int8_views.h"
 #include "x86_i8_columns.h"
 
 BT_ALWAYS_INLINE void dot_span(bt_span_dots *dots, const bt_rows *rows, const int8_t *q, int64_t ldq, int64_t begin,

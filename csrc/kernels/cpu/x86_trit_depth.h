@@ -4,12 +4,12 @@
 #ifndef BT_CPU_X86_TRIT_DEPTH_H
 #define BT_CPU_X86_TRIT_DEPTH_H
 
+#include "int8_views.h"
 #include "x86_i8_columns.h"
 
 #define DECODED VECTOR
 #define SHIFT OFFSET
 #include "trit_depth_rows.h"
-#include "trit_depth_view.h"
 
 static inline __attribute__((always_inline)) codes lookup(const uint8_t table[16], codes index) {
     return (codes)pick_bytes(_mm_loadu_si128((const __m128i *)table), (bytes)index);
