@@ -16,6 +16,14 @@ static inline int64_t bt_attention_element(int type) {
     return type == BT_F32 ? 4 : 2;
 }
 
+/* Lanes j and j + 8, j + 4, j + 2, j + 1. */
+static inline __attribute__((always_inline)) float bt_attention_sum(float lane[BT_ATTENTION_LANES]) {
+    for (int width = BT_ATTENTION_LANES / 2; width > 0; width /= 2)
+        for (int j = 0; j < width; j++)
+            lane[j] += lane[j + width];
+    return lane[0];
+}
+
 /* What one token gets of slots [begin, end), all its heads of one head of k and v. */
 static inline void bt_attention_token(const bt_decode_attention *p, const bt_attention_sequence *s, int64_t i,
                                       int64_t kv_head, int64_t split, int64_t begin, int64_t end,

@@ -31,7 +31,7 @@ BT_ATTENTION_INLINE vec where(ivec mask, vec v) {
 
 /* The lanes of the products of one key with the queries; out[h] is KEYS rows of lanes. */
 BT_ATTENTION_INLINE void dot(const float *q, int64_t dim, const char *key, int type, int heads, float *out) {
-    const int64_t size = type == BT_F32 ? 4 : 2;
+    const int64_t size = bt_attention_element(type);
     vec sum[BT_ATTENTION_HEADS][VECTORS];
 #pragma GCC unroll 4
     for (int h = 0; h < heads; h++)
@@ -65,14 +65,14 @@ BT_ATTENTION_INLINE void ahead(const char *key, const char *value, int64_t bytes
 BT_ATTENTION_INLINE void score(const bt_decode_attention *p, const float *q, const char *k, const char *v, int64_t keys,
                                int type, int heads, float *scores) {
     float lanes[BT_ATTENTION_HEADS * KEYS * BT_ATTENTION_LANES] __attribute__((aligned(64)));
-    const int64_t step = p->ldslot * (type == BT_F32 ? 4 : 2);
+    const int64_t size = bt_attention_element(type), step = p->ldslot * size;
     for (int64_t begin = 0; begin < keys; begin += KEYS) {
         const int64_t here = keys - begin < KEYS ? keys - begin : KEYS;
         if (here < KEYS)
             memset(lanes, 0, sizeof lanes);
         for (int64_t t = 0; t < here; t++) {
             const char *const key = k + (begin + t) * step;
-            ahead(key, v + (begin + t) * step, p->dim * (type == BT_F32 ? 4 : 2));
+            ahead(key, v + (begin + t) * step, p->dim * size);
             dot(q, p->dim, key, type, heads, lanes + t * BT_ATTENTION_LANES);
         }
         for (int h = 0; h < heads; h++) {
@@ -120,11 +120,8 @@ BT_ATTENTION_INLINE void weigh(float *scores, int64_t keys, float *part) {
         }
     for (int v = 0; v < VECTORS; v++)
         put(lane + v * WIDTH, sum[v]);
-    for (int width = BT_ATTENTION_LANES / 2; width > 0; width /= 2)
-        for (int j = 0; j < width; j++)
-            lane[j] += lane[j + width];
     part[0] = most;
-    part[1] = lane[0];
+    part[1] = bt_attention_sum(lane);
 }
 
 /* Adds weight * value of `keys` keys to `count` vectors of columns of each query's part. */
@@ -139,7 +136,7 @@ BT_ATTENTION_INLINE void add_columns(const float *weights, const char *v, int64_
     for (int64_t t = 0; t < keys; t++, v += step)
 #pragma GCC unroll 4
         for (int c = 0; c < count; c++) {
-            const vec value = bt_attention_load(v + c * WIDTH * (type == BT_F32 ? 4 : 2), type);
+            const vec value = bt_attention_load(v + c * WIDTH * bt_attention_element(type), type);
 #pragma GCC unroll 4
             for (int h = 0; h < heads; h++)
                 sum[h][c] = bt_attention_fma(all(weights[h * BT_ATTENTION_SPLIT + t]), value, sum[h][c]);
@@ -154,7 +151,7 @@ BT_ATTENTION_INLINE void add_columns(const float *weights, const char *v, int64_
 BT_ATTENTION_INLINE void attend(const bt_decode_attention *p, const float *q, const char *k, const char *v,
                                 int64_t keys, int type, int heads, float *part, int64_t part_step) {
     float scores[BT_ATTENTION_HEADS * BT_ATTENTION_SPLIT] __attribute__((aligned(64)));
-    const int64_t size = type == BT_F32 ? 4 : 2, step = p->ldslot * size;
+    const int64_t size = bt_attention_element(type), step = p->ldslot * size;
     score(p, q, k, v, keys, type, heads, scores);
     for (int h = 0; h < heads; h++) {
         memset(part + h * part_step, 0, (size_t)p->dim * sizeof *part);

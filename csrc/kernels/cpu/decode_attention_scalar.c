@@ -1,18 +1,10 @@
 #include "attention_tiles.h"
 
-/* Lanes j and j + 8, j + 4, j + 2, j + 1. */
-static float sum_of_lanes(float *lane) {
-    for (int width = BT_ATTENTION_LANES / 2; width > 0; width /= 2)
-        for (int j = 0; j < width; j++)
-            lane[j] += lane[j + width];
-    return lane[0];
-}
-
 static float score(const bt_decode_attention *p, const float *q, const char *key) {
     float lane[BT_ATTENTION_LANES] = {0};
     for (int64_t c = 0; c < p->dim; c++)
         lane[c % BT_ATTENTION_LANES] = fmaf(q[c], bt_load(key, p->kv_type, c), lane[c % BT_ATTENTION_LANES]);
-    return sum_of_lanes(lane);
+    return bt_attention_sum(lane);
 }
 
 static void attend(const bt_decode_attention *p, const float *q, const char *k, const char *v, int64_t keys, int heads,
@@ -35,7 +27,7 @@ static void attend(const bt_decode_attention *p, const float *q, const char *k, 
             part[c] = sum;
         }
         part[p->dim] = most;
-        part[p->dim + 1] = sum_of_lanes(lane);
+        part[p->dim + 1] = bt_attention_sum(lane);
     }
 }
 
