@@ -55,8 +55,8 @@ int device_kind(const at::Tensor &t, const char *name) {
 void check_same_device(std::initializer_list<std::pair<const char *, const at::Tensor *>> tensors) {
     const auto &[first_name, first] = *tensors.begin();
     for (const auto &[name, tensor] : tensors)
-        TORCH_CHECK(!tensor->defined() || tensor->device() == first->device(), first_name, " is on ", first->device(),
-                    " but ", name, " is on ", tensor->device(), "; move one of them with .to()");
+        TORCH_CHECK(!tensor || !tensor->defined() || tensor->device() == first->device(), first_name, " is on ",
+                    first->device(), " but ", name, " is on ", tensor->device(), "; move one of them with .to()");
 }
 
 void check_packed(const at::Tensor &w_packed, int64_t in_features) {

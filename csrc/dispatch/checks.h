@@ -25,7 +25,12 @@ int float_type(const at::Tensor &t, const char *name);
 
 int device_kind(const at::Tensor &t, const char *name);
 
-// All defined tensors on one device; names come in the same order.
+// What the checks below take for an argument that may be absent.
+inline const at::Tensor *or_null(const std::optional<at::Tensor> &tensor) {
+    return tensor ? &*tensor : nullptr;
+}
+
+// All tensors that are there on one device; names come in the same order.
 void check_same_device(std::initializer_list<std::pair<const char *, const at::Tensor *>> tensors);
 
 // (out_features, ceil(in_features / 4)) uint8.

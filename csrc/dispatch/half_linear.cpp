@@ -15,9 +15,7 @@ at::Tensor half_linear(const at::Tensor &x, const at::Tensor &weight, const std:
     TORCH_CHECK_VALUE(weight.dim() == 2 && weight.size(1) == x.size(-1), "weight must be (out_features, ", x.size(-1),
                       ") for x of ", x.sizes(), ", got ", weight.sizes());
     check_bias(bias, weight.size(0));
-    check_same_device({{"x", &x}, {"weight", &weight}});
-    if (bias)
-        check_same_device({{"x", &x}, {"bias", &*bias}});
+    check_same_device({{"x", &x}, {"weight", &weight}, {"bias", or_null(bias)}});
     check_no_gradient("half_linear", {&x, &weight, or_null(bias)});
     const bt_kernel &kernel = find_kernel(BT_OP_half_linear, device_kind(x, "x"), p.w_type, "auto");
     const at::Tensor tokens = as_rows(x.to(at::kFloat), "x"), rows = as_rows(weight, "weight");

@@ -22,9 +22,7 @@ at::Tensor linear_i8(const at::Tensor &x, const at::Tensor &weight, const at::Te
     TORCH_CHECK_VALUE(p.k <= BT_I8_MAX_K, "in_features must be at most ", int64_t{BT_I8_MAX_K},
                       " for int32 sums of int8 weights, got ", p.k);
     check_bias(bias, p.n);
-    check_same_device({{"x", &x}, {"weight", &weight}, {"scale", &scale}});
-    if (bias)
-        check_same_device({{"x", &x}, {"bias", &*bias}});
+    check_same_device({{"x", &x}, {"weight", &weight}, {"scale", &scale}, {"bias", or_null(bias)}});
     p.digits = digit_count(activation_bits, "activation_bits");
     check_no_gradient("linear_i8", {&x, &scale, or_null(bias)});
     const c10::DeviceGuard guard(x.device());

@@ -6,7 +6,6 @@
 #include <c10/util/Exception.h>
 
 #include <initializer_list>
-#include <optional>
 
 namespace bittorch {
 
@@ -17,10 +16,6 @@ inline void check_no_gradient(const char *op, std::initializer_list<const at::Te
     for (const at::Tensor *input : inputs)
         TORCH_CHECK_NOT_IMPLEMENTED(!input || !input->requires_grad(), op,
                                     " has no gradient; call it under torch.no_grad()");
-}
-
-inline const at::Tensor *or_null(const std::optional<at::Tensor> &tensor) {
-    return tensor ? &*tensor : nullptr;
 }
 
 } // namespace bittorch

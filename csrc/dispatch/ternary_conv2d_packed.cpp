@@ -142,9 +142,7 @@ Tensor ternary_conv2d_packed(const Tensor &x, const Tensor &w_packed, const Tens
                              IntArrayRef padding, IntArrayRef dilation, int64_t groups, int64_t activation_bits,
                              const std::string &variant) {
     const int x_type = float_type(x, "x");
-    check_same_device({{"x", &x}, {"w_packed", &w_packed}, {"scale", &scale}});
-    if (bias)
-        check_same_device({{"x", &x}, {"bias", &*bias}});
+    check_same_device({{"x", &x}, {"w_packed", &w_packed}, {"scale", &scale}, {"bias", or_null(bias)}});
     bt_ternary_conv2d_packed p = problem_of(x, w_packed, {kernel_size, stride, padding, dilation}, groups);
     check_packed(w_packed, p.k);
     check_bias(bias, p.n);

@@ -37,9 +37,7 @@ at::Tensor ternary_linear_packed(const at::Tensor &x, const at::Tensor &w_packed
     bt_ternary_linear_packed p{};
     p.x_type = p.y_type = float_type(x, "x");
     const int device = device_kind(x, "x");
-    check_same_device({{"x", &x}, {"w_packed", &w_packed}, {"scale", &scale}});
-    if (bias)
-        check_same_device({{"x", &x}, {"bias", &*bias}});
+    check_same_device({{"x", &x}, {"w_packed", &w_packed}, {"scale", &scale}, {"bias", or_null(bias)}});
     const at::Tensor rows = as_rows(x, "x");
     p.m = rows.size(0), p.k = rows.size(1), p.n = w_packed.dim() == 2 ? w_packed.size(0) : 0;
     check_packed(w_packed, p.k);

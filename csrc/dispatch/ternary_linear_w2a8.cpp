@@ -48,9 +48,7 @@ at::Tensor ternary_linear_w2a8(const at::Tensor &x, const at::Tensor &w_packed, 
                                double norm_eps) {
     const int x_type = element_type(x, "x");
     const int device = device_kind(x, "x");
-    check_same_device({{"x", &x}, {"w_packed", &w_packed}, {"scale", &scale}});
-    if (bias)
-        check_same_device({{"x", &x}, {"bias", &*bias}});
+    check_same_device({{"x", &x}, {"w_packed", &w_packed}, {"scale", &scale}, {"bias", or_null(bias)}});
     check_norm(norm_weight, norm_eps, x);
     const c10::DeviceGuard guard(x.device());
     const at::Tensor rows = as_rows(x, "x");

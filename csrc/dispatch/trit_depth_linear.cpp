@@ -12,9 +12,7 @@ at::Tensor trit_depth_linear(const at::Tensor &x, const at::Tensor &w_packed, co
                              double norm_eps) {
     bt_trit_depth_linear p{};
     const int x_type = float_type(x, "x");
-    check_same_device({{"x", &x}, {"w_packed", &w_packed}, {"scale", &scale}});
-    if (bias)
-        check_same_device({{"x", &x}, {"bias", &*bias}});
+    check_same_device({{"x", &x}, {"w_packed", &w_packed}, {"scale", &scale}, {"bias", or_null(bias)}});
     check_norm(norm_weight, norm_eps, x);
     const at::Tensor rows = as_rows(x, "x");
     p.m = rows.size(0), p.k = rows.size(1);

@@ -37,8 +37,7 @@ at::Tensor trit_elementwise(const at::Tensor &a, const std::optional<at::Tensor>
     TORCH_CHECK_VALUE(b.has_value() == (f.operands == 2), "function '", function, "' is of ", f.operands,
                       f.operands == 2 ? " arrays; b is missing" : " array; b must be None");
     const at::Tensor left = trit_rows(a, columns, "a"), right = b ? trit_rows(*b, columns, "b") : at::Tensor();
-    if (b)
-        check_same_device({{"a", &a}, {"b", &*b}});
+    check_same_device({{"a", &a}, {"b", or_null(b)}});
     const bt_kernel &kernel = find_kernel(BT_OP_trit_elementwise, device_kind(a, "a"), BT_I8, "auto");
     const c10::DeviceGuard guard(a.device());
     p.n = common_rows(left, right), p.k = columns;

@@ -9,8 +9,7 @@ namespace bittorch {
 
 at::Tensor trit_reduce(const at::Tensor &a, const std::optional<at::Tensor> &b, int64_t columns) {
     const at::Tensor left = trit_rows(a, columns, "a"), right = b ? trit_rows(*b, columns, "b") : at::Tensor();
-    if (b)
-        check_same_device({{"a", &a}, {"b", &*b}});
+    check_same_device({{"a", &a}, {"b", or_null(b)}});
     const bt_kernel &kernel = find_kernel(BT_OP_trit_reduce, device_kind(a, "a"), BT_I8, "auto");
     const c10::DeviceGuard guard(a.device());
     bt_trit_reduce p{};
