@@ -38,6 +38,12 @@ void check_packed(const at::Tensor &w_packed, int64_t in_features);
 
 void check_bias(const std::optional<at::Tensor> &bias, int64_t out_features);
 
+// Has a product add the bias; `bias`, contiguous and kept by the caller, is undefined where there is none.
+template <typename Params> void set_bias(Params &p, const at::Tensor &bias) {
+    p.bias = bias.defined() ? bias.const_data_ptr() : nullptr;
+    p.bias_type = bias.defined() ? float_type(bias, "bias") : BT_F32;
+}
+
 // (in_features,) floating on the device of x; eps positive and finite.
 void check_norm(const std::optional<at::Tensor> &weight, double eps, const at::Tensor &x);
 

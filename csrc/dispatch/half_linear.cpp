@@ -25,8 +25,7 @@ at::Tensor half_linear(const at::Tensor &x, const at::Tensor &weight, const std:
         return y;
     p.x = tokens.const_data_ptr<float>();
     p.w = static_cast<const uint16_t *>(rows.const_data_ptr());
-    p.bias = bias ? biases.const_data_ptr() : nullptr;
-    p.bias_type = bias ? float_type(*bias, "bias") : BT_F32;
+    set_bias(p, biases);
     p.y = y.mutable_data_ptr(), p.y_type = float_type(y, "x");
     p.m = tokens.size(0), p.n = rows.size(0), p.k = tokens.size(1);
     p.ldx = tokens.stride(0), p.ldw = rows.stride(0), p.ldy = p.n;

@@ -36,8 +36,7 @@ at::Tensor linear_i8(const at::Tensor &x, const at::Tensor &weight, const at::Te
     const at::Tensor biases = bias ? bias->contiguous() : at::Tensor();
     p.w = w.const_data_ptr<int8_t>();
     p.scale = scales.const_data_ptr<float>();
-    p.bias = bias ? biases.const_data_ptr() : nullptr;
-    p.bias_type = bias ? float_type(*bias, "bias") : BT_F32;
+    set_bias(p, biases);
     p.y = y.mutable_data_ptr(), p.y_type = x_type;
     p.ldw = w.stride(0), p.ldy = p.n;
     multiply_quantized(kernel, p, Activations{rows, nullptr, x_type, at::Tensor(), 0.0}, BT_ORDER_NATURAL);

@@ -180,8 +180,7 @@ Tensor ternary_conv2d_packed(const Tensor &x, const Tensor &w_packed, const Tens
     p.x = images.const_data_ptr();
     p.w = w.const_data_ptr<uint8_t>();
     p.scale = scales.const_data_ptr<float>();
-    p.bias = bias ? biases.const_data_ptr() : nullptr;
-    p.bias_type = bias ? float_type(*bias, "bias") : BT_F32;
+    set_bias(p, biases);
     p.y = y.mutable_data_ptr();
     p.ldw = w.stride(0), p.lds = layout.lds, p.group = layout.group;
     run_on_cpu(kernel, p, activation_bits == 0);

@@ -65,8 +65,7 @@ at::Tensor ternary_linear_packed(const at::Tensor &x, const at::Tensor &w_packed
     p.x = x_rows.const_data_ptr();
     p.w = w_rows.const_data_ptr<uint8_t>();
     p.scale = scales.const_data_ptr<float>();
-    p.bias = bias ? biases.const_data_ptr() : nullptr;
-    p.bias_type = bias ? float_type(*bias, "bias") : BT_F32;
+    set_bias(p, biases);
     p.y = y.mutable_data_ptr();
     p.ldx = x_rows.stride(0), p.ldw = w_rows.stride(0), p.ldy = p.n, p.lds = layout.lds, p.group = layout.group;
     if (kernel.device == BT_GPU) {

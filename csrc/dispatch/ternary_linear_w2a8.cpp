@@ -75,8 +75,7 @@ at::Tensor ternary_linear_w2a8(const at::Tensor &x, const at::Tensor &w_packed, 
     const at::Tensor w_rows = aligned_rows(w, kernel);
     p.w = w_rows.const_data_ptr<uint8_t>();
     p.scale = scales.const_data_ptr<float>();
-    p.bias = bias ? biases.const_data_ptr() : nullptr;
-    p.bias_type = bias ? float_type(*bias, "bias") : BT_F32;
+    set_bias(p, biases);
     p.y = y.mutable_data_ptr();
     p.ldw = w_rows.stride(0), p.ldy = p.n, p.lds = layout.lds, p.group = layout.group;
     const bool codes_given = x_type == BT_I8;

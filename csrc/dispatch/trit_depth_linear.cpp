@@ -36,8 +36,7 @@ at::Tensor trit_depth_linear(const at::Tensor &x, const at::Tensor &w_packed, co
     const at::Tensor biases = bias ? bias->contiguous() : at::Tensor();
     p.w = w.const_data_ptr<uint8_t>();
     p.scale = scales.const_data_ptr<float>();
-    p.bias = bias ? biases.const_data_ptr() : nullptr;
-    p.bias_type = bias ? float_type(*bias, "bias") : BT_F32;
+    set_bias(p, biases);
     p.y = y.mutable_data_ptr(), p.y_type = x_type;
     p.ldw = w.stride(0), p.plane = p.n * p.ldw, p.ldy = p.n, p.lds = layout.lds, p.group = layout.group;
     const Activations activations{rows, nullptr, x_type, norm_weight ? norm_weight->contiguous() : at::Tensor(),
