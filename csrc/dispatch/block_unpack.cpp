@@ -7,13 +7,7 @@
 namespace bittorch {
 
 int block_number(const std::string &kind) {
-    std::string known;
-    for (int block = 0; block < BT_BLOCK_COUNT; block++) {
-        if (kind == bt_block_name(block))
-            return block;
-        known += std::string(block ? ", " : "") + bt_block_name(block);
-    }
-    TORCH_CHECK_VALUE(false, "kind must be one of ", known, ", got '", kind, "'");
+    return number_of(kind, BT_BLOCK_COUNT, bt_block_name, "kind");
 }
 
 void check_blocks(const at::Tensor &blocks, const std::string &kind, int block, int64_t columns) {

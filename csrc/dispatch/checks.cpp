@@ -23,6 +23,16 @@ std::string dtype_name(const at::Tensor &t) {
     return std::string(c10::getDtypeNames(t.scalar_type()).first);
 }
 
+int number_of(const std::string &name, int count, const char *(*name_of)(int), const char *what) {
+    std::string known;
+    for (int i = 0; i < count; i++) {
+        if (name == name_of(i))
+            return i;
+        known += std::string(i ? ", " : "") + name_of(i);
+    }
+    TORCH_CHECK_VALUE(false, what, " must be one of ", known, ", got '", name, "'");
+}
+
 int element_type(const at::Tensor &t, const char *name) {
     switch (t.scalar_type()) {
     case at::kFloat:

@@ -19,6 +19,9 @@ namespace bittorch {
 // The dtype as Python writes it.
 std::string dtype_name(const at::Tensor &t);
 
+// The number below `count` that has this name; raises with the names that there are.
+int number_of(const std::string &name, int count, const char *(*name_of)(int), const char *what);
+
 // BT_F32, BT_F16, BT_BF16 or BT_I8; `floats` refuses int8.
 int element_type(const at::Tensor &t, const char *name);
 int float_type(const at::Tensor &t, const char *name);

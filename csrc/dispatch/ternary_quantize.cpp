@@ -3,27 +3,13 @@
 
 #include <ATen/ops/empty.h>
 
-#include <array>
-
 namespace bittorch {
 
-// Position of a name in a list, which is the value of the C enumeration in the same order.
-template <size_t count>
-static int parse(const std::string &name, const std::array<const char *, count> &names, const char *what) {
-    std::string listed;
-    for (size_t i = 0; i < count; i++) {
-        if (name == names[i])
-            return static_cast<int>(i);
-        listed += std::string(i ? ", " : "") + names[i];
-    }
-    TORCH_CHECK_VALUE(false, what, " must be one of ", listed, ", got '", name, "'");
-}
-
 #define BT_TEXT(name, text, property) text,
-constexpr std::array<const char *, BT_METHOD_COUNT> methods{BT_METHODS(BT_TEXT)};
-constexpr std::array<const char *, BT_SCALE_COUNT> scale_rules{BT_SCALES(BT_TEXT)};
+constexpr const char *methods[] = {BT_METHODS(BT_TEXT)};
+constexpr const char *scale_rules[] = {BT_SCALES(BT_TEXT)};
 #undef BT_TEXT
-constexpr std::array<const char *, 3> granularities{"tensor", "channel", "group"};
+constexpr const char *granularities[] = {"tensor", "channel", "group"};
 
 static std::vector<int64_t> scale_shape(const bt_ternary_quantize &p) {
     if (p.lds == 0)
@@ -33,7 +19,7 @@ static std::vector<int64_t> scale_shape(const bt_ternary_quantize &p) {
 
 static void set_granularity(bt_ternary_quantize &p, const std::string &granularity, int64_t group_size) {
     p.group = p.k;
-    p.lds = parse(granularity, granularities, "granularity") == 0 ? 0 : 1;
+    p.lds = number_of(granularity, 3, [](int i) { return granularities[i]; }, "granularity") == 0 ? 0 : 1;
     if (granularity != "group")
         return;
     TORCH_CHECK_VALUE(group_size > 0 && group_size % 4 == 0, "group_size must be a positive multiple of 4, got ",
@@ -54,8 +40,8 @@ std::tuple<at::Tensor, at::Tensor> ternary_quantize(const at::Tensor &w, const s
                       threshold_factor);
     bt_ternary_quantize p{};
     p.w_type = float_type(w, "w");
-    p.method = parse(method, methods, "method");
-    p.rule = parse(scale_rule, scale_rules, "scale");
+    p.method = number_of(method, BT_METHOD_COUNT, [](int i) { return methods[i]; }, "method");
+    p.rule = number_of(scale_rule, BT_SCALE_COUNT, [](int i) { return scale_rules[i]; }, "scale");
     p.threshold_factor = static_cast<float>(threshold_factor);
     p.n = w.size(0), p.k = w.size(1);
     set_granularity(p, granularity, group_size);

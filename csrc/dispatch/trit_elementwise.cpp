@@ -17,22 +17,12 @@ struct TritFunction {
 constexpr TritFunction functions[] = {BT_TRIT_FUNCTIONS(BT_TRIT_FUNCTION)};
 #undef BT_TRIT_FUNCTION
 
-int function_of(const std::string &name) {
-    std::string names;
-    for (int i = 0; i < BT_TRIT_COUNT; i++) {
-        if (name == functions[i].name)
-            return i;
-        names += (i ? ", " : "") + std::string(functions[i].name);
-    }
-    TORCH_CHECK_VALUE(false, "function must be one of ", names, ", got '", name, "'");
-}
-
 } // namespace
 
 at::Tensor trit_elementwise(const at::Tensor &a, const std::optional<at::Tensor> &b, const std::string &function,
                             int64_t columns) {
     bt_trit_elementwise p{};
-    p.function = function_of(function);
+    p.function = number_of(function, BT_TRIT_COUNT, [](int i) { return functions[i].name; }, "function");
     const TritFunction &f = functions[p.function];
     TORCH_CHECK_VALUE(b.has_value() == (f.operands == 2), "function '", function, "' is of ", f.operands,
                       f.operands == 2 ? " arrays; b is missing" : " array; b must be None");
