@@ -13,7 +13,7 @@ at::Tensor bitplane_pack(const at::Tensor &w_packed, int64_t columns) {
     const c10::DeviceGuard guard(w_packed.device());
     bt_bitplane_pack p{};
     p.n = rows.size(0), p.k = columns, p.ldw = rows.stride(0);
-    p.ldp = size_product("bytes of planes", {div_up(columns, BT_PLANE_TRITS), BT_BLOCK_BYTES});
+    p.ldp = size_product("bytes of planes", {div_up(columns, BT_PLANE_TRITS), BT_PLANE_BLOCK_BYTES});
     at::Tensor planes = at::empty({p.n, p.ldp}, w_packed.options());
     if (planes.numel() == 0)
         return planes;

@@ -13,7 +13,7 @@
 extern "C" {
 #endif
 
-enum { BT_PLANE_TRITS = 512, BT_PLANE_BYTES = 64, BT_BLOCK_BYTES = 128 };
+enum { BT_PLANE_TRITS = 512, BT_PLANE_BYTES = 64, BT_PLANE_BLOCK_BYTES = 128 };
 
 typedef struct bt_bitplane_pack {
     const uint8_t *w; /* n rows of ceil(k/4), ldw bytes apart */

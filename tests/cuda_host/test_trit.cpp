@@ -48,7 +48,7 @@ static void reduce_case(Random &random, int64_t n, int64_t k, bool product) {
 }
 
 static Buffer planes_case(Random &random, int64_t n, int64_t k) {
-    const int64_t ldw = bt_div_up(k, 4) + random.below(3), ldp = bt_div_up(k, BT_PLANE_TRITS) * BT_BLOCK_BYTES;
+    const int64_t ldw = bt_div_up(k, 4) + random.below(3), ldp = bt_div_up(k, BT_PLANE_TRITS) * BT_PLANE_BLOCK_BYTES;
     const Buffer w = random_packed(random, n, k, ldw);
     Buffer expected(BT_I8, n, ldp, ldp);
     bt_bitplane_pack p = {w.data<uint8_t>(), expected.data<uint8_t>(), n, k, ldw, ldp, nullptr};

@@ -49,11 +49,11 @@ static void others(int64_t n, int64_t k, void *memory) {
         expect(bt_trit_reduce_cuda_baseline(&counts, 0, 0), "trit_reduce", 0, n, k);
     const int64_t blocks = bt_div_up(k, BT_PLANE_TRITS);
     const bt_bitplane_pack planes = {
-        (uint8_t *)memory, (uint8_t *)memory, n, k, bytes, blocks * BT_BLOCK_BYTES, nullptr};
+        (uint8_t *)memory, (uint8_t *)memory, n, k, bytes, blocks * BT_PLANE_BLOCK_BYTES, nullptr};
     expect(bt_bitplane_pack_cuda_baseline(&planes, 0, 0), "bitplane_pack", 0, n, k);
     bt_bitplane_matmul trits = {};
     trits.a = trits.b = (uint8_t *)memory, trits.y = (int32_t *)memory, trits.m = trits.n = trits.ldy = n;
-    trits.blocks = blocks, trits.lda = trits.ldb = blocks * BT_BLOCK_BYTES;
+    trits.blocks = blocks, trits.lda = trits.ldb = blocks * BT_PLANE_BLOCK_BYTES;
     expect(bt_bitplane_matmul_cuda_baseline(&trits, 0, 0), "bitplane_matmul", n, n, k);
     for (int type = BT_F32; type <= BT_I8; type++) {
         const bt_ternary_unpack unpack = {(uint8_t *)memory, nullptr, memory, n, k, bytes, k, 0, k, type, nullptr};

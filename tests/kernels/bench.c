@@ -339,7 +339,7 @@ static void print_trits(const bt_kernel *kernel, const trits_t *t, double work) 
 
 /* Element-wise and dot products of k trits, or with several rows products of m by n. */
 static void measure_trits(int64_t m, int64_t n, int64_t k) {
-    const int64_t blocks = bt_div_up(k, BT_PLANE_TRITS), ld = blocks * BT_BLOCK_BYTES;
+    const int64_t blocks = bt_div_up(k, BT_PLANE_TRITS), ld = blocks * BT_PLANE_BLOCK_BYTES;
     uint8_t *a = allocate(m * ld, 1), *b = allocate(n * ld, 1), *y = allocate(m * ld, 1);
     int64_t *counts = allocate(2 * bt_reduce_chunks(k), sizeof *counts);
     int32_t *product = allocate(m * n, sizeof *product);

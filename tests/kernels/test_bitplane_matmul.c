@@ -5,7 +5,7 @@
 
 static const uint8_t *planes_of(const uint8_t *w, int64_t n, int64_t k, int64_t ldp) {
     const bt_bitplane_pack p = {.w = w,
-                                .planes = buffer(matrix_bytes(n, bt_div_up(k, 512) * BT_BLOCK_BYTES, ldp, BT_I8)),
+                                .planes = buffer(matrix_bytes(n, bt_div_up(k, 512) * BT_PLANE_BLOCK_BYTES, ldp, BT_I8)),
                                 .n = n,
                                 .k = k,
                                 .ldw = (k + 3) / 4,
@@ -16,7 +16,7 @@ static const uint8_t *planes_of(const uint8_t *w, int64_t n, int64_t k, int64_t 
 
 static void check_product(int64_t m, int64_t n, int64_t k, int64_t gap, int full) {
     set_context("bitplane_matmul m=%ld n=%ld k=%ld gap=%ld full=%d", (long)m, (long)n, (long)k, (long)gap, full);
-    const int64_t blocks = bt_div_up(k, BT_PLANE_TRITS), ld = blocks * BT_BLOCK_BYTES + gap, ldy = n + gap;
+    const int64_t blocks = bt_div_up(k, BT_PLANE_TRITS), ld = blocks * BT_PLANE_BLOCK_BYTES + gap, ldy = n + gap;
     int8_t *const ta = buffer((size_t)(m * k)), *const tb = buffer((size_t)(n * k));
     uint8_t *const a = random_weights(m, k, (k + 3) / 4, ta), *const b = random_weights(n, k, (k + 3) / 4, tb);
     if (full) {

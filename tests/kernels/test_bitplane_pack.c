@@ -12,8 +12,9 @@ static int bit_of(const uint8_t *plane, int64_t c) {
 
 static void check_pack(int64_t n, int64_t k, int64_t gap) {
     set_context("bitplane_pack n=%ld k=%ld gap=%ld", (long)n, (long)k, (long)gap);
-    const int64_t blocks = bt_div_up(k, BT_PLANE_TRITS), ldw = (k + 3) / 4 + gap, ldp = blocks * BT_BLOCK_BYTES + gap;
-    const size_t size = matrix_bytes(n, blocks * BT_BLOCK_BYTES, ldp, BT_I8);
+    const int64_t blocks = bt_div_up(k, BT_PLANE_TRITS), ldw = (k + 3) / 4 + gap,
+                  ldp = blocks * BT_PLANE_BLOCK_BYTES + gap;
+    const size_t size = matrix_bytes(n, blocks * BT_PLANE_BLOCK_BYTES, ldp, BT_I8);
     int8_t *const trits = buffer((size_t)(n * k));
     uint8_t *const w = random_weights(n, k, ldw, trits);
     for (int64_t r = 0; r < n && k % 4; r++) /* padding that must not count */
@@ -24,7 +25,7 @@ static void check_pack(int64_t n, int64_t k, int64_t gap) {
     int right = 1;
     for (int64_t r = 0; r < n; r++)
         for (int64_t c = 0; c < blocks * BT_PLANE_TRITS; c++) {
-            const uint8_t *const block = p.planes + r * ldp + c / BT_PLANE_TRITS * BT_BLOCK_BYTES;
+            const uint8_t *const block = p.planes + r * ldp + c / BT_PLANE_TRITS * BT_PLANE_BLOCK_BYTES;
             const int trit = c < k ? trits[r * k + c] : 0, at = (int)(c % BT_PLANE_TRITS);
             right &= bit_of(block, at) == (trit != 0) && bit_of(block + BT_PLANE_BYTES, at) == (trit < 0);
         }

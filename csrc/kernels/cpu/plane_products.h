@@ -28,7 +28,7 @@ static inline __attribute__((always_inline)) void bt_plane_tile(const bt_bitplan
         for (; block < end; block++)
 #pragma GCC unroll 1
             for (int w = 0; w < BT_PLANE_WORDS; w++) {
-                const int64_t at = block * BT_BLOCK_BYTES + w * BT_WORD_BYTES;
+                const int64_t at = block * BT_PLANE_BLOCK_BYTES + w * BT_WORD_BYTES;
                 for (int c = 0; c < N; c++) {
                     const bt_word magnitude = bt_load_word(b + c * p->ldb + at);
                     const bt_word sign = bt_load_word(b + c * p->ldb + at + BT_PLANE_BYTES);

@@ -12,7 +12,7 @@ static __global__ void multiply(bt_bitplane_matmul p) {
         for (int64_t j = (int64_t)blockIdx.x * THREADS + threadIdx.x; j < p.n; j += step) {
             const uint8_t *a = p.a + i * p.lda, *b = p.b + j * p.ldb;
             int sum = 0;
-            for (int64_t block = 0; block < p.blocks; block++, a += BT_BLOCK_BYTES, b += BT_BLOCK_BYTES)
+            for (int64_t block = 0; block < p.blocks; block++, a += BT_PLANE_BLOCK_BYTES, b += BT_PLANE_BLOCK_BYTES)
                 for (int v = 0; v < BT_PLANE_BYTES; v++) {
                     const unsigned m = a[v] & b[v], s = a[BT_PLANE_BYTES + v] ^ b[BT_PLANE_BYTES + v];
                     sum += bt_byte_bits(m) - 2 * bt_byte_bits(m & s);

@@ -17,7 +17,7 @@ static __global__ void pack(bt_bitplane_pack p) {
     const int64_t bytes = bt_div_up(p.k, BT_PLANE_TRITS) * BT_PLANE_BYTES, step = (int64_t)gridDim.x * THREADS;
     for (int64_t row = blockIdx.y; row < p.n; row += gridDim.y)
         for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < bytes; i += step) {
-            const int64_t j = i / BT_PLANE_BYTES * BT_BLOCK_BYTES + i % BT_PLANE_BYTES;
+            const int64_t j = i / BT_PLANE_BYTES * BT_PLANE_BLOCK_BYTES + i % BT_PLANE_BYTES;
             const unsigned first = byte_at(p, row, j), second = byte_at(p, row, j + BT_PLANE_BYTES);
             uint8_t *const planes = p.planes + row * p.ldp + j;
             planes[0] = (uint8_t)(BT_TRIT_EITHER(first) | BT_TRIT_HIGH(second | second << 1));
