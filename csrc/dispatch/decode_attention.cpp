@@ -80,7 +80,7 @@ Tensor decode_attention(const Tensor &q, const Tensor &kv, at::IntArrayRef lengt
     Tensor y = at::empty(q.sizes(), q.options().memory_format(at::MemoryFormat::Contiguous));
     if (y.numel() == 0)
         return y;
-    const bool dense = q.stride(2) == 1 && q.stride(1) == q.size(2) && q.stride(0) >= 0;
+    const bool dense = q.stride(2) == 1 && q.stride(1) == q.size(2);
     const Tensor tokens = dense ? q : q.contiguous();
     const Tensor cache = kv.stride(4) == 1 || kv.size(4) == 1 ? kv : kv.contiguous();
     p.q = tokens.const_data_ptr(), p.y = y.mutable_data_ptr(), p.k = cache.const_data_ptr();
