@@ -109,8 +109,12 @@ const char *type_name(int type) {
     return names[type];
 }
 
+int64_t matrix_elements(int64_t rows, int64_t columns, int64_t ld) {
+    return rows == 0 || columns == 0 ? 0 : (rows - 1) * ld + columns;
+}
+
 size_t matrix_bytes(int64_t rows, int64_t columns, int64_t ld, int type) {
-    return rows == 0 || columns == 0 ? 0 : (size_t)((rows - 1) * ld + columns) * type_size(type);
+    return (size_t)matrix_elements(rows, columns, ld) * type_size(type);
 }
 
 uint32_t random_bits(void) {
@@ -172,6 +176,14 @@ int same_values(const void *a, const void *b, int type, int64_t count) {
     return 1;
 }
 
+int is_finished(const void *y, int y_type, int64_t index, float sum, const void *bias, int bias_type, int64_t row) {
+    float cast;
+    if (bias)
+        sum += (float)value_at(bias, bias_type, row);
+    store_value(&cast, y_type, 0, sum);
+    return same_values(&cast, (const char *)y + (size_t)index * type_size(y_type), y_type, 1);
+}
+
 int gaps_untouched(const void *base, int64_t rows, int64_t columns, int64_t ld, int type) {
     const int64_t size = (int64_t)type_size(type);
     for (int64_t r = 0; r + 1 < rows && columns > 0; r++)
@@ -195,11 +207,28 @@ uint8_t *random_weights(int64_t n, int64_t k, int64_t ldw, int8_t *trits) {
     return w;
 }
 
-int to_be_compared(const bt_kernel *kernel, bt_op op) {
+void check_matrix(const void *y, const void *expected, int64_t rows, int64_t columns, int64_t ld, int type,
+                  const char *what) {
+    check(same_values(y, expected, type, matrix_elements(rows, columns, ld)), what);
+    check(gaps_untouched(y, rows, columns, ld, type), what);
+}
+
+static int usable(const bt_kernel *kernel) {
 #if defined(BT_SIMDE)
-    const int usable = 1;
+    return kernel->device == BT_CPU;
 #else
-    const int usable = bt_kernel_usable(kernel);
+    return kernel->device == BT_CPU && bt_kernel_usable(kernel);
 #endif
-    return kernel->op == op && kernel->device == BT_CPU && strcmp(kernel->variant, "scalar") != 0 && usable;
+}
+
+const bt_kernel *next_usable(const bt_kernel *last, bt_op op) {
+    for (const bt_kernel *kernel = last ? last + 1 : bt_kernels; kernel < bt_kernels + bt_kernel_count; kernel++)
+        if (kernel->op == op && usable(kernel))
+            return kernel;
+    return NULL;
+}
+
+const bt_kernel *next_compared(const bt_kernel *last, bt_op op) {
+    const bt_kernel *kernel = next_usable(last, op);
+    return kernel && strcmp(kernel->variant, "scalar") == 0 ? next_usable(kernel, op) : kernel;
 }

@@ -166,8 +166,8 @@ static void check_quantize(int64_t m, int64_t k, int64_t gap, int type, int orde
     for (int64_t r = 0; r < m; r++)
         digits == 1 ? check_row(&expected, r) : check_digits(&expected, r);
     check(gaps_untouched(expected.q, digits * m, width, p.ldq, BT_I8), "bytes between rows");
-    for (const bt_kernel *kernel = bt_kernels; kernel < bt_kernels + bt_kernel_count; kernel++) {
-        if (!to_be_compared(kernel, BT_OP_act_quantize) || !(kernel->dtypes & BT_SET(type)))
+    for (const bt_kernel *kernel = NULL; (kernel = next_compared(kernel, BT_OP_act_quantize));) {
+        if (!(kernel->dtypes & BT_SET(type)))
             continue;
         set_context("act_quantize_%s m=%ld k=%ld gap=%ld %s order=%d digits=%d norm=%d kind=%d", kernel->variant,
                     (long)m, (long)k, (long)gap, type_name(type), order, digits, norm, first_kind);

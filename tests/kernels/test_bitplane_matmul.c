@@ -40,10 +40,7 @@ static void check_product(int64_t m, int64_t n, int64_t k, int64_t gap, int full
                 expected[i * ldy + j] += ta[i * k + c] * tb[j * k + c];
         }
     const int64_t tiles = bt_tiles(m, n);
-    for (const bt_kernel *kernel = bt_kernels; kernel < bt_kernels + bt_kernel_count; kernel++) {
-        const int scalar = kernel->op == BT_OP_bitplane_matmul && strcmp(kernel->variant, "scalar") == 0;
-        if (!scalar && !to_be_compared(kernel, BT_OP_bitplane_matmul))
-            continue;
+    for (const bt_kernel *kernel = NULL; (kernel = next_usable(kernel, BT_OP_bitplane_matmul));) {
         p.y = buffer(size);
         ((bt_bitplane_matmul_fn *)kernel->run)(&p, tiles / 2, tiles);
         ((bt_bitplane_matmul_fn *)kernel->run)(&p, 0, tiles / 2);

@@ -31,9 +31,7 @@ static void check_pack(int64_t n, int64_t k, int64_t gap) {
         }
     check(right, "the planes");
     const uint8_t *const expected = p.planes;
-    for (const bt_kernel *kernel = bt_kernels; kernel < bt_kernels + bt_kernel_count; kernel++) {
-        if (!to_be_compared(kernel, BT_OP_bitplane_pack))
-            continue;
+    for (const bt_kernel *kernel = NULL; (kernel = next_compared(kernel, BT_OP_bitplane_pack));) {
         p.planes = buffer(size);
         ((bt_bitplane_pack_fn *)kernel->run)(&p, n / 2, n);
         ((bt_bitplane_pack_fn *)kernel->run)(&p, 0, n / 2);

@@ -30,7 +30,7 @@ static void check_block_linear(int block, int64_t m, int64_t n, int64_t blocks, 
                 (long)gap);
     const size_t bytes = n ? (size_t)((n - 1) * ldw + row) : 0, size = matrix_bytes(m, n, ldy, BT_F32);
     float *const x = buffer(matrix_bytes(m, k, ldx, BT_F32));
-    fill_normal(x, BT_F32, m && k ? (m - 1) * ldx + k : 0);
+    fill_normal(x, BT_F32, matrix_elements(m, k, ldx));
     uint8_t *const w = buffer(bytes);
     for (size_t i = 0; i < bytes; i++)
         w[i] = (uint8_t)(random_bits() & 0x3f); /* small halves, none of which is infinite */
@@ -40,15 +40,12 @@ static void check_block_linear(int block, int64_t m, int64_t n, int64_t blocks, 
     bt_block_linear_scalar(&p, 0, tiles);
     check_formula(&p);
     const void *const expected = p.y;
-    for (const bt_kernel *kernel = bt_kernels; kernel < bt_kernels + bt_kernel_count; kernel++) {
-        if (!to_be_compared(kernel, BT_OP_block_linear))
-            continue;
+    for (const bt_kernel *kernel = NULL; (kernel = next_compared(kernel, BT_OP_block_linear));) {
         bt_block_linear_fn *run = (bt_block_linear_fn *)kernel->run;
         p.y = buffer(size);
         run(&p, tiles / 2, tiles);
         run(&p, 0, tiles / 2);
-        check(same_values(p.y, expected, BT_F32, m && n ? (m - 1) * ldy + n : 0), kernel->variant);
-        check(gaps_untouched(p.y, m, n, ldy, BT_F32), kernel->variant);
+        check_matrix(p.y, expected, m, n, ldy, BT_F32, kernel->variant);
     }
     release();
 }

@@ -69,14 +69,11 @@ static void run_in_two(const bt_decode_attention *p, bt_decode_attention_fn *run
 static void compare(bt_decode_attention *p, int64_t tiles, int64_t parts, int64_t tokens, size_t size) {
     const int64_t columns = p->heads * p->dim;
     const void *const expected = p->y;
-    for (const bt_kernel *kernel = bt_kernels; kernel < bt_kernels + bt_kernel_count; kernel++) {
-        if (!to_be_compared(kernel, BT_OP_decode_attention))
-            continue;
+    for (const bt_kernel *kernel = NULL; (kernel = next_compared(kernel, BT_OP_decode_attention));) {
         p->y = buffer(size);
         p->parts = buffer((size_t)(parts * bt_attention_part_size(p)) * sizeof(float));
         run_in_two(p, (bt_decode_attention_fn *)kernel->run, tiles, tokens * p->heads);
-        check(same_values(p->y, expected, p->type, tokens ? (tokens - 1) * p->ldy + columns : 0), kernel->variant);
-        check(gaps_untouched(p->y, tokens, columns, p->ldy, p->type), kernel->variant);
+        check_matrix(p->y, expected, tokens, columns, p->ldy, p->type, kernel->variant);
     }
 }
 
@@ -102,7 +99,7 @@ static void check_attention(shape_t shape, int type, int kv_type, const int64_t 
         type_name(kv_type), (long)lengths[0], (long)counts[0], (long)rows, spoil);
     const size_t size = matrix_bytes(tokens, columns, ld, type);
     void *const q = buffer(size), *const k = filled(&p, rows, longest), *const v = filled(&p, rows, longest);
-    fill_normal(q, type, tokens ? (tokens - 1) * ld + columns : 0);
+    fill_normal(q, type, matrix_elements(tokens, columns, ld));
     if (spoil) { /* a NaN score, one of Inf or -Inf by the sign of q, and a value */
         store_value(k, kv_type, (longest / 2) * p.ldslot, spoil == 1 ? NAN : spoil == 2 ? INFINITY : 1.0f);
         store_value(v, kv_type, (longest / 3) * p.ldslot + shape.dim - 1, spoil == 3 ? -INFINITY : 1.0f);

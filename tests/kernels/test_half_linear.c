@@ -34,8 +34,8 @@ static void check_case(const case_t *t) {
     float *const x = buffer(matrix_bytes(t->m, t->k, ldx, BT_F32));
     void *const w = buffer(matrix_bytes(t->n, t->k, ldw, t->w_type));
     void *const bias = buffer((size_t)t->n * type_size(t->bias_type));
-    fill_normal(x, BT_F32, t->m && t->k ? (t->m - 1) * ldx + t->k : 0);
-    fill_normal(w, t->w_type, t->n && t->k ? (t->n - 1) * ldw + t->k : 0);
+    fill_normal(x, BT_F32, matrix_elements(t->m, t->k, ldx));
+    fill_normal(w, t->w_type, matrix_elements(t->n, t->k, ldw));
     fill_normal(bias, t->bias_type, t->n);
     bt_half_linear p = {.x = x,
                         .w = w,
@@ -54,15 +54,12 @@ static void check_case(const case_t *t) {
     bt_half_linear_scalar(&p, 0, tiles);
     check_formula(&p);
     const void *const expected = p.y;
-    for (const bt_kernel *kernel = bt_kernels; kernel < bt_kernels + bt_kernel_count; kernel++) {
-        if (!to_be_compared(kernel, BT_OP_half_linear))
-            continue;
+    for (const bt_kernel *kernel = NULL; (kernel = next_compared(kernel, BT_OP_half_linear));) {
         bt_half_linear_fn *run = (bt_half_linear_fn *)kernel->run;
         p.y = buffer(size);
         run(&p, tiles / 2, tiles);
         run(&p, 0, tiles / 2);
-        check(same_values(p.y, expected, t->y_type, t->m && t->n ? (t->m - 1) * ldy + t->n : 0), kernel->variant);
-        check(gaps_untouched(p.y, t->m, t->n, ldy, t->y_type), kernel->variant);
+        check_matrix(p.y, expected, t->m, t->n, ldy, t->y_type, kernel->variant);
     }
     release();
 }

@@ -26,12 +26,8 @@ static void check_scalar(const bt_linear_i8 *p) {
     int agrees = 1;
     for (int64_t i = 0; i < p->m; i++)
         for (int64_t r = 0; r < p->n; r++) {
-            float cast, sum = expected_product(p, i, r) + 0.0f;
-            if (p->bias)
-                sum += (float)value_at(p->bias, p->bias_type, r);
-            store_value(&cast, p->y_type, 0, sum);
-            agrees = agrees && same_values(&cast, (const char *)p->y + (size_t)(i * p->ldy + r) * type_size(p->y_type),
-                                           p->y_type, 1);
+            const float sum = expected_product(p, i, r) + 0.0f;
+            agrees = agrees && is_finished(p->y, p->y_type, i * p->ldy + r, sum, p->bias, p->bias_type, r);
         }
     check(agrees, "scalar against exact sums");
 }
@@ -81,15 +77,12 @@ static void check_case(const case_t *t) {
     bt_linear_i8_scalar(&p, 0, tiles);
     check_scalar(&p);
     const void *const expected = p.y;
-    for (const bt_kernel *kernel = bt_kernels; kernel < bt_kernels + bt_kernel_count; kernel++) {
-        if (!to_be_compared(kernel, BT_OP_linear_i8))
-            continue;
+    for (const bt_kernel *kernel = NULL; (kernel = next_compared(kernel, BT_OP_linear_i8));) {
         bt_linear_i8_fn *run = (bt_linear_i8_fn *)kernel->run;
         p.y = buffer(size);
         run(&p, tiles / 2, tiles);
         run(&p, 0, tiles / 2);
-        check(same_values(p.y, expected, t->y_type, t->m && t->n ? (t->m - 1) * ldy + t->n : 0), kernel->variant);
-        check(gaps_untouched(p.y, t->m, t->n, ldy, t->y_type), kernel->variant);
+        check_matrix(p.y, expected, t->m, t->n, ldy, t->y_type, kernel->variant);
     }
     release();
 }

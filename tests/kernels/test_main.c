@@ -7,13 +7,6 @@
 #include <stdio.h>
 #include <string.h>
 
-static int has_rows_to_compare(bt_op op) {
-    for (const bt_kernel *kernel = bt_kernels; kernel < bt_kernels + bt_kernel_count; kernel++)
-        if (to_be_compared(kernel, op))
-            return 1;
-    return 0;
-}
-
 static int given(int argc, char **argv, const char *word) {
     for (int i = 1; i < argc; i++)
         if (strcmp(argv[i], word) == 0)
@@ -33,14 +26,14 @@ int main(int argc, char **argv) {
     if (given(argc, argv, "all"))
         check_all_usable();
     printf("compared with scalar:");
-    for (const bt_kernel *kernel = bt_kernels; kernel < bt_kernels + bt_kernel_count; kernel++)
-        if (to_be_compared(kernel, kernel->op))
+    for (int op = 0; op < BT_OP_COUNT; op++)
+        for (const bt_kernel *kernel = NULL; (kernel = next_compared(kernel, (bt_op)op));)
             printf(" %s_%s", bt_op_name(kernel->op), kernel->variant);
     printf("\n");
     test_half();
     for (at_end = quick; at_end < 2; at_end++) {
 #define RUN(op, list)                                                                                                  \
-    if (!quick || BT_OP_##op != BT_OP_ternary_quantize || has_rows_to_compare(BT_OP_##op))                             \
+    if (!quick || BT_OP_##op != BT_OP_ternary_quantize || next_compared(NULL, BT_OP_##op))                             \
         test_##op();
         BT_OPS(RUN)
     }

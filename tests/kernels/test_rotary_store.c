@@ -75,9 +75,9 @@ static void check_rotary(shape_t shape, int type, int kv_type) {
     const size_t slots = matrix_bytes(SEQUENCES * shape.kv_heads * capacity, shape.dim, p.ldslot, kv_type);
     void *const before = buffer(size), *const angles = buffer(matrix_bytes(tokens, shape.rotated, p.ldcos, type));
     fill_normal(before, type, (int64_t)(size / type_size(type)));
-    fill_normal(angles, type, shape.rotated ? (tokens - 1) * p.ldcos + shape.rotated : 0);
+    fill_normal(angles, type, matrix_elements(tokens, shape.rotated, p.ldcos));
     void *const sines = buffer(matrix_bytes(tokens, shape.rotated, p.ldcos, type));
-    fill_normal(sines, type, shape.rotated ? (tokens - 1) * p.ldcos + shape.rotated : 0);
+    fill_normal(sines, type, matrix_elements(tokens, shape.rotated, p.ldcos));
     p.cos = angles, p.sin = sines;
     const void *expected[3] = {NULL, NULL, NULL};
     for (const bt_kernel *kernel = bt_kernels + bt_kernel_count; kernel-- > bt_kernels;) { /* the scalar one first */

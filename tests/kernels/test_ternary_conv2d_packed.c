@@ -100,8 +100,8 @@ static void run_in_halves(bt_ternary_conv2d_packed_fn *run, bt_ternary_conv2d_pa
 
 static void compare(const case_t *t, bt_ternary_conv2d_packed p, size_t y_bytes) {
     const void *expected = p.y;
-    for (const bt_kernel *kernel = bt_kernels; kernel < bt_kernels + bt_kernel_count; kernel++) {
-        if (!to_be_compared(kernel, BT_OP_ternary_conv2d_packed) || !(kernel->dtypes & BT_SET(p.x_type)))
+    for (const bt_kernel *kernel = NULL; (kernel = next_compared(kernel, BT_OP_ternary_conv2d_packed));) {
+        if (!(kernel->dtypes & BT_SET(p.x_type)))
             continue;
         describe(t, kernel->variant);
         p.y = buffer(y_bytes);

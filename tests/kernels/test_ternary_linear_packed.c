@@ -115,9 +115,9 @@ static void check_natural(bt_ternary_linear_packed p, bt_ternary_linear_packed_f
 }
 
 static void compare(const case_t *t, bt_ternary_linear_packed p, const void *expected, const int8_t *trits) {
-    const int64_t tiles = bt_tiles(p.m, p.n), length = p.m && p.n ? (p.m - 1) * p.ldy + p.n : 0;
-    for (const bt_kernel *kernel = bt_kernels; kernel < bt_kernels + bt_kernel_count; kernel++) {
-        if (!to_be_compared(kernel, BT_OP_ternary_linear_packed) || !(kernel->dtypes & BT_SET(t->x_type)))
+    const int64_t tiles = bt_tiles(p.m, p.n), length = matrix_elements(p.m, p.n, p.ldy);
+    for (const bt_kernel *kernel = NULL; (kernel = next_compared(kernel, BT_OP_ternary_linear_packed));) {
+        if (!(kernel->dtypes & BT_SET(t->x_type)))
             continue;
         describe(t, kernel->variant);
         bt_ternary_linear_packed_fn *run = (bt_ternary_linear_packed_fn *)kernel->run;
@@ -156,7 +156,7 @@ static void check_case(const case_t *t) {
                                   .x_type = t->x_type,
                                   .y_type = t->y_type,
                                   .bias_type = t->bias_type};
-    const int64_t elements = t->m && t->k ? (t->m - 1) * p.ldx + t->k : 0, scales = t->group ? t->n * groups : 1;
+    const int64_t elements = matrix_elements(t->m, t->k, p.ldx), scales = t->group ? t->n * groups : 1;
     int8_t *trits = malloc((size_t)(t->n * t->k) + 1);
     p.w = random_weights(t->n, t->k, p.ldw, trits);
     void *x = buffer((size_t)elements * type_size(t->x_type));

@@ -76,22 +76,16 @@ static void check_scalar(const bt_ternary_linear_w2a8 *p, const int8_t *codes, c
     int agrees = 1;
     for (int64_t i = 0; i < p->m; i++)
         for (int64_t r = 0; r < p->n; r++) {
-            float cast, sum = expected_sum(p, codes + p->digits * i * p->k, trits + r * p->k, i, r);
-            if (p->bias)
-                sum += (float)value_at(p->bias, p->bias_type, r);
-            store_value(&cast, p->y_type, 0, sum);
-            agrees = agrees && same_values(&cast, (const char *)p->y + (size_t)(i * p->ldy + r) * type_size(p->y_type),
-                                           p->y_type, 1);
+            const float sum = expected_sum(p, codes + p->digits * i * p->k, trits + r * p->k, i, r);
+            agrees = agrees && is_finished(p->y, p->y_type, i * p->ldy + r, sum, p->bias, p->bias_type, r);
         }
     check(agrees, "scalar against exact sums");
     check(gaps_untouched(p->y, p->m, p->n, p->ldy, p->y_type), "bytes between rows");
 }
 
 static void compare(const case_t *t, bt_ternary_linear_w2a8 p, const void *expected) {
-    const int64_t tiles = bt_tiles(p.m, p.n), length = p.m && p.n ? (p.m - 1) * p.ldy + p.n : 0;
-    for (const bt_kernel *kernel = bt_kernels; kernel < bt_kernels + bt_kernel_count; kernel++) {
-        if (!to_be_compared(kernel, BT_OP_ternary_linear_w2a8))
-            continue;
+    const int64_t tiles = bt_tiles(p.m, p.n), length = matrix_elements(p.m, p.n, p.ldy);
+    for (const bt_kernel *kernel = NULL; (kernel = next_compared(kernel, BT_OP_ternary_linear_w2a8));) {
         describe(t, kernel->variant);
         bt_ternary_linear_w2a8_fn *run = (bt_ternary_linear_w2a8_fn *)kernel->run;
         p.y = buffer(matrix_bytes(p.m, p.n, p.ldy, p.y_type));

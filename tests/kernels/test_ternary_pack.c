@@ -44,9 +44,7 @@ static void check_pack_variants(int64_t n, int64_t k, int64_t gap) {
     bt_ternary_pack p = {.codes = codes, .packed = buffer(size), .n = n, .k = k, .ldc = ldc, .ldw = ldw};
     const uint8_t *expected = p.packed;
     bt_ternary_pack_scalar(&p, 0, n);
-    for (const bt_kernel *kernel = bt_kernels; kernel < bt_kernels + bt_kernel_count; kernel++) {
-        if (!to_be_compared(kernel, BT_OP_ternary_pack))
-            continue;
+    for (const bt_kernel *kernel = NULL; (kernel = next_compared(kernel, BT_OP_ternary_pack));) {
         bt_ternary_pack_fn *run = (bt_ternary_pack_fn *)kernel->run;
         p.packed = buffer(size);
         run(&p, n / 2, n);
@@ -85,7 +83,7 @@ static void check_unpack(int64_t n, int64_t k, int64_t gap, int type, int scaled
                 store_value(expected, type, r * ldy + c,
                             (float)trits[r * k + c] * (scaled ? scale[r * groups + c / group] : 1.0f));
         }
-    check(same_values(y, expected, type, n && k ? (n - 1) * ldy + k : 0), "unpacked rows");
+    check(same_values(y, expected, type, matrix_elements(n, k, ldy)), "unpacked rows");
     release();
 }
 
@@ -114,9 +112,7 @@ static void check_unpack_variants(int64_t n, int64_t k, int64_t gap, int type, i
                            .y_type = type};
     const void *expected = p.y;
     bt_ternary_unpack_scalar(&p, 0, n);
-    for (const bt_kernel *kernel = bt_kernels; kernel < bt_kernels + bt_kernel_count; kernel++) {
-        if (!to_be_compared(kernel, BT_OP_ternary_unpack))
-            continue;
+    for (const bt_kernel *kernel = NULL; (kernel = next_compared(kernel, BT_OP_ternary_unpack));) {
         bt_ternary_unpack_fn *run = (bt_ternary_unpack_fn *)kernel->run;
         p.y = buffer(size);
         run(&p, n / 2, n);

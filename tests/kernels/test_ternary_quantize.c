@@ -218,8 +218,8 @@ static void compare_variants(bt_ternary_quantize p, int64_t scales, int64_t byte
     const int64_t tiles = bt_ternary_quantize_tiles(&p);
     const uint8_t *packed = p.packed;
     const float *scale = p.scale;
-    for (const bt_kernel *kernel = bt_kernels; kernel < bt_kernels + bt_kernel_count; kernel++) {
-        if (!to_be_compared(kernel, BT_OP_ternary_quantize) || !(kernel->dtypes & BT_SET(p.w_type)))
+    for (const bt_kernel *kernel = NULL; (kernel = next_compared(kernel, BT_OP_ternary_quantize));) {
+        if (!(kernel->dtypes & BT_SET(p.w_type)))
             continue;
         bt_ternary_quantize_fn *run = (bt_ternary_quantize_fn *)kernel->run;
         p.packed = buffer(matrix_bytes(p.n, bytes, p.ldw, BT_I8));
@@ -227,7 +227,7 @@ static void compare_variants(bt_ternary_quantize p, int64_t scales, int64_t byte
         run(&p, tiles / 2, tiles);
         if (tiles / 2)
             run(&p, 0, tiles / 2);
-        check(same_values(p.packed, packed, BT_I8, p.n && bytes ? (p.n - 1) * p.ldw + bytes : 0), kernel->variant);
+        check(same_values(p.packed, packed, BT_I8, matrix_elements(p.n, bytes, p.ldw)), kernel->variant);
         check(same_values(p.scale, scale, BT_F32, scales), kernel->variant);
     }
 }

@@ -91,9 +91,7 @@ static void check_variants(int function, int64_t n, int64_t k, int64_t gap) {
                              .function = function};
     bt_trit_elementwise_scalar(&p, 0, tiles);
     const uint8_t *const expected = p.y;
-    for (const bt_kernel *kernel = bt_kernels; kernel < bt_kernels + bt_kernel_count; kernel++) {
-        if (!to_be_compared(kernel, BT_OP_trit_elementwise))
-            continue;
+    for (const bt_kernel *kernel = NULL; (kernel = next_compared(kernel, BT_OP_trit_elementwise));) {
         bt_trit_elementwise_fn *const run = (bt_trit_elementwise_fn *)kernel->run;
         p.a = a, p.y = buffer(size);
         run(&p, tiles / 2, tiles);

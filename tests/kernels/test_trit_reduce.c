@@ -42,9 +42,7 @@ static void check_variants(int64_t n, int64_t k, int64_t gap, int product, int f
         .a = a, .b = product ? b : NULL, .counts = buffer((size_t)tiles * 16), .n = n, .k = k, .lda = ld};
     bt_trit_reduce_scalar(&p, 0, tiles);
     const int64_t *const expected = p.counts;
-    for (const bt_kernel *kernel = bt_kernels; kernel < bt_kernels + bt_kernel_count; kernel++) {
-        if (!to_be_compared(kernel, BT_OP_trit_reduce))
-            continue;
+    for (const bt_kernel *kernel = NULL; (kernel = next_compared(kernel, BT_OP_trit_reduce));) {
         p.counts = buffer((size_t)tiles * 16);
         ((bt_trit_reduce_fn *)kernel->run)(&p, tiles / 2, tiles);
         ((bt_trit_reduce_fn *)kernel->run)(&p, 0, tiles / 2);
