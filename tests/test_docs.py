@@ -102,6 +102,17 @@ def test_every_public_module_has_a_page() -> None:
         assert f".. automodule:: {page.stem}\n" in page.read_text()
 
 
+def _silent_parts(value: object) -> list[str]:
+    """Public methods and properties of a class that neither they nor the class say anything about."""
+    if not inspect.isclass(value):
+        return []
+    named = inspect.getdoc(value) or ""
+    kinds = (property, classmethod, staticmethod)
+    parts = [name for name, part in vars(value).items() if inspect.isfunction(part) or isinstance(part, kinds)]
+    shown = [name for name in parts if not name.startswith("_") and f"``{name}``" not in named]
+    return [name for name in shown if not inspect.getdoc(getattr(value, name))]
+
+
 @pytest.mark.parametrize("name", [name for name in _public() if ".hf" not in name])
 def test_every_public_name_says_what_it_is(name: str) -> None:
     module = importlib.import_module(name)
@@ -111,6 +122,7 @@ def test_every_public_name_says_what_it_is(name: str) -> None:
         value = getattr(module, member)
         if inspect.isclass(value) or inspect.isroutine(value):  # sphinx takes ``__all__``, but what has no docstring
             assert inspect.getdoc(value) or ":undoc-members:" in page, member
+            assert _silent_parts(value) == [], member
         else:
             assert inspect.ismodule(value) or f".. py:data:: {name}.{member}\n" in page, member
 

@@ -26,6 +26,10 @@ class TernaryArray(Dispatched):
     saturates, ``1 + 1 == 1``, and is exact with ``dtype=``. Reductions and products are exact integers. With other
     numbers and arrays the result is dense, as NumPy promotes int8. Comparisons by operators give arrays of bool.
 
+    As in `numpy.ndarray`: ``shape``, ``size``, ``ndim``, ``itemsize``, ``T``, ``mT``, ``ravel``, ``flatten``,
+    ``transpose``, ``swapaxes``, ``squeeze``, ``copy``, ``mean``, ``prod``, ``min``, ``max``, ``any``, ``all``, ``dot``,
+    ``fill``, ``item``, ``tolist``.
+
     Args:
         values: numbers that are -1, 0 or 1, nested as for `numpy.array`.
 

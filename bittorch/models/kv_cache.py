@@ -96,10 +96,12 @@ class KVCache:
 
     @property
     def rows(self) -> int:
+        """Rows of the cache, one per sequence."""
         return len(self.lengths)
 
     @property
     def nbytes(self) -> int:
+        """Bytes of keys, values and states."""
         return self.data.nbytes + (self.states.window.nbytes + self.states.matrix.nbytes if self.states else 0)
 
     def check_room(self, rows: Sequence[int], counts: Sequence[int]) -> None:

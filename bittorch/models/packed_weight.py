@@ -30,6 +30,7 @@ class PackedWeight:
 
     @property
     def out_features(self) -> int:
+        """Rows of one plane."""
         return self.weight_packed.shape[0] // self.depth
 
     def reordered(self, order: Tensor) -> PackedWeight:

@@ -68,6 +68,7 @@ class LoraLinear(nn.Module):
         return {key: getattr(self, key) for key in self.adapter_layer_names}
 
     def drop(self, name: str) -> None:
+        """Removes an adapter of this layer."""
         for values in self.parts.values():
             if name in values:
                 del values[name]
@@ -114,14 +115,17 @@ class LoraLinear(nn.Module):
 
     @property
     def bias(self) -> Tensor | None:
+        """The bias of the base."""
         return self.base_layer.bias
 
     @property
     def in_features(self) -> int:
+        """Columns of the base."""
         return self.base_layer.in_features
 
     @property
     def out_features(self) -> int:
+        """Rows of the base."""
         return self.base_layer.out_features
 
     def extra_repr(self) -> str:

@@ -48,6 +48,7 @@ class _Schedule:
         return {"last_step": self.last_step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a state of `state_dict`."""
         self.last_step = state["last_step"]
         self._apply()
 
