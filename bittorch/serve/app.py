@@ -19,7 +19,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from bittorch.serve import protocol, replies
-from bittorch.serve.errors import ApiError, failed, log
+from bittorch.serve.errors import ApiError, failed, log, overloaded
 from bittorch.serve.fields import parse
 from bittorch.serve.guard import Guard
 from bittorch.serve.metrics import CONTENT_TYPE
@@ -27,6 +27,7 @@ from bittorch.serve.page import page
 from bittorch.serve.protocol import TextRequest
 from bittorch.serve.service import Disconnected, Exchange, Service
 
+MOST_OPEN = 512  # requests beyond those with a place: each may hold a whole body
 Handler = Callable[[Request], Awaitable[Response]]
 STREAM_HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-store"}
 
@@ -56,6 +57,7 @@ class Routes:
     def __init__(self, service: Service) -> None:
         self.service, self.options = service, service.options
         self.guard = Guard(service.options)
+        self._open = 0
 
     def app(self) -> Starlette:
         """The application, which starts the service and ends it."""
@@ -88,8 +90,11 @@ class Routes:
         """A handler behind the guard, whose errors have OpenAI's shape."""
 
         async def handled(request: Request) -> Response:
+            self._open += 1
             try:
                 self.guard.check(request.headers, open_to_all)
+                if self._open > MOST_OPEN + self.options.places:
+                    raise overloaded("too many requests at the same time; try again later")
                 response = await handler(request)
             except ApiError as error:
                 response = error_response(error)
@@ -98,6 +103,8 @@ class Routes:
             except Exception as error:
                 log(error)
                 response = error_response(failed("the server failed on this request"))
+            finally:
+                self._open -= 1
             self.service.metrics.requests.labels(str(response.status_code)).inc()
             return response
 

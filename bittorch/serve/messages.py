@@ -34,7 +34,7 @@ def _message(value: Any, where: str) -> dict[str, Any]:
         message["tool_calls"] = [_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)]
     elif calls is not None:
         raise ApiError(f"'{where}.tool_calls' belongs to messages of the assistant", param=f"{where}.tool_calls")
-    elif message["content"] is None:
+    if message["content"] is None and not calls:
         raise ApiError(f"'{where}.content' must be a string", param=f"{where}.content")
     for name in ("name", "tool_call_id"):
         if (text := fields.text(name)) is not None:

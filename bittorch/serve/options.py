@@ -49,7 +49,7 @@ class Options:
     name: str
     host: str = LOCAL
     port: int = 8000
-    api_key: str | None = None
+    api_key: str | None = dataclasses.field(default=None, repr=False)
     slots: int = 8
     context: int = 4096
     queue: int = 64

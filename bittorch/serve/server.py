@@ -124,4 +124,7 @@ def run(service: Service, listening: Callable[[str], None]) -> None:
     with listen(options) as own:
         host = f"[{options.host}]" if ":" in options.host else options.host
         listening(f"http://{host}:{own.getsockname()[1]}")
-        asyncio.run(Server(service).serve([own]))
+        try:
+            asyncio.run(Server(service).serve([own]))
+        finally:
+            service.scheduler.stop()

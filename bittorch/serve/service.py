@@ -42,6 +42,7 @@ class Service:
         self.model, self.options, self.metrics, self.created = model, options, Metrics(), int(time.time())
         self.tokenizer = model.tokenizer.copy()  # that of the model is the scheduler's
         self.scheduler = Scheduler(model, options, self.metrics, self._deliver)
+        self.scheduler.warm_up()
         self.taken = 0  # places; of the event loop alone
         self._loop: asyncio.AbstractEventLoop | None = None
         self._texts = ThreadPoolExecutor(1, "bittorch-texts")
@@ -49,7 +50,6 @@ class Service:
     def start(self) -> None:
         """Starts the engine; what it makes goes to the running event loop."""
         self._loop = asyncio.get_running_loop()
-        self.scheduler.warm_up()
         self.scheduler.start()
 
     def stop(self) -> None:
@@ -65,7 +65,8 @@ class Service:
 
     def _deliver(self, events: list[Event]) -> None:
         assert self._loop is not None
-        self._loop.call_soon_threadsafe(_receive, events)
+        if not self._loop.is_closed():  # as after a second Ctrl-C
+            self._loop.call_soon_threadsafe(_receive, events)
 
     def check_place(self) -> None:
         """Raises ApiError where no request finds a place now."""

@@ -63,3 +63,4 @@ def test_options_out_of_range() -> None:
     for key in ("", " ", "é"):
         with pytest.raises(ValueError, match="api_key"):
             Options("m", api_key=key)
+    assert "s3cret" not in repr(Options("m", api_key="s3cret"))

@@ -77,11 +77,11 @@ def test_a_prompt_keeps_whole_chunks_of_the_row_that_has_most(model: LanguageMod
     for _ in range(4):
         steps.round()
     assert steps.scheduler.busy == 0
-    # Nine tokens, all of them held: one must be new, and a chunk is whole.
-    jobs = [steps.job(prompt, config=once) for prompt in ([7] * 9, [7] * 4 + [8] * 5, [1] * 9)]
+    # Of nine tokens one must be new; what is held ends inside a chunk of the second prompt, and a chunk is whole.
+    jobs = [steps.job(prompt, config=once) for prompt in ([7] * 9, [7] * 4 + [8] * 2 + [1] * 3, [1] * 9)]
     steps.round()
-    assert [job.kept for job in jobs] == [8, 8, 0]
-    assert steps.scheduler.metrics.kept._value.get() == 16
+    assert [job.kept for job in jobs] == [8, 4, 0]
+    assert steps.scheduler.metrics.kept._value.get() == 12
 
 
 def test_a_step_that_fails_ends_its_answers_and_no_others(model: LanguageModel, monkeypatch: Any) -> None:
