@@ -244,7 +244,7 @@ class Onnx:
         return bind
 
     def _make_bits(self, k: int, n: int, bits: int) -> Bind:
-        # In 2 bits the trits are 1, 2, 3 about the zero point 2, four a byte; 4 bits hold the same codes, two a byte.
+        # In 2 bits the trits are 1, 2, 3 about the zero point 2, four per byte; 4 bits hold the same codes, two a byte.
         blocks, each = k // ORT_BLOCK, 8 // bits
         codes = torch.randint(1, 4, (n, blocks, ORT_BLOCK // each, each), dtype=torch.uint8)
         shift = torch.arange(0, 8, bits, dtype=torch.uint8)

@@ -93,7 +93,7 @@ def main() -> None:
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
     model = make_model(tokenizer)
-    # One scale a tensor and int8 activations: what a BitNet folder and I2_S hold without rounding.
+    # One scale per tensor and int8 activations: what a BitNet folder and I2_S hold without rounding.
     config = bittorch.TernaryQuantConfig(method="absmean", granularity="tensor", activation_bits=8)
     bittorch.quantize_(model, config, skip="lm_head")
     print(f"loss {train(model.train(), tokenizer, args.steps):.3f}")

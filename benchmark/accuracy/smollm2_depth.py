@@ -235,7 +235,7 @@ def table(found: list[dict[str, Any]]) -> str:
     """Markdown, in the order of `rows`."""
     dense = next((row["perplexity"] for row in found if row["row"] == "dense"), None)
     lines = [
-        "| weights | perplexity | of dense | bits/weight stored | at 5 trits a byte | relative error |",
+        "| weights | perplexity | of dense | bits/weight stored | at 5 trits per byte | relative error |",
         "|---|---|---|---|---|---|",
     ]
     for row in found:

@@ -114,7 +114,7 @@ def _xor(a: Any, b: Any) -> TernaryArray:
 
 
 def from_biased(values: Any) -> TernaryArray:
-    """Trits of an array of 0, 1 and 2 for -1, 0 and 1, one a byte."""
+    """Trits of an array of 0, 1 and 2 for -1, 0 and 1, one per byte."""
     biased = np.asarray(values)
     if biased.dtype.kind not in "ui":
         raise TypeError(f"biased trits must be integers, got {biased.dtype}")
@@ -123,5 +123,5 @@ def from_biased(values: Any) -> TernaryArray:
 
 
 def to_biased(array: TernaryArray) -> NDArray[np.uint8]:
-    """0, 1 and 2 for -1, 0 and 1, one a byte."""
+    """0, 1 and 2 for -1, 0 and 1, one per byte."""
     return (array.to_numpy() + 1).astype(np.uint8)

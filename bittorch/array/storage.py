@@ -1,4 +1,4 @@
-"""Trits in a flat stream of bytes, four a byte: reading, writing and moving them as numbers or as codes.
+"""Trits in a flat stream of bytes, four per byte: reading, writing and moving them as numbers or as codes.
 
 Trit i is code ``data[i // 4] >> 2 * (i % 4) & 3``, as in `bittorch.ops.ternary_pack`; what is behind the last is 00.
 """

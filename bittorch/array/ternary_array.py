@@ -19,7 +19,7 @@ Shape = storage.Shape
 
 
 class TernaryArray(Dispatched):
-    """An array of trits with NumPy's indexing, broadcasting and functions, at two bits a trit.
+    """An array of trits with NumPy's indexing, broadcasting and functions, at two bits per trit.
 
     Trits lie in one stream of bytes in C order. The shape, the strides and the offset of a view count trits, so every
     basic index, transpose or flip is a view, also one that begins inside a byte. Arithmetic of two TernaryArrays
@@ -38,7 +38,7 @@ class TernaryArray(Dispatched):
         TypeError: no numbers.
     """
 
-    # NumPy's masked arrays would take an attribute "_data" for trits one a byte.
+    # NumPy's masked arrays would take an attribute "_data" for trits one per byte.
     __slots__ = ("_contiguous", "_ends", "_offset", "_packed", "_shape", "_size", "_strides", "_writeable")
     __hash__ = None  # type: ignore[assignment]
     __array_priority__ = 100

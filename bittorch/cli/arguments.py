@@ -63,7 +63,7 @@ def output_options() -> argparse.ArgumentParser:
     """Options of every command."""
     parser = argparse.ArgumentParser(add_help=False)
     group = parser.add_argument_group("output")
-    group.add_argument("--json", action="store_true", help="results as JSON on stdout, one object or one a line")
+    group.add_argument("--json", action="store_true", help="results as JSON on stdout, one object or one per line")
     group.add_argument("--quiet", action="store_true", help="nothing on stderr but errors")
     group.add_argument("--plain", action="store_true", help="do not use rich, even where it is installed")
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")

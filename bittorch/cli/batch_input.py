@@ -65,7 +65,7 @@ def read_rows(path: str, format: str, column: str) -> list[Row]:
 
     Args:
         path: of the file, or ``-`` for stdin.
-        format: ``txt``, one prompt a line; ``jsonl``, an object a line; ``csv``, with a header.
+        format: ``txt``, one prompt a line; ``jsonl``, an object per line; ``csv``, with a header.
         column: the key or column of the prompt; ``id`` is that of the id, and ``messages`` in JSONL that of a
             conversation.
 

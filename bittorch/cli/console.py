@@ -30,7 +30,7 @@ class Console:
     """The two streams of the program.
 
     Args:
-        json: results are JSON, one object or one a line.
+        json: results are JSON, one object or one per line.
         quiet: nothing on stderr but errors.
         plain: rich is not used even where it is installed.
         stdout, stderr: the process's own by default.

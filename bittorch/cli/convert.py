@@ -43,7 +43,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace DST, once the new one is whole")
     planes = parser.add_argument_group("planes of trits", "make a dense model ternary first, for --to bittorch")
     planes.add_argument("--depth", type=int, metavar="D", help="planes of each dense layer, 1 to 6")
-    planes.add_argument("--group-size", type=int, metavar="G", help="columns that share a scale; 0 for one scale a row")
+    planes.add_argument(
+        "--group-size", type=int, metavar="G", help="columns that share a scale; 0 for one scale per row"
+    )
     planes.add_argument("--head-depth", type=int, metavar="D", help="planes of the language-model head")
     looking = parser.add_argument_group("calibration", "choose the planes by what the model does with a text")
     looking.add_argument(

@@ -77,7 +77,7 @@ def fuse_packed(parts: Sequence[PackedWeight], device: torch.device) -> PackedWe
     multiplied as before.
 
     Args:
-        parts: of one in_features, one depth, and one number of scales a row.
+        parts: of one in_features, one depth, and one number of scales per row.
         device: where the result lies; several parts are copied there once, a single one only from another device.
     """
     depth, columns = parts[0].depth, parts[0].weight_packed.shape[1]

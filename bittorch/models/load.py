@@ -47,9 +47,9 @@ class LoadOptions:
             None then is float32 on a CPU and bfloat16 elsewhere. Halves of an embedding and of a dense head stay as
             stored where a CPU runs the model in float32: they are widened row by row, to the same values.
         depth: planes of trits into which dense linear layers are converted, 1 to 6; None leaves them dense.
-        group_size: columns that share a scale in these planes; 0 for one scale a row, None for groups of 64 up to depth
-            3 where these divide a row, and from depth 4 on one scale a row, which is as good there. The fast kernels of
-            a CPU take multiples of 64 alone.
+        group_size: columns that share a scale in these planes; 0 for one scale per row. None: groups of 64 up to
+            depth 3 if they divide a row, and from depth 4 on one scale per row, which is as good there. The fast
+            kernels of a CPU require multiples of 64.
         activation_bits: of packed layers: 8, 16, 24, None for floating, or ``auto``: what the checkpoint was trained
             with for its ternary layers, 16 for converted ones.
         head_depth: planes of the language-model head, 1 to 6; None leaves it dense.

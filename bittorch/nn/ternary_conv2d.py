@@ -47,7 +47,7 @@ class TernaryConv2d(TernaryLayer, PaddedConv2d, nn.Conv2d):
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype:
             as in `torch.nn.Conv2d`; padding also ``"same"`` and ``"valid"``.
         threshold_factor, per_channel, quantize, backend, config, activation_bits: as in `bittorch.TernaryLinear`; one
-            scale a filter, or of ``group_size`` weights of the flattened filter with granularity ``group``.
+            scale per filter, or of ``group_size`` weights of the flattened filter with granularity ``group``.
 
     Attributes:
         weight_scale, quant_lambda: as in `bittorch.TernaryLinear`.

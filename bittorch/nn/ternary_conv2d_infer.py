@@ -91,7 +91,7 @@ class TernaryConv2dInference(PaddedConv2d, PackedLayer):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype:
             as in `torch.nn.Conv2d`; dtype is that of the bias.
-        scale_groups: scales of a filter: 0 for one scale a layer, 1 for one a filter, more for groups of
+        scale_groups: scales of a filter: 0 for one scale per layer, 1 for one per filter, more for groups of
             ``k / scale_groups`` weights.
         activation_bits: None for floating activations, else 8, 16 or 24, as in `bittorch.TernaryQuantConfig`.
 

@@ -30,8 +30,8 @@ class TernaryEmbeddingInference(PackedLayer):
 
     Args:
         num_embeddings, embedding_dim, device: as in `torch.nn.Embedding`.
-        groups: scales of a row: 0 for one scale in all, 1 for one a row, more for groups of ``embedding_dim / groups``
-            columns. Planes have scales of their own, so 0 goes with depth 1 alone.
+        groups: scales of a row: 0 for one scale in all, 1 for one per row, more for groups of
+            ``embedding_dim / groups`` columns. Planes have scales of their own, so 0 requires depth 1.
         depth: ternary planes of the table, 1 to 6.
         dtype: of the result.
 

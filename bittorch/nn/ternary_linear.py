@@ -40,7 +40,7 @@ class TernaryLinear(TernaryLayer, nn.Linear):
         in_features, out_features, bias, device, dtype: as in `torch.nn.Linear`.
         threshold_factor: None is that of the default configuration; a number is a share of the largest magnitude of a
             row (method max, least-squares scale).
-        per_channel: one scale a row; False is one for the layer.
+        per_channel: one scale per row; False is one for the layer.
         quantize: False makes it a plain `torch.nn.Linear` (full precision first, ternary later).
         backend: ``auto`` runs the kernels of the tensor's device, ``cuda`` insists on CUDA, ``python`` runs plain
             torch, whose sums round differently.

@@ -47,7 +47,7 @@ class TernaryLinearInference(PackedLayer):
 
     Args:
         in_features, out_features, bias, device, dtype: as in `torch.nn.Linear`; dtype is that of the bias.
-        groups: scales of a row: 0 for one scale a layer, 1 for one a row, more for groups of
+        groups: scales of a row: 0 for one scale per layer, 1 for one per row, more for groups of
             ``in_features / groups`` columns. Planes have scales of their own, so 0 goes with depth 1 alone.
         activation_bits: None for floating activations, else 8, 16 or 24, as in `bittorch.TernaryQuantConfig`.
         depth: ternary planes of the weight, 1 to 6.

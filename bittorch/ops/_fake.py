@@ -42,7 +42,7 @@ def check_in_features(x: Tensor, weight: Tensor) -> None:
 
 
 def check_codes(name: str, rows: Tensor, columns: int) -> None:
-    """Raises TypeError or ValueError where ``rows`` is no uint8 matrix of ``columns`` codes a row."""
+    """Raises TypeError or ValueError where ``rows`` is no uint8 matrix of ``columns`` codes per row."""
     if rows.dtype != torch.uint8:
         raise TypeError(f"{name} must be uint8, got {str(rows.dtype).removeprefix('torch.')}")
     if columns < 0:
@@ -54,7 +54,7 @@ def check_codes(name: str, rows: Tensor, columns: int) -> None:
 
 
 def check_trit_rows(columns: int, a: Tensor, b: Tensor | None) -> int:
-    """The rows of a function of ``a`` and ``b``; ValueError where one does not hold ``columns`` codes a row."""
+    """The rows of a function of ``a`` and ``b``; ValueError where one does not hold ``columns`` codes per row."""
     check_codes("a", a, columns)
     if b is not None:
         check_codes("b", b, columns)

@@ -1,4 +1,4 @@
-"""Activations to int8 codes or digits with one scale a token."""
+"""Activations to int8 codes or digits with one scale per token."""
 
 import torch
 from torch import Tensor

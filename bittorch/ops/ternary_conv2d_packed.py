@@ -24,7 +24,7 @@ def ternary_conv2d_packed(
     """``y = conv2d(Q(x), codes * scale) + bias``; a row of codes is a filter, flattened as torch flattens it.
 
     With floating activations ``Q(x) = x``, and a sum runs over the columns in rising order in float32. With
-    ``activation_bits`` the activations are quantised by `act_quantize`, one scale a sample, and sums and epilogue are
+    ``activation_bits`` the activations are quantised by `act_quantize`, one scale per sample, and sums and epilogue are
     those of `ternary_linear_w2a8`. Padding counts as 0. On a CPU every kernel, batch size and thread count gives the
     same bits; integers give them on every device. A sample with a NaN or an infinity is NaN throughout with
     ``activation_bits``. Under autocast ``x`` alone is cast.

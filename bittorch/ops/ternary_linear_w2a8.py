@@ -33,7 +33,7 @@ def ternary_linear_w2a8(
         w_packed: ``(out_features, ceil(in_features / 4))`` uint8, codes 00, 01, 10 only; in_features up to 2^22.
         scale: float32 ``(1,)``, ``(out_features,)`` or ``(out_features, in_features / group_size)``.
         bias: None or ``(out_features,)`` floating; added in float32.
-        x_scale: one float32 scale a token; with int8 ``x`` only.
+        x_scale: one float32 scale per token; with int8 ``x`` only.
         activation_bits: 8, 16 or 24; 8 with int8 ``x``.
         out_dtype: of the result; the dtype of ``x`` by default, required with int8 ``x``.
         variant: ``auto``, ``baseline``, ``tiled`` or one of ``bittorch._C.kernels()``.

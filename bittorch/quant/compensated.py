@@ -46,7 +46,7 @@ def compensated_integers(
         weight: ``(out_features, in_features)``, floating.
         hessian: ``(in_features, in_features)``, symmetric, of any scale; singular where there were few tokens.
         depth: planes, 1 to 6.
-        granularity: ``channel`` for one scale a row, or ``group``.
+        granularity: ``channel`` for one scale per row, or ``group``.
         group_size: columns of a group.
         damping: relative to the mean diagonal of ``hessian``; above 0.
         search: choose scales by weighted errors.

@@ -106,7 +106,7 @@ class TernaryQuantConfig(QuantConfig):
         granularity: what shares a scale: ``tensor``, ``channel`` (the default) or ``group`` (the default where
             group_size is given).
         group_size: columns of a group, a multiple of 4 that divides in_features; None is 128.
-        activation_bits: None for floating activations, 8 for int8 with one scale a token (W1.58A8), 16 or 24 for
+        activation_bits: None for floating activations, 8 for int8 with one scale per token (W1.58A8), 16 or 24 for
             exact sums of two or three int8 digits: the same bits on every device, docs/reference/ops.md has the errors.
         ste: the straight-through gradient of a weight: ``identity``, or ``clipped``, zero where ``|w| > 1.5 scale``.
             lsq and seq have their own clip.
@@ -225,7 +225,9 @@ class TernaryQuantConfig(QuantConfig):
                 f"group_size must divide in_features, got group_size={group_size} and in_features={in_features}"
             )
         if granularity == "group" and self.learned and not in_features:
-            raise ValueError(f"a learned scale a group needs in_features above 0; method {self.method!r} has no groups")
+            raise ValueError(
+                f"a learned scale per group needs in_features above 0; method {self.method!r} has no groups"
+            )
 
 
 class TernaryQuantizer(Quantizer):

@@ -69,7 +69,7 @@ class AccuracyDoctor:
 
     Args:
         model: with `TernaryLinear` or `TernaryConv2d` layers, on any device. Codes are kept between checks,
-            1 byte a weight, and copies of half-precision masters.
+            1 byte per weight, and copies of half-precision masters.
         flips: share of codes that may change between two checks; choose checks an epoch or some hundred steps apart.
         drift: factor by which a scale may grow or shrink.
         stalled: share of weights with a gradient that may stand still.

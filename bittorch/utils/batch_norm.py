@@ -107,9 +107,9 @@ def fold_batch_norm_(model: nn.Module, pairs: Mapping[str, str] | None = None) -
 
     ``scale'[r, g] = scale[r, g] * f[r]`` and ``bias'[r] = (bias[r] - mean[r]) * f[r] + beta[r]`` with
     ``f[r] = gamma[r] / sqrt(var[r] + eps)``, computed in float64 and rounded once to float32. The codes stay as they
-    are: of real numbers the folded layer computes exactly what layer and batch norm did, for a scale per row, per group
-    and, as one scale a tensor becomes one a row, per tensor. In floating point each row differs by the rounding of its
-    scale, its bias and one operation less, relative errors of about 1e-7; the outputs do not keep their bits.
+    are. In real numbers the folded layer computes exactly what layer and batch norm did, for a scale per row, group or
+    tensor (which becomes one per row). In floating point each row differs by the rounding of its scale and its bias and
+    by one operation less, relative errors of about 1e-7; the outputs do not keep their bits.
 
     Folding before packing, as `torch.nn.utils.fusion` does with dense layers, would quantise other weights: training
     layers refuse it.

@@ -239,9 +239,9 @@ def quantize_(
     To train: parameters stay the same objects, so tied weights stay tied and an optimiser keeps working. A learned
     method adds a parameter, ``weight_scale``, to each layer: convert before the optimiser is made.
 
-    Without training, with ``depth`` or ``bits_per_weight``: a weight becomes ``scale * sum_i 3^i t_i``, each digit
-    plane t_i ternary and packed (`bittorch.quant.trit_planes`). Depth 4 with a scale a row stays near the dense model,
-    depth 1 does not: docs/guide/trit_depth.md has figures. Convolutions are left as they are, with a warning.
+    Without training, with ``depth`` or ``bits_per_weight``: a weight becomes ``scale * sum_i 3^i t_i``. Each digit
+    plane t_i is ternary and packed (`bittorch.quant.trit_planes`). Depth 4 with a scale per row stays near the dense
+    model, depth 1 does not: docs/notes/trit_depth.md has figures. Convolutions are left as they are, with a warning.
 
     A layer that appears in several places stays one layer, and has the first of its names. First, last and head layers
     are converted unless ``skip`` names them. Layers that are ternary already stay as they are. Adapters of PEFT

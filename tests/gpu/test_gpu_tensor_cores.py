@@ -11,7 +11,7 @@ from tests.gpu.operands import BULK, DEVICE, FLOATS, SKINNY, TOLERANCE, operands
 
 
 def few_tokens() -> list[tuple[int, int, int, int]]:
-    """(m, n, k, group_size), group_size 0 being a scale a row: what SKINNY takes, up to several parts of k."""
+    """(m, n, k, group_size), group_size 0 being a scale per row: what SKINNY takes, up to several parts of k."""
     shapes = [(m, n, k, 0) for m in (1, 2, 5, 8, 9, 16) for n, k in ((1, 64), (16, 256), (35, 320), (130, 2560))]
     shapes += [(1, 40, 8192, 0), (16, 40, 8192, 0), (3, 1024, 14336, 0), (16, 4096, 4096, 0)]
     return shapes + [(m, n, 3072, g) for m, n in ((1, 35), (8, 130), (16, 1024)) for g in (64, 128, 192, 256, 1024)]

@@ -46,7 +46,7 @@ def _dense(layer: TernaryConv2d, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _rounded(x: Tensor, bits: int | None) -> Tensor:
-    """``Q(x)`` in float64, one scale a sample."""
+    """``Q(x)`` in float64, one scale per sample."""
     if bits is None:
         return x.double()
     rows = x.flatten(1)

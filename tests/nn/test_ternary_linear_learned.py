@@ -170,7 +170,7 @@ def test_dense_checkpoint_starts_the_scale_anew(method: str) -> None:
 
 
 def test_learned_scale_of_groups_needs_columns() -> None:
-    with pytest.raises(ValueError, match="learned scale a group needs in_features above 0"):
+    with pytest.raises(ValueError, match="learned scale per group needs in_features above 0"):
         TernaryLinear(0, 4, config=TernaryQuantConfig(method="lsq", granularity="group"))
 
 

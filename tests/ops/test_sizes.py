@@ -174,7 +174,7 @@ def test_quantising_empty_rows_to_one_scale_is_done_at_once() -> None:
 
 @pytest.mark.parametrize(("rows", "columns"), [(HUGE, 0), (0, HUGE), (0, 2**63 - 1), (HUGE, 3)], ids=str)
 def test_unpacking_and_transposing_nothing_is_done_at_once(rows: int, columns: int) -> None:
-    if rows and columns:  # one byte a row, of a matrix that no memory holds
+    if rows and columns:  # one byte per row, of a matrix that no memory holds
         w_packed = torch.zeros(1, 1, dtype=torch.uint8).expand(rows, 1)
         with pytest.raises(RuntimeError, match=NO_MEMORY):
             ops.ternary_unpack(w_packed, None, columns, torch.float32)

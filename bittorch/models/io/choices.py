@@ -90,7 +90,7 @@ CHOICES: dict[str, Choice] = {
     ),
     "hf-compressed-scheme": Choice(
         "refused",
-        "A compressed-tensors scheme quantises activations, outputs or the cache in another way than 8 bits a token.",
+        "A compressed-tensors scheme quantises activations, outputs or the cache in another way than 8 bits per token.",
     ),
     "skipped-parts": Choice(
         "warned",

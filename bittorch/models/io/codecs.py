@@ -292,5 +292,5 @@ def decode_base3(data: Bytes, columns: int) -> Bytes:
 
 
 def _fields_lsb_first(fields: Bytes) -> Bytes:
-    """Two-bit fields, four a byte along the last axis, the first in the lowest bits."""
+    """Two-bit fields, four per byte along the last axis, the first in the lowest bits."""
     return np.asarray(fields[:, 0::4] | fields[:, 1::4] << 2 | fields[:, 2::4] << 4 | fields[:, 3::4] << 6)

@@ -76,7 +76,7 @@ def read_compressed(
 
 
 def activation_bits(quantization: Mapping[str, Any], what: str) -> int | None:
-    """8 where the scheme quantises activations to 8 bits, one scale a token, as it runs; None where it leaves them.
+    """8 where the scheme quantises activations to 8 bits, one scale per token, as it runs; None where it leaves them.
 
     Raises:
         FormatError: other activations, or not the same in all groups.

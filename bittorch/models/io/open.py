@@ -37,9 +37,9 @@ def open_checkpoint(
             tensor, a row, or a group of columns. ``auto`` reads them as ternary weights where groups have 64 columns or
             more; ``never`` as floats; ``require`` refuses the model where a linear weight of a layer is not ternary,
             and takes groups from 4 columns on.
-        i2_s_layout: the order of weights in I2_S tensors, which a GGUF file does not tell: ``128x32`` of converters
-            and most builds of bitnet.cpp; ``64x16`` of its builds for ARM; ``rows4``, four rows a byte, of a build for
-            x86. A wrong one gives noise instead of text.
+        i2_s_layout: the order of weights in I2_S tensors, which a GGUF file does not record: ``128x32`` of converters
+            and most builds of bitnet.cpp; ``64x16`` of its builds for ARM; ``rows4``, four rows per byte, of a build
+            for x86. A wrong one gives noise instead of text.
         hidden_act: short for ``override={"hidden_act": ...}``: the activation of the MLP, ``silu``, ``relu2`` or
             ``gelu_tanh``. A GGUF file of architecture ``bitnet`` often says nothing.
         override: fields of `bittorch.models.ModelConfig` and values, which count in the place of what the checkpoint

@@ -1,7 +1,7 @@
 """bittorch's own checkpoints of language models: config.json, model.safetensors (docs/reference/ternary_format.md).
 
 Packed layers stand as ``<module>.weight_packed`` and ``<module>.scale``, or, in the layout for storage only, as
-``<module>.weight_base3`` with five trits a byte.
+``<module>.weight_base3`` with five trits per byte.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from bittorch.quant.trit_planes import check_plane_scales
 from bittorch.utils.checkpoint import FORMAT_VERSION, LAYOUT
 
 BASE3_LAYOUT = "5trits-base3-rows"
-# Layout, the key of its codes, weights a byte.
+# Layout, the key of its codes, weights per byte.
 LAYOUTS = {LAYOUT: ("weight_packed", 4), BASE3_LAYOUT: ("weight_base3", 5)}
 # Rows and columns of a layer of each kind.
 SIZES = {"linear": ("out_features", "in_features"), "embedding": ("num_embeddings", "embedding_dim")}
@@ -68,7 +68,7 @@ class OwnPacked(TernaryTensor):
 
 
 class OwnBase3(OwnPacked):
-    """Five trits a byte."""
+    """Five trits per byte."""
 
     packed = TernaryTensor.packed
 
@@ -198,7 +198,7 @@ def _join_head(tensors: dict[str, StoredTensor]) -> None:
 
 
 class OwnLayout(Layout):
-    """bittorch's own; five trits a byte with ``base3``."""
+    """bittorch's own; five trits per byte with ``base3``."""
 
     one_dtype = False
     own = True

@@ -153,7 +153,7 @@ def test_int32_equals_compressed_tensors(n: int, k: int) -> None:
 
 @pytest.mark.parametrize("block", [64, 128])
 def test_q2_0(block: int) -> None:
-    """By the definition: scale, then ``code + 1``, four a byte, first lowest."""
+    """By the definition: scale, then ``code + 1``, four per byte, first lowest."""
     codes, scale = _codes(9, block), _scales(9)
     fields = (codes + 1).astype(np.uint8).reshape(9, -1, 4)
     data = (fields << np.uint8([0, 2, 4, 6])).sum(axis=2, dtype=np.uint8)
