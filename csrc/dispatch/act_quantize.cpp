@@ -1,8 +1,5 @@
-#include "implement.h"
 #include "launch.h"
 #include "ops.h"
-
-#include <ATen/ops/empty.h>
 
 namespace bittorch {
 
@@ -19,8 +16,8 @@ std::tuple<at::Tensor, at::Tensor> act_quantize(const at::Tensor &x, int64_t bit
     at::DimVector sizes(x.sizes());
     if (!one)
         sizes.insert(sizes.end() - 1, p.digits);
-    at::Tensor q = at::empty(sizes, x.options().dtype(at::kChar));
-    at::Tensor scale = at::empty(with_last(x, 1), x.options().dtype(one ? at::kFloat : at::kDouble));
+    at::Tensor q = empty(sizes, x.options().dtype(at::kChar));
+    at::Tensor scale = empty(with_last(x, 1), x.options().dtype(one ? at::kFloat : at::kDouble));
     if (scale.numel() == 0)
         return {q, scale};
     p.x = rows.const_data_ptr();
@@ -34,7 +31,5 @@ std::tuple<at::Tensor, at::Tensor> act_quantize(const at::Tensor &x, int64_t bit
     launch(kernel, p, p.m, work_of({p.digits, p.m, p.k}));
     return {q, scale};
 }
-
-BT_IMPLEMENT_CODES(act_quantize)
 
 } // namespace bittorch

@@ -1,10 +1,6 @@
-#include "implement.h"
 #include "launch.h"
 #include "ops.h"
 #include "trits.h"
-
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 
 namespace bittorch {
 
@@ -28,8 +24,8 @@ at::Tensor bitplane_matmul(const at::Tensor &a, const at::Tensor &b, int64_t col
     size_product("elements of the result", {p.m, p.n});
     const auto options = a.options().dtype(at::kInt);
     if (p.blocks == 0)
-        return at::zeros({p.m, p.n}, options);
-    at::Tensor y = at::empty({p.m, p.n}, options);
+        return empty({p.m, p.n}, options).zero_();
+    at::Tensor y = empty({p.m, p.n}, options);
     if (y.numel() == 0)
         return y;
     p.a = left.const_data_ptr<uint8_t>();
@@ -39,7 +35,5 @@ at::Tensor bitplane_matmul(const at::Tensor &a, const at::Tensor &b, int64_t col
     launch(kernel, p, bt_tiles(p.m, p.n), work_of({p.m, p.n, div_up(columns, 16)}));
     return y;
 }
-
-BT_IMPLEMENT_CODES(bitplane_matmul)
 
 } // namespace bittorch

@@ -1,9 +1,6 @@
-#include "implement.h"
 #include "launch.h"
 #include "ops.h"
 #include "trits.h"
-
-#include <ATen/ops/empty.h>
 
 namespace bittorch {
 
@@ -14,7 +11,7 @@ at::Tensor bitplane_pack(const at::Tensor &w_packed, int64_t columns) {
     bt_bitplane_pack p{};
     p.n = rows.size(0), p.k = columns, p.ldw = rows.stride(0);
     p.ldp = size_product("bytes of planes", {div_up(columns, BT_PLANE_TRITS), BT_PLANE_BLOCK_BYTES});
-    at::Tensor planes = at::empty({p.n, p.ldp}, w_packed.options());
+    at::Tensor planes = empty({p.n, p.ldp}, w_packed.options());
     if (planes.numel() == 0)
         return planes;
     p.w = rows.const_data_ptr<uint8_t>();
@@ -22,7 +19,5 @@ at::Tensor bitplane_pack(const at::Tensor &w_packed, int64_t columns) {
     launch(kernel, p, p.n, work_of({p.n, div_up(columns, 16)}));
     return planes;
 }
-
-BT_IMPLEMENT_CODES(bitplane_pack)
 
 } // namespace bittorch

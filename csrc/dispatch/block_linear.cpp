@@ -1,9 +1,7 @@
 #include "blocks.h"
-#include "implement.h"
 #include "launch.h"
 #include "no_gradient.h"
-
-#include <ATen/ops/empty.h>
+#include "ops.h"
 
 namespace bittorch {
 
@@ -17,7 +15,7 @@ at::Tensor block_linear(const at::Tensor &x, const at::Tensor &blocks, const std
     check_no_gradient("block_linear", {&x});
     const bt_kernel &kernel = find_kernel(BT_OP_block_linear, device_kind(x, "x"), BT_F32, "auto");
     const at::Tensor tokens = as_rows(x.to(at::kFloat), "x"), rows = as_rows(blocks, "blocks");
-    at::Tensor y = at::empty(with_last(x, rows.size(0)), x.options().dtype(at::kFloat));
+    at::Tensor y = empty(with_last(x, rows.size(0)), x.options().dtype(at::kFloat));
     if (y.numel() != 0) {
         p.x = tokens.const_data_ptr<float>();
         p.w = rows.const_data_ptr<uint8_t>();
@@ -28,7 +26,5 @@ at::Tensor block_linear(const at::Tensor &x, const at::Tensor &blocks, const std
     }
     return y.to(x.scalar_type());
 }
-
-BT_IMPLEMENT_CODES(block_linear)
 
 } // namespace bittorch

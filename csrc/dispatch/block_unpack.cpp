@@ -1,8 +1,6 @@
 #include "blocks.h"
-#include "implement.h"
 #include "launch.h"
-
-#include <ATen/ops/empty.h>
+#include "ops.h"
 
 namespace bittorch {
 
@@ -23,7 +21,7 @@ at::Tensor block_unpack(const at::Tensor &blocks, const std::string &kind, int64
     bt_block_unpack p{};
     p.block = block_number(kind);
     check_blocks(blocks, kind, p.block, columns);
-    at::Tensor y = at::empty({blocks.size(0), columns}, blocks.options().dtype(dtype));
+    at::Tensor y = empty({blocks.size(0), columns}, blocks.options().dtype(dtype));
     p.y_type = float_type(y, "dtype");
     const bt_kernel &kernel = find_kernel(BT_OP_block_unpack, device_kind(blocks, "blocks"), p.y_type, "auto");
     if (y.numel() == 0)
@@ -35,7 +33,5 @@ at::Tensor block_unpack(const at::Tensor &blocks, const std::string &kind, int64
     launch(kernel, p, p.n, work_of({p.n, p.k}));
     return y;
 }
-
-BT_IMPLEMENT_CODES(block_unpack)
 
 } // namespace bittorch

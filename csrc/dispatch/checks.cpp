@@ -133,6 +133,10 @@ at::Tensor as_rows(const at::Tensor &x, const char *name) {
     return columns > 1 && flat.stride(1) != 1 ? flat.contiguous() : flat;
 }
 
+at::Tensor empty(at::IntArrayRef sizes, const at::TensorOptions &options) {
+    return at::empty(sizes, options);
+}
+
 at::DimVector with_last(const at::Tensor &x, int64_t last) {
     at::DimVector sizes(x.sizes());
     sizes.back() = last;
@@ -207,7 +211,7 @@ at::Tensor aligned_rows(const at::Tensor &rows, const bt_kernel &kernel) {
     if (reinterpret_cast<uintptr_t>(rows.const_data_ptr()) % 16 == 0 && rows.stride(0) % step == 0)
         return rows;
     const int64_t columns = rows.size(1);
-    const at::Tensor padded = at::empty({rows.size(0), padded_size("columns", columns, step)}, rows.options());
+    const at::Tensor padded = empty({rows.size(0), padded_size("columns", columns, step)}, rows.options());
     return padded.narrow(1, 0, columns).copy_(rows);
 }
 
@@ -230,13 +234,13 @@ void check_status(bt_status status, const bt_kernel &kernel) {
 
 Workspace::Workspace(size_t bytes, const at::Tensor &like) {
     if (bytes)
-        memory_ = at::empty({static_cast<int64_t>(bytes)}, like.options().dtype(at::kByte));
+        memory_ = empty({static_cast<int64_t>(bytes)}, like.options().dtype(at::kByte));
 }
 
 Scratch::Scratch(int64_t bytes) : next_(small_) {
     if (bytes <= static_cast<int64_t>(sizeof small_))
         return;
-    large_ = at::empty({bytes}, at::kByte); // 64-byte aligned, as all memory of torch's CPU allocator
+    large_ = empty({bytes}, at::kByte); // 64-byte aligned, as all memory of torch's CPU allocator
     next_ = static_cast<char *>(large_.mutable_data_ptr());
 }
 

@@ -62,6 +62,9 @@ ScaleLayout check_scale(const at::Tensor &scale, int64_t out_features, int64_t i
 // x as (rows, last dimension) with unit stride inside a row; a view when that is possible.
 at::Tensor as_rows(const at::Tensor &x, const char *name);
 
+// at::empty, whose header alone takes longer to compile than the file of an op.
+at::Tensor empty(at::IntArrayRef sizes, const at::TensorOptions &options);
+
 // Sizes of x with the last one replaced.
 at::DimVector with_last(const at::Tensor &x, int64_t last);
 

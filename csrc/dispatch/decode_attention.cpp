@@ -1,12 +1,11 @@
-#include "implement.h"
 #include "launch.h"
 #include "no_gradient.h"
+#include "ops.h"
 #include "sequences.h"
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
 
@@ -77,7 +76,7 @@ Tensor decode_attention(const Tensor &q, const Tensor &kv, at::IntArrayRef lengt
     const c10::DeviceGuard guard(q.device());
     if (device_kind(q, "q") == BT_GPU)
         return by_torch(q, kv, sequences, window, factor);
-    Tensor y = at::empty(q.sizes(), q.options().memory_format(at::MemoryFormat::Contiguous));
+    Tensor y = empty(q.sizes(), q.options().memory_format(at::MemoryFormat::Contiguous));
     if (y.numel() == 0)
         return y;
     const bool dense = q.stride(2) == 1 && q.stride(1) == q.size(2);
@@ -92,7 +91,5 @@ Tensor decode_attention(const Tensor &q, const Tensor &kv, at::IntArrayRef lengt
     run_on_cpu(p, q, sequences);
     return y;
 }
-
-BT_IMPLEMENT_CODES(decode_attention)
 
 } // namespace bittorch

@@ -1,8 +1,7 @@
 #include "autograd.h"
-#include "implement.h"
 #include "launch.h"
+#include "ops.h"
 
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 namespace bittorch {
@@ -41,7 +40,7 @@ at::Tensor hadamard(const at::Tensor &x, int64_t block_size, const std::optional
     const bt_kernel &kernel = find_kernel(BT_OP_hadamard, device_kind(x, "x"), p.type, "auto");
     const c10::DeviceGuard guard(x.device());
     const at::Tensor rows = as_rows(x, "x");
-    at::Tensor y = at::empty(x.sizes(), x.options());
+    at::Tensor y = empty(x.sizes(), x.options());
     if (y.numel() == 0)
         return y;
     p.x = rows.const_data_ptr();
@@ -92,8 +91,6 @@ Tensor hadamard_autograd(const Tensor &x, int64_t block_size, const OptionalTens
 }
 
 } // namespace
-
-BT_IMPLEMENT(hadamard)
 
 TORCH_LIBRARY_IMPL(bittorch, Autograd, m) {
     m.impl("hadamard", &hadamard_autograd);

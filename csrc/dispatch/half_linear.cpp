@@ -1,8 +1,6 @@
-#include "implement.h"
 #include "launch.h"
 #include "no_gradient.h"
-
-#include <ATen/ops/empty.h>
+#include "ops.h"
 
 namespace bittorch {
 
@@ -20,7 +18,7 @@ at::Tensor half_linear(const at::Tensor &x, const at::Tensor &weight, const std:
     const bt_kernel &kernel = find_kernel(BT_OP_half_linear, device_kind(x, "x"), p.w_type, "auto");
     const at::Tensor tokens = as_rows(x.to(at::kFloat), "x"), rows = as_rows(weight, "weight");
     const at::Tensor biases = bias ? bias->contiguous() : at::Tensor();
-    at::Tensor y = at::empty(with_last(x, rows.size(0)), x.options());
+    at::Tensor y = empty(with_last(x, rows.size(0)), x.options());
     if (y.numel() == 0)
         return y;
     p.x = tokens.const_data_ptr<float>();
@@ -32,7 +30,5 @@ at::Tensor half_linear(const at::Tensor &x, const at::Tensor &weight, const std:
     launch(kernel, p, bt_tiles(p.m, p.n), work_of({p.m, p.n, p.k}));
     return y;
 }
-
-BT_IMPLEMENT_CODES(half_linear)
 
 } // namespace bittorch

@@ -1,5 +1,7 @@
 // Every op of torch.ops.bittorch, one line each: the index of the library. <op>.cpp implements it, and Python adds the
-// shapes (register_fake) in bittorch/ops/.
+// shapes (register_fake) in bittorch/ops/. Ops with more than one function a device register the others themselves.
+#include "ops.h"
+
 #include <torch/library.h>
 
 // m tokens, n = out_features, k = in_features. w_packed (n, ceil(k/4)) uint8; scale (1,), (n,) or (n, k/group_size)
@@ -59,3 +61,57 @@ TORCH_LIBRARY(bittorch, m) {
     // b as codes, layout 'rows', or as bitplane_pack makes it, 'planes'
     m.def("bitplane_matmul(Tensor a, Tensor b, SymInt columns, str layout='rows') -> Tensor");
 }
+
+namespace bittorch {
+
+// Codes and scales are not differentiable: autograd looks through their ops.
+static void implement_codes(torch::Library &m, bool autograd) {
+    const auto add = [&](const char *op, auto *function) {
+        if (autograd)
+            m.impl(op, torch::CppFunction::makeFallthrough());
+        else
+            m.impl(op, function);
+    };
+    add("act_quantize", &act_quantize);
+    add("bitplane_matmul", &bitplane_matmul);
+    add("bitplane_pack", &bitplane_pack);
+    add("block_linear", &block_linear);
+    add("block_unpack", &block_unpack);
+    add("decode_attention", &decode_attention);
+    add("half_linear", &half_linear);
+    add("linear_i8", &linear_i8);
+    add("rotary_store", &rotary_store);
+    add("ternary_check", &ternary_check);
+    add("ternary_embedding", &ternary_embedding);
+    add("ternary_from_base3", &ternary_from_base3);
+    add("ternary_pack", &ternary_pack);
+    add("ternary_quantize", &ternary_quantize);
+    add("ternary_transpose", &ternary_transpose);
+    add("ternary_unpack", &ternary_unpack);
+    add("trit_depth_linear", &trit_depth_linear);
+    add("trit_elementwise", &trit_elementwise);
+    add("trit_reduce", &trit_reduce);
+}
+
+// One function serves both devices.
+static void implement(torch::Library &m) {
+    implement_codes(m, false);
+    m.impl("hadamard", &hadamard);
+    m.impl("ternary_conv2d_packed", &ternary_conv2d_packed);
+    m.impl("ternary_linear_packed", &ternary_linear_packed);
+    m.impl("ternary_linear_w2a8", &ternary_linear_w2a8);
+}
+
+TORCH_LIBRARY_IMPL(bittorch, CPU, m) {
+    implement(m);
+}
+
+TORCH_LIBRARY_IMPL(bittorch, CUDA, m) {
+    implement(m);
+}
+
+TORCH_LIBRARY_IMPL(bittorch, Autograd, m) {
+    implement_codes(m, true);
+}
+
+} // namespace bittorch

@@ -1,9 +1,7 @@
 #include "by_torch.h"
-#include "implement.h"
 #include "int8_activations.h"
 #include "no_gradient.h"
-
-#include <ATen/ops/empty.h>
+#include "ops.h"
 
 namespace bittorch {
 
@@ -29,7 +27,7 @@ at::Tensor linear_i8(const at::Tensor &x, const at::Tensor &weight, const at::Te
     if (device == BT_GPU || variant == "matmul")
         return multiply_int8(x, weight, scale, bias, activation_bits);
     const bt_kernel &kernel = find_kernel(BT_OP_linear_i8, device, BT_I8, variant);
-    at::Tensor y = at::empty(with_last(x, p.n), x.options());
+    at::Tensor y = empty(with_last(x, p.n), x.options());
     if (y.numel() == 0)
         return y;
     const at::Tensor w = as_rows(weight, "weight"), scales = scale.contiguous();
@@ -42,7 +40,5 @@ at::Tensor linear_i8(const at::Tensor &x, const at::Tensor &weight, const at::Te
     multiply_quantized(kernel, p, Activations{rows, nullptr, x_type, at::Tensor(), 0.0}, BT_ORDER_NATURAL);
     return y;
 }
-
-BT_IMPLEMENT_CODES(linear_i8)
 
 } // namespace bittorch

@@ -1,6 +1,6 @@
-#include "implement.h"
 #include "launch.h"
 #include "no_gradient.h"
+#include "ops.h"
 #include "sequences.h"
 
 #include <ATen/MemoryOverlap.h>
@@ -37,8 +37,8 @@ static void check_heads(const Tensor &heads, const Tensor &kv) {
     TORCH_CHECK_VALUE(kv.stride(4) == 1, "the columns of kv must lie side by side, got strides ", kv.strides());
 }
 
-static void rotary_store(Tensor heads, Tensor kv, const std::optional<Tensor> &cos, const std::optional<Tensor> &sin,
-                         at::IntArrayRef lengths, at::OptionalIntArrayRef rows, at::OptionalIntArrayRef counts) {
+void rotary_store(Tensor heads, Tensor kv, const std::optional<Tensor> &cos, const std::optional<Tensor> &sin,
+                  at::IntArrayRef lengths, at::OptionalIntArrayRef rows, at::OptionalIntArrayRef counts) {
     bt_rotary_store p{};
     p.type = float_type(heads, "heads"), p.kv_type = float_type(kv, "kv");
     check_heads(heads, kv);
@@ -71,7 +71,5 @@ static void rotary_store(Tensor heads, Tensor kv, const std::optional<Tensor> &c
             written->unsafeGetTensorImpl()->bump_version();
     launch(kernel, p, heads.size(0), work_of({heads.size(0), heads.size(1), p.dim}));
 }
-
-BT_IMPLEMENT_CODES(rotary_store)
 
 } // namespace bittorch

@@ -1,8 +1,5 @@
-#include "implement.h"
 #include "launch.h"
 #include "ops.h"
-
-#include <ATen/ops/empty.h>
 
 namespace bittorch {
 
@@ -12,7 +9,7 @@ at::Tensor ternary_check(const at::Tensor &w_packed, int64_t in_features) {
     const c10::DeviceGuard guard(w_packed.device());
     const int64_t n = w_packed.size(0);
     const at::Tensor rows = as_rows(w_packed, "w_packed");
-    at::Tensor column = at::empty({n}, w_packed.options().dtype(at::kLong));
+    at::Tensor column = empty({n}, w_packed.options().dtype(at::kLong));
 
     bt_ternary_check p{};
     p.w = rows.const_data_ptr<uint8_t>();
@@ -21,7 +18,5 @@ at::Tensor ternary_check(const at::Tensor &w_packed, int64_t in_features) {
     launch(kernel, p, n, work_of({n, in_features}));
     return column;
 }
-
-BT_IMPLEMENT_CODES(ternary_check)
 
 } // namespace bittorch

@@ -1,9 +1,6 @@
 #include "by_torch.h"
-#include "implement.h"
 #include "launch.h"
 #include "ops.h"
-
-#include <ATen/ops/empty.h>
 
 namespace bittorch {
 namespace {
@@ -156,7 +153,7 @@ Tensor ternary_conv2d_packed(const Tensor &x, const Tensor &w_packed, const Tens
     const bool on_cpu = device_kind(x, "x") == BT_CPU && variant != "unfold";
     Tensor y;
     if (on_cpu || p.samples == 0 || p.n == 0)
-        y = at::empty({p.samples, p.n, p.out_h, p.out_w}, x.options());
+        y = empty({p.samples, p.n, p.out_h, p.out_w}, x.options());
     if (p.samples == 0 || p.n == 0)
         return y.contiguous(format);
     if (!on_cpu)
@@ -186,7 +183,5 @@ Tensor ternary_conv2d_packed(const Tensor &x, const Tensor &w_packed, const Tens
     run_on_cpu(kernel, p, activation_bits == 0);
     return y.contiguous(format);
 }
-
-BT_IMPLEMENT(ternary_conv2d_packed)
 
 } // namespace bittorch

@@ -1,7 +1,5 @@
-#include "implement.h"
 #include "launch.h"
-
-#include <ATen/ops/empty.h>
+#include "ops.h"
 
 #include <climits>
 
@@ -30,7 +28,7 @@ at::Tensor ternary_embedding(const at::Tensor &indices, const at::Tensor &w_pack
     const at::Tensor index = indices.to(at::kLong).contiguous();
     at::DimVector sizes(indices.sizes());
     sizes.push_back(in_features);
-    at::Tensor y = at::empty(sizes, w_packed.options().dtype(dtype));
+    at::Tensor y = empty(sizes, w_packed.options().dtype(dtype));
 
     bt_ternary_embedding p{};
     p.y_type = float_type(y, "dtype");
@@ -48,7 +46,5 @@ at::Tensor ternary_embedding(const at::Tensor &indices, const at::Tensor &w_pack
     launch(kernel, p, p.m, work_of({p.m, p.k, depth}));
     return y;
 }
-
-BT_IMPLEMENT_CODES(ternary_embedding)
 
 } // namespace bittorch

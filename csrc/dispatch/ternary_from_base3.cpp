@@ -1,7 +1,5 @@
-#include "implement.h"
 #include "launch.h"
-
-#include <ATen/ops/empty.h>
+#include "ops.h"
 
 namespace bittorch {
 
@@ -36,7 +34,7 @@ at::Tensor ternary_from_base3(const at::Tensor &data, int64_t in_features, const
                                 data.device());
     const bt_kernel &kernel = find_kernel(BT_OP_ternary_from_base3, device_kind(data, "data"), BT_I8, "auto");
     const at::Tensor rows = as_rows(data, "data");
-    at::Tensor packed = at::empty({n, div_up(k, 4)}, data.options());
+    at::Tensor packed = empty({n, div_up(k, 4)}, data.options());
     if (packed.numel() == 0)
         return packed;
 
@@ -48,7 +46,5 @@ at::Tensor ternary_from_base3(const at::Tensor &data, int64_t in_features, const
     launch(kernel, p, n, work_of({n, k}));
     return packed;
 }
-
-BT_IMPLEMENT_CODES(ternary_from_base3)
 
 } // namespace bittorch

@@ -1,9 +1,6 @@
 #include "by_torch.h"
-#include "implement.h"
 #include "launch.h"
 #include "ops.h"
-
-#include <ATen/ops/empty.h>
 
 namespace bittorch {
 
@@ -48,7 +45,7 @@ at::Tensor ternary_linear_packed(const at::Tensor &x, const at::Tensor &w_packed
     const at::Tensor w = as_rows(w_packed, "w_packed");
     const at::Tensor scales = scale.contiguous();
     const at::Tensor biases = bias ? bias->contiguous() : at::Tensor();
-    at::Tensor y = at::empty(with_last(x, p.n), x.options());
+    at::Tensor y = empty(with_last(x, p.n), x.options());
     const bool halves = p.x_type != BT_F32;
     const bt_problem problem = problem_of(p.m, p.n, p.k, layout.group, 1, halves, device);
     // By name a CPU does it too, for comparison.
@@ -77,7 +74,5 @@ at::Tensor ternary_linear_packed(const at::Tensor &x, const at::Tensor &w_packed
     }
     return y;
 }
-
-BT_IMPLEMENT(ternary_linear_packed)
 
 } // namespace bittorch

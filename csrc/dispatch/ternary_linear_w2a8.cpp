@@ -1,7 +1,5 @@
-#include "implement.h"
 #include "int8_activations.h"
-
-#include <ATen/ops/empty.h>
+#include "ops.h"
 
 namespace bittorch {
 
@@ -14,8 +12,8 @@ static void run_on_gpu(const bt_kernel &kernel, bt_ternary_linear_w2a8 p, const 
     }
     const bt_kernel &quantizer = find_kernel(BT_OP_act_quantize, BT_GPU, x.type, "auto");
     const int64_t ldq = padded_size("columns", p.k, 16); // rows that loads of 16 bytes can read
-    const at::Tensor codes = at::empty({p.digits * p.m, ldq}, x.rows.options().dtype(at::kChar));
-    const at::Tensor scales = at::empty({p.m}, x.rows.options().dtype(p.digits == 1 ? at::kFloat : at::kDouble));
+    const at::Tensor codes = empty({p.digits * p.m, ldq}, x.rows.options().dtype(at::kChar));
+    const at::Tensor scales = empty({p.m}, x.rows.options().dtype(p.digits == 1 ? at::kFloat : at::kDouble));
     bt_act_quantize a = quantize_params(x, p.digits, 0, p.m);
     a.order = p.q_order = kernel.reads & BT_READS_STRIDE4 ? BT_ORDER_STRIDE4 : BT_ORDER_NATURAL;
     a.ldq = p.ldq = ldq;
@@ -68,7 +66,7 @@ at::Tensor ternary_linear_w2a8(const at::Tensor &x, const at::Tensor &w_packed, 
     const bt_problem problem = problem_of(p.m, p.n, p.k, layout.group, p.digits, false, device);
     const bt_kernel &kernel = find_kernel(BT_OP_ternary_linear_w2a8, device, BT_I8, variant, &problem);
     const at::Tensor x_scales = x_scale ? x_scale->contiguous() : at::Tensor();
-    at::Tensor y = at::empty(with_last(x, p.n), x.options().dtype(out_dtype.value_or(x.scalar_type())));
+    at::Tensor y = empty(with_last(x, p.n), x.options().dtype(out_dtype.value_or(x.scalar_type())));
     p.y_type = float_type(y, "out_dtype");
     if (y.numel() == 0)
         return y;
@@ -88,7 +86,5 @@ at::Tensor ternary_linear_w2a8(const at::Tensor &x, const at::Tensor &w_packed, 
         multiply_quantized(kernel, p, activations, BT_ORDER_PLANES);
     return y;
 }
-
-BT_IMPLEMENT(ternary_linear_w2a8)
 
 } // namespace bittorch

@@ -1,8 +1,5 @@
-#include "implement.h"
 #include "launch.h"
 #include "ops.h"
-
-#include <ATen/ops/empty.h>
 
 namespace bittorch {
 
@@ -22,7 +19,7 @@ at::Tensor ternary_pack(const at::Tensor &codes, bool check) {
     const c10::DeviceGuard guard(codes.device());
     const int64_t n = codes.size(0), k = codes.size(1);
     const at::Tensor rows = as_rows(codes, "codes");
-    at::Tensor packed = at::empty({n, div_up(k, 4)}, codes.options().dtype(at::kByte));
+    at::Tensor packed = empty({n, div_up(k, 4)}, codes.options().dtype(at::kByte));
     if (packed.numel() == 0) // of any number of empty rows
         return packed;
 
@@ -35,7 +32,5 @@ at::Tensor ternary_pack(const at::Tensor &codes, bool check) {
         refuse_illegal(codes, packed);
     return packed;
 }
-
-BT_IMPLEMENT_CODES(ternary_pack)
 
 } // namespace bittorch

@@ -1,7 +1,5 @@
-#include "implement.h"
 #include "launch.h"
-
-#include <ATen/ops/empty.h>
+#include "ops.h"
 
 namespace bittorch {
 
@@ -49,8 +47,8 @@ std::tuple<at::Tensor, at::Tensor> ternary_quantize(const at::Tensor &w, const s
 
     const c10::DeviceGuard guard(w.device());
     const at::Tensor rows = as_rows(w, "w");
-    at::Tensor packed = at::empty({p.n, div_up(p.k, 4)}, w.options().dtype(at::kByte));
-    at::Tensor scale = at::empty(scale_shape(p), w.options().dtype(at::kFloat));
+    at::Tensor packed = empty({p.n, div_up(p.k, 4)}, w.options().dtype(at::kByte));
+    at::Tensor scale = empty(scale_shape(p), w.options().dtype(at::kFloat));
     if (w.numel() == 0)
         return {packed, scale.fill_(BT_SCALE_EPS)};
     p.w = rows.const_data_ptr();
@@ -63,7 +61,5 @@ std::tuple<at::Tensor, at::Tensor> ternary_quantize(const at::Tensor &w, const s
            static_cast<int64_t>(bt_ternary_quantize_workspace(&p)));
     return {packed, scale};
 }
-
-BT_IMPLEMENT_CODES(ternary_quantize)
 
 } // namespace bittorch

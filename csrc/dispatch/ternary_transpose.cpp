@@ -1,7 +1,5 @@
-#include "implement.h"
 #include "launch.h"
-
-#include <ATen/ops/empty.h>
+#include "ops.h"
 
 namespace bittorch {
 
@@ -11,7 +9,7 @@ at::Tensor ternary_transpose(const at::Tensor &w_packed, int64_t in_features) {
     const c10::DeviceGuard guard(w_packed.device());
     const at::Tensor rows = as_rows(w_packed, "w_packed");
     const int64_t n = w_packed.size(0), k = in_features;
-    at::Tensor transposed = at::empty({k, div_up(n, 4)}, w_packed.options());
+    at::Tensor transposed = empty({k, div_up(n, 4)}, w_packed.options());
     if (transposed.numel() == 0)
         return transposed;
 
@@ -22,7 +20,5 @@ at::Tensor ternary_transpose(const at::Tensor &w_packed, int64_t in_features) {
     launch(kernel, p, div_up(k, BT_TRANSPOSE_TILE), work_of({n, k}));
     return transposed;
 }
-
-BT_IMPLEMENT_CODES(ternary_transpose)
 
 } // namespace bittorch

@@ -1,8 +1,5 @@
-#include "implement.h"
 #include "launch.h"
 #include "ops.h"
-
-#include <ATen/ops/empty.h>
 
 namespace bittorch {
 
@@ -19,7 +16,7 @@ at::Tensor ternary_unpack(const at::Tensor &w_packed, const std::optional<at::Te
     const c10::DeviceGuard guard(w_packed.device());
     const at::Tensor rows = as_rows(w_packed, "w_packed");
     const at::Tensor scales = scale ? scale->contiguous() : at::Tensor();
-    at::Tensor y = at::empty({n, k}, w_packed.options().dtype(dtype));
+    at::Tensor y = empty({n, k}, w_packed.options().dtype(dtype));
 
     bt_ternary_unpack p{};
     p.y_type = element_type(y, "dtype");
@@ -33,7 +30,5 @@ at::Tensor ternary_unpack(const at::Tensor &w_packed, const std::optional<at::Te
     launch(kernel, p, n, work_of({n, k}));
     return y;
 }
-
-BT_IMPLEMENT_CODES(ternary_unpack)
 
 } // namespace bittorch

@@ -1,8 +1,6 @@
-#include "implement.h"
 #include "int8_activations.h"
 #include "no_gradient.h"
-
-#include <ATen/ops/empty.h>
+#include "ops.h"
 
 namespace bittorch {
 
@@ -29,7 +27,7 @@ at::Tensor trit_depth_linear(const at::Tensor &x, const at::Tensor &w_packed, co
     p.digits = digit_count(activation_bits, "activation_bits");
     check_no_gradient("trit_depth_linear", {&x, &scale, or_null(bias), or_null(norm_weight)});
     const bt_kernel &kernel = find_kernel(BT_OP_trit_depth_linear, device_kind(x, "x"), BT_I8, variant);
-    at::Tensor y = at::empty(with_last(x, p.n), x.options());
+    at::Tensor y = empty(with_last(x, p.n), x.options());
     if (y.numel() == 0)
         return y;
     const at::Tensor w = as_rows(w_packed, "w_packed"), scales = scale.contiguous();
@@ -45,7 +43,5 @@ at::Tensor trit_depth_linear(const at::Tensor &x, const at::Tensor &w_packed, co
                        bt_trit_depth_memory(p.k));
     return y;
 }
-
-BT_IMPLEMENT_CODES(trit_depth_linear)
 
 } // namespace bittorch

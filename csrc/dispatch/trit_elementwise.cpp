@@ -1,8 +1,6 @@
-#include "implement.h"
 #include "launch.h"
+#include "ops.h"
 #include "trits.h"
-
-#include <ATen/ops/empty.h>
 
 namespace bittorch {
 
@@ -31,7 +29,7 @@ at::Tensor trit_elementwise(const at::Tensor &a, const std::optional<at::Tensor>
     const bt_kernel &kernel = find_kernel(BT_OP_trit_elementwise, device_kind(a, "a"), BT_I8, "auto");
     const c10::DeviceGuard guard(a.device());
     p.n = common_rows(left, right), p.k = columns;
-    at::Tensor y = at::empty({p.n, div_up(columns, 4)}, a.options());
+    at::Tensor y = empty({p.n, div_up(columns, 4)}, a.options());
     if (y.numel() == 0)
         return y;
     p.a = left.const_data_ptr<uint8_t>();
@@ -41,7 +39,5 @@ at::Tensor trit_elementwise(const at::Tensor &a, const std::optional<at::Tensor>
     launch(kernel, p, size_product("tiles", {p.n, bt_trit_chunks(p.k)}), work_of({p.n, div_up(columns, 16)}));
     return y;
 }
-
-BT_IMPLEMENT_CODES(trit_elementwise)
 
 } // namespace bittorch

@@ -1,9 +1,6 @@
-#include "implement.h"
 #include "launch.h"
+#include "ops.h"
 #include "trits.h"
-
-#include <ATen/ops/empty.h>
-#include <ATen/ops/sum.h>
 
 namespace bittorch {
 
@@ -16,7 +13,7 @@ at::Tensor trit_reduce(const at::Tensor &a, const std::optional<at::Tensor> &b, 
     p.n = common_rows(left, right), p.k = columns;
     const int64_t chunks = bt_reduce_chunks(columns);
     const int64_t tiles = size_product("tiles", {p.n, chunks});
-    at::Tensor counts = at::empty({p.n, chunks, 2}, a.options().dtype(at::kLong));
+    at::Tensor counts = empty({p.n, chunks, 2}, a.options().dtype(at::kLong));
     p.a = left.const_data_ptr<uint8_t>();
     p.b = b ? right.const_data_ptr<uint8_t>() : nullptr;
     p.counts = counts.mutable_data_ptr<int64_t>();
@@ -25,7 +22,5 @@ at::Tensor trit_reduce(const at::Tensor &a, const std::optional<at::Tensor> &b, 
         launch(kernel, p, tiles, work_of({p.n, div_up(columns, 16)}));
     return chunks == 1 ? counts.view({p.n, 2}) : counts.sum(1);
 }
-
-BT_IMPLEMENT_CODES(trit_reduce)
 
 } // namespace bittorch
