@@ -72,6 +72,7 @@ class Routes:
             Route("/health", self._handled(self.health, open_to_all=True)),
             Route("/metrics", self._handled(self.metrics)),
             Route("/v1/models", self._handled(self.models)),
+            Route("/v1/models/{name:path}", self._handled(self.model)),
             Route("/v1/chat/completions", self._handled(self.chat), methods=["POST"]),
             Route("/v1/embeddings", self._handled(self.embeddings), methods=["POST"]),
             Route("/", self._handled(self.page, open_to_all=True)),
@@ -120,8 +121,16 @@ class Routes:
         return Response(self.service.metrics.text(), media_type=CONTENT_TYPE)
 
     async def models(self, request: Request) -> Response:
-        """The one model."""
-        return json_response(replies.models(self.options.name, self.service.created, self.options.context))
+        """The list of the one model."""
+        return json_response({"object": "list", "data": [self._model()]})
+
+    async def model(self, request: Request) -> Response:
+        """The one model, by its name."""
+        protocol.check_model(request.path_params["name"], self.options)
+        return json_response(self._model())
+
+    def _model(self) -> replies.Json:
+        return replies.model(self.options.name, self.service.created, self.options.context)
 
     async def chat(self, request: Request) -> Response:
         """The answer to a conversation."""

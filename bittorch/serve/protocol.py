@@ -148,6 +148,11 @@ def _model(fields: Fields, options: Options) -> None:
     name = fields.text("model")
     if name is None:
         raise ApiError(f"'model' is missing; this server has '{options.name}'", param="model")
+    check_model(name, options)
+
+
+def check_model(name: str, options: Options) -> None:
+    """Raises ApiError for another model's name."""
     if name != options.name:
         raise ApiError(
             f"the model '{name[:100]}' does not exist here; this server has '{options.name}'",

@@ -125,10 +125,9 @@ def _entry(text: str, logprob: float) -> Json:
     return {"token": text, "logprob": logprob, "bytes": None if "\ufffd" in text else list(text.encode())}
 
 
-def models(name: str, created: int, context: int) -> Json:
-    """The list of /v1/models."""
-    model = {"id": name, "object": "model", "created": created, "owned_by": "bittorch", "max_model_len": context}
-    return {"object": "list", "data": [model]}
+def model(name: str, created: int, context: int) -> Json:
+    """An entry of /v1/models."""
+    return {"id": name, "object": "model", "created": created, "owned_by": "bittorch", "max_model_len": context}
 
 
 def vectors(name: str, made: Sequence[Tensor], tokens: int, base64: bool) -> Json:

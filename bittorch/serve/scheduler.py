@@ -219,13 +219,15 @@ class Scheduler(threading.Thread):
         for slot in list(self._slots.values()):
             if self._over(slot.job, begin):
                 self._drop(slot)
-        self._admit(begin)
         self._embed(begin)
+        begin = time.monotonic()
+        self._admit(begin)
         counts = self._counts()
         if not counts:
             return
+        asked = time.monotonic()
         logits = self.engine.step(counts).float()
-        self.metrics.model.observe(time.monotonic() - begin)
+        self.metrics.model.observe(time.monotonic() - asked)
         self.steps += 1
         self._take(counts, logits)
         self.metrics.step.observe(time.monotonic() - begin)
@@ -270,17 +272,20 @@ class Scheduler(threading.Thread):
             coming, self._waiting = kept[:free], deque(kept[free:])
         for job in coming:
             try:
-                own = Continuation(self.model, job.prompt, job.config, self.options.context, job.number)
+                self._begin(job)
             except Exception as error:  # such as no memory for what penalties count
                 log(error)
                 self.metrics.ended.labels("error").inc()
                 self._news.append(Failure(job, failed(f"the answer cannot begin: {type(error).__name__}")))
-                continue
-            row, job.kept = self._best_row(job.prompt)
-            self._held[row] = []
-            sequence = self.engine.add(job.prompt, job.kept, row)
-            self._slots[sequence] = _Slot(job, sequence, own)
-            self.metrics.kept.inc(job.kept)
+
+    def _begin(self, job: Job) -> None:
+        """Gives a job a row."""
+        own = Continuation(self.model, job.prompt, job.config, self.options.context, job.number)
+        row, job.kept = self._best_row(job.prompt)
+        self._held[row] = []
+        sequence = self.engine.add(job.prompt, job.kept, row)
+        self._slots[sequence] = _Slot(job, sequence, own)
+        self.metrics.kept.inc(job.kept)
 
     def _best_row(self, prompt: list[int]) -> tuple[int, int]:
         """The free row that holds most of a prompt's beginning, else the one not used for longest; and how much."""

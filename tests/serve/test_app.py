@@ -33,6 +33,9 @@ def reference(model: LanguageModel, prompt: str, **config: Any) -> str:
 def test_models_health_and_metrics(server: Running) -> None:
     (listed,) = server.client.models.list().data
     assert (listed.id, listed.owned_by) == ("tiny", "bittorch")
+    assert server.client.models.retrieve("tiny") == listed
+    with pytest.raises(openai.NotFoundError):
+        server.client.models.retrieve("other")
     assert server.ask("/health", method="GET").json == {"status": "ok"}
     assert b"bittorch_slots 4.0" in server.ask("/metrics", method="GET").body
 

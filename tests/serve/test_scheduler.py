@@ -1,6 +1,7 @@
 """The scheduler without a thread: who is served in which step."""
 
 import dataclasses
+import queue
 from typing import Any
 
 import pytest
@@ -84,31 +85,38 @@ def test_a_prompt_keeps_whole_chunks_of_the_row_that_has_most(model: LanguageMod
     assert steps.scheduler.metrics.kept._value.get() == 12
 
 
-def test_a_step_that_fails_ends_its_answers_and_no_others(model: LanguageModel, monkeypatch: Any) -> None:
-    delivered: list[Event] = []
-    scheduler = Scheduler(model, OPTIONS, Metrics(), delivered.extend)
+def test_an_answer_that_cannot_begin_fails_alone(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Steps(model)
+    monkeypatch.setattr(steps.scheduler.engine, "add", lambda *args: next(adds)(*args))
+    add = steps.scheduler.engine.__class__.add.__get__(steps.scheduler.engine)
+    adds = iter([lambda *args: 1 // 0, add])
+    bad, good = steps.job([1]), steps.job([2])
+    failure, progress = steps.round()
+    assert (failure.job, progress.job) == (bad, good)
+    assert isinstance(failure, Failure)
+    assert failure.error.message == "the answer cannot begin: ZeroDivisionError"
+
+
+def test_a_step_that_fails_ends_its_answers_and_no_others(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delivered: queue.Queue[Event] = queue.Queue()
+    scheduler = Scheduler(model, OPTIONS, Metrics(), lambda news: [delivered.put(event) for event in news] and None)
     jobs = [Job([1, 2], GenerationConfig(max_new_tokens=3)) for _ in range(2)]
-    fails = [True]
 
-    def step(*args: Any, **kwargs: Any) -> Any:
-        if fails.pop():
-            raise MemoryError
-        monkeypatch.undo()
-        return model.step(*args, **kwargs)
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise MemoryError
 
-    monkeypatch.setattr(model, "step", lambda *args, **kwargs: step(*args, **kwargs))
+    monkeypatch.setattr(model, "step", fail)
     scheduler.submit(jobs[:1])
     scheduler.start()
-    while not delivered:
-        pass
-    (failure,) = delivered
+    failure = delivered.get(timeout=60)
     assert isinstance(failure, Failure)
     assert (failure.job, failure.error.status, failure.error.message) == (jobs[0], 500, "a step failed: MemoryError")
-    fails.append(False)
+    monkeypatch.undo()
     scheduler.submit(jobs[1:])
-    while len(delivered) < 4:
-        pass
-    assert [event.tokens for event in delivered[1:] if isinstance(event, Progress)] == [1, 2, 3]
+    rest = [delivered.get(timeout=60) for _ in range(3)]
+    assert [event.tokens for event in rest if isinstance(event, Progress)] == [1, 2, 3]
     scheduler.stop()
     scheduler.join(60)
     assert not scheduler.is_alive()
