@@ -74,20 +74,21 @@ class LanguageModel(Decoder):
     ) -> LanguageModel:
         """A model from a directory of safetensors or one GGUF file, straight to its device.
 
-        Ternary tensors stay packed all the way. On a CPU what needs neither conversion nor joining stays in the mapped
-        file, which must not change while the model is in use.
+        Ternary tensors stay packed. On a CPU, tensors that need neither conversion nor joining stay in the mapped file,
+        which must not change while the model is in use.
 
         Args:
             path: as `bittorch.models.io.open_checkpoint` takes it.
             device, dtype, depth, group_size, activation_bits, head_depth, fuse_norms, kv_cache: as in
                 `bittorch.models.load.LoadOptions`.
-            tokenizer: whether to load the tokenizer too, which needs the extra ``lm``; or another one's place, as in
-                `open_checkpoint`.
+            tokenizer: whether to load the tokenizer too, which needs the extra ``lm``; or the path of another
+                one, as in `open_checkpoint`.
             ternary, i2_s_layout, hidden_act, override, pre_tokenizer: what a file may leave open or get wrong, as in
                 `open_checkpoint`.
 
         Warns:
-            bittorch.models.io.CheckpointWarning: the checkpoint leaves something open; names it and what is taken.
+            bittorch.models.io.CheckpointWarning: the checkpoint leaves something open; the message names it and the
+                decision.
 
         Raises:
             FileNotFoundError, bittorch.models.io.FormatError: as `open_checkpoint`; missing tensors are listed.

@@ -91,28 +91,28 @@ class TernaryQuantConfig(QuantConfig):
     """How weights become ternary; `bittorch.ops.ternary_quantize` has the formulas.
 
     Args:
-        threshold_factor: in [0, 1], of the method's measure; None is the method's own: max 0.05 (of the largest),
-            twn 0.75 (of the mean), absmean and absmedian 0.5 (round to nearest), ttq 0.05 (of the largest). The others
-            have their own. Given without a method, it is one of the largest magnitude: method max.
+        threshold_factor: in [0, 1], a share of what the method measures. Default: max and ttq 0.05 (of the largest
+            magnitude), twn 0.75 (of the mean), absmean and absmedian 0.5 (round to nearest). The other methods find
+            their own threshold. Without a method, the method is max.
         per_channel: False is ``granularity="tensor"``.
-        method: ``max``, ``twn``, ``absmean`` (the codes of BitNet b1.58), ``absmedian``, ``optimal`` or ``nm34``
-            (3:4 sparse: one of four columns is 0); or, with the scale a parameter of the layer, ``lsq``, ``seq`` or
-            ``ttq`` (`bittorch.quant.learned` has the formulas). None is max.
+        method: ``max`` (the default), ``twn``, ``absmean`` (the codes of BitNet b1.58), ``absmedian``, ``optimal`` or
+            ``nm34`` (3:4 sparse: one of four columns is 0). With ``lsq``, ``seq`` and ``ttq`` the scale is a parameter
+            of the layer (`bittorch.quant.learned` has the formulas).
         scale: ``ls`` (least squares: the mean of the kept magnitudes), ``rms`` (codes times scale have the norm of the
-            weights), ``mean`` or ``max``; None is ``rms`` where neither a method nor a threshold_factor is given, else
-            the method's own, ``ls`` but for absmean, whose is ``mean``, and ``learned`` where it is a parameter.
-            ``max`` is that of libraries that scale by the largest weight, and ruins trained weights: see
-            docs/reference/ternary_format.md.
-        granularity: what shares a scale: ``tensor``, ``channel`` (the default) or ``group`` (the default where
-            group_size is given).
-        group_size: columns of a group, a multiple of 4 that divides in_features; None is 128.
+            weights), ``mean`` or ``max``. Default: ``rms`` if neither a method nor a threshold_factor is given, else
+            ``ls``; ``mean`` for absmean; ``learned`` where it is a parameter. ``max`` is the rule of libraries that
+            scale by the largest weight, and ruins trained weights: see docs/reference/ternary_format.md.
+        granularity: what shares a scale: ``tensor``, ``channel`` (the default) or ``group`` (the default with a
+            group_size).
+        group_size: columns of a scale group, a multiple of 4 that divides in_features; default 128.
         activation_bits: None for floating activations, 8 for int8 with one scale per token (W1.58A8), 16 or 24 for
-            exact sums of two or three int8 digits: the same bits on every device, docs/reference/ops.md has the errors.
+            exact sums of two or three int8 digits, which are the same bits on every device. docs/reference/ops.md has
+            the errors.
         ste: the straight-through gradient of a weight: ``identity``, or ``clipped``, zero where ``|w| > 1.5 scale``.
             lsq and seq have their own clip.
 
-    None is resolved at once: ``TernaryQuantConfig().threshold_factor == 0.05``. `dataclasses.replace` keeps what is
-    resolved: with another method, say ``replace(config, method="twn", threshold_factor=None, scale=None)``.
+    Defaults are filled in at once: ``TernaryQuantConfig().threshold_factor == 0.05``. `dataclasses.replace` keeps them;
+    to change the method write ``replace(config, method="twn", threshold_factor=None, scale=None)``.
 
     Raises:
         ValueError: an unknown name, a value out of range, ``per_channel=False`` with another granularity than tensor,

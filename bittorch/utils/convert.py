@@ -245,11 +245,11 @@ def quantize_(
 
     A layer that appears in several places stays one layer, and has the first of its names. First, last and head layers
     are converted unless ``skip`` names them. Layers that are ternary already stay as they are. Adapters of PEFT
-    (``lora_A``, ``lora_B``) stay too, unless a pattern of ``filter_fn`` names them.
+    (``lora_A``, ``lora_B``) stay dense, unless a pattern of ``filter_fn`` names them.
 
-    What only resembles the two kinds stays as it is: subclasses, among them parametrised layers (weight norm) and the
-    ``out_proj`` of `torch.nn.MultiheadAttention`, recurrent layers, `torch.nn.Conv1d`, fused 3-D weights of experts,
-    the ``Conv1D`` of GPT-2 in transformers. The report counts them. In a `torch.nn.TransformerEncoderLayer` the fast
+    Other layers stay as they are, and the report counts them: subclasses of the two kinds (parametrised layers such as
+    weight norm, the ``out_proj`` of `torch.nn.MultiheadAttention`), recurrent layers, `torch.nn.Conv1d`, fused 3-D
+    weights of experts, the ``Conv1D`` of GPT-2 in transformers. In a `torch.nn.TransformerEncoderLayer` the fast
     path of eval is switched off (`bittorch.nn.call_ternary_layers`), because it would read the weights of the layers.
 
     A name pattern is that of `fnmatch`, compared with the whole name of a layer, such as ``layers.0.mlp.up``: ``*``
@@ -258,16 +258,16 @@ def quantize_(
 
     Args:
         model: any model; its weights are what training goes on from.
-        config: one for all layers, or a mapping of name patterns to configurations, of which the first that matches
+        config: one for all layers, or a mapping of name patterns to configurations. The first pattern that matches
             counts; None there, or no match, leaves the layer. Default: ``TernaryQuantConfig(method="twn")``, which
-            loses hardly more of trained weights than ``optimal`` and sorts nothing. With a depth granularity,
-            group_size and activation_bits alone may be set.
+            loses hardly more of trained weights than ``optimal`` and needs no sorting. With a depth, only granularity,
+            group_size and activation_bits may be set.
         filter_fn: which layers: ``filter_fn(module, name) -> bool``, or name patterns such as ``"*.mlp.*"``.
         skip: name patterns of layers to leave, such as ``"lm_head"``.
         depth: planes, 1 to 6, for all layers, or a mapping of name patterns to depths as that of ``config``.
-        bits_per_weight: instead of ``depth``: what the converted layers together may store for a weight, codes and
-            scales; each gets a depth of its own, more where more error falls for a bit. Tied weights share theirs and
-            count once.
+        bits_per_weight: instead of ``depth``: bits per weight that the converted layers together may store, codes and
+            scales. Each layer gets a depth of its own, more where a bit lowers the error more. Tied weights share
+            theirs and count once.
         inputs: with ``bits_per_weight``: batches that the model is called with (a mapping by keywords, a tuple or list
             by position), so that errors count as the activations see them.
         calibrate: with a depth or a budget: batches as ``inputs``, or a `bittorch.Calibration` of them, by whose

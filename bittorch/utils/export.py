@@ -178,10 +178,10 @@ def export_for_inference(model: nn.Module, skip: SkipPredicate | None = None) ->
     touched.
 
     A module that appears in several places stays one module, and tied weights share their codes. Everything else is
-    copied as it is. The copy has no wrappers of `torch.compile`, AveragedModel or activation checkpointing, and the
-    names of the model inside them. ``model.module`` of DistributedDataParallel is exported by the caller;
-    FullyShardedDataParallel (FSDP1) inside ``summon_full_params``; with ``fully_shard`` (FSDP2) export before sharding,
-    or after loading the full state dict into a plain model. Tensors are normal ones in inference mode too.
+    copied as it is. The copy leaves out wrappers of `torch.compile`, AveragedModel and activation checkpointing, and
+    has the names of the model inside them. With DistributedDataParallel export ``model.module``. With
+    FullyShardedDataParallel (FSDP1) export inside ``summon_full_params``. With ``fully_shard`` (FSDP2) export before
+    sharding, or after loading the full state dict into a plain model. In inference mode too, the tensors are normal.
 
     Args:
         model: the trained model, in any mode and on any device.

@@ -42,10 +42,10 @@ def open_checkpoint(
             for x86. A wrong one gives noise instead of text.
         hidden_act: short for ``override={"hidden_act": ...}``: the activation of the MLP, ``silu``, ``relu2`` or
             ``gelu_tanh``. A GGUF file of architecture ``bitnet`` often says nothing.
-        override: fields of `bittorch.models.ModelConfig` and values, which count in the place of what the checkpoint
-            says, or where it says nothing. ``eos_token_ids`` then are the only tokens that end an answer.
+        override: values for fields of `bittorch.models.ModelConfig`, in place of those of the checkpoint. With
+            ``eos_token_ids`` no other token ends an answer.
         pre_tokenizer: how a byte-level vocabulary of a GGUF file cuts text into words, by llama.cpp's name such as
-            ``llama-bpe``; None takes what the file says.
+            ``llama-bpe``; None uses the name in the file.
         tokenizer: where the tokenizer is, if not in the checkpoint: a directory, its tokenizer.json or tokenizer.model,
             or a GGUF file. Its size must fit the vocabulary of the model.
 
@@ -53,11 +53,11 @@ def open_checkpoint(
         The open checkpoint; use it in a ``with`` statement.
 
     Warns:
-        CheckpointWarning: the checkpoint leaves something open; the message names it, what is taken, and the option.
+        CheckpointWarning: the checkpoint leaves something open; the message names it, the decision, and the option.
 
     Raises:
         FileNotFoundError: nothing there.
-        FormatError: damaged, incomplete, or of a format or architecture that is not read; the message names it.
+        FormatError: damaged, incomplete, or of an unsupported format or architecture; the message names it.
         TypeError, ValueError: options out of range, fields that no configuration has, or none of this architecture,
             and ``pre_tokenizer`` of a tokenizer that has rules of its own.
     """
