@@ -92,4 +92,4 @@ fmt: $(BIN)/.dependencies ## format C, CUDA and Python
 	$(BIN)/clang-format -i $(C_FILES)
 
 clean: ## remove what was built, not .venv
-	rm -rf build bittorch/_C*.so bittorch/_build_info.py demo_output
+	rm -rf build bittorch/*.so bittorch/_build_info.py demo_output

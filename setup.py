@@ -1,10 +1,14 @@
-"""Builds bittorch._C: C kernels by cc, the torch shim by c++, .cu kernels by nvcc when there is one.
+"""Builds the library of kernels, C by cc and .cu by nvcc when there is one, and by c++ the shim of the torch that runs.
 
 Environment: BITTORCH_CUDA=auto|0|1, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS, CC, CXX. Empty means unset.
+BITTORCH_TORCH_HEADERS, include folders of other minors of torch with ':' between them, is for who makes wheels: each
+gets a shim too. BITTORCH_LINKER links in place of CXX. `setup.py build_shim` makes a shim beside installed kernels.
 torch's own BuildExtension is not used: it compiles .c files as C++ and refuses nvcc beside a CPU-only torch.
 """
 
 import atexit
+import ctypes
+import hashlib
 import importlib.util
 import os
 import platform
@@ -17,6 +21,7 @@ import sysconfig
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import ClassVar
 
 import setuptools
 
@@ -27,7 +32,7 @@ if 0 < int(setuptools.__version__.split(".")[0]) < 77:
         "pip install 'setuptools>=77'"
     )
 
-from setuptools import Extension, setup
+from setuptools import Command, Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
@@ -51,6 +56,8 @@ ISA_FLAGS = isa_flags()
 COMMON = ["-O3", "-DNDEBUG", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
 # 8.7 is Jetson Orin; the PTX of 8.0 serves every later device. An older nvcc builds those that it knows.
 DEFAULT_CUDA_ARCHES = ("8.0+PTX", "8.7", "8.9", "9.0", "10.0", "12.0")
+LIBRARY = "libbittorch_kernels.so"
+KERNEL_SIDE = ("kernel_table", "cpu_features")  # of csrc/dispatch, what belongs to the library of kernels
 
 
 def setting(name, default=""):
@@ -91,12 +98,12 @@ def find_cuda_home():
 
 def toolkits():
     """Where CUDA may be when CUDA_HOME does not say it."""
-    candidates = []
+    found = []
     if on_path := shutil.which("nvcc"):
         # A wrapper script on PATH need not lie in the toolkit, so ask nvcc itself.
         dryrun = subprocess.run([on_path, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True)
-        candidates += [Path(top).resolve() for top in re.findall(r"^#\$ TOP=(.+)$", dryrun.stderr, re.M)]
-    return [*candidates, Path("/usr/local/cuda")]
+        found = re.findall(r"^#\$ TOP=(.+)$", dryrun.stderr, re.M)
+    return [*(Path(top).resolve() for top in found), Path("/usr/local/cuda")]
 
 
 def cuda_library_dir(home):
@@ -125,8 +132,12 @@ def gencode_flags(arch_list):
     return flags
 
 
-def minor_of(torch):
-    return tuple(int(part) for part in torch.__version__.split(".")[:2])
+def python_include():
+    include = Path(sysconfig.get_paths()["include"])
+    if not (include / "Python.h").exists():
+        version = "{}.{}".format(*sys.version_info)
+        raise SystemExit(f"no Python.h in {include}; install the headers of Python {version} (Debian: python3-dev)")
+    return include
 
 
 def max_jobs():
@@ -141,15 +152,54 @@ def is_writable(folder):
     return is_writable(folder.parent) if not folder.exists() else os.access(folder, os.W_OK)
 
 
+class Torch:
+    """A minor version of torch, for which a shim is made: of its C++ interface nothing holds for the next one."""
+
+    def __init__(self, version, include, library_dirs, cuda):
+        self.version, self.include, self.library_dirs, self.cuda = version, include, library_dirs, cuda
+        self.minor = tuple(int(part) for part in version.split(".")[:2])
+        self.name = "torch{}{}".format(*self.minor)
+        self.shim = f"_C.{self.name}.abi3.so"
+
+    @classmethod
+    def running(cls):
+        torch = import_torch()
+        folder = Path(torch.__file__).parent
+        return cls(torch.__version__, folder / "include", [folder / "lib"], torch.version.cuda)
+
+    @classmethod
+    def all(cls):
+        """The torch that runs, and those of which there are headers; they are linked to the libraries of the former."""
+        found = [cls.running()]
+        for folder in map(Path, filter(None, setting("BITTORCH_TORCH_HEADERS").split(":"))):
+            header = folder / "torch/headeronly/version.h"
+            numbers = re.findall(r"_(?:MAJOR|MINOR|PATCH) (\d+)", header.read_text() if header.exists() else "")
+            if len(numbers) != 3:
+                raise SystemExit(f"BITTORCH_TORCH_HEADERS: {header} does not say which torch it is of")
+            found.append(cls(".".join(numbers), folder.resolve(), found[0].library_dirs, None))
+        if len({torch.minor for torch in found}) < len(found):
+            raise SystemExit(f"BITTORCH_TORCH_HEADERS: a minor is there twice among {[t.version for t in found]}")
+        return sorted(found, key=lambda torch: torch.minor)
+
+
 def requirements():
-    """What the wheel needs: the minor version of torch that it is built against, and no other.
+    """What the wheel needs: the minor versions of torch that it has shims of, and no other.
 
     A source distribution is not built against any.
     """
     torch = "torch>=2.8"
     if "sdist" not in sys.argv and importlib.util.find_spec("torch"):
-        torch = "torch=={}.{}.*".format(*minor_of(import_torch()))
+        minors = [torch.minor for torch in Torch.all()]
+        (major, first), (_, last) = minors[0], minors[-1]
+        torch = f"torch>={major}.{first},<{major}.{last + 1}" if first < last else f"torch=={major}.{first}.*"
+        torch += "".join(f",!={major}.{n}.*" for n in range(first, last) if (major, n) not in minors)
     return [torch, "numpy>=1.26", "safetensors>=0.5"]
+
+
+def interface():
+    """A hash of what kernels and shims include alike; each has it, and a shim beside other kernels does not load."""
+    headers = sorted((ROOT / "csrc/kernels").glob("*.h")) + [ROOT / f"csrc/dispatch/{name}.h" for name in KERNEL_SIDE]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in headers)).hexdigest()[:12]
 
 
 def options():
@@ -166,141 +216,185 @@ class Compiler:
     """The compile and link commands, and which sources exist for this machine."""
 
     def __init__(self):
-        self.torch = import_torch()
-        from torch.utils import cpp_extension
-
         self.cuda_home = find_cuda_home()
         self.arches = ""
         if self.cuda_home:
             self.arches = setting("TORCH_CUDA_ARCH_LIST") or default_arches(self.cuda_home)
-        # Before torch 2.11 the stream comes through torch's CUDA library and headers, see dispatch/checks.cpp.
-        self.torch_cuda = self.cuda_home and self.torch.version.cuda and minor_of(self.torch) < (2, 11)
         self.cc = shlex.split(setting("CC", "cc"))
         self.cxx = shlex.split(setting("CXX", "c++"))
+        self.linker = shlex.split(setting("BITTORCH_LINKER")) or self.cxx
         self.defines = ["-DBT_WITH_CUDA"] if self.cuda_home else []
-        # Messages of torch's headers name their file: as torch/..., not as the folder of the machine that builds.
-        folder = Path(self.torch.__file__).parent
-        self.torch_includes = [f"-ffile-prefix-map={folder}=torch"]
-        self.torch_includes += [f"-I{path}" for path in cpp_extension.include_paths()]
-        self.torch_libraries = cpp_extension.library_paths()
-        self.cxx_standard = "c++17" if minor_of(self.torch) <= (2, 11) else "c++20"
+        self.interface = f'-DBT_INTERFACE="{interface()}"'
 
-    def sources(self):
-        kernels = [
-            path
-            for path in sorted((ROOT / "csrc/kernels/cpu").glob("*.c"))
-            if ISA_FLAGS[path.stem.rsplit("_", 1)[1]][0] in (None, MACHINE)
-        ]
+    def kernel_sources(self):
+        kernels = sorted((ROOT / "csrc/kernels/cpu").glob("*.c"))
+        kernels = [path for path in kernels if ISA_FLAGS[path.stem.rsplit("_", 1)[1]][0] in (None, MACHINE)]
         cuda = sorted((ROOT / "csrc/kernels/cuda").glob("*.cu")) if self.cuda_home else []
-        dispatch = sorted((ROOT / "csrc/dispatch").glob("*.c")) + sorted((ROOT / "csrc/dispatch").glob("*.cpp"))
-        return dispatch[::-1] + cuda + kernels  # the slow ones first
+        return [*cuda, *kernels, *(ROOT / f"csrc/dispatch/{name}.c" for name in KERNEL_SIDE)]
 
-    def command(self, source):
+    def kernel_command(self, source):
         if source.suffix == ".cu":
             flags = ["-O3", "-DNDEBUG", "-std=c++17", "-fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
             return [self.cuda_home / "bin/nvcc", *flags, *gencode_flags(self.arches), *self.defines]
-        if source.suffix == ".cpp":
-            # -fopenmp makes at::parallel_for run on torch's threads; without it the loop is silently serial.
-            flags = [f"-std={self.cxx_standard}", "-fopenmp", *COMMON, "-Wno-unused-parameter"]
-            # The version is there to compile anew when the torch of this environment has become another.
-            version = f'-DBT_TORCH_VERSION="{self.torch.__version__}"'
-            cuda = ["-DBT_CUDA_TORCH", f"-I{self.cuda_home / 'include'}"] if self.torch_cuda else []
-            return [*self.cxx, *flags, *self.defines, version, *cuda, *self.torch_includes]
         isa = ISA_FLAGS[source.stem.rsplit("_", 1)[1]][1] if source.parent.name == "cpu" else []
-        python = [f"-I{self.python_include()}", "-DPy_LIMITED_API=0x030A0000"] if source.name == "module.c" else []
-        return [*self.cc, "-std=c11", *COMMON, *isa, *self.defines, *python]
+        own = [self.interface] if source.stem == "kernel_table" else []
+        return [*self.cc, "-std=c11", *COMMON, *isa, *self.defines, *own]
 
-    @staticmethod
-    def python_include():
-        include = Path(sysconfig.get_paths()["include"])
-        if not (include / "Python.h").exists():
-            version = "{}.{}".format(*sys.version_info)
-            raise SystemExit(f"no Python.h in {include}; install the headers of Python {version} (Debian: python3-dev)")
-        return include
+    def shim_command(self, source, torch):
+        if source.suffix == ".c":
+            python = [f"-I{python_include()}", "-DPy_LIMITED_API=0x030A0000"]
+            return [*self.cc, "-std=c11", *COMMON, *python, self.interface]
+        # -fopenmp makes at::parallel_for run on torch's threads; without it the loop is silently serial.
+        standard = "c++17" if torch.minor <= (2, 11) else "c++20"
+        flags = [f"-std={standard}", "-fopenmp", *COMMON, "-Wno-unused-parameter"]
+        # The version is there to compile anew when the torch of this environment has become another.
+        version = f'-DBT_TORCH_VERSION="{torch.version}"'
+        cuda = ["-DBT_CUDA_TORCH", f"-I{self.cuda_home / 'include'}"] if self.needs_torch_cuda(torch) else []
+        # Messages of torch's headers name their file: as torch/..., not as the folder of the machine that builds.
+        names = f"-ffile-prefix-map={torch.include.parent}=torch"
+        includes = [f"-I{torch.include}", f"-I{torch.include / 'torch/csrc/api/include'}"]
+        return [*self.cxx, *flags, version, *cuda, names, *includes]
 
-    def link(self, objects, target):
-        # `import bittorch` imports torch first, whose libraries are then loaded, wherever they are. The one path names
-        # no folder of the machine that builds: it is for tools that load _C alone.
-        command = [*self.cxx, "-shared", "-o", target, *objects, *(f"-L{folder}" for folder in self.torch_libraries)]
-        command += ["-Wl,-rpath,$ORIGIN/../torch/lib", "-lc10", "-ltorch_cpu", "-ltorch"]
-        command += ["-lc10_cuda"] if self.torch_cuda else []
+    def needs_torch_cuda(self, torch):
+        """Before torch 2.11 the stream comes through torch's CUDA library and headers, see dispatch/checks.cpp."""
+        return self.cuda_home and torch.cuda and torch.minor < (2, 11)
+
+    def link_kernels(self, objects, folder):
+        command = [*self.linker, "-shared", "-o", folder / LIBRARY, f"-Wl,-soname,{LIBRARY}", *objects, "-lm"]
         if self.cuda_home:
-            command += [f"-L{cuda_library_dir(self.cuda_home)}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+            command += [f"-L{cuda_library_dir(self.cuda_home)}", "-Wl,--exclude-libs,ALL"]
+            command += ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
         return command
 
+    def link_shim(self, objects, torch, folder, kernels):
+        # `import bittorch` imports torch first, whose libraries are then loaded, wherever they are. The second path
+        # names no folder of the machine that builds: it is for tools that load _C alone.
+        command = [*self.linker, "-shared", "-o", folder / torch.shim, *objects, kernels / LIBRARY]
+        command += [*(f"-L{path}" for path in torch.library_dirs), "-Wl,-rpath,$ORIGIN:$ORIGIN/../torch/lib"]
+        return [*command, "-lc10", "-ltorch_cpu", "-ltorch", *(["-lc10_cuda"] if self.needs_torch_cuda(torch) else [])]
 
-class BuildKernels(build_ext):
-    """Compiles what changed, in parallel, and links bittorch/_C.abi3.so."""
 
-    def build_extension(self, ext):
-        compiler = Compiler()
-        target = Path(self.get_ext_fullpath(ext.name))
+class Objects:
+    """Compiles in parallel what is older than what it is made of, or was made by another command."""
+
+    def __init__(self, elsewhere, force):
         # Not build_temp, which pip makes anew each time: what did not change is not compiled again. Where the sources
         # cannot be written to, it holds what is missing among the objects that lie beside them.
-        kept = ROOT / "build/objects"
-        objects_dir = kept if is_writable(kept) else Path(self.build_temp).resolve()
-        shared = [*ROOT.glob("csrc/kernels/*.h"), *ROOT.glob("csrc/dispatch/*.h"), Path(__file__)]
-        kernel_headers = [*ROOT.glob("csrc/kernels/cpu/*.h"), *ROOT.glob("csrc/kernels/cuda/*.cuh")]
-        jobs, objects = [], []
-        for source in compiler.sources():
-            name = str(source.relative_to(ROOT / "csrc")).replace("/", "_") + ".o"
-            # Relative, so that nothing in the binary names a folder of the machine that builds.
-            command = [str(part) for part in [*compiler.command(source), "-c", source.relative_to(ROOT)]]
-            inputs = [source, *shared, *(kernel_headers if source.suffix != ".cpp" else [])]
-            stale = self.is_stale(kept / name, command, max(path.stat().st_mtime for path in inputs))
-            obj = objects_dir / name if stale else kept / name
-            objects.append(str(obj))
-            if stale:
-                jobs.append((source, obj, command))
-        objects_dir.mkdir(parents=True, exist_ok=True)
+        self.kept = ROOT / "build/objects"
+        self.made = self.kept if is_writable(self.kept) else Path(elsewhere).resolve()
+        self.force, self.jobs = force, []
+
+    def add(self, source, command, headers, folder=""):
+        """The object of a source, which compile() will have made."""
+        name = str(source.relative_to(ROOT / "csrc")).replace("/", "_") + ".o"
+        # Relative, so that nothing in the binary names a folder of the machine that builds.
+        command = [str(part) for part in [*command, "-c", source.relative_to(ROOT)]]
+        newest = max(path.stat().st_mtime for path in [source, *headers])
+        kept, recorded = self.kept / folder / name, (self.kept / folder / name).with_suffix(".cmd")
+        as_recorded = recorded.exists() and recorded.read_text() == shlex.join(command)
+        if as_recorded and kept.exists() and kept.stat().st_mtime > newest and not self.force:
+            return kept
+        self.jobs.append((source, self.made / folder / name, command))
+        return self.made / folder / name
+
+    def kernels(self, compiler):
+        headers = [*ROOT.glob("csrc/kernels/**/*.h"), *ROOT.glob("csrc/kernels/cuda/*.cuh")]
+        table = [ROOT / f"csrc/dispatch/{name}.h" for name in KERNEL_SIDE]
+        return [
+            self.add(path, compiler.kernel_command(path), headers + table * (path.stem in KERNEL_SIDE))
+            for path in compiler.kernel_sources()
+        ]
+
+    def shim(self, compiler, torch):
+        headers = list(ROOT.glob("csrc/*/*.h"))
+        sources = [*sorted(ROOT.glob("csrc/dispatch/*.cpp"), reverse=True), ROOT / "csrc/dispatch/module.c"]
+        return [self.add(path, compiler.shim_command(path, torch), headers, torch.name) for path in sources]
+
+    def compile(self):
+        jobs = sorted(self.jobs, key=lambda job: (".cu", ".cpp", ".c").index(job[0].suffix))  # the slow ones first
         numbered = [(*job, f"{number}/{len(jobs)}") for number, job in enumerate(jobs, 1)]
         with ThreadPoolExecutor(max_jobs()) as pool:
             list(pool.map(lambda job: self.compile_one(*job), numbered))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        self.shell([str(part) for part in compiler.link(objects, target.resolve())])
-        self.write_build_info(compiler, target.parent / "_build_info.py")
-
-    def copy_extensions_to_source(self):
-        super().copy_extensions_to_source()
-        built = Path(self.get_ext_fullpath("bittorch._C")).parent / "_build_info.py"
-        shutil.copyfile(ROOT / self.build_lib / "bittorch/_build_info.py", built)
-
-    def is_stale(self, obj, command, newest_input):
-        recorded = obj.with_suffix(".cmd")
-        fresh = obj.exists() and obj.stat().st_mtime > newest_input
-        return self.force or not (fresh and recorded.exists() and recorded.read_text() == shlex.join(command))
 
     def compile_one(self, source, obj, command, place):
         print(f"compile {place} {source.relative_to(ROOT)}", flush=True)
-        self.shell([*command, "-o", str(obj)])
+        obj.parent.mkdir(parents=True, exist_ok=True)
+        shell([*command, "-o", str(obj)])
         obj.with_suffix(".cmd").write_text(shlex.join(command))
 
-    @staticmethod
-    def shell(command):
-        try:
-            done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        except FileNotFoundError:
-            hint = "install a C and a C++ compiler (Debian: g++), or name them by CC and CXX"
-            raise SystemExit(f"{command[0]} is not installed; {hint}") from None
-        if done.stdout:
-            print(done.stdout, file=sys.stderr)
-        if done.returncode != 0:
-            raise SystemExit(f"failed with exit code {done.returncode}: {shlex.join(command)}")
 
-    @staticmethod
-    def write_build_info(compiler, path):
-        """Read before _C is loaded: a _C that was built against another torch fails in the dynamic loader."""
-        path.write_text(
-            '"""Written by setup.py; not edited, not committed."""\n\n'
-            f"TORCH_VERSION = {compiler.torch.__version__!r}\n"
-            f"CUDA_ARCHES = {compiler.arches!r}\n"
-        )
+def shell(command):
+    command = [str(part) for part in command]
+    try:
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    except FileNotFoundError:
+        hint = "install a C and a C++ compiler (Debian: g++), or name them by CC and CXX"
+        raise SystemExit(f"{command[0]} is not installed; {hint}") from None
+    if done.stdout:
+        print(done.stdout, file=sys.stderr)
+    if done.returncode != 0:
+        raise SystemExit(f"failed with exit code {done.returncode}: {shlex.join(command)}")
+
+
+class BuildExtension(build_ext):
+    """Makes the library of kernels, a shim for each torch, and _build_info.py."""
+
+    def build_extension(self, ext):
+        compiler, objects = Compiler(), Objects(self.build_temp, self.force)
+        folder = Path(self.build_lib, "bittorch").resolve()
+        kernels = objects.kernels(compiler)
+        shims = [(torch, objects.shim(compiler, torch)) for torch in Torch.all()]
+        objects.compile()
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("*.so"):  # of an earlier build, which had other shims
+            old.unlink()
+        shell(compiler.link_kernels(kernels, folder))
+        for torch, parts in shims:
+            shell(compiler.link_shim(parts, torch, folder, folder))
+        content = f'"""Written by setup.py; not edited, not committed."""\n\nCUDA_ARCHES = {compiler.arches!r}\n'
+        (folder / "_build_info.py").write_text(content)
+
+    def get_outputs(self):
+        names = [LIBRARY, *(torch.shim for torch in Torch.all()), "_build_info.py"]
+        return [f"{self.build_lib}/bittorch/{name}" for name in names]
+
+    def get_output_mapping(self):
+        return {path: path.removeprefix(f"{self.build_lib}/") for path in self.get_outputs()} if self.inplace else {}
+
+    def copy_extensions_to_source(self):
+        for path in map(Path, self.get_outputs()):
+            target = ROOT / "bittorch" / path.name
+            # Not into the old file, which a process may have loaded.
+            shutil.copyfile(path, target.with_name(f"{path.name}.new"))
+            target.with_name(f"{path.name}.new").replace(target)
+
+
+class BuildShim(Command):
+    """Makes the shim of the torch that runs beside installed kernels, for `python -m bittorch build-shim`."""
+
+    user_options: ClassVar = [("package=", None, "the folder of the installed package")]
+
+    def initialize_options(self):
+        self.package = None
+
+    def finalize_options(self):
+        self.package = Path(self.package or ROOT / "bittorch")
+
+    def run(self):
+        library = ctypes.CDLL(str(self.package / LIBRARY))
+        if (ctypes.c_char * 13).in_dll(library, "bt_interface").value != interface().encode():
+            raise SystemExit(f"the kernels in {self.package} are of other sources than those in {ROOT}")
+        with tempfile.TemporaryDirectory(prefix="bittorch-build-") as elsewhere:
+            compiler, torch, objects = Compiler(), Torch.running(), Objects(elsewhere, force=False)
+            parts = objects.shim(compiler, torch)
+            objects.compile()
+            shell(compiler.link_shim(parts, torch, self.package, self.package))
 
 
 if __name__ == "__main__":
     setup(
         ext_modules=[Extension("bittorch._C", sources=[], py_limited_api=True)],
-        cmdclass={"build_ext": BuildKernels},
+        cmdclass={"build_ext": BuildExtension, "build_shim": BuildShim},
         install_requires=requirements(),
         options=options(),
     )

@@ -1,2 +1,1 @@
-TORCH_VERSION: str
 CUDA_ARCHES: str

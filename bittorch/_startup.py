@@ -14,6 +14,7 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
+from bittorch import _build_shim, _extension
 from bittorch._version import __version__
 
 
@@ -34,18 +35,10 @@ def _installed(package: str) -> str:
         return "not installed"
 
 
-def _built_against() -> str:
-    try:
-        from bittorch import _build_info
-    except ImportError:
-        return "extension not built"
-    return f"built against torch {_build_info.TORCH_VERSION}"
-
-
 def description() -> list[str]:
     """What can be said of this installation without loading torch or the extension."""
     return [
-        f"bittorch   {__version__}, {_built_against()}, in {Path(__file__).parent}",
+        f"bittorch   {__version__}, {_extension.describe_shims()}, in {Path(__file__).parent}",
         f"torch      {_installed('torch')}",
         f"python     {platform.python_version()}, {sys.executable}",
     ]
@@ -64,6 +57,8 @@ def end(error: Exception) -> NoReturn:
     """Ends the program in place of the command that it was started for."""
     arguments = sys.argv[1:]
     problem = " ".join(str(error).split()) or type(error).__name__
+    if arguments[:1] == ["build-shim"]:
+        raise SystemExit(_build_shim.main(arguments[1:]))
     if arguments[:1] == ["--version"]:
         print(f"bittorch {__version__}")
         raise SystemExit(0)

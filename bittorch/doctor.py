@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bittorch import _C, _build_info, _env, _optional, ops
+from bittorch import _C, _build_info, _env, _extension, _optional, ops
 from bittorch._version import __version__
 from bittorch.ops import reference
 
@@ -18,7 +18,7 @@ COLUMNS = 320  # every kernel takes rows of 80 bytes, and none of them has whole
 
 
 def _describe() -> Iterator[str]:
-    yield f"bittorch   {__version__}, built against torch {_build_info.TORCH_VERSION}"
+    yield f"bittorch   {__version__}, {_extension.describe_shims()}"
     yield f"torch      {torch.__version__} running, {torch.get_num_threads()} threads"
     yield f"cpu        {platform.machine()}: {' '.join(_C.cpu_features()) or 'no vector unit that bittorch uses'}"
     yield f"cuda       {_describe_cuda()}"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bittorch import _C, _build_info, _optional, doctor, ops
+from bittorch import _C, _extension, _optional, doctor, ops
 from bittorch._version import __version__
 
 
@@ -14,7 +14,7 @@ def test_doctor_reports_and_succeeds() -> None:
     result = subprocess.run([sys.executable, "-m", "bittorch", "doctor"], capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
     text = result.stdout
-    assert f"{__version__}, built against torch {_build_info.TORCH_VERSION}" in text
+    assert f"{__version__}, {_extension.describe_shims()}" in text
     assert f"{torch.__version__} running" in text
     assert all(feature in text for feature in _C.cpu_features())
     for row in _C.kernels():

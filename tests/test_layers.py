@@ -14,7 +14,7 @@ PACKAGE = Path(bittorch.__file__).parent
 ROOT = PACKAGE.parent
 CSRC = ROOT / "csrc"
 # A file imports only from its own floor and those before it.
-BASE = ("_C", "_env", "_version", "_extension", "_build_info", "_startup", "_optional")
+BASE = ("_C", "_env", "_version", "_extension", "_build_info", "_build_shim", "_startup", "_optional")
 FLOORS = (BASE, ("ops",), ("quant",), ("nn",), ("utils", "train"), ("array",), ("models",))
 TOP = len(FLOORS)
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))

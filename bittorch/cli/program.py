@@ -13,12 +13,25 @@ from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from bittorch._version import __version__
-from bittorch.cli import batch, bench, cache, chat, completion, convert, evaluate, info, run, self_test, serve
+from bittorch.cli import (
+    batch,
+    bench,
+    build_shim,
+    cache,
+    chat,
+    completion,
+    convert,
+    evaluate,
+    info,
+    run,
+    self_test,
+    serve,
+)
 from bittorch.cli.arguments import as_options
 from bittorch.cli.console import Console
 from bittorch.cli.errors import BROKEN_PIPE, FAILURE, INTERRUPTED, USAGE, UsageError, one_line
 
-COMMANDS = (chat, run, batch, serve, convert, info, bench, evaluate, cache, completion, self_test)
+COMMANDS = (chat, run, batch, serve, convert, info, bench, evaluate, cache, completion, build_shim, self_test)
 EPILOG = """exit codes: 0 done; 1 failed, with one line on stderr; 2 wrong usage; 130 interrupted; 141 the reader of the
 output went away"""
 

@@ -1,12 +1,11 @@
 #include "checks.h"
 
+#include "../kernels/cuda_device.h"
+
 #include <ATen/ops/empty.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/version.h>
 
-#if defined(BT_WITH_CUDA)
-#include "../kernels/cuda_device.h"
-#endif
 // c10::Stream::native_handle() came with torch 2.11. Before, a stream takes CUDA's headers, which only a CUDA torch
 // goes with.
 #define BT_STREAM_HANDLE (TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 11)
@@ -186,12 +185,10 @@ const bt_kernel &find_kernel(bt_op op, int device, int dtype, const std::string 
 
 int compute_capability(int device) {
     int sm = 0;
-#if defined(BT_WITH_CUDA)
     if (device == BT_GPU) {
         const bt_status status = bt_cuda_sm(&sm);
         TORCH_CHECK(status == BT_OK, "cannot ask the CUDA device what it is: ", bt_cuda_error_string(status));
     }
-#endif
     return sm;
 }
 
@@ -218,7 +215,6 @@ at::Tensor aligned_rows(const at::Tensor &rows, const bt_kernel &kernel) {
 void check_status(bt_status status, const bt_kernel &kernel) {
     if (status == BT_OK)
         return;
-#if defined(BT_WITH_CUDA)
     // A launch gives the first, raising the shared memory of a kernel may give the second.
     constexpr bt_status no_kernel_image = BT_ERR_CUDA + 209, invalid_device_function = BT_ERR_CUDA + 98;
     if (status == no_kernel_image || status == invalid_device_function) {
@@ -227,9 +223,6 @@ void check_status(bt_status status, const bt_kernel &kernel) {
                     sm % 10, "; rebuild with TORCH_CUDA_ARCH_LIST='", sm / 10, '.', sm % 10, "'");
     }
     TORCH_CHECK(false, "bt_", bt_op_name(kernel.op), "_", kernel.variant, " failed: ", bt_cuda_error_string(status));
-#else
-    TORCH_CHECK(false, "bt_", bt_op_name(kernel.op), "_", kernel.variant, " failed with status ", status);
-#endif
 }
 
 Workspace::Workspace(size_t bytes, const at::Tensor &like) {

@@ -8,10 +8,10 @@
 extern "C" {
 #endif
 
-uint32_t bt_cpu_features(void);
+BT_EXPORT uint32_t bt_cpu_features(void);
 
 /* Name of one BT_CPU_* bit ("avx2"), or NULL when no bit of that number exists. */
-const char *bt_cpu_feature_name(int bit_number);
+BT_EXPORT const char *bt_cpu_feature_name(int bit_number);
 
 #ifdef __cplusplus
 }

@@ -1,8 +1,14 @@
 #include "kernel_table.h"
+#include "../kernels/cuda_device.h"
 #include "cpu_features.h"
 
 #include <stdatomic.h>
 #include <string.h>
+
+#if !defined(BT_INTERFACE)
+#define BT_INTERFACE "" /* in programs that hold both sides */
+#endif
+const char bt_interface[] = BT_INTERFACE;
 
 #define FUNCTION(op, variant) (bt_kernel_fn *)bt_##op##_##variant
 #define ROW(op, device, dtypes, variant, needs)                                                                        \
@@ -144,3 +150,15 @@ int bt_kernel_force(bt_op op, const char *name) {
 int bt_kernel_set_default(bt_op op, const char *name) {
     return set_choice(&defaults[op], op, name);
 }
+
+#if !defined(BT_WITH_CUDA)
+const char *bt_cuda_error_string(bt_status status) {
+    (void)status;
+    return "no CUDA kernels in this build";
+}
+
+bt_status bt_cuda_sm(int *sm) {
+    *sm = 0;
+    return BT_OK;
+}
+#endif

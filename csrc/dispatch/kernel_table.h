@@ -32,17 +32,21 @@ typedef struct bt_kernel {
     bt_kernel_fn *run;
 } bt_kernel;
 
-extern const bt_kernel bt_kernels[];
-extern const int bt_kernel_count;
+/* A hash of the headers that the shim and the kernels share, made by setup.py: both are of one build where they agree.
+ */
+extern BT_EXPORT const char bt_interface[];
 
-const char *bt_op_name(bt_op op);
+extern BT_EXPORT const bt_kernel bt_kernels[];
+extern BT_EXPORT const int bt_kernel_count;
+
+BT_EXPORT const char *bt_op_name(bt_op op);
 
 /* The op of that name, or BT_OP_COUNT. */
-bt_op bt_op_find(const char *name);
+BT_EXPORT bt_op bt_op_find(const char *name);
 
 /* Whether the CPU has what the row needs; a GPU row needs a device of that kind, which its caller has by having a
  * tensor there. */
-int bt_kernel_usable(const bt_kernel *kernel);
+BT_EXPORT int bt_kernel_usable(const bt_kernel *kernel);
 
 /* A product, as a CUDA kernel may mind it. */
 typedef struct bt_problem {
@@ -54,22 +58,22 @@ typedef struct bt_problem {
 } bt_problem;
 
 /* The BT_GPU_* needs that it meets. */
-uint32_t bt_problem_offers(const bt_problem *problem);
+BT_EXPORT uint32_t bt_problem_offers(const bt_problem *problem);
 
 /* The kernel to run, or NULL when no row fits; name may be NULL for "auto". A pure function of its arguments, the
  * machine and what was forced. Without a problem it is a kernel for every problem, or the named one. */
-const bt_kernel *bt_pick(bt_op op, int device, int dtype, const bt_problem *problem, const char *name);
+BT_EXPORT const bt_kernel *bt_pick(bt_op op, int device, int dtype, const bt_problem *problem, const char *name);
 
 /* The row that the name, or bt_kernel_force(), asks for, whatever the problem; NULL when there is none or no demand. */
-const bt_kernel *bt_kernel_demanded(bt_op op, int device, int dtype, const char *name);
+BT_EXPORT const bt_kernel *bt_kernel_demanded(bt_op op, int device, int dtype, const char *name);
 
 /* What a BT_GPU_* bit stands for, as a message says it. */
-const char *bt_need_text(uint32_t bit);
+BT_EXPORT const char *bt_need_text(uint32_t bit);
 
 /* Sets the choice, or the default, of calls that say "auto"; NULL or "auto" takes it back. Returns 0 when no usable row
  * of the op answers to the name. */
-int bt_kernel_force(bt_op op, const char *name);
-int bt_kernel_set_default(bt_op op, const char *name);
+BT_EXPORT int bt_kernel_force(bt_op op, const char *name);
+BT_EXPORT int bt_kernel_set_default(bt_op op, const char *name);
 
 #ifdef __cplusplus
 }

@@ -128,6 +128,10 @@ static struct PyModuleDef definition = {
     NULL,
 };
 
+/* Sizes and fields of the params structs must be those that the kernels were compiled with. */
 PyMODINIT_FUNC PyInit__C(void) {
+    if (strcmp(bt_interface, BT_INTERFACE) != 0)
+        return PyErr_Format(PyExc_ImportError, "the shim goes with the kernels %s, and beside it are %s", BT_INTERFACE,
+                            bt_interface);
     return PyModule_Create(&definition);
 }

@@ -74,6 +74,9 @@ enum {
 #define BT_ON_CUDA(row)
 #endif
 
+/* What the library of kernels shows to its shim; everything else in it is hidden. */
+#define BT_EXPORT __attribute__((visibility("default")))
+
 /* Helpers that CPU and CUDA code share. */
 #if defined(__CUDACC__)
 #define BT_INLINE static __host__ __device__ inline

@@ -112,7 +112,7 @@ static inline float bt_attention_exp2(float x) {
 }
 
 /* CPU: y of the (token, head) pairs [begin, end), pair token * heads + head; to be called when all tiles have run. */
-bt_status bt_decode_attention_combine(const bt_decode_attention *p, int64_t begin, int64_t end);
+BT_EXPORT bt_status bt_decode_attention_combine(const bt_decode_attention *p, int64_t begin, int64_t end);
 
 #define BT_DECODE_ATTENTION(X)                                                                                         \
     BT_ON_X86(X(decode_attention, BT_CPU, BT_FLOATS, avx512, BT_CPU_AVX512))                                           \

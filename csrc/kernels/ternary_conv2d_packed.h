@@ -48,7 +48,7 @@ typedef struct bt_ternary_conv2d_packed {
 typedef bt_status bt_ternary_conv2d_packed_fn(const bt_ternary_conv2d_packed *p, int64_t tile_begin, int64_t tile_end);
 
 /* Fills planes [begin, end) of xp, a plane being a channel of an image; to be done for all before any tile runs. */
-bt_status bt_ternary_conv2d_packed_prepare(const bt_ternary_conv2d_packed *p, int64_t begin, int64_t end);
+BT_EXPORT bt_status bt_ternary_conv2d_packed_prepare(const bt_ternary_conv2d_packed *p, int64_t begin, int64_t end);
 
 static inline int64_t bt_conv_pitch(const bt_ternary_conv2d_packed *p) {
     return bt_div_up(p->width + 2 * p->pad_w, p->stride_w);

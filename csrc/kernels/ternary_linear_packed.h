@@ -58,7 +58,8 @@ typedef struct bt_ternary_linear_packed {
 typedef bt_status bt_ternary_linear_packed_fn(const bt_ternary_linear_packed *p, int64_t tile_begin, int64_t tile_end);
 
 /* CPU: fills rows [row_begin, row_end) of xp; to be done for all rows before any tile runs. */
-bt_status bt_ternary_linear_packed_prepare(const bt_ternary_linear_packed *p, int64_t row_begin, int64_t row_end);
+BT_EXPORT bt_status bt_ternary_linear_packed_prepare(const bt_ternary_linear_packed *p, int64_t row_begin,
+                                                     int64_t row_end);
 
 /* The xp_type of a kernel that reads so. */
 static inline int bt_packed_xp_type(uint32_t reads) {

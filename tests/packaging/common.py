@@ -16,10 +16,10 @@ ALONE = ("--no-index", "--no-deps", "--no-build-isolation")
 INSTALL = ("install", "--ignore-installed", *ALONE)
 
 
-def run(*command: object, cwd: Path, **variables: str) -> str:
-    """What a command printed; it must succeed. Without the checkout on the path, and without bittorch's variables."""
+def attempt(*command: object, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command without the checkout on the path, and without bittorch's variables."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("BITTORCH_", "PYTHONPATH", "PYTEST_"))}
-    done = subprocess.run(
+    return subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
         env={**kept, **variables},
@@ -27,6 +27,11 @@ def run(*command: object, cwd: Path, **variables: str) -> str:
         text=True,
         timeout=1800,
     )
+
+
+def run(*command: object, cwd: Path, **variables: str) -> str:
+    """What a command printed, as `attempt` runs it; it must succeed."""
+    done = attempt(*command, cwd=cwd, **variables)
     assert done.returncode == 0, f"{command}\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
     return done.stdout
 

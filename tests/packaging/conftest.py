@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,15 @@ def wheel(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(sys.executable, *PIP, "wheel", *ALONE, "-w", out, unpacked, cwd=out, **same_build())
     (built,) = out.iterdir()
     return built
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Path:
+    """The Python of an environment without bittorch, which sees the requirements that are installed here."""
+    # pip and setuptools are among the requirements here; up to Python 3.11 a setuptools of its own would be too old.
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "env", cwd=tmp_path)
+    python = tmp_path / "env" / "bin" / "python"
+    site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip()
+    # The checkout that may be installed here for development stays out: of a .pth file's folder no .pth file is read.
+    (Path(site) / "requirements.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return python

@@ -11,7 +11,6 @@ import os
 import re
 import subprocess
 import sys
-import sysconfig
 import zipfile
 from email.message import Message
 from pathlib import Path
@@ -19,9 +18,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bittorch import _build_info, _extension, _optional
+from bittorch import _C, _build_info, _extension, _optional
 from bittorch._version import __version__
-from tests.packaging.common import INSTALL, PIP, ROOT, checkout, run, same_build, take_objects
+from tests.packaging.common import INSTALL, PIP, ROOT, attempt, checkout, run, same_build, take_objects
 
 pytestmark = [
     pytest.mark.slow,
@@ -34,18 +33,6 @@ model = torch.nn.Sequential(bittorch.TernaryLinear(64, 8)).eval()
 x = torch.randn(3, 64)
 assert torch.equal(model(x), bittorch.export_for_inference(model)(x))
 """
-
-
-@pytest.fixture
-def empty(tmp_path: Path) -> Path:
-    """The Python of an environment without bittorch, which sees the requirements that are installed here."""
-    # pip and setuptools are among the requirements here; up to Python 3.11 a setuptools of its own would be too old.
-    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "env", cwd=tmp_path)
-    python = tmp_path / "env" / "bin" / "python"
-    site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip()
-    # The checkout that may be installed here for development stays out: of a .pth file's folder no .pth file is read.
-    (Path(site) / "requirements.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    return python
 
 
 def _metadata(wheel: Path) -> Message:
@@ -76,8 +63,8 @@ def test_a_wheel_of_the_sdist_installs_into_an_empty_environment(wheel: Path, em
 COPYING = """#!{python}
 import pathlib, shutil, subprocess, sys
 target = pathlib.Path(sys.argv[sys.argv.index("-o") + 1]) if "-o" in sys.argv else None
-known = target and pathlib.Path({objects!r}) / target.name
-if known and known.exists():
+known = target and next(pathlib.Path({objects!r}).rglob(target.name), None)
+if known:
     shutil.copyfile(known, target)
 else:
     sys.exit(subprocess.run([{compiler!r}, *sys.argv[1:]]).returncode)
@@ -229,14 +216,51 @@ def test_the_wheel_holds_the_package_alone(wheel: Path) -> None:
     assert {name.split("/")[0] for name in names} == {"bittorch", f"bittorch-{__version__}.dist-info"}
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "bittorch").rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == modules
-    assert {"bittorch/_C.abi3.so", "bittorch/_C.pyi", "bittorch/py.typed"} <= names
+    shim = _extension.shim_name(_extension.minor_version(torch.__version__))
+    libraries = {name for name in names if ".so" in name}
+    assert libraries == {f"bittorch/{_extension.LIBRARY}", f"bittorch/{shim}"}
+    assert {"bittorch/_C.pyi", "bittorch/py.typed"} <= names
 
 
-def test_the_extension_names_no_folder_of_the_builder(wheel: Path, tmp_path: Path) -> None:  # FIELD N10
+@pytest.mark.parametrize(
+    ("library", "paths"),
+    [(_extension.LIBRARY, []), (Path(_C.__file__ or "").name, ["$ORIGIN:$ORIGIN/../torch/lib"])],
+)
+def test_the_libraries_name_no_folder_of_the_builder(  # FIELD N10
+    wheel: Path, tmp_path: Path, library: str, paths: list[str]
+) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        extension = Path(archive.extract("bittorch/_C.abi3.so", tmp_path))
+        extension = Path(archive.extract(f"bittorch/{library}", tmp_path))
     dynamic = run("readelf", "--dynamic", "--wide", extension, cwd=tmp_path)
-    assert re.findall(r"\((?:RUNPATH|RPATH)\)\s+Library \w+: \[(.*)\]", dynamic) == ["$ORIGIN/../torch/lib"]
+    assert re.findall(r"\((?:RUNPATH|RPATH)\)\s+Library \w+: \[(.*)\]", dynamic) == paths
     content = extension.read_bytes()
     for folder in (ROOT, Path(torch.__file__).parent, Path(sys.prefix)):
         assert str(folder).encode() not in content, folder
+
+
+def test_build_shim_makes_the_missing_shim(wheel: Path, unpacked: Path, empty: Path) -> None:
+    run(empty, *PIP, *INSTALL, wheel, cwd=wheel.parent)
+    (shim,) = empty.parent.parent.rglob("_C.torch*.so")
+    shim.rename(shim.with_name("_C.torch10.abi3.so"))
+    command = [empty, "-m", "bittorch", "build-shim"]
+    refused = attempt(*command, cwd=wheel.parent)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith(
+        "bittorch: error: this installation has no sources; unpack the source distribution"
+    )
+    assert run(*command, unpacked, cwd=wheel.parent).startswith(f"{shim.parent} is for torch 1.0 and ")
+    shim.with_name("_C.torch10.abi3.so").unlink()
+    _assert_installed(empty)
+
+
+def test_build_shim_refuses_the_sources_of_other_kernels(
+    wheel: Path, empty: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    run(empty, *PIP, *INSTALL, wheel, cwd=wheel.parent)
+    tree = checkout(tmp_path_factory.mktemp("others"))
+    with (tree / "csrc/kernels/bt_common.h").open("a") as header:
+        header.write("/* another interface */\n")
+    command = [empty, "-m", "bittorch", "build-shim", tree]
+    refused = attempt(*command, cwd=wheel.parent)
+    assert refused.returncode == 1
+    assert "of other sources than those in" in refused.stderr.splitlines()[-1]
