@@ -20,7 +20,6 @@ from bittorch.serve.protocol import TextRequest, VectorsRequest
 from bittorch.serve.scheduler import Done, Event, Failure, Job, Progress, Scheduler, Vectors, Work
 
 T = TypeVar("T")
-GONE = None  # in place of an event: the client has left
 
 
 class Service:
@@ -173,6 +172,7 @@ class Exchange:
         self.service, self.jobs = service, jobs
         self._disconnected = disconnected
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
+        self._gone = False
 
     def begin(self) -> None:
         """Hands the jobs to the engine; `end` must follow."""
@@ -210,7 +210,7 @@ class Exchange:
 
     async def _next(self) -> Event:
         event = await self._events.get()
-        if event is GONE:
+        if event is None or self._gone:
             raise Disconnected
         if isinstance(event, Failure):
             raise event.error
@@ -224,7 +224,8 @@ class Exchange:
     async def _until_gone(self) -> None:
         await self._disconnected()
         self._cancel()
-        self._events.put_nowait(GONE)
+        self._gone = True
+        self._events.put_nowait(None)  # for one who waits
 
     def _cancel(self) -> None:
         for job in self.jobs:

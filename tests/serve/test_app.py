@@ -4,6 +4,7 @@ import asyncio
 import collections
 import concurrent.futures
 import dataclasses
+import gc
 import http.client
 import random
 import socket
@@ -20,6 +21,7 @@ pytest.importorskip("tests.serve.servers")
 
 import openai
 
+from bittorch.serve.scheduler import Job
 from tests.serve.servers import OPTIONS, Running, serving
 
 HELLO: Any = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Grüße, 世界!"}]
@@ -239,6 +241,7 @@ def test_tools_go_to_the_template(server: Running, model: LanguageModel, monkeyp
 
 @pytest.mark.slow
 def test_nothing_is_left_of_a_thousand_requests_of_which_many_go_wrong(server: Running) -> None:
+    server.client.completions.create(model="tiny", prompt="a", max_tokens=1)
     service, threads = server.service, threading.active_count()
     draws = random.Random(5)
     kinds = draws.choices(("whole", "stream", "leave", "impatient", "wrong", "large", "torn"), k=1000)
@@ -281,4 +284,6 @@ def test_nothing_is_left_of_a_thousand_requests_of_which_many_go_wrong(server: R
     assert statuses["done"] > 100
     server.wait_until(lambda: service.scheduler.busy == 0 and service.taken == 0)
     server.wait_until(lambda: threading.active_count() <= threads)
+    gc.collect()
+    assert sum(type(left) is Job for left in gc.get_objects()) <= OPTIONS.slots  # those of the last step
     assert server.client.completions.create(model="tiny", prompt="a", max_tokens=1).choices

@@ -8,6 +8,7 @@ import logging
 import signal
 import socket
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,26 +106,40 @@ def test_pages_of_named_addresses_may_ask(model: LanguageModel) -> None:
         assert not any(name.lower().startswith("access-control") for name in health.headers)
 
 
-@pytest.mark.slow
-def test_sigterm_ends_the_process_once_its_answers_are_given(directory: Path) -> None:
-    arguments = command("serve", directory, "--port", 0, "--json")
+@contextlib.contextmanager
+def process(directory: Path, port: int) -> Iterator[tuple[subprocess.Popen[str], http.client.HTTPConnection]]:
+    """A server in a process of its own, which has begun to stream a long answer over this connection."""
+    arguments = command("serve", directory, "--port", port, "--json")
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         listening = json.loads(process.stdout.readline())
-        address = listening["url"].removeprefix("http://")
         asked: Any = {"model": listening["model"], "prompt": "a", "max_tokens": 250, "ignore_eos": True, "stream": True}
         asked["stream_options"] = {"include_usage": True}
-        connection = http.client.HTTPConnection(address, timeout=120)
+        connection = http.client.HTTPConnection(listening["url"].removeprefix("http://"), timeout=120)
         with contextlib.closing(connection):
             connection.request("POST", "/v1/completions", json.dumps(asked))
-            response = connection.getresponse()
-            response.readline()
-            process.send_signal(signal.SIGTERM)
-            *_, usage, done, end = response.read().split(b"\n\n")
-        assert (done, end) == (b"data: [DONE]", b"")
-        assert json.loads(usage.removeprefix(b"data: "))["usage"]["completion_tokens"] == 250
-        assert process.wait(120) == 0
+            yield process, connection
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.slow
+def test_a_killed_server_starts_again_and_sigterm_ends_one_once_its_answers_are_given(directory: Path) -> None:
+    with process(directory, 0) as (killed, connection):
+        port = connection.port
+        response = connection.getresponse()
+        response.readline()
+        killed.send_signal(signal.SIGKILL)
+        with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+            response.read()
+        assert killed.wait(60) == -signal.SIGKILL
+    with process(directory, port) as (ended, connection):
+        response = connection.getresponse()
+        response.readline()
+        ended.send_signal(signal.SIGTERM)
+        *_, usage, done, end = response.read().split(b"\n\n")
+        assert (done, end) == (b"data: [DONE]", b"")
+        assert json.loads(usage.removeprefix(b"data: "))["usage"]["completion_tokens"] == 250
+        assert ended.wait(120) == 0
