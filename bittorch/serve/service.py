@@ -163,9 +163,6 @@ class Exchange:
         service: whose places and engine these are.
         jobs: the answers, or vectors.
         disconnected: returns when the client has left.
-
-    Raises:
-        ApiError: there is no place for them, on entering.
     """
 
     def __init__(self, service: Service, jobs: Sequence[Work], disconnected: Callable[[], Awaitable[None]]) -> None:
@@ -175,7 +172,7 @@ class Exchange:
         self._gone = False
 
     def begin(self) -> None:
-        """Hands the jobs to the engine; `end` must follow."""
+        """Hands the jobs to the engine; `end` must follow. Raises ApiError, and nothing is to end, without places."""
         self.service.take(len(self.jobs))
         for job in self.jobs:
             job.receive = self._events.put_nowait
