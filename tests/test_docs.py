@@ -141,8 +141,8 @@ def test_the_tree_of_the_architecture_is_that_of_the_files() -> None:
 def test_recipes_show_lines_of_the_source() -> None:
     kinds = [(ROOT / "csrc", "*.[ch]"), (ROOT / "bittorch", "*.py")]
     text = "\n".join(path.read_text() for folder, kind in kinds for path in folder.rglob(kind))
-    source = {line.split("  #")[0].strip() for line in text.splitlines()}
+    source = {line.strip().split("  #")[0] for line in text.splitlines()}
     blocks = re.findall(r"^ *```(?:c|python)\n(.*?)^ *```", (ROOT / "CONTRIBUTING.md").read_text(), re.M | re.S)
-    shown = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    shown = [line.strip().split("  #")[0] for block in blocks for line in block.splitlines()]
     assert len(shown) > 25
     assert [line for line in shown if line not in source] == []
