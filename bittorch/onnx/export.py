@@ -1,0 +1,243 @@
+"""Packed models to ONNX files."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+import bittorch
+from bittorch.nn import PackedLayer, TernaryConv2d, TernaryLinear
+from bittorch.onnx import placeholders
+from bittorch.onnx.lowering import Form, lower
+from bittorch.onnx.report import Check, OnnxReport
+from bittorch.onnx.verify import check, session
+from bittorch.onnx.weights import BLOCKS
+
+FORMATS = ("matmulnbits", "qdq", "exact")
+OPSETS = range(18, 26)
+_DATA_FROM = 1 << 30  # bytes of tensors from which they get a file of their own: protobuf ends at 2 GiB
+
+
+def _check_form(form: Form) -> None:
+    if form.format not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {form.format!r}")
+    if form.opset not in OPSETS:
+        raise ValueError(f"opset must be from {OPSETS[0]} to {OPSETS[-1]}, got {form.opset!r}")
+    if form.block_size is not None and (form.format != "matmulnbits" or form.block_size not in BLOCKS):
+        raise ValueError(
+            f'block_size goes with format="matmulnbits" and is one of {", ".join(map(str, BLOCKS))}; got '
+            f"{form.block_size!r} and {form.format!r}"
+        )
+    if form.accuracy_level not in range(5) or (form.format == "exact" and form.accuracy_level):
+        raise ValueError(
+            f'accuracy_level must be from 0 to 4, and 0 with format="exact", got {form.accuracy_level!r} and '
+            f"{form.format!r}"
+        )
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    for name, module in model.named_modules():
+        if isinstance(module, TernaryLinear | TernaryConv2d):
+            raise ValueError(
+                f"{name or 'the model'} is a {type(module).__name__}; pass what export_for_inference returns"
+            )
+        if module.training:
+            raise ValueError(f"{name or 'the model'} is in training mode; call model.eval()")
+    if not any(isinstance(module, PackedLayer) for module in model.modules()):
+        raise ValueError("the model has no packed layer; pass what export_for_inference or quantize_model returns")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.device.type != "cpu":
+            raise ValueError(f"{name} is on {tensor.device}; move the model to the CPU, where the file is checked")
+
+
+def _check_args(args: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    given = (args,) if isinstance(args, Tensor) else tuple(args)
+    for i, arg in enumerate(given):
+        if not isinstance(arg, Tensor) or arg.device.type != "cpu" or arg.dtype == torch.bfloat16:
+            what = f"{arg.dtype} on {arg.device}" if isinstance(arg, Tensor) else type(arg).__name__
+            raise TypeError(f"argument {i} must be a CPU tensor of a type that NumPy has, got {what}")
+        if arg.dim() and arg.shape[0] == 0:
+            raise ValueError(f"argument {i} is {tuple(arg.shape)}; the file is checked with it, so it needs samples")
+    return given
+
+
+def _larger(args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Twice the samples; the second half is backwards, and eight times smaller where it is floating."""
+    return tuple(
+        torch.cat([arg, arg.flip(0) * 0.125 if arg.is_floating_point() else arg.flip(0)]) if arg.dim() else arg
+        for arg in args
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch.onnx tells of packages that it would use, and of its own deprecated calls."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _program(model: nn.Module, args: tuple[Tensor, ...], dynamic_shapes: Any) -> torch.export.ExportedProgram:
+    try:
+        program = torch.export.export(model, args, dynamic_shapes=dynamic_shapes, strict=False)
+    except Exception as error:  # whatever the forward does with tensors without values
+        raise ValueError(
+            f"torch.export cannot trace {type(model).__name__}: {error}; if it cannot leave the batch open, take "
+            "dynamic_batch=False"
+        ) from error
+    known = set(placeholders.names())
+    for node in program.graph.nodes:
+        if getattr(node.target, "namespace", "") == "bittorch" and node.target._opname not in known:
+            stack = [name for name, _ in node.meta.get("nn_module_stack", {}).values()]
+            where = (stack[-1] if stack else "") or "the model"
+            raise ValueError(
+                f"{where} calls bittorch::{node.target._opname}, which has no form in ONNX; those that have one are "
+                f"{', '.join(sorted(known))}"
+            )
+    return program
+
+
+def _graph(program: torch.export.ExportedProgram, opset: int, **names: Any) -> ir.Model:
+    try:
+        made = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=opset,
+            custom_translation_table=placeholders.table(),
+            verbose=False,
+            **names,
+        )
+    except torch.onnx.OnnxExporterError as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise ValueError(f"torch.onnx cannot write the model: {cause}") from error
+    assert made is not None
+    model: ir.Model = made.model
+    if model.opset_imports[""] != opset:
+        raise ValueError(
+            f"torch.onnx wrote opset {model.opset_imports['']} in place of opset={opset}: an operator of the model has "
+            "no other form"
+        )
+    return model
+
+
+def _save(model: ir.Model, path: Path) -> list[Path]:
+    """Writes the file, and one for its tensors if they are too large for it; the first is the file."""
+    total = sum(
+        value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None
+    )
+    data = f"{path.name}.data" if total >= _DATA_FROM else None
+    ir.save(model, path, external_data=data)
+    return [path, path.with_name(data)] if data else [path]
+
+
+def export(
+    model: nn.Module,
+    args: Tensor | Sequence[Tensor],
+    path: str | os.PathLike[str],
+    format: str = "matmulnbits",
+    *,
+    opset: int = 25,
+    block_size: int | None = None,
+    accuracy_level: int = 0,
+    dynamic_batch: bool = True,
+    dynamic_shapes: Any = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    tolerance: float = 1e-2,
+) -> OnnxReport:
+    """Writes a packed model as ONNX, runs the file in onnxruntime beside the model, and then puts it in its place.
+
+    torch.onnx makes the graph around the packed layers. These hold trits of 2 bits in the file:
+
+    - ``matmulnbits``: ``MatMulNBits`` of onnxruntime;
+    - ``qdq``: INT2, ``DequantizeLinear`` and ``MatMul``, operators of ONNX that onnxruntime fuses to ``MatMulNBits``;
+    - ``exact``: for layers with ``activation_bits``, and no others. ``MatMulInteger`` with the arithmetic of
+      `bittorch.ops.ternary_linear_w2a8`: each layer gives the bits of the packed one.
+
+    The first two round activations of layers with ``activation_bits`` to their grid, and multiply floats. Convolutions
+    are INT2, ``DequantizeLinear`` and ``Conv``, or exactly ``ConvInteger``. Embeddings gather packed rows, exactly in
+    each format. Trit planes are products whose rows are added, and in ``exact`` integers of 4 or 8 bits.
+
+    Args:
+        model: packed, in eval mode, on the CPU.
+        args: one tensor, or several, for ``model(*args)``; the file is checked with them.
+        path: of the file; tensors of 1 GiB and more stand beside it, in ``<path>.data``.
+        format: as above.
+        opset: 18 to 25. INT2, which all but linear layers of ``matmulnbits`` and embeddings are stored in, needs 25.
+        block_size: columns of a scale in MatMulNBits, one of 16, 32, 64, 128, 256. Default: the largest up to 128 that
+            fits.
+        accuracy_level: 0 multiplies floats; 4 rounds activations to 8 bits in blocks, much faster and about 1e-2 off.
+            ``qdq`` does not store it: give a session ``session.qdq_matmulnbits_accuracy_level``, whose default is 4.
+        dynamic_batch: leaves the first dimension of every input open, and checks the file with twice the samples too.
+        dynamic_shapes: as in `torch.export.export`, in place of ``dynamic_batch``; checked with ``args`` alone.
+        input_names, output_names: of the graph. Default: torch's.
+        tolerance: the relative L2 error that is still written.
+
+    Returns:
+        How each layer is stored, and for each check whether outputs were equal, or their error.
+
+    Raises:
+        TypeError: what is no module, or arguments that are no CPU tensors.
+        ValueError: an unknown format, opset or block; a model in training mode, without packed layers or with layers
+            that are not packed; what torch.export, torch.onnx, the format or onnxruntime does not take, by name; a file
+            that is further off than ``tolerance``. Nothing is then written, and a file that was there stays.
+
+    >>> packed = bittorch.export_for_inference(model)
+    >>> print(bittorch.onnx.export(packed, x, "model.onnx", format="exact"))
+    """
+    form = Form(format, opset, block_size, accuracy_level)
+    _check_form(form)
+    _check_model(model)
+    given, target = _check_args(args), Path(path)
+    if target.is_dir() or not target.parent.is_dir():
+        raise ValueError(f"{target} is a folder, or its folder does not exist")
+    batches = [given]
+    if dynamic_shapes is None and dynamic_batch:
+        batches.append(_larger(given))
+        dynamic_shapes = tuple({0: torch.export.Dim.DYNAMIC} if arg.dim() else None for arg in given)
+    with torch.no_grad(), _quiet():  # with gradients, planes meet their activations one by one
+        program = _program(model, batches[-1], dynamic_shapes)
+        graph = _graph(program, opset, input_names=input_names, output_names=output_names)
+    how = lower(graph, form)
+    graph.producer_name, graph.producer_version = "bittorch", bittorch.__version__
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+        files = _save(graph, Path(folder) / target.name)
+        checks = _checked(files[0], model, batches, form, tolerance)
+        nbytes = sum(file.stat().st_size for file in files)
+        for file in reversed(files):
+            os.replace(file, target.with_name(file.name))
+    return OnnxReport(target, format, opset, how, checks, nbytes)
+
+
+def _checked(
+    path: Path, model: nn.Module, batches: Sequence[tuple[Tensor, ...]], form: Form, tolerance: float
+) -> tuple[Check, ...]:
+    run = session(path, form.accuracy_level)
+    checks = tuple(check(run, model, args) for args in batches)
+    for found in checks:
+        if not found.error <= tolerance:
+            raise ValueError(
+                f"onnxruntime is off by {found.error:.1e} at batch {found.batch}, and tolerance={tolerance:g}; nothing "
+                f"was written. accuracy_level={form.accuracy_level} of {form.format!r} may need a larger tolerance"
+            )
+    return checks
