@@ -109,7 +109,10 @@ def _check_blocks(device: str) -> bool:
     unpacked = [own.block_unpack(blocks, "Q6_K", 512, torch.float32) for own in (ops, reference)]
     y, expected = (own.block_linear(x, blocks, "Q6_K") for own in (ops, reference))
     trits = [own.ternary_from_base3(blocks[:, :216], 1024, "tq1_0") for own in (ops, reference)]
-    same_bits = torch.equal(*unpacked) and torch.equal(*trits)
+    fields = [torch.empty(7, 384, dtype=torch.uint8) for _ in range(2)]
+    for own, out in zip((ops, reference), fields, strict=True):
+        own.ternary_from_fields(blocks[:, :396], 1536, "tq2_0", out)
+    same_bits = torch.equal(*unpacked) and torch.equal(*trits) and torch.equal(*fields)
     return same_bits and bool((y - expected).abs().max() <= 1e-4 * expected.abs().max())
 
 

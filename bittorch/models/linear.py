@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -78,21 +79,38 @@ def fuse_packed(parts: Sequence[PackedWeight], device: torch.device) -> PackedWe
 
     Args:
         parts: of one in_features, one depth, and one number of scales per row.
-        device: where the result lies; several parts are copied there once, a single one only from another device.
+        device: where the result lies; several parts are copied there once, a single one, and those that lie one behind
+            the other in memory, only from another device.
     """
-    depth, columns = parts[0].depth, parts[0].weight_packed.shape[1]
+    depth = parts[0].depth
     if len(parts) == 1:
         part = parts[0]
         return PackedWeight(part.weight_packed.to(device), part.scale.to(device), part.in_features, depth)
-    rows = [part.out_features for part in parts]
+    codes = [part.weight_packed for part in parts]
     scales = [part.scale.expand(depth * part.out_features) if part.scale.numel() == 1 else part.scale for part in parts]
-    packed = torch.empty((depth, sum(rows), columns), dtype=torch.uint8, device=device)
-    scale = torch.empty((depth, sum(rows), *scales[0].shape[1:]), dtype=torch.float32, device=device)
-    slices = zip(parts, scales, packed.split(rows, 1), scale.split(rows, 1), strict=True)
-    for part, part_scale, packed_rows, scale_rows in slices:
-        packed_rows.copy_(part.weight_packed.unflatten(0, (depth, -1)))
-        scale_rows.copy_(part_scale.unflatten(0, (depth, -1)))
-    return PackedWeight(packed.flatten(0, 1), scale.flatten(0, 1), parts[0].in_features, depth)
+    whole = _in_one_piece(codes) if depth == 1 else None
+    packed = _planes_side_by_side(codes, depth, device) if whole is None else whole.to(device)
+    return PackedWeight(packed, _planes_side_by_side(scales, depth, device), parts[0].in_features, depth)
+
+
+def _in_one_piece(parts: Sequence[Tensor]) -> Tensor | None:
+    """Rows of one tensor that stand one behind the other there, as one; None where they do not."""
+    first, rows = parts[0], sum(len(part) for part in parts)
+    ends = itertools.accumulate((part.nbytes for part in parts), initial=first.data_ptr())
+    for part, place in zip(parts, ends, strict=False):
+        storage = part.untyped_storage().data_ptr()
+        if (part.data_ptr(), storage) != (place, first.untyped_storage().data_ptr()) or not part.is_contiguous():
+            return None
+    return first.as_strided((rows, first.shape[1]), (first.shape[1], 1))
+
+
+def _planes_side_by_side(parts: Sequence[Tensor], depth: int, device: torch.device) -> Tensor:
+    """The rows of each plane of all parts, plane by plane, in new memory."""
+    rows = [len(part) // depth for part in parts]
+    out = torch.empty((depth, sum(rows), *parts[0].shape[1:]), dtype=parts[0].dtype, device=device)
+    for part, place in zip(parts, out.split(rows, 1), strict=True):
+        place.copy_(part.unflatten(0, (depth, -1)))
+    return out.flatten(0, 1)
 
 
 def split_packed(fused: PackedWeight, rows: Sequence[int]) -> list[PackedWeight]:

@@ -14,6 +14,7 @@ from bittorch.models.blocks import BlockEmbedding, BlockLinear
 from bittorch.models.config import EMBEDDING
 from bittorch.models.hadamard import Basis, Rotated
 from bittorch.models.io import Checkpoint, FormatError
+from bittorch.models.io.mapped_file import new_tensor
 from bittorch.models.io.stacks import stacked_name
 from bittorch.models.linear import (
     Concatenated,
@@ -186,7 +187,7 @@ class Loader:
             return Concatenated([self._side_by_side([name], [own]) for name, own in zip(names, biased, strict=True)])
         bias = self._biases(names, biased)
         if all(ternary):
-            parts = [self.checkpoint.packed(name) for name in weights]
+            parts = self._packed(weights)
             return packed_linear(parts, bias, activation_bits=bits.pop(), device=self.device)
         if depth is not None:
             planes = [
@@ -196,6 +197,15 @@ class Loader:
             return packed_linear(planes, bias, activation_bits=bits.pop(), device=self.device)
         dense = [self.checkpoint.dense(name) for name in weights]
         return dense_linear(dense, bias, device=self.device, dtype=self.dtype)
+
+    def _packed(self, names: Sequence[str]) -> list[PackedWeight]:
+        """Ternary weights of one input; on a CPU those that are decoded come to stand one behind the other."""
+        if self.device.type != "cpu":
+            return [self.checkpoint.packed(name) for name in names]
+        shapes = [self.checkpoint.info(name).shape for name in names]
+        rows = [shape[0] for shape in shapes]
+        room = new_tensor((sum(rows), (shapes[0][1] + 3) // 4), torch.uint8)
+        return [self.checkpoint.packed(name, part) for name, part in zip(names, room.split(rows), strict=True)]
 
     def _bits(self, name: str | None) -> int | None:
         """Of a stored ternary weight by its name; None for one that is converted."""

@@ -16,6 +16,7 @@ from bittorch.ops.ternary_conv2d import check_conv2d_input, ternary_conv2d
 from bittorch.ops.ternary_conv2d_packed import ternary_conv2d_packed
 from bittorch.ops.ternary_embedding import ternary_embedding
 from bittorch.ops.ternary_from_base3 import ternary_from_base3
+from bittorch.ops.ternary_from_fields import ternary_from_fields
 from bittorch.ops.ternary_linear import check_input, ternary_linear, ternary_linear_ste
 from bittorch.ops.ternary_linear_packed import (
     has_packed_cuda_support,
@@ -53,6 +54,7 @@ __all__ = [
     "ternary_conv2d_packed",
     "ternary_embedding",
     "ternary_from_base3",
+    "ternary_from_fields",
     "ternary_linear",
     "ternary_linear_packed",
     "ternary_linear_packed_forward",

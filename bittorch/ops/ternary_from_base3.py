@@ -3,10 +3,12 @@
 import torch
 from torch import Tensor
 
+from bittorch.ops.ternary_from_fields import check_written
+
 _BLOCKS = {"rows": (5, 1), "tq1_0": (256, 54), "ptq1_0": (128, 28)}  # weights, bytes
 
 
-def ternary_from_base3(data: Tensor, in_features: int, layout: str = "rows") -> Tensor:
+def ternary_from_base3(data: Tensor, in_features: int, layout: str = "rows", *, out: Tensor | None = None) -> Tensor:
     """Packs trits that are stored as digits of base 3, five a byte, in 2 bits each.
 
     ``rows``: byte j of a row is the sum over ``i < 5`` of ``(weight[5 j + i] + 1) * 3**i``, at most 242. The blocks of
@@ -22,22 +24,38 @@ def ternary_from_base3(data: Tensor, in_features: int, layout: str = "rows") -> 
             256 * 54)``, for ``ptq1_0`` ``(out_features, in_features / 128 * 28)``.
         in_features: columns of the dense matrix, a multiple of 256 and 128 for the blocks.
         layout: ``rows``, ``tq1_0`` or ``ptq1_0``.
+        out: what the result is written to, rows of a larger tensor for example; None makes a new one.
 
     Returns:
         ``(out_features, ceil(in_features / 4))`` uint8.
 
     Raises:
-        TypeError: ``data`` is not uint8.
-        ValueError: another layout or shape.
-        NotImplementedError: ``data`` is on a CUDA device.
+        TypeError: ``data`` or ``out`` is not uint8.
+        ValueError: another layout or shape; bytes of a row of ``out`` that do not lie side by side.
+        RuntimeError: tensors that share memory, or are on different devices.
+        NotImplementedError: CUDA.
 
     Source: gguf-py 0.19 (TQ1_0); PrismML's fork of llama.cpp (PTQ1_0).
     """
-    return torch.ops.bittorch.ternary_from_base3(data, in_features, layout)
+    if out is None:
+        return torch.ops.bittorch.ternary_from_base3(data, in_features, layout)
+    torch.ops.bittorch.ternary_from_base3.out(data, in_features, layout, out=out)
+    return out
+
+
+@torch.library.register_fake("bittorch::ternary_from_base3.out")
+def _(data: Tensor, in_features: int, layout: str = "rows", *, out: Tensor) -> None:
+    check_written(out, "out", data, *_sizes(data, in_features, layout))
 
 
 @torch.library.register_fake("bittorch::ternary_from_base3")
 def _(data: Tensor, in_features: int, layout: str = "rows") -> Tensor:
+    rows, columns = _sizes(data, in_features, layout)
+    return data.new_empty((rows, (columns + 3) // 4))
+
+
+def _sizes(data: Tensor, in_features: int, layout: str) -> tuple[int, int]:
+    """Checks what the op checks; rows and columns of the dense matrix."""
     if layout not in _BLOCKS:
         raise ValueError(f"layout must be 'rows', 'tq1_0' or 'ptq1_0', got {layout!r}")
     if in_features < 0:
@@ -51,4 +69,4 @@ def _(data: Tensor, in_features: int, layout: str = "rows") -> Tensor:
             f"data must be (out_features, {bytes_a_row}) uint8 for in_features={in_features} and layout={layout!r}, "
             f"got {tuple(data.shape)}"
         )
-    return data.new_empty((data.shape[0], (in_features + 3) // 4))
+    return data.shape[0], in_features

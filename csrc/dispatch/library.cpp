@@ -12,6 +12,9 @@ TORCH_LIBRARY(bittorch, m) {
     m.def("ternary_check(Tensor w_packed, SymInt in_features) -> Tensor");
     // layout "rows": data (n, ceil(k/5)) uint8; "tq1_0" and "ptq1_0": rows of whole blocks, scales among them
     m.def("ternary_from_base3(Tensor data, SymInt in_features, str layout='rows') -> Tensor");
+    m.def("ternary_from_base3.out(Tensor data, SymInt in_features, str layout='rows', *, Tensor(a!) out) -> ()");
+    // data of (n, bytes), n / 4 rows of k bytes for "i2_s_rows4" and "bitnet"; the result (rows of data,) bool
+    m.def("ternary_from_fields(Tensor data, SymInt in_features, str layout, Tensor(a!) w_packed) -> Tensor");
     m.def("ternary_transpose(Tensor w_packed, SymInt in_features) -> Tensor");
     m.def("ternary_quantize(Tensor w, str method, str scale_rule, float threshold_factor, str granularity, "
           "int group_size) -> (Tensor, Tensor)");
@@ -84,6 +87,8 @@ static void implement_codes(torch::Library &m, bool autograd) {
     add("ternary_check", &ternary_check);
     add("ternary_embedding", &ternary_embedding);
     add("ternary_from_base3", &ternary_from_base3);
+    add("ternary_from_base3.out", &ternary_from_base3_out);
+    add("ternary_from_fields", &ternary_from_fields);
     add("ternary_pack", &ternary_pack);
     add("ternary_quantize", &ternary_quantize);
     add("ternary_transpose", &ternary_transpose);

@@ -50,6 +50,12 @@ at::Tensor ternary_embedding(const at::Tensor &indices, const at::Tensor &w_pack
 
 at::Tensor ternary_from_base3(const at::Tensor &data, int64_t in_features, const std::string &layout_name);
 
+void ternary_from_base3_out(const at::Tensor &data, int64_t in_features, const std::string &layout_name,
+                            at::Tensor out);
+
+at::Tensor ternary_from_fields(const at::Tensor &data, int64_t in_features, const std::string &layout_name,
+                               at::Tensor w_packed);
+
 at::Tensor ternary_linear_packed(const at::Tensor &x, const at::Tensor &w_packed, const at::Tensor &scale,
                                  const std::optional<at::Tensor> &bias, const std::string &variant);
 

@@ -17,6 +17,7 @@
 #include "ternary_conv2d_packed.h"
 #include "ternary_embedding.h"
 #include "ternary_from_base3.h"
+#include "ternary_from_fields.h"
 #include "ternary_linear_packed.h"
 #include "ternary_linear_w2a8.h"
 #include "ternary_pack.h"
@@ -50,6 +51,7 @@
     X(rotary_store, BT_ROTARY_STORE)                                                                                   \
     X(half_linear, BT_HALF_LINEAR)                                                                                     \
     X(linear_i8, BT_LINEAR_I8)                                                                                         \
-    X(trit_depth_linear, BT_TRIT_DEPTH_LINEAR)
+    X(trit_depth_linear, BT_TRIT_DEPTH_LINEAR)                                                                         \
+    X(ternary_from_fields, BT_TERNARY_FROM_FIELDS)
 
 #endif

@@ -65,6 +65,27 @@ def test_split_undoes_fusing(kind: str) -> None:
         assert torch.equal(part.scale, own.scale)
 
 
+def test_rows_in_one_piece_are_taken_as_they_are() -> None:
+    """Others are copied: in another order, with a gap, and where each has memory of its own, however near."""
+    apart = [KINDS["tensor"](n, seed) for seed, n in enumerate(ROWS)]
+    expected = packed_linear(apart, None, activation_bits=None, device=CPU).weight_packed
+    room = torch.cat([part.weight_packed for part in apart])
+    pieces = room.split(ROWS)
+    parts = [PackedWeight(own, part.scale, COLUMNS) for own, part in zip(pieces, apart, strict=True)]
+    fused = packed_linear(parts, None, activation_bits=None, device=CPU).weight_packed
+    assert fused.data_ptr() == room.data_ptr()
+    assert torch.equal(fused, expected)
+    for order in ([0, 2, 1], [0, 2], [1, 0]):
+        found = packed_linear([parts[i] for i in order], None, activation_bits=None, device=CPU).weight_packed
+        assert torch.equal(found, torch.cat([pieces[i] for i in order]))
+        assert found.untyped_storage().data_ptr() != room.untyped_storage().data_ptr()
+    bytes_apart = [torch.from_numpy(own.numpy()) for own in pieces]  # a storage each, as views of a mapped file have
+    parts = [PackedWeight(own, part.scale, COLUMNS) for own, part in zip(bytes_apart, apart, strict=True)]
+    found = packed_linear(parts, None, activation_bits=None, device=CPU).weight_packed
+    assert found.data_ptr() != room.data_ptr()
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("bits", [None, 8, 16])
 def test_norm_of_a_packed_layer_is_in_its_quantiser(bits: int | None) -> None:
     norm, x = RMSNorm(COLUMNS, 1e-5), helpers.randn(5, COLUMNS) * 3

@@ -79,6 +79,25 @@ def test_two_threads_equal_one(layout: str) -> None:
         assert torch.equal(ops.ternary_from_base3(data, k, layout), one)
 
 
+@pytest.mark.parametrize("layout", SIZES)
+def test_rows_of_a_larger_tensor_are_written_to(layout: str) -> None:
+    data, k = _every_byte(layout, 7), 7 * SIZES[layout][0]
+    expected = ops.ternary_from_base3(data, k, layout)
+    wide = torch.full((256, expected.shape[1] + 7), 0xA5, dtype=torch.uint8)
+    version = wide._version
+    assert ops.ternary_from_base3(data, k, layout, out=wide[:, 3:-4]).data_ptr() == wide[:, 3:].data_ptr()
+    assert torch.equal(wide[:, 3:-4], expected)
+    assert (torch.cat([wide[:, :3], wide[:, -4:]], 1) == 0xA5).all()
+    assert wide._version > version
+    torch.library.opcheck(torch.ops.bittorch.ternary_from_base3.out, (data, k, layout), {"out": expected})
+    with pytest.raises(ValueError, match=r"out must be \(256"):
+        ops.ternary_from_base3(data, k, layout, out=wide)
+    with pytest.raises(ValueError, match="bytes of a row of out must lie side by side"):
+        ops.ternary_from_base3(data, k, layout, out=torch.empty(expected.shape[::-1], dtype=torch.uint8).T)
+    with pytest.raises(RuntimeError, match="data is on cpu but out is on meta"):
+        ops.ternary_from_base3(data, k, layout, out=expected.to("meta"))
+
+
 def test_refuses_other_layouts_shapes_and_dtypes() -> None:
     data = torch.zeros(2, 54, dtype=torch.uint8)
     with pytest.raises(ValueError, match="layout must be 'rows', 'tq1_0' or 'ptq1_0', got 'tq2_0'"):

@@ -54,9 +54,7 @@ class PackedBitNet(TernaryTensor):
     def decode(self, out: Bytes) -> Tensor:
         rows, columns = self.weight.shape
         data = self.weight.file.view(self.weight.offset, self.weight.bytes).reshape(rows, columns)
-        for begin, end in chunks(rows, 4 * columns):
-            for quarter, packed in enumerate(codecs.decode_row_fields(data[begin:end], (0, 2, 4, 6))):
-                out[quarter * rows + begin : quarter * rows + end] = packed
+        codecs.decode_fields(data, columns, "bitnet", out)
         self.weight.file.release(self.weight.offset, self.weight.bytes)
         return multiplier(self.scale, self.divides, self.info.name)
 

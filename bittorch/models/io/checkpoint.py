@@ -72,7 +72,8 @@ class StoredTensor:
         """As `dense`, but never a view."""
         return self.dense(dtype)
 
-    def packed(self) -> PackedWeight:
+    def packed(self, out: Tensor | None = None) -> PackedWeight:
+        """What `Checkpoint.packed` gives."""
         raise ValueError(f"{self.info.name} is stored as {self.info.type}, which is not ternary; read it with dense()")
 
     def blocks(self) -> BlockWeight | None:
@@ -165,8 +166,13 @@ class Checkpoint:
             self._tell_of_zeros(name, values)
         return values
 
-    def packed(self, name: str) -> PackedWeight:
+    def packed(self, name: str, out: Tensor | None = None) -> PackedWeight:
         """The exact trits and scale of a ternary tensor; may be views of the mapped file.
+
+        Args:
+            name: canonical.
+            out: ``(rows, ceil(columns / 4))`` uint8 in one piece, where a tensor of one plane that has to be decoded is
+                written to. Others are given as they are.
 
         Raises:
             KeyError: no such tensor.
@@ -176,7 +182,7 @@ class Checkpoint:
         Warns:
             CheckpointWarning: a weight whose values are all 0.
         """
-        weight = self.stored(name).packed()
+        weight = self.stored(name).packed(out)
         self._tell_of_zeros(name, weight.weight_packed if bool(weight.scale.any()) else weight.scale)
         return weight
 

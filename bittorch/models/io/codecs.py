@@ -2,8 +2,8 @@
 
 Canonical: four weights per byte, lowest bits first, 00 = 0, 01 = +1, 10 = -1 (docs/reference/ternary_format.md).
 The others store ``weight + 1`` or ``weight + 2`` in two bits, in other orders, or digits of base 3. Decoders return
-canonical bytes; encoders take int8 codes. Where the order within a byte is the same, bits are changed in place; else
-one field of every byte at a time becomes codes, which the kernel packs: faster than shuffling bits in NumPy.
+canonical bytes, or write them where the caller says; encoders take int8 codes. Where the order within a byte is the
+same, bits are changed in place; ops decode other orders.
 
 Sources: gguf-py 0.19 (TQ1_0, TQ2_0), ggml (Q2_0), microsoft/BitNet (I2_S), PrismML's fork (PTQ1_0), llama.cpp's pull
 request 22836 (STQ1_0), transformers 5 (BitNet), compressed-tensors 0.20 (pack-quantized).
@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -80,16 +80,6 @@ def canonical_from_plus_two(data: Bytes) -> Bytes:
     return high if reserved is None else high | reserved
 
 
-def _fields(data: Bytes, shifts: Sequence[int]) -> Iterator[Codes]:
-    """For each shift the fields ``weight + 1`` at these bits of every byte, as codes in one array; 11 becomes 2."""
-    fields = np.empty_like(data)
-    for shift in shifts:
-        np.right_shift(data, np.uint8(shift), out=fields)
-        np.bitwise_and(fields, np.uint8(3), out=fields)
-        np.subtract(fields, np.uint8(1), out=fields)
-        yield fields.view(np.int8)
-
-
 def pack(codes: Codes) -> Bytes:
     """``(N, K)`` codes to canonical bytes. Raises ReservedCode for what is no trit."""
     try:
@@ -103,18 +93,11 @@ def unpack(packed: Bytes, columns: int) -> Codes:
     return ops.ternary_unpack(torch.from_numpy(packed), None, columns, torch.int8).numpy()
 
 
-def _pack_runs(codes: Codes, run: int) -> np.ndarray[Any, Any]:
-    """Codes in runs of a multiple of 4, each run's bytes as one item: such items move faster than rows of bytes."""
-    # One long row, which the kernel takes faster than many short ones.
-    return pack(codes.reshape(1, -1)).reshape(-1, run // 4).view(f"V{run // 4}")[:, 0]
-
-
-def _pack_fields(data: Bytes, run: int, shifts: Sequence[int]) -> Bytes:
-    """Runs of ``run`` bytes whose fields at each shift are ``run`` weights in order, to as many canonical bytes."""
-    out = np.empty((data.size // run, len(shifts)), f"V{run // 4}")
-    for i, codes in enumerate(_fields(data, shifts)):
-        out[:, i] = _pack_runs(codes, run)
-    return out.view(np.uint8)
+def decode_fields(data: Bytes, columns: int, layout: str, out: Bytes) -> None:
+    """Rows of data to canonical rows, as `bittorch.ops.ternary_from_fields`. Raises ReservedCode for the field 11."""
+    found = ops.ternary_from_fields(torch.from_numpy(data), columns, layout, torch.from_numpy(out))
+    if not _KEPT.get() and bool(found.any()):
+        raise ReservedCode("code 11, which is no trit")
 
 
 def _records(blocks: Bytes, *parts: tuple[str, str]) -> np.ndarray[Any, Any]:
@@ -132,10 +115,16 @@ def halves(data: Bytes) -> Halves:
     return np.ascontiguousarray(data).view("<f2")[..., 0]
 
 
-def decode_tq2_0(blocks: Bytes) -> tuple[Bytes, Halves]:
+def _room(blocks: Bytes, weights: int, out: Bytes | None) -> Bytes:
+    """Where the canonical bytes of blocks of so many weights go."""
+    return np.empty((len(blocks), weights // 4), np.uint8) if out is None else out
+
+
+def decode_tq2_0(blocks: Bytes, out: Bytes | None = None) -> tuple[Bytes, Halves]:
     """``(n, 66)`` bytes to ``(n, 64)`` canonical bytes and n scales."""
-    records = _records(blocks, ("fields", "V64"), ("scale", "<f2"))
-    return _pack_fields(_bytes_of(records["fields"]), 32, (0, 2, 4, 6)).reshape(-1, 64), records["scale"]
+    out = _room(blocks, 256, out)
+    decode_fields(blocks, 256, "tq2_0", out)
+    return out, halves(blocks[:, 64:])
 
 
 def encode_tq2_0(codes: Codes, scale: Halves) -> Bytes:
@@ -145,11 +134,13 @@ def encode_tq2_0(codes: Codes, scale: Halves) -> Bytes:
     return np.concatenate([data.reshape(len(codes), 64), scale.astype("<f2")[:, None].view(np.uint8)], axis=1)
 
 
-def decode_q2_0(blocks: Bytes) -> tuple[Bytes, Halves]:
+def decode_q2_0(blocks: Bytes, out: Bytes | None = None) -> tuple[Bytes, Halves]:
     """``(n, 2 + g / 4)`` bytes to ``(n, g / 4)`` canonical bytes and n scales."""
     size = blocks.shape[1] - 2
     records = _records(blocks, ("scale", "<f2"), ("fields", f"V{size}"))
-    return canonical_from_plus_one(_bytes_of(records["fields"])).reshape(-1, size), records["scale"]
+    out = _room(blocks, 4 * size, out)
+    out[:] = canonical_from_plus_one(_bytes_of(records["fields"])).reshape(-1, size)
+    return out, records["scale"]
 
 
 def encode_q2_0(codes: Codes, scale: Halves) -> Bytes:
@@ -162,24 +153,25 @@ def encode_q2_0(codes: Codes, scale: Halves) -> Bytes:
 _TQ1_PARTS = ((0, 32, 5), (32, 16, 5), (48, 4, 4))
 
 
-def decode_tq1_0(blocks: Bytes) -> tuple[Bytes, Halves]:
+def decode_tq1_0(blocks: Bytes, out: Bytes | None = None) -> tuple[Bytes, Halves]:
     """``(n, 54)`` bytes to ``(n, 64)`` canonical bytes and n scales. Raises ReservedCode for bytes of no five trits."""
-    return _from_base3_blocks(blocks, 256, "tq1_0")
+    return _from_base3_blocks(blocks, 256, "tq1_0", out)
 
 
-def decode_ptq1_0(blocks: Bytes) -> tuple[Bytes, Halves]:
+def decode_ptq1_0(blocks: Bytes, out: Bytes | None = None) -> tuple[Bytes, Halves]:
     """``(n, 28)`` bytes, TQ1_0 in half its size, to ``(n, 32)`` canonical bytes and n scales. Raises as it does."""
-    return _from_base3_blocks(blocks, 128, "ptq1_0")
+    return _from_base3_blocks(blocks, 128, "ptq1_0", out)
 
 
-def _from_base3_blocks(blocks: Bytes, weights: int, layout: str) -> tuple[Bytes, Halves]:
-    packed = ops.ternary_from_base3(torch.from_numpy(blocks), weights, layout)
+def _from_base3_blocks(blocks: Bytes, weights: int, layout: str, out: Bytes | None) -> tuple[Bytes, Halves]:
+    out = _room(blocks, weights, out)
+    packed = ops.ternary_from_base3(torch.from_numpy(blocks), weights, layout, out=torch.from_numpy(out))
     if _refuses(packed.view(1, -1), 4 * packed.numel()):  # one long row is checked faster than many short ones
         # A byte is v * 256 / 243 rounded up; 243 * byte modulo 256 is then the rounding, which is less than 243.
         digits = blocks[:, :-2]
         invalid = digits * np.uint8(243) > np.uint8(242)
         raise ReservedCode(f"byte {int(digits[invalid][0])}, which no five trits make")
-    return packed.numpy(), halves(blocks[:, -2:])
+    return out, halves(blocks[:, -2:])
 
 
 def _refuses(packed: torch.Tensor, columns: int) -> bool:
@@ -200,7 +192,7 @@ def _quads_with_a_zero() -> Codes:
     return codes
 
 
-def decode_stq1_0(blocks: Bytes) -> tuple[Bytes, Halves]:
+def decode_stq1_0(blocks: Bytes, out: Bytes | None = None) -> tuple[Bytes, Halves]:
     """``(n, 42)`` bytes, four weights with one zero in five bits, to ``(n, 64)`` canonical bytes and n scales."""
     records = _records(blocks, ("low", "V32"), ("sign", "V8"), ("scale", "<f2"))
     low, sign = _bytes_of(records["low"]).reshape(-1, 32), _bytes_of(records["sign"]).reshape(-1, 8)
@@ -208,7 +200,9 @@ def decode_stq1_0(blocks: Bytes) -> tuple[Bytes, Halves]:
     index |= np.unpackbits(sign, axis=1, bitorder="little") << np.uint8(4)
     # The four weights of a group stand 16 apart.
     codes = _quads_with_a_zero()[index].reshape(-1, 4, 16, 4).transpose(0, 1, 3, 2)
-    return pack(codes.reshape(1, -1)).reshape(-1, 64), records["scale"]
+    out = _room(blocks, 256, out)
+    out[:] = pack(codes.reshape(1, -1)).reshape(-1, 64)
+    return out, records["scale"]
 
 
 def encode_tq1_0(codes: Codes, scale: Halves) -> Bytes:
@@ -227,20 +221,10 @@ def encode_tq1_0(codes: Codes, scale: Halves) -> Bytes:
     return out
 
 
-def decode_i2_s(blocks: Bytes) -> Bytes:
-    """Blocks of ``(n, b)`` bytes, of 4 b weights each, first quarter in the top bits, to ``(n, b)`` canonical bytes."""
-    return _pack_fields(np.ascontiguousarray(blocks).reshape(-1), blocks.shape[1], (6, 4, 2, 0))
-
-
 def encode_i2_s(codes: Codes) -> Bytes:
     """``(n, 128)`` codes to ``(n, 32)`` bytes."""
     fields = (codes + np.int8(1)).view(np.uint8).reshape(len(codes), 4, 32)
     return np.asarray(fields[:, 0] << 6 | fields[:, 1] << 4 | fields[:, 2] << 2 | fields[:, 3])
-
-
-def decode_row_fields(data: Bytes, shifts: tuple[int, int, int, int]) -> list[Bytes]:
-    """``(r, k)`` bytes that hold four rows each, at the given bits, to four canonical ``(r, ceil(k / 4))`` arrays."""
-    return [pack(codes) for codes in _fields(data, shifts)]
 
 
 def encode_bitnet(codes: Codes) -> Bytes:
@@ -276,19 +260,20 @@ def encode_base3(codes: Codes) -> Bytes:
     return value
 
 
-def decode_base3(data: Bytes, columns: int) -> Bytes:
+def decode_base3(data: Bytes, columns: int, out: Bytes | None = None) -> Bytes:
     """``(N, ceil(K / 5))`` bytes to ``(N, ceil(K / 4))`` canonical ones.
 
     Raises ReservedCode beyond 242 and for padding but 0.
     """
-    packed = ops.ternary_from_base3(torch.from_numpy(data), columns)
+    out = np.empty((len(data), -(-columns // 4)), np.uint8) if out is None else out
+    packed = ops.ternary_from_base3(torch.from_numpy(data), columns, out=torch.from_numpy(out))
     if _refuses(packed, columns) and data.max() > 242:
         raise ReservedCode(f"byte {int(data.max())}, which no five trits make (242 at most)")
     used = columns % 5
     # What pads a row's last byte is 0 too, and five times 0 is 121.
     if used and not _KEPT.get() and (data[:, -1] // np.uint8(3**used) != 121 // 3**used).any():
         raise ReservedCode(f"trits beyond column {columns}, where rows are padded with 0")
-    return packed.numpy()
+    return out
 
 
 def _fields_lsb_first(fields: Bytes) -> Bytes:

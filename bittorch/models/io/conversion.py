@@ -219,7 +219,7 @@ class _InMemory(StoredTensor):
     def blocks(self) -> BlockWeight | None:
         return self.value if isinstance(self.value, BlockWeight) else None
 
-    def packed(self) -> PackedWeight:
+    def packed(self, out: Tensor | None = None) -> PackedWeight:
         if not isinstance(self.value, PackedWeight):
             return super().packed()
         codes, scale = self.value.weight_packed.cpu(), self.value.scale.cpu()

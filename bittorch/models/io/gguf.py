@@ -29,7 +29,7 @@ from bittorch.models.io.stacks import cut_bytes, unstacked
 from bittorch.models.io.ternary_tensor import TernaryTensor, chunks, collapse_scale, reordered_columns
 from bittorch.models.packed_weight import BlockWeight, PackedWeight
 
-_BLOCK_DECODERS: dict[str, Callable[[Bytes], tuple[Bytes, codecs.Halves]]] = {
+_BLOCK_DECODERS: dict[str, Callable[[Bytes, Bytes], tuple[Bytes, codecs.Halves]]] = {
     "TQ1_0": codecs.decode_tq1_0,
     "TQ2_0": codecs.decode_tq2_0,
     "Q2_0": codecs.decode_q2_0,
@@ -111,7 +111,7 @@ class GGUFTernary(TernaryTensor):
         scale = np.empty(len(flat), np.float32)
         for begin, end in chunks(len(flat), kind.weights):
             blocks = self.file.view(self.stored.offset + begin * kind.bytes, (end - begin) * kind.bytes)
-            flat[begin:end], scale[begin:end] = _BLOCK_DECODERS[kind.name](blocks.reshape(-1, kind.bytes))
+            _, scale[begin:end] = _BLOCK_DECODERS[kind.name](blocks.reshape(-1, kind.bytes), flat[begin:end])
         check_finite(scale[:, None], 0, kind.weights, self.info.shape[-1], self.where)
         if (scale == scale[0]).all():
             return torch.from_numpy(scale[:1].copy())
@@ -122,22 +122,16 @@ class GGUFTernary(TernaryTensor):
     def _i2_s(self, out: Bytes) -> Tensor:
         rows, columns = self.info.shape
         begin, size = self.stored.offset, rows * columns // 4
+        data = self.file.view(begin, size)
         if self.i2_s_layout == "rows4":
-            _rows4(self.file.view(begin, size).reshape(rows // 4, columns), out)
+            codecs.decode_fields(data.reshape(rows // 4, columns), columns, "i2_s_rows4", out)
         else:
-            block = int(self.i2_s_layout.partition("x")[2])
-            flat = out.reshape(-1, block)
-            for first, last in chunks(len(flat), 4 * block):
-                data = self.file.view(begin + first * block, (last - first) * block)
-                flat[first:last] = codecs.decode_i2_s(data.reshape(-1, block))
+            weights = 4 * int(self.i2_s_layout.partition("x")[2])
+            whole = columns if columns % weights == 0 else weights  # blocks may go on in the next row
+            lines, places = data.reshape(-1, whole // 4), out.reshape(-1, whole // 4)
+            codecs.decode_fields(lines, whole, f"i2_s_{self.i2_s_layout}", places)
         tail = self.file.view(begin + size, 4).copy()
         return torch.from_numpy(tail).view(torch.float32)
-
-
-def _rows4(data: Bytes, out: Bytes) -> None:
-    for begin, end in chunks(len(data), 4 * data.shape[1]):
-        for row, packed in enumerate(codecs.decode_row_fields(data[begin:end], (6, 4, 2, 0))):
-            out[4 * begin + row : 4 * end + row : 4] = packed
 
 
 class Formed(StoredTensor):
@@ -160,7 +154,7 @@ class Formed(StoredTensor):
     def release(self) -> None:
         self.inner.release()
 
-    def packed(self) -> PackedWeight:
+    def packed(self, out: Tensor | None = None) -> PackedWeight:
         weight = self.inner.packed()
         weight = weight if self.form.rows is None else weight.reordered(self.form.rows.argsort())
         return weight if self.form.columns is None else reordered_columns(weight, self.form.columns.argsort())

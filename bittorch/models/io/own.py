@@ -46,7 +46,7 @@ class OwnPacked(TernaryTensor):
         super().__init__(info, stored.file.path)
         self.stored, self.scale, self.depth = stored, scale, depth
 
-    def packed(self) -> PackedWeight:
+    def packed(self, out: Tensor | None = None) -> PackedWeight:
         packed, scale = self.stored.tensor(), self._scale()
         try:
             ops.check_packed(packed, self.info.shape[1], self.where)
@@ -76,7 +76,7 @@ class OwnBase3(OwnPacked):
         rows, columns = self.stored.shape[0], self.info.shape[1]
         data = self.stored.file.view(self.stored.offset, self.stored.bytes).reshape(self.stored.shape)
         for begin, end in chunks(rows, columns):
-            out[begin:end] = codecs.decode_base3(data[begin:end], columns)
+            codecs.decode_base3(data[begin:end], columns, out[begin:end])
         self.stored.file.release(self.stored.offset, self.stored.bytes)
         return self._scale()
 

@@ -14,6 +14,7 @@ from bittorch import ops
 from bittorch.models.io.checkpoint import StoredTensor
 from bittorch.models.io.codecs import Bytes, ReservedCode, reserved_kept
 from bittorch.models.io.errors import FormatError
+from bittorch.models.io.mapped_file import new_tensor
 from bittorch.models.packed_weight import PackedWeight
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -36,15 +37,16 @@ class TernaryTensor(StoredTensor):
         """Fills canonical ``(rows, ceil(columns / 4))`` bytes and returns the scale. Raises ReservedCode."""
         raise NotImplementedError
 
-    def packed(self) -> PackedWeight:
+    def packed(self, out: Tensor | None = None) -> PackedWeight:
         rows, columns = self.info.shape
-        packed = torch.empty((self.depth * rows, (columns + 3) // 4), dtype=torch.uint8)
+        if out is None or self.depth > 1:
+            out = new_tensor((self.depth * rows, (columns + 3) // 4), torch.uint8)
         try:
-            scale = self.decode(packed.numpy())
+            scale = self.decode(out.numpy())
         except ReservedCode as error:
-            raise FormatError(f"{self.where} holds {error}{self._position(packed)}; the file is damaged") from None
+            raise FormatError(f"{self.where} holds {error}{self._position(out)}; the file is damaged") from None
         check_scale(scale, self.where, columns)
-        return PackedWeight(packed, scale, columns, self.depth)
+        return PackedWeight(out, scale, columns, self.depth)
 
     def _position(self, packed: Tensor) -> str:
         """Row and column of the first code that is no trit; overwrites ``packed``."""

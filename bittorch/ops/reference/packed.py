@@ -71,6 +71,22 @@ def ternary_from_base3(data: Tensor, in_features: int, layout: str = "rows") -> 
     return _pack_raw(raw)[:, : (in_features + 3) // 4].contiguous()
 
 
+def ternary_from_fields(data: Tensor, in_features: int, layout: str, w_packed: Tensor) -> Tensor:
+    if not data.numel():
+        return torch.zeros(len(data), dtype=torch.bool, device=data.device)
+    shifts = torch.tensor([0, 2, 4, 6] if layout in ("bitnet", "tq2_0") else [6, 4, 2, 0], device=data.device)
+    run = {"i2_s_128x32": 32, "i2_s_64x16": 16, "tq2_0": 32}.get(layout, in_features)
+    blocks = data.unflatten(1, (-1, 66))[:, :, :64] if layout == "tq2_0" else data
+    # (rows of data, runs, parts, weights of a part)
+    fields = blocks.reshape(len(data), -1, 1, run) >> shifts[:, None] & 3
+    raw = (fields + 2) % 3
+    raw[fields == 3] = 3
+    if layout == "bitnet":
+        raw = raw.permute(2, 0, 1, 3)
+    w_packed.copy_(_pack_raw(raw.reshape(len(w_packed), in_features)))
+    return (fields == 3).flatten(1).any(1)
+
+
 def _base3_digits(value: Tensor, damaged: Tensor) -> Tensor:
     """The five digits of each value as raw codes, the lowest first; 11 where it is damaged."""
     digits = value[..., None] // 3 ** torch.arange(5, device=value.device) % 3

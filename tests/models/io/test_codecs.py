@@ -138,8 +138,9 @@ def test_bitnet_equals_transformers(n: int, k: int) -> None:
     codes = _codes(n, k)
     theirs = pack_weights(torch.from_numpy(codes).float()).numpy()
     assert np.array_equal(codecs.encode_bitnet(codes), theirs)
-    rows = codecs.decode_row_fields(theirs, (0, 2, 4, 6))
-    assert np.array_equal(np.concatenate([codecs.unpack(part, k) for part in rows]), codes)
+    packed = np.empty((n, -(-k // 4)), np.uint8)
+    codecs.decode_fields(theirs, k, "bitnet", packed)
+    assert np.array_equal(codecs.unpack(packed, k), codes)
 
 
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (3, 15), (4, 16), (5, 17), (8, 64), (3, 67)])
@@ -173,7 +174,9 @@ def test_i2_s(part: int) -> None:
     for element in range(4 * part):
         field = (codes[:, element] + 1).astype(np.uint8)
         stored[:, element % part] |= field << np.uint8(6 - 2 * (element // part))
-    assert np.array_equal(codecs.unpack(codecs.decode_i2_s(stored), 4 * part), codes)
+    packed = np.empty_like(stored)
+    codecs.decode_fields(stored, 4 * part, {16: "i2_s_64x16", 32: "i2_s_128x32"}[part], packed)
+    assert np.array_equal(codecs.unpack(packed, 4 * part), codes)
     if part == 32:
         assert np.array_equal(codecs.encode_i2_s(codes), stored)
 

@@ -14,8 +14,13 @@ from bittorch.cli.default_model import find_gguf
 from bittorch.models.config import ModelConfig
 from bittorch.models.decoder import tensor_shapes
 from bittorch.models.io import CheckpointWarning, FormatError, LossyError, convert, open_checkpoint, save
+from bittorch.models.io.gguf import GGUFTernary
+from bittorch.models.io.gguf_header import GGUFTensor
 from bittorch.models.io.gguf_names import canonical_name, gguf_name
 from bittorch.models.io.gguf_rope import rope_factors
+from bittorch.models.io.gguf_types import TYPES
+from bittorch.models.io.mapped_file import MappedFile
+from tests.helpers import pack
 from tests.models.io.gguf_files import TYPE, dense_values, permuted, write
 from tests.models.io.tiny import BITNET, LLAMA, assert_same, model
 
@@ -177,6 +182,23 @@ def test_i2_s_layouts(layout: str, part: int, tmp_path: Path) -> None:
         assert not torch.equal(found.packed(name).weight_packed, source.packed(name).weight_packed)
     with pytest.raises(ValueError, match="i2_s_layout"):
         open_checkpoint(reader_path, i2_s_layout="arm")
+
+
+@pytest.mark.parametrize("layout", ["128x32", "64x16"])
+def test_i2_s_blocks_go_on_in_the_next_row(layout: str, tmp_path: Path) -> None:
+    """Rows of 36 weights in 128 rows; the tensor is written to where the caller says."""
+    part = int(layout.partition("x")[2])
+    codes = np.random.default_rng(3).integers(-1, 2, (128, 36))
+    data = ((codes + 1).reshape(-1, 4, part) << np.array([6, 4, 2, 0])[:, None]).sum(1).astype(np.uint8)
+    (tmp_path / "x").write_bytes(data.tobytes() + np.float32([0.5] * 8).tobytes())
+    kind = next(kind for kind in TYPES.values() if kind.name == "I2_S")
+    stored = GGUFTensor("w", kind, codes.shape, 0, data.size + 32, MappedFile(tmp_path / "x"))
+    tensor, room = GGUFTernary("w", stored, None, layout), torch.full((130, 9), 0xA5, dtype=torch.uint8)
+    packed = tensor.packed(room[1:-1]).weight_packed
+    assert packed.data_ptr() == room[1:].data_ptr()
+    assert torch.equal(packed, pack(torch.from_numpy(codes.astype(np.int8))))
+    assert (room[[0, -1]] == 0xA5).all()
+    assert torch.equal(tensor.packed().weight_packed, packed)
 
 
 def test_i2_s_is_for_bitnet_cpp(tmp_path: Path) -> None:
