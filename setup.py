@@ -237,8 +237,8 @@ class Compiler:
             flags = ["-O3", "-DNDEBUG", "-std=c++17", "-fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
             return [self.cuda_home / "bin/nvcc", *flags, *gencode_flags(self.arches), *self.defines]
         isa = ISA_FLAGS[source.stem.rsplit("_", 1)[1]][1] if source.parent.name == "cpu" else []
-        own = [self.interface] if source.stem == "kernel_table" else []
-        return [*self.cc, "-std=c11", *COMMON, *isa, *self.defines, *own]
+        table = [*self.defines, self.interface] if source.stem == "kernel_table" else []
+        return [*self.cc, "-std=c11", *COMMON, *isa, *table]
 
     def shim_command(self, source, torch):
         if source.suffix == ".c":

@@ -129,7 +129,7 @@ def test_every_public_name_says_what_it_is(name: str) -> None:
 
 def test_the_tree_of_the_architecture_is_that_of_the_files() -> None:
     tree = (DOCS / "architecture.md").read_text().split("## Tree")[1].split("```")[1]
-    folders = ("bittorch", "csrc", "tests", "docs")
+    folders = ("bittorch", "csrc", "tests", "docs", "packaging")
     files = {"setup.py", *(path.name for folder in folders for path in (ROOT / folder).rglob("*.*"))}
     named = set(re.findall(r"(?<![\w<>{}/*])\w[\w/]*\.(?:h|c|cpp|cu|cuh|py)\b", tree))
     assert len(named) > 40

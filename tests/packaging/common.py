@@ -45,11 +45,11 @@ def same_build() -> dict[str, str]:
 def take_objects(tree: Path) -> None:
     """Objects of this checkout's last build for a tree with the same sources; setup.py looks whether they fit."""
     if (ROOT / "build" / "objects").is_dir():
-        shutil.copytree(ROOT / "build" / "objects", tree / "build" / "objects")
+        shutil.copytree(ROOT / "build" / "objects", tree / "build" / "objects", dirs_exist_ok=True)
 
 
 def checkout(folder: Path) -> Path:
-    for name in ("bittorch", "csrc", "tests", "benchmark", "examples", "docs"):
+    for name in ("bittorch", "csrc", "tests", "benchmark", "examples", "docs", "packaging"):
         shutil.copytree(ROOT / name, folder / name, ignore=LEFT_OUT)
     for path in ROOT.iterdir():
         if path.is_file():

@@ -203,7 +203,7 @@ def test_an_sdist_requires_no_torch_in_particular(unpacked: Path) -> None:  # FI
 
 
 def test_the_sdist_holds_every_source(unpacked: Path) -> None:
-    for folder in ("bittorch", "csrc", "tests", "examples", "docs"):
+    for folder in ("bittorch", "csrc", "tests", "examples", "docs", "packaging"):
         for path in (ROOT / folder).rglob("*"):
             built = "__pycache__" in path.parts or path.suffix in (".so", ".pyc") or path.name == "_build_info.py"
             if path.is_file() and not built:
