@@ -94,6 +94,10 @@ class GGUFTernary(TernaryTensor):
         info = TensorInfo(name, stored.type.name, stored.shape, stored.bytes, ternary=True)
         super().__init__(info, stored.file.path)
         self.file, self.stored, self.factor, self.i2_s_layout = stored.file, stored, factor, i2_s_layout
+        if info.type in FOUR_VALUES:
+            self.reserved_means = (
+                f"{info.type} means +2 by it, so the model is not ternary; convert its floats with --depth"
+            )
 
     def decode(self, out: Bytes) -> Tensor:
         scale = self._i2_s(out) if self.info.type == "I2_S" else self._scaled_blocks(out)

@@ -32,6 +32,7 @@ class TernaryTensor(StoredTensor):
     """Decodes to canonical bytes and a scale; readers say how."""
 
     depth = 1
+    reserved_means = "the file is damaged"
 
     def decode(self, out: Bytes) -> Tensor:
         """Fills canonical ``(rows, ceil(columns / 4))`` bytes and returns the scale. Raises ReservedCode."""
@@ -44,7 +45,7 @@ class TernaryTensor(StoredTensor):
         try:
             scale = self.decode(out.numpy())
         except ReservedCode as error:
-            raise FormatError(f"{self.where} holds {error}{self._position(out)}; the file is damaged") from None
+            raise FormatError(f"{self.where} holds {error}{self._position(out)}; {self.reserved_means}") from None
         check_scale(scale, self.where, columns)
         return PackedWeight(out, scale, columns, self.depth)
 
