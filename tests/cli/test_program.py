@@ -289,7 +289,7 @@ def test_the_documentation_names_every_option() -> None:
 
 
 def test_commands_are_listed_once() -> None:
-    assert len(COMMANDS) == len(set(COMMANDS)) == 11
+    assert len(COMMANDS) == len(set(COMMANDS)) == 12
 
 
 def test_a_warning_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
