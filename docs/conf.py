@@ -33,6 +33,7 @@ autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
 napoleon_numpy_docstring = False
 napoleon_custom_sections = ["Shape", "Source"]
+nitpick_ignore_regex = [("py:class", r"(dict|tuple)\[.*")]  # types of attributes, which napoleon cuts at their commas
 nitpick_ignore = [("py:class", "ChatTemplate"), ("py:class", "torch.optim.optimizer.Optimizer")]  # annotations alone
 default_role = "py:obj"  # a name in single backticks is a link; `link_or_code` has what leads nowhere
 
