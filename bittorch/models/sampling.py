@@ -13,6 +13,7 @@ from bittorch.models.generation_config import GenerationConfig
 MOST_GROWTH = 60.0  # exponent of the length penalty: its product with a logit stays below what float32 holds
 MANY = 1024  # tokens among which a filter by probability mostly chooses
 LEAST_TEMPERATURE = 1e-30  # float32 still divides by it; what is smaller draws the same token
+LEAST_MASS = 1e-30  # is above 0 in float32, so that the likeliest token always stays
 
 
 @dataclasses.dataclass
@@ -92,7 +93,7 @@ def candidates(logits: Tensor, config: GenerationConfig) -> tuple[Tensor, Tensor
         p, tokens = _likeliest(p, config)
     if config.top_p < 1:
         before = p.cumsum(0) - p  # of the likelier ones: the token that crosses the limit stays
-        tokens, p = _keep(before < config.top_p, tokens, p)
+        tokens, p = _keep(before < max(config.top_p, LEAST_MASS), tokens, p)
     if config.min_p > 0:
         tokens, p = _keep(p >= config.min_p * p[0], tokens, p)
     if config.typical_p < 1:
@@ -128,7 +129,7 @@ def _typical(p: Tensor, mass: float) -> Tensor:
     order = (surprise - entropy).abs().argsort(stable=True)
     sorted_p = p[order]
     before = sorted_p.cumsum(0) - sorted_p
-    return torch.zeros_like(p, dtype=torch.bool).index_put((order,), before < mass)
+    return torch.zeros_like(p, dtype=torch.bool).index_put((order,), before < max(mass, LEAST_MASS))
 
 
 def draw(logits: Tensor, config: GenerationConfig, generator: torch.Generator) -> int:

@@ -69,6 +69,9 @@ def test_at_least_one_token_stays() -> None:
     tokens, p = candidates(LOGITS, GenerationConfig(temperature=1.0, top_p=1e-6, typical_p=1e-6, min_p=1.0))
     assert tokens.tolist() == [int(LOGITS.argmax())]
     assert p.tolist() == [1.0]
+    for name in ("top_p", "typical_p"):  # 1e-60 is 0 in float32
+        tokens, p = candidates(LOGITS, GenerationConfig(temperature=1.0, **{name: 1e-60}))
+        assert (len(tokens), p.tolist()) == (1, [1.0])
 
 
 def history(prompt: list[int], answer: list[int]) -> History:
