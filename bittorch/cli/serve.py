@@ -118,7 +118,10 @@ def _recommended(model: LanguageModel) -> dict[str, Any]:
 
 
 def _key(path: Path) -> str:
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise CommandError(f"{path} is not UTF-8; it must have the key in its first line") from None
     if not lines or not lines[0].strip():
         raise CommandError(f"{path} has no key in its first line")
     return lines[0].strip()

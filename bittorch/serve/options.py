@@ -76,8 +76,12 @@ class Options:
                 raise ValueError(f"{name} must be above 0 and below 1e9, got {getattr(self, name)!r}")
         if not self.name:
             raise ValueError("name must have at least one character")
-        if self.api_key is not None and (not self.api_key or not self.api_key.isascii() or self.api_key.split() == []):
-            raise ValueError("api_key must be ASCII text of at least one character")
+        key = self.api_key
+        if key is not None and (not key or not key.isascii() or not key.isprintable() or key != key.strip()):
+            raise ValueError(
+                "api_key must be ASCII text of at least one character, without control characters and without spaces "
+                "at its ends, which a request's header cannot bring"
+            )
         if not self.local and self.api_key is None:
             raise ValueError(f"host {self.host} can be reached by other machines, which needs an api_key")
         GenerationConfig(**self.sampling)

@@ -52,6 +52,9 @@ def test_refusals(bittorch: Command, model: Path, served: list[Any], tmp_path: P
         assert result.code == 2, arguments
         assert text in result.err
     (tmp_path / "empty").write_text("\n")
+    (tmp_path / "bytes").write_bytes(b"\xff")
+    result = bittorch("serve", model, "--api-key-file", tmp_path / "bytes")
+    assert f"{tmp_path / 'bytes'} is not UTF-8" in result.err
     assert "has no key" in bittorch("serve", model, "--api-key-file", tmp_path / "empty").err
     assert "context is 1000, the model has 256" in bittorch("serve", model, "--context", 1000).err
     assert served == []

@@ -60,7 +60,8 @@ def test_options_out_of_range() -> None:
     for wrong in ({"slots": 0}, {"port": 70000}, {"step_tokens": 8}, {"seconds": 0}, {"queue": True}, {"name": ""}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Options(**{"name": "m", **wrong})
-    for key in ("", " ", "é"):
+    for key in ("", " ", "é", " k", "k\t", "k\nl", "k\x00"):  # which no header can bring
         with pytest.raises(ValueError, match="api_key"):
             Options("m", api_key=key)
+    assert Options("m", api_key="two words").api_key == "two words"
     assert "s3cret" not in repr(Options("m", api_key="s3cret"))
