@@ -80,12 +80,14 @@ class Routes:
         ]
         origins = list(self.options.origins)
         cors = Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
-        return Starlette(
+        app = Starlette(
             routes=routes,
             middleware=[cors] if origins else [],
             exception_handlers={HTTPException: _http_error},
             lifespan=lifespan,
         )
+        app.router.redirect_slashes = False  # it would lead to whatever host the request names, before the guard
+        return app
 
     def _handled(self, handler: Handler, open_to_all: bool = False) -> Handler:
         """A handler behind the guard, whose errors have OpenAI's shape."""

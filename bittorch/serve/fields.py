@@ -14,7 +14,7 @@ DEEPEST = "the JSON is nested too deeply"
 def parse(data: bytes) -> dict[str, Any]:
     """The object in a body. Raises ApiError for what is no UTF-8, no JSON, no object, or cannot be text."""
     try:
-        value = json.loads(data.decode(), parse_constant=_no_number)
+        value = json.loads(data.decode(), parse_constant=no_number)
         if b"\\u" in data:
             json.dumps(value, ensure_ascii=False).encode()  # halves of surrogate pairs are no text
     except UnicodeDecodeError as error:
@@ -37,7 +37,8 @@ def _place(error: ValueError) -> str:
     return "a number is out of range"
 
 
-def _no_number(name: str) -> None:
+def no_number(name: str) -> None:
+    """Raises ValueError for NaN and Infinity, which Python's parser takes and JSON has not."""
     raise ValueError(name)
 
 

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from bittorch.serve.errors import ApiError
-from bittorch.serve.fields import Fields, kind_of, wrong
+from bittorch.serve.fields import Fields, kind_of, no_number, wrong
 
 # Roles of requests, and how chat templates call them.
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
@@ -69,7 +69,7 @@ def _call(value: Any, where: str) -> dict[str, Any]:
         raise ApiError(f"'{where}' must have a function with a name", param=where)
     arguments = function.get("arguments", "{}")
     try:
-        parsed = json.loads(arguments) if isinstance(arguments, str) else arguments
+        parsed = json.loads(arguments, parse_constant=no_number) if isinstance(arguments, str) else arguments
     except (ValueError, RecursionError):
         parsed = None
     if not isinstance(parsed, dict):

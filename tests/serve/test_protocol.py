@@ -68,6 +68,13 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"response_format": {"type": "yaml"}}, "response_format"),
     ({"response_format": "json"}, "response_format"),
 ]
+ARGUMENTS = "messages[0].tool_calls[0]"
+
+
+def call(arguments: str) -> dict[str, Any]:
+    return {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+
+
 WRONG_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"messages": None}, "messages"),
     ({"messages": []}, "messages"),
@@ -81,6 +88,8 @@ WRONG_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0]"),
     ({"messages": [{"role": "user", "content": "hi", "x": 1}]}, "messages[0].x"),
     ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "messages[0].tool_calls[0]"),
+    ({"messages": [{"role": "assistant", "tool_calls": [call('{"a": NaN}')]}]}, ARGUMENTS),
+    ({"messages": [{"role": "assistant", "tool_calls": [call("[]")]}]}, ARGUMENTS),
     ({"messages": [{"role": "assistant", "tool_calls": []}]}, "messages[0].content"),
     ({"messages": [{"role": "user", "content": "a", "tool_calls": []}]}, "messages[0].tool_calls"),
     ({"max_completion_tokens": 0}, "max_completion_tokens"),
@@ -176,6 +185,7 @@ def test_over_http_errors_have_the_shape_of_openai(server: Running) -> None:
         ("/v1/chat/completions", {**CHAT, "model": "\u4e16" * 300}, 404),
         ("/v1/nothing", {}, 404),
         ("/v1/models", {}, 405),
+        ("/v1/completions/", TEXT, 404),
     ]
     for path, body, status in cases:
         answer = server.ask(path, body)
