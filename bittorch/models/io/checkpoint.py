@@ -176,7 +176,7 @@ class Checkpoint:
 
         Raises:
             KeyError: no such tensor.
-            ValueError: the tensor is not ternary; its info says so beforehand.
+            ValueError: the tensor is not ternary; its info says so beforehand. ``out`` does not fit.
             FormatError: damaged bytes: reserved codes, scales that are not finite.
 
         Warns:

@@ -42,6 +42,7 @@ class TernaryTensor(StoredTensor):
         rows, columns = self.info.shape
         if out is None or self.depth > 1:
             out = new_tensor((self.depth * rows, (columns + 3) // 4), torch.uint8)
+        _check_room(out, self.depth * rows, (columns + 3) // 4, self.where)
         try:
             scale = self.decode(out.numpy())
         except ReservedCode as error:
@@ -59,6 +60,17 @@ class TernaryTensor(StoredTensor):
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         return dequantize(self.packed(), dtype or torch.float32)
+
+
+def _check_room(out: Tensor, rows: int, width: int, where: str) -> None:
+    """Raises ValueError where decoders, which see bytes in a row, would write other rows than these."""
+    fits = out.dtype == torch.uint8 and out.device.type == "cpu" and tuple(out.shape) == (rows, width)
+    if not (fits and out.is_contiguous()):
+        dtype = str(out.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"out for {where} must be ({rows}, {width}) uint8 on the CPU in one piece, got {tuple(out.shape)} {dtype} "
+            f"on {out.device} with strides {out.stride()}"
+        )
 
 
 def check_scale(scale: Tensor, where: str, columns: int) -> None:

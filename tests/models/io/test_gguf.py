@@ -201,6 +201,28 @@ def test_i2_s_blocks_go_on_in_the_next_row(layout: str, tmp_path: Path) -> None:
     assert torch.equal(tensor.packed().weight_packed, packed)
 
 
+@pytest.mark.parametrize("to", ["gguf-tq2_0", "gguf-q2_0", "gguf-i2_s"])
+def test_rows_that_are_written_to_must_fit(to: str, tmp_path: Path) -> None:
+    save(model(), tmp_path / "x.gguf", to=to)
+    name, room = "model.layers.0.mlp.up_proj.weight", torch.zeros(512, 64, dtype=torch.uint8)
+    wrong = {
+        "short": room[4:],
+        "long": torch.zeros(516, 64, dtype=torch.uint8),
+        "flat": room.flatten(),
+        "stepped": torch.zeros(1024, 64, dtype=torch.uint8)[::2],
+        "repeated": room[:1].expand(512, 64),
+        "int8": room.char(),
+        "meta": room.to("meta"),
+    }
+    with open_checkpoint(tmp_path / "x.gguf") as found:
+        for kind, out in wrong.items():
+            with pytest.raises(
+                ValueError, match=r"out for .*up_proj.* must be \(512, 64\) uint8 on the CPU in one piece"
+            ):
+                pytest.fail(f"{kind}: {found.packed(name, out)}")
+        assert torch.equal(found.packed(name, room).weight_packed, found.packed(name).weight_packed)
+
+
 def test_i2_s_is_for_bitnet_cpp(tmp_path: Path) -> None:
     save(model(), tmp_path / "x.gguf", to="gguf-i2_s")
     with open_checkpoint(tmp_path / "x.gguf") as found:
