@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -21,11 +22,29 @@ def _values(node: ir.Node, at: int) -> np.ndarray | None:
         raise ValueError(
             f"{_name(node)}: its input {at}, {value.name}, is computed in the graph and has no stored values"
         )
-    return tensor.numpy()
+    try:
+        return tensor.numpy()
+    except (TypeError, ValueError) as error:  # fewer bytes than its shape needs, an unknown type, a path out of place
+        raise ValueError(f"{value.name} of {_name(node)} cannot be read: {error}") from error
 
 
 def _name(node: ir.Node) -> str:
     return node.name or str(node.outputs[0].name)
+
+
+def _attribute(node: ir.Node, name: str) -> Any:
+    return node.attributes[name].value if name in node.attributes else None
+
+
+def _sizes(node: ir.Node) -> tuple[int, int, int]:
+    """K, N and block_size; ValueError where they are no sizes."""
+    found = columns, rows, block = tuple(_attribute(node, each) for each in ("K", "N", "block_size"))
+    if any(type(each) is not int or each < 1 for each in found) or block < 16 or block & (block - 1):
+        raise ValueError(
+            f"{_name(node)} must have whole numbers K and N above 0, and block_size a power of 2 from 16 on, got "
+            f"{columns!r}, {rows!r} and {block!r}"
+        )
+    return columns, rows, block
 
 
 def _twos(packed: np.ndarray, what: str, shape: tuple[int, int]) -> np.ndarray:
@@ -51,8 +70,7 @@ def _scales(scales: np.ndarray, name: str, columns: int, block: int) -> np.ndarr
 
 def _layer(node: ir.Node) -> TernaryLinearInference:
     name = _name(node)
-    sizes = {each: node.attributes[each].as_int() for each in ("K", "N", "block_size")}
-    columns, rows, block = sizes.values()
+    columns, rows, block = _sizes(node)
     count = -(-columns // block)
     packed, scales, zero_points, bias = (_values(node, at) for at in (1, 2, 3, 5))
     if _values(node, 4) is not None:
@@ -65,6 +83,8 @@ def _layer(node: ir.Node) -> TernaryLinearInference:
     if zero_points is not None and zero_points.dtype == np.uint8:
         zero = _twos(zero_points, f"zero points of {name}", (rows, count))
     elif zero_points is not None:
+        if zero_points.size != rows * count:
+            raise ValueError(f"zero points of {name} must be {rows} x {count}, got {zero_points.shape}")
         zero = zero_points.reshape(rows, count).astype(np.float32)
     trits = (codes.reshape(rows, count, block) - zero[..., None]).reshape(rows, -1)[:, :columns]
     if not np.isin(trits, (-1, 0, 1)).all():
@@ -99,14 +119,26 @@ def load_matmulnbits(path: str | os.PathLike[str]) -> dict[str, TernaryLinearInf
         The layers by the names of their nodes, or of the nodes' outputs where those have none or share one.
 
     Raises:
-        ValueError: no such node; a node that is not ternary, has a reordering of columns, operands that are computed in
-            the graph, or scales that are no groups of one size. The message names it.
+        ValueError: no ONNX file, or a damaged one; no such node; a node that is not ternary, has a reordering of
+            columns, operands that are computed in the graph, or scales that are no groups of one size. The message
+            names it.
+        OSError: the file or its external data is not there.
     """
-    model = ir.load(path)
-    found = [node for node in model.graph.all_nodes() if node.op_type == "MatMulNBits"]
-    two = [node for node in found if "bits" in node.attributes and node.attributes["bits"].as_int() == 2]
+    named = os.fspath(path)
+    try:
+        model = ir.load(named)
+    except OSError:
+        raise
+    except Exception as error:  # of protobuf and of onnx_ir, which share no class
+        raise ValueError(f"{path} is no ONNX file, or damaged: {error.__cause__ or error}") from error
+    found = [
+        node for node in model.graph.all_nodes() if (node.domain, node.op_type) == ("com.microsoft", "MatMulNBits")
+    ]
+    if any(not node.outputs for node in found):
+        raise ValueError(f"{path} is damaged: it has a MatMulNBits without outputs")
+    two = [node for node in found if _attribute(node, "bits") == 2]
     if not two:
-        others = sorted({node.attributes["bits"].as_int() if "bits" in node.attributes else 4 for node in found})
+        others = sorted({_attribute(node, "bits") or 4 for node in found}, key=str)
         raise ValueError(f"{path} has no MatMulNBits of 2 bits" + (f", but of {others} bits" if others else ""))
     names = [_name(node) for node in two]
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 import onnx_ir as ir
-from onnx import TensorProto, helper, numpy_helper, save
+from onnx import ModelProto, TensorProto, helper, load, numpy_helper, save
 
 import bittorch.onnx
 from bittorch import ops
@@ -113,8 +114,78 @@ def test_what_is_not_ternary_is_refused_by_name(tmp_path: Path) -> None:
         ({"scales": np.ones((N, 3), np.float32)}, r"12 x 4 scales, got \(12, 3\)"),
         ({"B": np.zeros((N, 4, 3), np.uint8)}, r"B of proj must be 12 x 16 uint8, got uint8 \(12, 4, 3\)"),
         ({"zero_points": zeros(2, 2)[:5]}, r"zero points of proj must be 12 x 1 uint8"),
+        ({"zero_points": np.full((N, 3), 2, np.float32)}, r"zero points of proj must be 12 x 4, got \(12, 3\)"),
         ({"K": 50}, r"scales of its own for the last 2 of 50 columns"),
         ({"scales": np.full((N, 4), np.nan, np.float32)}, r"proj.*scale must be finite"),
     ]:
         with pytest.raises(ValueError, match=match):
             bittorch.onnx.load_matmulnbits(write(tmp_path / "m.onnx", **changed))
+
+
+def without(name: str) -> Callable[[ModelProto], None]:
+    def change(model: ModelProto) -> None:
+        attributes = model.graph.node[0].attribute
+        attributes.remove(next(each for each in attributes if each.name == name))
+
+    return change
+
+
+def attribute(**changed: int | str) -> Callable[[ModelProto], None]:
+    def change(model: ModelProto) -> None:
+        for name, value in changed.items():
+            without(name)(model)
+            model.graph.node[0].attribute.append(helper.make_attribute(name, value))
+
+    return change
+
+
+def short(model: ModelProto) -> None:
+    model.graph.initializer[1].raw_data = model.graph.initializer[1].raw_data[:12]
+
+
+def other_domain(model: ModelProto) -> None:
+    model.graph.node[0].domain = "other"
+
+
+def no_outputs(model: ModelProto) -> None:
+    model.graph.node[0].name = ""
+    del model.graph.node[0].output[:]
+    del model.graph.output[:]
+
+
+def other_type(model: ModelProto) -> None:
+    model.graph.initializer[1].data_type = 99
+
+
+@helpers.each(
+    "change, match",
+    [
+        (without("K"), r"proj must have whole numbers K and N above 0, and block_size .*, got None, 12 and 16"),
+        (attribute(K=-64, N=-12), r"got -64, -12 and 16"),
+        (attribute(block_size=0), r"got 64, 12 and 0"),
+        (attribute(block_size=24), r"got 64, 12 and 24"),
+        (attribute(K="64"), r"got '64', 12 and 16"),
+        (attribute(bits="2"), r"has no MatMulNBits of 2 bits, but of \['2'\] bits"),
+        (short, r"scales of proj cannot be read: .+"),
+        (other_domain, r"has no MatMulNBits of 2 bits$"),
+        (no_outputs, r"MatMulNBits without outputs"),
+        (other_type, r"m.onnx is no ONNX file, or damaged: "),
+    ],
+    ids=["no K", "below 0", "no block", "odd block", "text", "text bits", "short", "domain", "no outputs", "type"],
+)
+def test_damaged_nodes_are_refused_by_name(change: Callable[[ModelProto], None], match: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "m.onnx")
+    model = load(path)
+    change(model)
+    save(model, path)
+    with pytest.raises(ValueError, match=match):
+        bittorch.onnx.load_matmulnbits(path)
+
+
+def test_files_that_are_none_are_refused_by_name(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.onnx")
+    whole = path.read_bytes()
+    for data in (b"GGUF" + bytes(100), whole[: len(whole) // 2]):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=r"m\.onnx is no ONNX file, or damaged: "):
+            bittorch.onnx.load_matmulnbits(path)
