@@ -10,13 +10,17 @@
 ``quantize_(model, config)`` packs at once, as torchao's own configurations do: what was not trained loses most of its
 accuracy by it. ``FqnToConfig`` and the serialisation of configurations take them too. Needs torchao, of the extra
 ``torchao``.
+
+torchao hands over one layer after the other. So a layer that stands in two places is replaced in the first one alone,
+a model that is itself the layer is not replaced (call `prepare` and `convert` with it), and where a layer is refused
+those before it are converted. `bittorch.quantize_` and `bittorch.export_for_inference` have none of these limits.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 try:
     from torchao.core.config import ALLOWED_AO_MODULES, AOBaseConfig
@@ -50,9 +54,9 @@ def prepare(module: nn.Module, config: TernaryQuantConfig) -> nn.Module:
     if not isinstance(module, TernaryLayer):
         if type(module) not in (nn.Linear, nn.Conv2d):
             raise TypeError(f"torch.nn.Linear and torch.nn.Conv2d become ternary, got {type(module).__name__}")
-        holder = nn.ModuleList([module])
+        holder = _holder(module)
         quantize_(holder, config)
-        return holder[0]
+        return next(iter(holder.values()))
     if module.config != config:
         raise ValueError(f"the layer was prepared with {module.config}, got {config}")
     return module
@@ -60,7 +64,13 @@ def prepare(module: nn.Module, config: TernaryQuantConfig) -> nn.Module:
 
 def convert(module: nn.Module, config: TernaryQuantConfig) -> nn.Module:
     """The packed layer of a trained one, or of a dense one; arguments and errors as those of `prepare`."""
-    return export_for_inference(prepare(module, config))
+    return next(iter(export_for_inference(_holder(prepare(module, config))).children()))
+
+
+def _holder(layer: nn.Module) -> nn.ModuleDict:
+    """The layer in a model of its own, by the name that errors tell; torchao does not say where the layer stands."""
+    weight: Tensor = layer.weight  # type: ignore[assignment]  # of a Linear or Conv2d
+    return nn.ModuleDict({f"the layer with weight {tuple(weight.shape)}": layer})
 
 
 def _handle(module: nn.Module, config: TernaryQuantConfig, **kwargs: Any) -> nn.Module:
@@ -70,6 +80,11 @@ def _handle(module: nn.Module, config: TernaryQuantConfig, **kwargs: Any) -> nn.
 def _handle_qat(module: nn.Module, config: Any, **kwargs: Any) -> nn.Module:
     """The two steps for configurations of ours, torchao's own handler for all others."""
     if not isinstance(config.base_config, TernaryQuantConfig):
+        if isinstance(module, TernaryLayer) and (config.step == "prepare" or config.base_config is None):
+            raise ValueError(
+                f"{module} is ternary, and this configuration would undo or forget that; convert it with "
+                f'QATConfig({module.config}, step="convert"), or leave it out by filter_fn'
+            )
         other: nn.Module = _other_qat(module, config, **kwargs)
         return other
     return (prepare if config.step == "prepare" else convert)(module, config.base_config)

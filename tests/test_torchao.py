@@ -72,6 +72,25 @@ def test_what_cannot_be_prepared_is_refused() -> None:
     quantize_(model, QATConfig(CONFIG))
     with pytest.raises(ValueError, match=r"prepared with TernaryQuantConfig\(.*twn.*, got TernaryQuantConfig\(.*max"):
         quantize_(model, QATConfig(bittorch.TernaryQuantConfig(), step="convert"))
+    model[0].register_forward_hook(lambda *_: None)
+    with pytest.raises(TypeError, match=r"convert the layer with weight \(32, 64\): its weight is torch.float64"):
+        quantize_(_model().double(), QATConfig(CONFIG))
+    with pytest.raises(ValueError, match=r"export the layer with weight \(32, 64\): it has forward hooks"):
+        quantize_(model, QATConfig(CONFIG, step="convert"))
+
+
+def test_other_configurations_do_not_undo_or_forget_ternary_layers() -> None:
+    model = _model()
+    quantize_(model, QATConfig(CONFIG))
+    for config in (
+        QATConfig(weight_config=IntxFakeQuantizeConfig(torch.int4, group_size=32)),
+        QATConfig(step="convert"),
+    ):
+        with pytest.raises(
+            ValueError, match=r"TernaryLinear\(.* is ternary.*QATConfig\(TernaryQuantConfig\(.*filter_fn"
+        ):
+            quantize_(model, config)
+    assert isinstance(model[0], bittorch.TernaryLinear)
 
 
 def test_without_torchao_the_extra_is_named() -> None:
