@@ -29,6 +29,10 @@ _DATA_FROM = 1 << 30  # bytes of tensors from which they get a file of their own
 
 
 def _check_form(form: Form) -> None:
+    for name in ("opset", "block_size", "accuracy_level"):
+        value = getattr(form, name)
+        if type(value) is not int and not (name == "block_size" and value is None):
+            raise TypeError(f"{name} must be an integer, got {value!r}")
     if form.format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {form.format!r}")
     if form.opset not in OPSETS:
@@ -63,14 +67,35 @@ def _check_model(model: nn.Module) -> None:
 
 
 def _check_args(args: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    if not isinstance(args, Tensor | Sequence):
+        raise TypeError(f"args must be a tensor or a sequence of them, got {type(args).__name__}")
     given = (args,) if isinstance(args, Tensor) else tuple(args)
     for i, arg in enumerate(given):
-        if not isinstance(arg, Tensor) or arg.device.type != "cpu" or arg.dtype == torch.bfloat16:
-            what = f"{arg.dtype} on {arg.device}" if isinstance(arg, Tensor) else type(arg).__name__
-            raise TypeError(f"argument {i} must be a CPU tensor of a type that NumPy has, got {what}")
+        what = f"{arg.dtype} and {arg.layout} on {arg.device}" if isinstance(arg, Tensor) else type(arg).__name__
+        if not isinstance(arg, Tensor) or arg.device.type != "cpu" or not _in_numpy(arg):
+            raise TypeError(f"argument {i} must be a dense CPU tensor of a type that NumPy has, got {what}")
         if arg.dim() and arg.shape[0] == 0:
             raise ValueError(f"argument {i} is {tuple(arg.shape)}; the file is checked with it, so it needs samples")
-    return given
+    return tuple(arg.detach() for arg in given)
+
+
+def _in_numpy(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and tensor.dtype != torch.bfloat16
+
+
+def _check_rest(target: Path, tolerance: float, **names: Sequence[str] | None) -> None:
+    if target.is_dir() or not target.parent.is_dir():
+        raise ValueError(f"{target} is a folder, or its folder does not exist")
+    if target.exists() and not target.is_file():
+        raise ValueError(f"{target} is no ordinary file, and would be replaced by one; name another")
+    if not isinstance(tolerance, int | float):
+        raise TypeError(f"tolerance must be a number from 0 on, got {tolerance!r}")
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance must be a number from 0 on, got {tolerance!r}")
+    for name, value in names.items():
+        whole = isinstance(value, Sequence) and not isinstance(value, str)
+        if value is not None and not (whole and all(isinstance(each, str) for each in value)):
+            raise TypeError(f"{name} must be a sequence of names, got {value!r}")
 
 
 def _larger(args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -137,6 +162,9 @@ def _graph(program: torch.export.ExportedProgram, opset: int, **names: Any) -> i
             f"torch.onnx wrote opset {model.opset_imports['']} in place of opset={opset}: an operator of the model has "
             "no other form"
         )
+    for (name, wanted), values in zip(names.items(), (model.graph.inputs, model.graph.outputs), strict=True):
+        if wanted is not None and len(wanted) != len(values):
+            raise ValueError(f"{name} has {len(wanted)} names, but the graph has {len(values)}")
     return model
 
 
@@ -181,7 +209,7 @@ def export(
     Args:
         model: packed, in eval mode, on the CPU.
         args: one tensor, or several, for ``model(*args)``; the file is checked with them.
-        path: of the file; tensors of 1 GiB and more stand beside it, in ``<path>.data``.
+        path: of the file, or a link to it; tensors of 1 GiB and more stand beside it, in ``<path>.data``.
         format: as above.
         opset: 18 to 25. INT2, which all but linear layers of ``matmulnbits`` and embeddings are stored in, needs 25.
         block_size: columns of a scale in MatMulNBits, one of 16, 32, 64, 128, 256. Default: the largest up to 128 that
@@ -197,7 +225,7 @@ def export(
         How each layer is stored, and for each check whether outputs were equal, or their error.
 
     Raises:
-        TypeError: what is no module, or arguments that are no CPU tensors.
+        TypeError: what is no module, arguments that are no dense CPU tensors, options of other types.
         ValueError: an unknown format, opset or block; a model in training mode, without packed layers or with layers
             that are not packed; what torch.export, torch.onnx, the format or onnxruntime does not take, by name; a file
             that is further off than ``tolerance``. Nothing is then written, and a file that was there stays.
@@ -208,13 +236,15 @@ def export(
     form = Form(format, opset, block_size, accuracy_level)
     _check_form(form)
     _check_model(model)
-    given, target = _check_args(args), Path(path)
-    if target.is_dir() or not target.parent.is_dir():
-        raise ValueError(f"{target} is a folder, or its folder does not exist")
+    given, target = _check_args(args), Path(os.path.realpath(path))  # what a link leads to is replaced
+    _check_rest(target, tolerance, input_names=input_names, output_names=output_names)
     batches = [given]
     if dynamic_shapes is None and dynamic_batch:
         batches.append(_larger(given))
-        dynamic_shapes = tuple({0: torch.export.Dim.DYNAMIC} if arg.dim() else None for arg in given)
+        dynamic_shapes = torch.export.ShapesCollection()
+        for arg in batches[-1]:
+            if arg.dim():
+                dynamic_shapes[arg] = {0: torch.export.Dim.DYNAMIC}
     with torch.no_grad(), _quiet():  # with gradients, planes meet their activations one by one
         program = _program(model, batches[-1], dynamic_shapes)
         graph = _graph(program, opset, input_names=input_names, output_names=output_names)
@@ -226,7 +256,7 @@ def export(
         nbytes = sum(file.stat().st_size for file in files)
         for file in reversed(files):
             os.replace(file, target.with_name(file.name))
-    return OnnxReport(target, format, opset, how, checks, nbytes)
+    return OnnxReport(Path(path), format, opset, how, checks, nbytes)
 
 
 def _checked(

@@ -48,6 +48,9 @@ def check(run: onnxruntime.InferenceSession, model: nn.Module, args: tuple[Tenso
     with torch.no_grad():
         leaves = _pytree.tree_leaves(model(*args))
     expected = [each for each in leaves if isinstance(each, Tensor)]
+    for i, each in enumerate(expected):
+        if each.dtype == torch.bfloat16:
+            raise ValueError(f"output {i} is torch.bfloat16, which NumPy does not have; let the model end in float32")
     try:
         found = run.run(None, {name: arg.numpy() for name, arg in zip(names, args, strict=True)})
     except Exception as error:  # its classes are private

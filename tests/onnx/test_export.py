@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -118,9 +120,12 @@ def test_large_tensors_get_a_file_and_names_of_the_graph_are_given(
 ) -> None:
     monkeypatch.setitem(bittorch.onnx.export.__globals__, "_DATA_FROM", 1000)
     model, path = packed(), tmp_path / "model.onnx"
+    path.symlink_to(tmp_path / "real.onnx")
     report = bittorch.onnx.export(model, tokens(2), path, opset=18, input_names=["x"], output_names=["y"])
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
-    assert report.nbytes == sum(each.stat().st_size for each in tmp_path.iterdir())
+    assert path.is_symlink()
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["model.onnx", "real.onnx", "real.onnx.data"]
+    assert report.path == path
+    assert report.nbytes == sum(each.stat().st_size for each in tmp_path.glob("real*"))
     helpers.assert_near(run(path, tokens(7)), model(tokens(7)), 2e-6)
 
 
@@ -178,6 +183,8 @@ def test_what_cannot_be_written_leaves_the_old_file(tmp_path: Path, after: nn.Mo
 def test_bad_arguments_are_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.export, "export", None)
     model, path, x = packed(), tmp_path / "model.onnx", tokens(2)
+    device = tmp_path / "device"
+    os.mkfifo(device)
     for given, match in [
         ({"format": "int8"}, r"format must be one of matmulnbits, qdq, exact, got 'int8'"),
         ({"opset": 17}, r"opset must be from 18 to 25, got 17"),
@@ -185,6 +192,9 @@ def test_bad_arguments_are_refused_before_any_work(tmp_path: Path, monkeypatch: 
         ({"block_size": 48}, r"is one of 16, 32, 64, 128, 256; got 48"),
         ({"block_size": 64, "format": "qdq"}, r"goes with format=\"matmulnbits\""),
         ({"accuracy_level": 5}, r"accuracy_level must be from 0 to 4"),
+        ({"tolerance": -1.0}, r"tolerance must be a number from 0 on, got -1.0"),
+        ({"tolerance": math.nan}, r"tolerance must be .*, got nan"),
+        ({"path": device}, r"no ordinary file"),
         ({"accuracy_level": 4, "format": "exact"}, r"and 0 with format=\"exact\""),
         ({"args": tokens(0)}, r"argument 0 is \(0, 64\).*needs samples"),
         ({"path": tmp_path}, r"is a folder"),
@@ -197,10 +207,51 @@ def test_bad_arguments_are_refused_before_any_work(tmp_path: Path, monkeypatch: 
         with pytest.raises(ValueError, match=match):
             bittorch.onnx.export(**{"model": model, "args": x, "path": path, **given})
     for given, match in [
-        ({"args": x.bfloat16()}, r"argument 0 must be a CPU tensor.*got torch.bfloat16"),
+        ({"args": x.bfloat16()}, r"argument 0 must be a dense CPU tensor.*got torch.bfloat16"),
         ({"args": (x, 3)}, r"argument 1 must be .*got int"),
         ({"model": "model"}, r"model must be a torch.nn.Module, got str"),
+        ({"args": None}, r"args must be a tensor or a sequence of them, got NoneType"),
+        ({"args": x.to_sparse()}, r"argument 0 must be .*got torch.float32 and torch.sparse_coo on cpu"),
+        ({"opset": 25.0}, r"opset must be an integer, got 25.0"),
+        ({"block_size": 64.0}, r"block_size must be an integer, got 64.0"),
+        ({"accuracy_level": True}, r"accuracy_level must be an integer, got True"),
+        ({"tolerance": "0.1"}, r"tolerance must be a number from 0 on, got '0.1'"),
+        ({"input_names": "x"}, r"input_names must be a sequence of names, got 'x'"),
+        ({"output_names": [0]}, r"output_names must be a sequence of names, got \[0\]"),
     ]:
         with pytest.raises(TypeError, match=match):
             bittorch.onnx.export(**{"model": model, "args": x, "path": path, **given})
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [device]
+
+
+class Passes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = packed()
+
+    def forward(self, *args: Tensor) -> Tensor:
+        return self.net(*args)
+
+
+@pytest.mark.slow
+def test_wrapped_models_have_an_open_batch(tmp_path: Path) -> None:
+    for model in (Passes().eval(), torch.compile(packed(), backend="eager")):
+        report = bittorch.onnx.export(model, tokens(2), tmp_path / "model.onnx")
+        assert [check.batch for check in report.checks] == [2, 4]
+
+
+class Bfloat16(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.bfloat16()
+
+
+@pytest.mark.slow
+def test_names_outputs_and_arguments_of_the_graph_are_checked(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    for names in ({"input_names": ["x", "y"]}, {"output_names": ["y", "z"]}):
+        with pytest.raises(ValueError, match=r"put_names has 2 names, but the graph has 1"):
+            bittorch.onnx.export(packed(), tokens(2), path, **names)
+    with pytest.raises(ValueError, match=r"output 0 is torch.bfloat16, which NumPy does not have"):
+        bittorch.onnx.export(Fails(Bfloat16()).eval(), tokens(2), path)
+    assert not path.exists()
+    bittorch.onnx.export(packed(), tokens(2).requires_grad_(), path)
