@@ -19,7 +19,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from bittorch.serve import protocol, replies
-from bittorch.serve.errors import ApiError, failed, log, overloaded
+from bittorch.serve.errors import ApiError, ending, failed, log, overloaded
 from bittorch.serve.fields import parse
 from bittorch.serve.guard import Guard
 from bittorch.serve.metrics import CONTENT_TYPE
@@ -65,7 +65,10 @@ class Routes:
         @contextlib.asynccontextmanager
         async def lifespan(app: Starlette) -> AsyncIterator[None]:
             self.service.start()
-            yield
+            try:
+                yield
+            except asyncio.CancelledError:  # a second Ctrl-C, which waits for nothing
+                return
             self.service.stop()
 
         routes = [
@@ -103,6 +106,8 @@ class Routes:
                 response = error_response(error)
             except (Disconnected, ClientDisconnect):
                 response = Response(status_code=499)  # nobody reads it
+            except asyncio.CancelledError:
+                response = error_response(ending())
             except Exception as error:
                 log(error)
                 response = error_response(failed("the server failed on this request"))
@@ -226,6 +231,8 @@ async def _frames(
         yield b"data: [DONE]\n\n"
     except ApiError as error:
         yield _frame(error.body())
+    except asyncio.CancelledError:
+        yield _frame(ending().body())
 
 
 def _frame(value: Any) -> bytes:
@@ -252,7 +259,7 @@ class EventStream(Response):
             async for frame in self.frames:
                 await send({"type": "http.response.body", "body": frame, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
-        except Disconnected:
+        except (Disconnected, asyncio.CancelledError):  # the latter of a client that does not read when the server ends
             pass
         finally:
             self.end()

@@ -55,6 +55,11 @@ def failed(message: str, status: int = 500, code: str | None = None) -> ApiError
     return ApiError(message, status=status, code=code, kind=SERVER)
 
 
+def ending() -> ApiError:
+    """The server ends, and has no more time for this answer."""
+    return failed("the server ends before the answer does", 503, "shutdown")
+
+
 def log(error: BaseException) -> None:
     """Writes what failed and where, without the error's text, which may hold a prompt's."""
     frames = traceback.extract_tb(error.__traceback__)

@@ -1,5 +1,6 @@
 """Connections that take too long, signals, and what stays secret."""
 
+import asyncio
 import contextlib
 import dataclasses
 import http.client
@@ -8,6 +9,7 @@ import logging
 import signal
 import socket
 import subprocess
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from tests.cli.conftest import command
 
 pytest.importorskip("tests.serve.servers")
 
+from bittorch.serve.app import Routes
 from bittorch.serve.server import Connection
 from tests.serve.servers import OPTIONS, Answer, Running, serving
 
@@ -104,6 +107,51 @@ def test_pages_of_named_addresses_may_ask(model: LanguageModel) -> None:
         health = server.ask("/health", method="GET")
         assert health.status == 200
         assert not any(name.lower().startswith("access-control") for name in health.headers)
+
+
+def test_answers_that_the_end_cuts_off_say_so(model: LanguageModel, caplog: Any) -> None:
+    """A stream, an answer in one piece, and a body that is still on its way."""
+    options = dataclasses.replace(OPTIONS, slots=1, drain_seconds=0.01)
+    asked = {"model": "tiny", "prompt": "a", "max_tokens": 250, "ignore_eos": True, "n": 8}
+    with contextlib.ExitStack() as stack:
+        with serving(model, options) as server:
+            connections = [http.client.HTTPConnection("127.0.0.1", server.port, timeout=60) for _ in range(3)]
+            for connection in connections:
+                stack.enter_context(contextlib.closing(connection))
+            connections[2].request("POST", "/v1/completions", b"{", {"Content-Length": "50"})
+            connections[0].request("POST", "/v1/completions", json.dumps({**asked, "stream": True}))
+            stream = connections[0].getresponse()
+            stream.readline()
+            connections[1].request("POST", "/v1/completions", json.dumps({**asked, "n": 1}))
+            server.wait_until(lambda: server.service.taken == 9)
+        last = stream.read().split(b"\n\n")[-2]
+        assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == "shutdown"
+        for connection in connections[1:]:
+            answer = connection.getresponse()
+            assert answer.status == 503
+            assert json.loads(answer.read())["error"]["code"] == "shutdown"
+    assert "Traceback" not in caplog.text
+
+
+def test_a_server_that_ends_at_once_complains_of_nothing() -> None:
+    """As after a second Ctrl-C: what is left on the event loop is cancelled, and the service is not waited for."""
+    told: list[str] = []
+    calls: list[str] = []
+    service: Any = types.SimpleNamespace(
+        options=OPTIONS, start=lambda: calls.append("start"), stop=lambda: calls.append("stop")
+    )
+
+    async def receive() -> dict[str, str]:
+        if told:
+            raise asyncio.CancelledError
+        return {"type": "lifespan.startup"}
+
+    async def send(message: Any) -> None:
+        told.append(message["type"])
+
+    asyncio.run(Routes(service).app()({"type": "lifespan", "state": {}}, receive, send))
+    assert told == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+    assert calls == ["start"]
 
 
 @contextlib.contextmanager
