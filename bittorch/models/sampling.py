@@ -12,7 +12,7 @@ from bittorch.models.generation_config import GenerationConfig
 
 MOST_GROWTH = 60.0  # exponent of the length penalty: its product with a logit stays below what float32 holds
 MANY = 1024  # tokens among which a filter by probability mostly chooses
-LEAST_TEMPERATURE = 1e-30  # float32 still divides by it; what is smaller draws the same token
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 1e-30, 1e30  # float32 divides by both; what is beyond draws as they do
 LEAST_MASS = 1e-30  # is above 0 in float32, so that the likeliest token always stays
 
 
@@ -102,8 +102,8 @@ def candidates(logits: Tensor, config: GenerationConfig) -> tuple[Tensor, Tensor
 
 
 def _scaled(logits: Tensor, temperature: float) -> Tensor:
-    """Logits over the temperature, the highest 0, so that none overflows however cold it is."""
-    return (logits - logits.max()) / max(temperature, LEAST_TEMPERATURE)
+    """Logits over the temperature, the highest 0, so that none overflows however cold it is, or is NaN however hot."""
+    return (logits - logits.max()) / min(max(temperature, LEAST_TEMPERATURE), MOST_TEMPERATURE)
 
 
 def _likeliest(p: Tensor, config: GenerationConfig) -> tuple[Tensor, Tensor]:

@@ -115,6 +115,14 @@ def test_any_temperature_draws(temperature: float, filters: dict[str, Any]) -> N
     assert drawn == {int(LOGITS.argmax())} if temperature < 1 else len(drawn) > 1
 
 
+@pytest.mark.parametrize("filters", [{}, {"top_p": 0.9, "min_p": 0.1}])
+def test_what_has_no_probability_is_not_drawn_however_hot_it_is(filters: dict[str, Any]) -> None:
+    logits = torch.full((200,), -math.inf)
+    logits[[3, 5]] = torch.tensor([1.0, 2.0])
+    config = GenerationConfig(temperature=1e308, **filters)
+    assert {draw(logits, config, helpers.seeded(seed)) for seed in range(20)} == {3, 5}
+
+
 @pytest.mark.parametrize("factor", [2.0, 0.5, 1e6, 1e-6])
 def test_penalties_at_their_limits_stay_finite(factor: float) -> None:
     config = GenerationConfig(
