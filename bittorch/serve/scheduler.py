@@ -330,7 +330,13 @@ class Scheduler(threading.Thread):
                 continue
             if not slot.continuation.answer_length:
                 self.metrics.first.observe(now - slot.job.begun)
-            self._push(slot, logits[index])
+            try:
+                self._push(slot, logits[index])
+            except Exception as error:  # the other answers go on
+                log(error)
+                self.metrics.ended.labels("error").inc()
+                self._news.append(Failure(slot.job, failed(f"the answer cannot go on: {type(error).__name__}")))
+                self._drop(slot)
 
     @staticmethod
     def _sound(logits: Tensor) -> bool:

@@ -97,6 +97,22 @@ def test_an_answer_that_cannot_begin_fails_alone(model: LanguageModel, monkeypat
     assert failure.error.message == "the answer cannot begin: ZeroDivisionError"
 
 
+def test_an_answer_whose_token_cannot_be_chosen_fails_alone(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = Steps(model)
+    bad, good = steps.job([1, 2]), steps.job([3, 4])
+    steps.round()
+    slot = next(slot for slot in steps.scheduler._slots.values() if slot.job is bad)
+    monkeypatch.setattr(slot.continuation, "choose", lambda logits: 1 // 0)
+    failure, progress = steps.round()
+    assert (failure.job, progress.job) == (bad, good)
+    assert isinstance(failure, Failure)
+    assert failure.error.message == "the answer cannot go on: ZeroDivisionError"
+    assert [event.job for event in steps.round()] == [good]
+    assert len(steps.scheduler.engine.free) == OPTIONS.slots - 1
+
+
 def test_a_step_that_fails_ends_its_answers_and_no_others(
     model: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
