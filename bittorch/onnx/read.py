@@ -73,6 +73,8 @@ def _layer(node: ir.Node) -> TernaryLinearInference:
     columns, rows, block = _sizes(node)
     count = -(-columns // block)
     packed, scales, zero_points, bias = (_values(node, at) for at in (1, 2, 3, 5))
+    if prepacked := _attribute(node, "weight_prepacked"):
+        raise ValueError(f"{name} has weight_prepacked={prepacked!r}, an order of codes for one kind of device")
     if _values(node, 4) is not None:
         raise ValueError(f"{name} has g_idx, an order of columns that packed rows do not keep")
     if packed is None or scales is None or scales.size != rows * count:

@@ -133,7 +133,8 @@ def without(name: str) -> Callable[[ModelProto], None]:
 def attribute(**changed: int | str) -> Callable[[ModelProto], None]:
     def change(model: ModelProto) -> None:
         for name, value in changed.items():
-            without(name)(model)
+            if name in ("K", "N", "bits", "block_size"):
+                without(name)(model)
             model.graph.node[0].attribute.append(helper.make_attribute(name, value))
 
     return change
@@ -165,13 +166,14 @@ def other_type(model: ModelProto) -> None:
         (attribute(block_size=0), r"got 64, 12 and 0"),
         (attribute(block_size=24), r"got 64, 12 and 24"),
         (attribute(K="64"), r"got '64', 12 and 16"),
+        (attribute(weight_prepacked=1), r"proj has weight_prepacked=1, an order of codes for one kind of device"),
         (attribute(bits="2"), r"has no MatMulNBits of 2 bits, but of \['2'\] bits"),
         (short, r"scales of proj cannot be read: .+"),
         (other_domain, r"has no MatMulNBits of 2 bits$"),
         (no_outputs, r"MatMulNBits without outputs"),
         (other_type, r"m.onnx is no ONNX file, or damaged: "),
     ],
-    ids=["no K", "below 0", "no block", "odd block", "text", "text bits", "short", "domain", "no outputs", "type"],
+    ids=["no K", "below 0", "no block", "odd block", "text", "packed for CUDA", "text bits", "short", "domain", "no outputs", "type"],
 )
 def test_damaged_nodes_are_refused_by_name(change: Callable[[ModelProto], None], match: str, tmp_path: Path) -> None:
     path = write(tmp_path / "m.onnx")
