@@ -22,6 +22,7 @@ from bittorch.onnx.lowering import Form, lower
 from bittorch.onnx.report import Check, OnnxReport
 from bittorch.onnx.verify import check, session
 from bittorch.onnx.weights import BLOCKS
+from bittorch.utils.wrappers import unwrapped
 
 FORMATS = ("matmulnbits", "qdq", "exact")
 OPSETS = range(18, 26)
@@ -236,6 +237,7 @@ def export(
     form = Form(format, opset, block_size, accuracy_level)
     _check_form(form)
     _check_model(model)
+    model = unwrapped(model)  # whose names are those of the layers
     given, target = _check_args(args), Path(os.path.realpath(path))  # what a link leads to is replaced
     _check_rest(target, tolerance, input_names=input_names, output_names=output_names)
     batches = [given]

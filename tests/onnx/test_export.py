@@ -238,6 +238,7 @@ def test_wrapped_models_have_an_open_batch(tmp_path: Path) -> None:
     for model in (Passes().eval(), torch.compile(packed(), backend="eager")):
         report = bittorch.onnx.export(model, tokens(2), tmp_path / "model.onnx")
         assert [check.batch for check in report.checks] == [2, 4]
+        assert {name.removeprefix("net.") for name in report.layers} == {"first", "twice", "twice_2"}
 
 
 class Bfloat16(nn.Module):

@@ -173,7 +173,19 @@ def other_type(model: ModelProto) -> None:
         (no_outputs, r"MatMulNBits without outputs"),
         (other_type, r"m.onnx is no ONNX file, or damaged: "),
     ],
-    ids=["no K", "below 0", "no block", "odd block", "text", "packed for CUDA", "text bits", "short", "domain", "no outputs", "type"],
+    ids=[
+        "no K",
+        "below 0",
+        "no block",
+        "odd block",
+        "text",
+        "packed for CUDA",
+        "text bits",
+        "short",
+        "domain",
+        "no outputs",
+        "type",
+    ],
 )
 def test_damaged_nodes_are_refused_by_name(change: Callable[[ModelProto], None], match: str, tmp_path: Path) -> None:
     path = write(tmp_path / "m.onnx")
