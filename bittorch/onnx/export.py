@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import bittorch
 from bittorch.nn import PackedLayer, TernaryConv2d, TernaryLinear
 from bittorch.onnx import placeholders
+from bittorch.onnx.errors import innermost
 from bittorch.onnx.lowering import Form, lower
 from bittorch.onnx.report import Check, OnnxReport
 from bittorch.onnx.verify import check, session
@@ -152,10 +153,7 @@ def _graph(program: torch.export.ExportedProgram, opset: int, **names: Any) -> i
             **names,
         )
     except torch.onnx.OnnxExporterError as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        raise ValueError(f"torch.onnx cannot write the model: {cause}") from error
+        raise ValueError(f"torch.onnx cannot write the model: {innermost(error)}") from error
     assert made is not None
     model: ir.Model = made.model
     if model.opset_imports[""] != opset:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 import torch
 
 from bittorch.nn import TernaryLinearInference
+from bittorch.onnx.errors import innermost
 from bittorch.quant.ternary_packed import pack_ternary
 
 
@@ -132,7 +133,7 @@ def load_matmulnbits(path: str | os.PathLike[str]) -> dict[str, TernaryLinearInf
     except OSError:
         raise
     except Exception as error:  # of protobuf and of onnx_ir, which share no class
-        raise ValueError(f"{path} is no ONNX file, or damaged: {error.__cause__ or error}") from error
+        raise ValueError(f"{path} is no ONNX file, or damaged: {innermost(error)}") from error
     found = [
         node for node in model.graph.all_nodes() if (node.domain, node.op_type) == ("com.microsoft", "MatMulNBits")
     ]

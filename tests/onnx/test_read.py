@@ -158,6 +158,10 @@ def other_type(model: ModelProto) -> None:
     model.graph.initializer[1].data_type = 99
 
 
+def other_input(model: ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.elem_type = 77
+
+
 @helpers.each(
     "change, match",
     [
@@ -171,6 +175,7 @@ def other_type(model: ModelProto) -> None:
         (short, r"scales of proj cannot be read: .+"),
         (other_domain, r"has no MatMulNBits of 2 bits$"),
         (no_outputs, r"MatMulNBits without outputs"),
+        (other_input, r"m.onnx is no ONNX file, or damaged: 77 is not a valid DataType$"),
         (other_type, r"m.onnx is no ONNX file, or damaged: "),
     ],
     ids=[
@@ -184,6 +189,7 @@ def other_type(model: ModelProto) -> None:
         "short",
         "domain",
         "no outputs",
+        "input",
         "type",
     ],
 )
