@@ -200,5 +200,16 @@ def lower(model: ir.Model, form: Form) -> dict[str, str]:
         model.ir_version = max(model.ir_version, _IR_VERSION)
     RemoveUnusedNodesPass()(model)
     if form.format != "qdq":  # where onnxruntime fuses only weights that one node has
-        DeduplicateHashedInitializersPass()(model)  # of modules that are called more than once
+        _deduplicate(model)
     return how
+
+
+def _deduplicate(model: ir.Model) -> None:
+    """Keeps one of the tensors of a module that is called more than once."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if tensor is not None and not tensor.numpy().flags.c_contiguous:  # whose bytes the pass cannot hash
+                whole = np.ascontiguousarray(tensor.numpy())
+                value.const_value = ir.Tensor(whole, dtype=tensor.dtype, name=tensor.name)
+    DeduplicateHashedInitializersPass()(model)

@@ -198,6 +198,13 @@ def test_what_a_format_cannot_hold_is_refused_by_name() -> None:
     assert "blocks of 16" in _linear(Form("matmulnbits", 25, block_size=16), x, packed, scale, bias)[1]
 
 
+def test_tensors_with_gaps_in_memory_are_written() -> None:
+    packed, scale = _weights()
+    x, bias = helpers.randn(2, K), helpers.randn(2 * N, seed=3)[::2]
+    y, _ = _linear(Form("matmulnbits", 25), x, packed, scale, bias)
+    helpers.assert_near(y, ops.ternary_linear_packed(x, packed, scale, bias), 1e-6)
+
+
 def test_weights_that_are_computed_are_refused() -> None:
     packed, scale = _weights()
     x = helpers.randn(2, K)
