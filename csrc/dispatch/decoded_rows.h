@@ -13,6 +13,32 @@ inline void check_on_cpu(const at::Tensor &t, const char *name) {
     TORCH_CHECK_NOT_IMPLEMENTED(!t.is_cuda(), name, " must be on the cpu, where files are decoded, got ", t.device());
 }
 
+// The layout of that name; raises with the names that there are.
+template <typename Layout, size_t Count>
+const Layout &layout_of(const Layout (&layouts)[Count], const std::string &name) {
+    std::string known;
+    for (size_t i = 0; i < Count; i++) {
+        if (name == layouts[i].name)
+            return layouts[i];
+        known += std::string(i == 0 ? "" : i + 1 < Count ? ", " : " or ") + "'" + layouts[i].name + "'";
+    }
+    TORCH_CHECK_VALUE(false, "layout must be ", known, ", got '", name, "'");
+}
+
+// Bytes of a file: rows of k weights, of which a layout stores `weights` in `bytes`, in `whole` blocks or not. `rows`
+// is what messages call them.
+template <typename Layout>
+void check_data(const at::Tensor &data, const char *rows, int64_t k, const Layout &layout, bool whole) {
+    TORCH_CHECK_TYPE(data.scalar_type() == at::kByte, "data must be uint8, got ", dtype_name(data));
+    TORCH_CHECK_VALUE(k >= 0, "in_features must not be negative, got ", k);
+    TORCH_CHECK_VALUE(!whole || k % layout.weights == 0, "in_features must be a multiple of ", layout.weights,
+                      " for layout='", layout.name, "', got ", k);
+    const int64_t bytes = size_product("bytes of a row", {div_up(k, layout.weights), layout.bytes});
+    TORCH_CHECK_VALUE(data.dim() == 2 && data.size(1) == bytes, "data must be (", rows, ", ", bytes,
+                      ") uint8 for in_features=", k, " and layout='", layout.name, "', got ", data.sizes());
+    check_on_cpu(data, "data");
+}
+
 // A tensor that is written to: (n, ceil(k / 4)) uint8 on the device of data and apart from it, rows in one piece.
 inline void check_written(const at::Tensor &t, const char *name, const at::Tensor &data, int64_t n, int64_t k) {
     TORCH_CHECK_TYPE(t.scalar_type() == at::kByte, name, " must be uint8, got ", dtype_name(t));

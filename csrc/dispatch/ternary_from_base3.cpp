@@ -11,28 +11,13 @@ struct Base3Layout {
     int64_t weights, bytes;
 };
 
-static const Base3Layout &layout_of(const std::string &name) {
-    static const Base3Layout layouts[] = {
-        {"rows", BT_BASE3_ROWS, 5, 1}, {"tq1_0", BT_BASE3_TQ1, 256, 54}, {"ptq1_0", BT_BASE3_PTQ1, 128, 28}};
-    for (const Base3Layout &layout : layouts)
-        if (name == layout.name)
-            return layout;
-    TORCH_CHECK_VALUE(false, "layout must be 'rows', 'tq1_0' or 'ptq1_0', got '", name, "'");
-}
+static const Base3Layout layouts[] = {
+    {"rows", BT_BASE3_ROWS, 5, 1}, {"tq1_0", BT_BASE3_TQ1, 256, 54}, {"ptq1_0", BT_BASE3_PTQ1, 128, 28}};
 
 // Checks both, and returns the layout.
 static const Base3Layout &checked_layout(const at::Tensor &data, int64_t in_features, const std::string &layout_name) {
-    const Base3Layout &layout = layout_of(layout_name);
-    TORCH_CHECK_TYPE(data.scalar_type() == at::kByte, "data must be uint8, got ", dtype_name(data));
-    TORCH_CHECK_VALUE(in_features >= 0, "in_features must not be negative, got ", in_features);
-    TORCH_CHECK_VALUE(layout.number == BT_BASE3_ROWS || in_features % layout.weights == 0,
-                      "in_features must be a multiple of ", layout.weights, " for layout='", layout_name, "', got ",
-                      in_features);
-    const int64_t k = in_features;
-    const int64_t bytes = size_product("bytes of a row", {div_up(k, layout.weights), layout.bytes});
-    TORCH_CHECK_VALUE(data.dim() == 2 && data.size(1) == bytes, "data must be (out_features, ", bytes,
-                      ") uint8 for in_features=", k, " and layout='", layout_name, "', got ", data.sizes());
-    check_on_cpu(data, "data");
+    const Base3Layout &layout = layout_of(layouts, layout_name);
+    check_data(data, "out_features", in_features, layout, layout.number != BT_BASE3_ROWS);
     return layout;
 }
 
