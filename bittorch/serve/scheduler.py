@@ -242,8 +242,7 @@ class Scheduler(threading.Thread):
                 job.made.append(job.embed(job.texts[len(job.made)]))
             except Exception as error:  # hidden states that are not finite, no memory
                 log(error)
-                self.metrics.ended.labels("error").inc()
-                self._news.append(Failure(job, failed(f"a vector cannot be made: {type(error).__name__}")))
+                self._fail(job, failed(f"a vector cannot be made: {type(error).__name__}"))
             else:
                 self.metrics.prompt.inc(len(job.texts[len(job.made) - 1]))
                 if len(job.made) < len(job.texts):
@@ -257,12 +256,16 @@ class Scheduler(threading.Thread):
         if job.cancelled:
             self.metrics.ended.labels("cancelled").inc()
         elif now > job.deadline:
-            self.metrics.ended.labels("timeout").inc()
-            limit = self.options.seconds
-            self._news.append(Failure(job, failed(f"no answer within {limit:g} seconds", 504, "timeout")))
+            error = failed(f"no answer within {self.options.seconds:g} seconds", 504, "timeout")
+            self._fail(job, error, "timeout")
         else:
             return False
         return True
+
+    def _fail(self, job: Work, error: ApiError, reason: str = "error") -> None:
+        """Tells and counts that a job ends by an error."""
+        self.metrics.ended.labels(reason).inc()
+        self._news.append(Failure(job, error))
 
     def _admit(self, now: float) -> None:
         """Gives free rows to those who wait, in order."""
@@ -275,8 +278,7 @@ class Scheduler(threading.Thread):
                 self._begin(job)
             except Exception as error:  # such as no memory for what penalties count
                 log(error)
-                self.metrics.ended.labels("error").inc()
-                self._news.append(Failure(job, failed(f"the answer cannot begin: {type(error).__name__}")))
+                self._fail(job, failed(f"the answer cannot begin: {type(error).__name__}"))
 
     def _begin(self, job: Job) -> None:
         """Gives a job a row."""
@@ -324,8 +326,7 @@ class Scheduler(threading.Thread):
             if sequence.pending:
                 continue
             if not sound and not self._sound(logits[index : index + 1]):
-                self.metrics.ended.labels("error").inc()
-                self._news.append(Failure(slot.job, failed("the model's logits are not finite")))
+                self._fail(slot.job, failed("the model's logits are not finite"))
                 self._drop(slot)
                 continue
             if not slot.continuation.answer_length:
@@ -334,8 +335,7 @@ class Scheduler(threading.Thread):
                 self._push(slot, logits[index])
             except Exception as error:  # the other answers go on
                 log(error)
-                self.metrics.ended.labels("error").inc()
-                self._news.append(Failure(slot.job, failed(f"the answer cannot go on: {type(error).__name__}")))
+                self._fail(slot.job, failed(f"the answer cannot go on: {type(error).__name__}"))
                 self._drop(slot)
 
     @staticmethod
@@ -380,8 +380,7 @@ class Scheduler(threading.Thread):
     def _give_up(self, error: ApiError) -> None:
         """Ends all answers that have a slot, whose rows hold who knows what."""
         for slot in list(self._slots.values()):
-            self.metrics.ended.labels("error").inc()
-            self._news.append(Failure(slot.job, error))
+            self._fail(slot.job, error)
             self._drop(slot)
             self._held[slot.sequence.row] = []
             self.engine.cache.truncate(slot.sequence.row, 0)
