@@ -159,12 +159,17 @@ def log_probabilities(logits: Tensor, token: int, most: int) -> tuple[float, lis
     return float(logs[token]), list(zip(tokens.tolist(), best.tolist(), strict=True))
 
 
+def sound_rows(logits: Tensor) -> list[bool]:
+    """Whether the largest value of each row is finite; it is NaN wherever the row has one."""
+    return torch.isfinite(logits.amax(-1)).tolist()
+
+
 def check_logits(logits: Tensor, indexes: list[int], position: int) -> None:
     """Raises FloatingPointError where a row has no largest finite value; indexes are those of the prompts."""
-    largest = logits.amax(-1)  # NaN wherever the row has one
-    if not bool(torch.isfinite(largest).all()):
-        row = int(torch.isfinite(largest).logical_not().nonzero()[0])
+    sound = sound_rows(logits)
+    if not all(sound):
+        row = sound.index(False)
         raise FloatingPointError(
-            f"the logits of prompt {indexes[row]} hold {float(largest[row])} after {position} new tokens; "
+            f"the logits of prompt {indexes[row]} hold {float(logits[row].amax())} after {position} new tokens; "
             f"the checkpoint is damaged or activations overflow their dtype: try dtype float32"
         )

@@ -18,7 +18,7 @@ from torch import Tensor
 from bittorch.models import GenerationConfig
 from bittorch.models.continuation import Continuation, Speaker
 from bittorch.models.engine import Engine, Running
-from bittorch.models.sampling import check_logits, log_probabilities
+from bittorch.models.sampling import log_probabilities, sound_rows
 from bittorch.serve.errors import ApiError, failed, log
 from bittorch.serve.metrics import Metrics
 from bittorch.serve.options import Options
@@ -318,14 +318,14 @@ class Scheduler(threading.Thread):
     def _take(self, counts: dict[Running, int], logits: Tensor) -> None:
         """Makes a token of each row of logits that follows a whole prompt or an answer."""
         now = time.monotonic()
-        sound = self._sound(logits)
+        sound = sound_rows(logits)
         for index, (sequence, count) in enumerate(counts.items()):
             slot = self._slots[sequence]
             if not slot.continuation.answer_length:
                 self.metrics.prompt.inc(count)
             if sequence.pending:
                 continue
-            if not sound and not self._sound(logits[index : index + 1]):
+            if not sound[index]:
                 self._fail(slot.job, failed("the model's logits are not finite"))
                 self._drop(slot)
                 continue
@@ -337,14 +337,6 @@ class Scheduler(threading.Thread):
                 log(error)
                 self._fail(slot.job, failed(f"the answer cannot go on: {type(error).__name__}"))
                 self._drop(slot)
-
-    @staticmethod
-    def _sound(logits: Tensor) -> bool:
-        try:
-            check_logits(logits, list(range(len(logits))), 0)
-        except FloatingPointError:
-            return False
-        return True
 
     def _push(self, slot: _Slot, logits: Tensor) -> None:
         own, job = slot.continuation, slot.job
