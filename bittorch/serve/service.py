@@ -12,6 +12,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from bittorch.models import LanguageModel
+from bittorch.models.token_numbers import token_numbers
 from bittorch.serve.errors import ApiError, overloaded
 from bittorch.serve.fields import DEEPEST
 from bittorch.serve.metrics import Metrics
@@ -147,13 +148,7 @@ class Service:
         return self.tokenizer.encode_chat(request.messages, tools=request.tools)
 
     def _prompt(self, prompt: str | list[int], param: str = "prompt") -> list[int]:
-        size = self.model.config.vocab_size
-        tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        if not tokens:
-            raise ApiError(f"'{param}' has a text without tokens", param=param)
-        if min(tokens) < 0 or max(tokens) >= size:
-            raise ApiError(f"'{param}' must have token numbers from 0 to {size - 1}", param=param)
-        return tokens
+        return token_numbers(prompt, self.tokenizer, self.model.config.vocab_size, f"'{param}'")
 
 
 class Exchange:
