@@ -145,14 +145,15 @@ def reading(args: argparse.Namespace) -> dict[str, Any]:
 def as_options(text: str) -> str:
     """A message of the library with the names of the program's options."""
     text = re.sub(r"override=\{'(\w+)': \[?([^\]}]*)\]?\}", r"--override \1=\2", text)
-    text = re.sub(rf"\b({'|'.join(READING)}|depth)=", lambda found: f"{_flag(found[1])} ", text)
+    text = re.sub(rf"\b({'|'.join(READING)}|depth)=", lambda found: f"{flag(found[1])} ", text)
     text = re.sub(
-        r"\b(group_size|head_depth|allow_lossy)(=?)", lambda found: _flag(found[1]) + " " * bool(found[2]), text
+        r"\b(group_size|head_depth|allow_lossy)(=?)", lambda found: flag(found[1]) + " " * bool(found[2]), text
     )
     return re.sub(r"\b([Ss]ay) overwrite\b", r"\1 --overwrite", text)
 
 
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
+    """The option of an argument or a field."""
     return "--" + name.replace("_", "-")
 
 
@@ -161,9 +162,8 @@ def sampling_options(fields: Collection[str] | None = None) -> argparse.Argument
     parser = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     group = parser.add_argument_group("generation")
     for option in SAMPLING:
-        flag = "--" + option.field.replace("_", "-")
         if fields is None or option.field in fields:
-            group.add_argument(flag, type=option.type, metavar=option.metavar, help=option.help)
+            group.add_argument(flag(option.field), type=option.type, metavar=option.metavar, help=option.help)
     if fields is not None:
         return parser
     stop = "a text that ends the answer; may be repeated"

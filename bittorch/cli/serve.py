@@ -7,17 +7,17 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bittorch.cli.arguments import as_options, model_options, output_options, sampling_options
+from bittorch.cli.arguments import flag, model_options, output_options, sampling_options
 from bittorch.cli.console import Console, size_text
 from bittorch.cli.default_model import NAME
-from bittorch.cli.errors import CommandError, UsageError
+from bittorch.cli.errors import OK, CommandError, UsageError
+from bittorch.cli.files import read_text
 from bittorch.cli.model import load
 from bittorch.serve.options import SAMPLING, Options
 
 if TYPE_CHECKING:
     from bittorch.models import LanguageModel
 
-CONTEXT = 4096  # where none is said and the model has more
 # Fields of `bittorch.serve.options.Options`: type, name of the value, what it is.
 FIELDS: tuple[tuple[str, type, str, str], ...] = (
     ("name", str, "NAME", "of the model, as requests say it; default that of its file or directory"),
@@ -48,8 +48,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("path", nargs="?", metavar="MODEL", help="the same as --model")
     group = parser.add_argument_group("server")
     for field, kind, metavar, about in FIELDS:
-        flag = "--" + field.replace("_", "-")
-        group.add_argument(flag, type=kind, metavar=metavar, help=about, default=argparse.SUPPRESS)
+        group.add_argument(flag(field), type=kind, metavar=metavar, help=about, default=argparse.SUPPRESS)
     group.add_argument("--api-key-file", metavar="FILE", help="a file whose first line is the key")
     origin = "a web page's address that may ask, such as https://example.org; may be repeated"
     group.add_argument("--origin", action="append", default=[], metavar="URL", help=origin)
@@ -77,7 +76,7 @@ def execute(args: argparse.Namespace, console: Console) -> int:
         console.object({"type": "listening", "url": url, "model": options.name})
 
     run(service, listening)
-    return 0
+    return OK
 
 
 def _options(args: argparse.Namespace, model: LanguageModel | None) -> Options:
@@ -90,14 +89,14 @@ def _options(args: argparse.Namespace, model: LanguageModel | None) -> Options:
     given.setdefault("name", NAME if args.model is None else Path(args.model).resolve().name)
     sampling = {name: getattr(args, name) for name in SAMPLING if hasattr(args, name)}
     if model is not None:
-        given.setdefault("context", min(CONTEXT, model.config.max_positions))
+        given.setdefault("context", min(Options.context, model.config.max_positions))
         sampling = {**_recommended(model), **sampling}
     try:
         return Options(**given, origins=tuple(args.origin), sampling={"temperature": 1.0, **sampling})
     except (TypeError, ValueError) as error:
         names = "|".join(field for field, *_ in FIELDS)
-        text = re.sub(rf"\b({names})(?= must| is |$)", lambda found: "--" + found[1].replace("_", "-"), str(error))
-        raise UsageError(as_options(text)) from None
+        text = re.sub(rf"\b({names})(?= must|$)", lambda found: flag(found[1]), str(error))
+        raise UsageError(text) from None
 
 
 def _recommended(model: LanguageModel) -> dict[str, Any]:
@@ -112,16 +111,12 @@ def _recommended(model: LanguageModel) -> dict[str, Any]:
         try:
             GenerationConfig(**{name: value})
         except (TypeError, ValueError) as error:
-            flag = "--" + name.replace("_", "-")
-            raise CommandError(f"the model's generation_config.json: {error}; {flag} says another") from None
+            raise CommandError(f"the model's generation_config.json: {error}; {flag(name)} says another") from None
     return values
 
 
 def _key(path: Path) -> str:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError:
-        raise CommandError(f"{path} is not UTF-8; it must have the key in its first line") from None
+    lines = read_text(path).splitlines()
     if not lines or not lines[0].strip():
         raise CommandError(f"{path} has no key in its first line")
     return lines[0].strip()
