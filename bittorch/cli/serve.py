@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,9 +65,9 @@ def execute(args: argparse.Namespace, console: Console) -> int:
         from bittorch.serve.service import Service
     except ImportError as error:
         raise CommandError(f"bittorch serve needs {error.name}; pip install 'bittorch[serve]'") from None
-    _options(args, None)  # what is wrong is said before the model is loaded
+    said = _options(args)  # what is wrong is told before the model is loaded
     model = load(args, console)
-    options = _options(args, model)
+    options = _completed(said, args, model)
     service = Service(model, options)
     memory = size_text(service.scheduler.engine.cache.nbytes)
     console.note(f"{options.slots} slots of {options.context} tokens; their cache takes up to {memory}")
@@ -79,8 +80,8 @@ def execute(args: argparse.Namespace, console: Console) -> int:
     return OK
 
 
-def _options(args: argparse.Namespace, model: LanguageModel | None) -> Options:
-    """What the arguments and the model say. Raises UsageError, and CommandError for a key that cannot be read."""
+def _options(args: argparse.Namespace) -> Options:
+    """What the arguments say. Raises UsageError, and CommandError for a key that cannot be read."""
     given = {field: getattr(args, field) for field, *_ in FIELDS if hasattr(args, field)}
     if args.api_key_file is not None:
         if "api_key" in given:
@@ -88,15 +89,19 @@ def _options(args: argparse.Namespace, model: LanguageModel | None) -> Options:
         given["api_key"] = _key(Path(args.api_key_file))
     given.setdefault("name", NAME if args.model is None else Path(args.model).resolve().name)
     sampling = {name: getattr(args, name) for name in SAMPLING if hasattr(args, name)}
-    if model is not None:
-        given.setdefault("context", min(Options.context, model.config.max_positions))
-        sampling = {**_recommended(model), **sampling}
     try:
-        return Options(**given, origins=tuple(args.origin), sampling={"temperature": 1.0, **sampling})
+        return Options(**given, origins=tuple(args.origin), sampling=sampling)
     except (TypeError, ValueError) as error:
         names = "|".join(field for field, *_ in FIELDS)
         text = re.sub(rf"\b({names})(?= must|$)", lambda found: flag(found[1]), str(error))
         raise UsageError(text) from None
+
+
+def _completed(options: Options, args: argparse.Namespace, model: LanguageModel) -> Options:
+    """With what the model says where the arguments say nothing."""
+    context = options.context if hasattr(args, "context") else min(options.context, model.config.max_positions)
+    sampling = {"temperature": 1.0, **_recommended(model), **options.sampling}
+    return dataclasses.replace(options, context=context, sampling=sampling)
 
 
 def _recommended(model: LanguageModel) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The options of `bittorch serve`; tests/serve asks the server."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,18 @@ def test_what_is_said_and_what_the_model_says(bittorch: Command, tmp_path: Path,
     assert (options.name, options.slots, options.context, options.api_key) == ("small", 2, 256, "s3cret")
     assert options.sampling == {"temperature": 0.6, "top_p": 0.5}
     assert "s3cret" not in result.err + result.out
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="needs descriptors as files")
+def test_a_key_from_a_pipe_is_read_once(bittorch: Command, model: Path, served: list[Any]) -> None:
+    reader, writer = os.pipe()
+    try:
+        os.write(writer, b"s3cret\n")
+        os.close(writer)
+        assert bittorch("serve", model, "--api-key-file", f"/dev/fd/{reader}").code == 0
+    finally:
+        os.close(reader)
+    assert served[0].api_key == "s3cret"
 
 
 def test_refusals(bittorch: Command, model: Path, served: list[Any], tmp_path: Path) -> None:
