@@ -7,7 +7,7 @@ import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -23,11 +23,13 @@ from bittorch.serve.errors import ApiError, ending, failed, log, overloaded
 from bittorch.serve.fields import parse
 from bittorch.serve.guard import Guard
 from bittorch.serve.metrics import CONTENT_TYPE
+from bittorch.serve.options import Options
 from bittorch.serve.page import page
 from bittorch.serve.protocol import TextRequest
 from bittorch.serve.service import Disconnected, Exchange, Service
 
 MOST_OPEN = 512  # requests beyond those with a place: each may hold a whole body
+T = TypeVar("T")
 Handler = Callable[[Request], Awaitable[Response]]
 STREAM_HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-store"}
 
@@ -150,9 +152,7 @@ class Routes:
     async def embeddings(self, request: Request) -> Response:
         """The vectors of texts."""
         begun = time.monotonic()
-        self.service.check_place()
-        body = await self._body(request)
-        asked = await self.service.in_texts(lambda: protocol.embeddings(parse(body), self.options))
+        asked = await self._asked(request, protocol.embeddings)
         job = await self.service.vectors(asked, begun)
         exchange = Exchange(self.service, [job], lambda: _disconnected(request))
         exchange.begin()
@@ -168,11 +168,9 @@ class Routes:
         text, headers = page()
         return Response(text, headers=headers, media_type="text/html")
 
-    async def _answer(self, request: Request, read: Callable[..., TextRequest]) -> Response:
+    async def _answer(self, request: Request, read: Callable[[replies.Json, Options], TextRequest]) -> Response:
         begun = time.monotonic()
-        self.service.check_place()
-        body = await self._body(request)
-        asked = await self.service.in_texts(lambda: read(parse(body), self.options))
+        asked = await self._asked(request, read)
         jobs = await self.service.jobs(asked, begun)
         prompts = [len(job.prompt) for job in jobs[:: asked.n]]
         reply = replies.Reply(asked, self.options.name, prompts)
@@ -190,6 +188,12 @@ class Routes:
         finally:
             if not streamed:
                 exchange.end()
+
+    async def _asked(self, request: Request, read: Callable[[replies.Json, Options], T]) -> T:
+        """What a body asks for; it is not taken where no request finds a place. Raises ApiError."""
+        self.service.check_place()
+        body = await self._body(request)
+        return await self.service.in_texts(lambda: read(parse(body), self.options))
 
     async def _body(self, request: Request) -> bytes:
         """All of it, within its limits. Raises ApiError."""
