@@ -112,14 +112,7 @@ class Service:
         most, pooling = self.model.config.max_positions, self.model.config.pooling
         if not pooling:
             raise ApiError("this model makes no vectors: its checkpoint does not say how", code="unsupported_model")
-
-        def tokens() -> list[list[int]]:
-            try:
-                return [self._prompt(text, "input") for text in request.inputs]
-            except ValueError as error:
-                raise ApiError(str(error), param="input") from None
-
-        texts = await self.in_texts(tokens)
+        texts = await self.in_texts(lambda: self._prompts(request.inputs, "input"))
         if (longest := max(map(len, texts))) > most:
             message = f"an input has {longest} tokens; this model has a context of {most}"
             raise ApiError(message, param="input", code="context_length_exceeded")
@@ -128,12 +121,12 @@ class Service:
 
     def _tokens(self, request: TextRequest) -> list[list[int]]:
         """Of each prompt. Raises ApiError."""
+        if not request.chat:
+            return self._prompts(request.prompts, "prompt")
         try:
-            if request.chat:
-                return [self._conversation(request)]
-            return [self._prompt(prompt) for prompt in request.prompts]
+            return [self._conversation(request)]
         except ValueError as error:  # of template or tokenizer
-            raise ApiError(str(error), param="messages" if request.chat else "prompt") from None
+            raise ApiError(str(error), param="messages") from None
         except RecursionError:
             raise ApiError(DEEPEST) from None
 
@@ -147,8 +140,13 @@ class Service:
             raise ApiError("the chat template of this model takes no tools", param="tools")
         return self.tokenizer.encode_chat(request.messages, tools=request.tools)
 
-    def _prompt(self, prompt: str | list[int], param: str = "prompt") -> list[int]:
-        return token_numbers(prompt, self.tokenizer, self.model.config.vocab_size, f"'{param}'")
+    def _prompts(self, given: Sequence[str | list[int]], param: str) -> list[list[int]]:
+        """The tokens of each, for a field of the request. Raises ApiError."""
+        size = self.model.config.vocab_size
+        try:
+            return [token_numbers(prompt, self.tokenizer, size, f"'{param}'") for prompt in given]
+        except ValueError as error:
+            raise ApiError(str(error), param=param) from None
 
 
 class Exchange:
