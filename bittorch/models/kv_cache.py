@@ -177,6 +177,12 @@ class KVCache:
         self.lengths[row] = length
 
 
+def held_beginning(prompt: Sequence[int], held: Sequence[int]) -> int:
+    """How many tokens at the beginning of a prompt are those that are held, all but its last at most."""
+    most = min(len(prompt) - 1, len(held))
+    return next((i for i in range(most) if prompt[i] != held[i]), most)
+
+
 class PrefixCache:
     """What one conversation has in the cache, so that its next turn computes only what is new.
 
@@ -203,8 +209,7 @@ class PrefixCache:
 
         A model with DeltaNet layers keeps all that it has, or nothing.
         """
-        most = min(len(prompt) - 1, len(self.tokens), self.cache.lengths[0])
-        common = next((i for i in range(most) if prompt[i] != self.tokens[i]), most)
+        common = min(held_beginning(prompt, self.tokens), self.cache.lengths[0])
         common = self.cache.keepable(0, common)
         self.cache.truncate(0, common)
         del self.tokens[common:]

@@ -18,6 +18,7 @@ from torch import Tensor
 from bittorch.models import GenerationConfig
 from bittorch.models.continuation import Continuation, Speaker
 from bittorch.models.engine import Engine, Running
+from bittorch.models.kv_cache import held_beginning
 from bittorch.models.sampling import log_probabilities, sound_rows
 from bittorch.serve.errors import ApiError, failed, log
 from bittorch.serve.metrics import Metrics
@@ -297,9 +298,7 @@ class Scheduler(threading.Thread):
 
     def _common(self, row: int, prompt: list[int]) -> int:
         """How many tokens at the beginning of a prompt a free row holds: whole chunks, which were read as chunks."""
-        held = self._held[row]
-        most = min(len(held), len(prompt) - 1)
-        same = next((i for i in range(most) if held[i] != prompt[i]), most)
+        same = held_beginning(prompt, self._held[row])
         return self.engine.cache.keepable(row, same - same % self.options.chunk)
 
     def _counts(self) -> dict[Running, int]:
