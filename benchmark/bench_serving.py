@@ -128,9 +128,10 @@ def extend(parser: argparse.ArgumentParser) -> None:
 
 def main() -> None:
     args = _timing.parse_args(__doc__ or "", extend)
-    if args.url is not None and args.name is None:
+    if args.url is None:
+        args.model = args.model or find_gguf()
+    elif args.name is None:
         raise SystemExit("--url needs --name, the name of the model")
-    args.model = args.model or find_gguf()
     if args.quick:
         args.clients, args.requests, args.prompt_tokens, args.new_tokens = [1, 3], 2, 8, 4
     record: dict[str, Any] = {"machine": _timing.machine(args), "prompt_tokens": args.prompt_tokens}
