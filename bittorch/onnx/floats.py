@@ -66,12 +66,7 @@ def conv2d(
 
 def plane_sum(nodes: Nodes, rows: ir.Value, depth: int, bias: ir.Value | None) -> ir.Value:
     """The sum of the planes' own products, which stand one behind the other."""
-    if depth == 1:
-        return nodes.with_bias(rows, bias)
-    y, *higher = nodes.op("Split", rows, axis=-1, num_outputs=depth, outputs=depth)
-    for plane in higher:
-        y = nodes.op("Add", y, plane)
-    return nodes.with_bias(y, bias)
+    return nodes.with_bias(nodes.sum_of_parts(rows, -1, depth), bias)
 
 
 def embedding(

@@ -78,17 +78,9 @@ def linear(nodes: Nodes, x: ir.Value, planes: Ints, scales: Floats, bias: ir.Val
         weights = [(nodes.op("Reshape", each, nodes.sizes(groups, size, rows)), factor) for each, factor in weights]
         x_scale = nodes.op("Reshape", x_scale, nodes.sizes(-1, 1))
         sums = _sums(nodes, digits, weights, product)
-        y = _in_order(nodes, _scaled(nodes, sums, x_scale, scales.T[:, None], bits), groups)
+        y = nodes.sum_of_parts(_scaled(nodes, sums, x_scale, scales.T[:, None], bits), 0, groups)
         y = nodes.op("Reshape", y, shape)
     return nodes.with_bias(y if bits == 8 else nodes.cast(y, FLOAT), bias)
-
-
-def _in_order(nodes: Nodes, terms: ir.Value, groups: int) -> ir.Value:
-    """Sums over the first dimension, from the first term on."""
-    y, *rest = nodes.op("Split", terms, axis=0, num_outputs=groups, outputs=groups)
-    for term in rest:
-        y = nodes.op("Add", y, term)
-    return y
 
 
 def conv2d(

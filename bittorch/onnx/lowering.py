@@ -14,7 +14,7 @@ from onnx_ir.passes.common import DeduplicateHashedInitializersPass, RemoveUnuse
 from bittorch.onnx import activations, floats, integers
 from bittorch.onnx.nodes import Nodes
 from bittorch.onnx.placeholders import DOMAIN
-from bittorch.onnx.weights import Weight, weight_of
+from bittorch.onnx.weights import Weight, scales_of, weight_of
 
 INT2_FROM = 25
 """The opset that brings tensors of 2 bits."""
@@ -154,8 +154,8 @@ def _conv2d(nodes: Nodes, it: _Placeholder) -> tuple[ir.Value, str]:
 def _embedding(nodes: Nodes, it: _Placeholder) -> tuple[ir.Value, str]:
     columns, depth = int(it.attribute("in_features")), int(it.attribute("depth"))
     assert it.x is not None
-    weight = it.weight(columns)
-    return floats.embedding(nodes, it.x, it.packed, weight.scales, columns, depth), "Gather of packed rows"
+    scales = scales_of(it.scale, len(it.packed))
+    return floats.embedding(nodes, it.x, it.packed, scales, columns, depth), "Gather of packed rows"
 
 
 _LOWERED: dict[str, Callable[[Nodes, _Placeholder], tuple[ir.Value, str]]] = {

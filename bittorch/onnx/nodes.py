@@ -56,6 +56,13 @@ class Nodes:
         """``x`` in float32; a placeholder's inputs know their types."""
         return x if x.dtype == FLOAT else self.cast(x, FLOAT)
 
+    def sum_of_parts(self, x: ir.Value, axis: int, count: int) -> ir.Value:
+        """The sum of two or more equal parts along an axis, from the first one on."""
+        y, *rest = self.op("Split", x, axis=axis, num_outputs=count, outputs=count)
+        for part in rest:
+            y = self.op("Add", y, part)
+        return y
+
     def with_bias(self, y: ir.Value, bias: ir.Value | None, shape: Sequence[int] = ()) -> ir.Value:
         """The sum in float32; ``shape`` for a bias of channels."""
         if bias is None:

@@ -49,13 +49,17 @@ class Weight:
 
 
 def weight_of(name: str, packed: np.ndarray, scale: np.ndarray, columns: int, rows: int | None = None) -> Weight:
-    """Unpacks codes; one scale for all rows, or one a row, becomes a column. ``rows`` that have scales, if not all."""
+    """Unpacks codes. ``rows`` that have scales, if not all."""
     codes = ops.ternary_unpack(torch.from_numpy(packed.copy()), None, columns, torch.int8).numpy()
+    return Weight(name, codes, scales_of(scale, len(codes) if rows is None else rows))
+
+
+def scales_of(scale: np.ndarray, rows: int) -> Floats:
+    """float32 ``(rows, groups)``: one scale for all rows, or one a row, becomes a column."""
     scales = scale.reshape(len(scale), -1).astype(np.float32)
-    rows = len(codes) if rows is None else rows
     if len(scales) == 1 != rows:
         scales = np.repeat(scales, rows, axis=0)
-    return Weight(name, codes, np.ascontiguousarray(scales))
+    return np.ascontiguousarray(scales)
 
 
 def blocks(weight: Weight, block: int) -> tuple[np.ndarray, Floats]:
@@ -64,8 +68,7 @@ def blocks(weight: Weight, block: int) -> tuple[np.ndarray, Floats]:
     count = -(-weight.columns // block)
     padded = np.full((weight.rows, count * block), 2, np.uint8)
     padded[:, : weight.columns] = weight.codes + 2
-    fours = padded.reshape(weight.rows, count, block // 4, 4)
-    packed = fours[..., 0] | fours[..., 1] << 2 | fours[..., 2] << 4 | fours[..., 3] << 6
+    packed = _packed(padded.reshape(weight.rows, count, block), 2)
     return packed, np.repeat(weight.scales, count // weight.groups, axis=1)
 
 
@@ -94,9 +97,14 @@ def smallest(values: Ints) -> ir.TensorProtocol:
         return ir.Tensor(np.ascontiguousarray(values))
     bits, kind = (2, ir.DataType.INT2) if most <= 1 else (4, ir.DataType.INT4)
     flat = values.reshape(-1).view(np.uint8) & (2**bits - 1)
-    step = 8 // bits
-    flat = np.pad(flat, (0, -len(flat) % step)).reshape(-1, step)
-    packed = np.zeros(len(flat), np.uint8)
-    for i in range(step):
-        packed |= flat[:, i] << (bits * i)
+    packed = _packed(np.pad(flat, (0, -len(flat) % (8 // bits))), bits)
     return ir.PackedTensor(packed, kind, shape=values.shape)
+
+
+def _packed(fields: np.ndarray, bits: int) -> np.ndarray:
+    """Bytes of uint8 fields of so many bits along the last axis, the first in the lowest bits."""
+    parts = fields.reshape(*fields.shape[:-1], -1, 8 // bits)
+    packed = parts[..., 0].copy()
+    for i in range(1, 8 // bits):
+        packed |= parts[..., i] << (bits * i)
+    return packed
