@@ -4,7 +4,7 @@ A meta tensor among real ones makes torch run the fake, whose result would be un
 gives are checked here too: the product of two of them can exceed int64, where torch's own convolution wraps around.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -63,6 +63,43 @@ def check_trit_rows(columns: int, a: Tensor, b: Tensor | None) -> int:
     if a.shape[0] != 1:
         raise ValueError(f"a and b must have as many rows, or one of them one, got {a.shape[0]} and {b.shape[0]}")
     return b.shape[0]
+
+
+def check_data(data: Tensor, rows: str, in_features: int, layout: str, blocks: Mapping[str, tuple[int, int]]) -> None:
+    """Raises ValueError where bytes of a file are not rows of ``in_features`` weights in a layout.
+
+    Args:
+        data: of the file.
+        rows: what messages call its rows.
+        in_features: a multiple of the weights of a block, but in the layout "rows".
+        layout: one of ``blocks``.
+        blocks: weights of a block and its bytes.
+    """
+    if layout not in blocks:
+        *known, last = map(repr, blocks)
+        raise ValueError(f"layout must be {', '.join(known)} or {last}, got {layout!r}")
+    if in_features < 0:
+        raise ValueError(f"in_features must not be negative, got {in_features}")
+    weights, bytes_each = blocks[layout]
+    if layout != "rows" and in_features % weights:
+        raise ValueError(f"in_features must be a multiple of {weights} for layout={layout!r}, got {in_features}")
+    bytes_a_row = (in_features + weights - 1) // weights * bytes_each
+    if data.dim() != 2 or data.shape[1] != bytes_a_row:
+        raise ValueError(
+            f"data must be ({rows}, {bytes_a_row}) uint8 for in_features={in_features} and layout={layout!r}, "
+            f"got {tuple(data.shape)}"
+        )
+
+
+def check_written(tensor: Tensor, name: str, data: Tensor, rows: int, in_features: int) -> None:
+    """Raises where packed rows of ``data`` cannot be written to ``tensor``."""
+    columns = (in_features + 3) // 4
+    if tuple(tensor.shape) != (rows, columns):
+        raise ValueError(
+            f"{name} must be ({rows}, {columns}) uint8 for in_features={in_features} and data of {tuple(data.shape)}, "
+            f"got {tuple(tensor.shape)}"
+        )
+    check_same_device(**{"data": data, name: tensor})
 
 
 def check_matrix(name: str, matrix: Tensor) -> None:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from bittorch.ops.ternary_from_fields import check_written
+from bittorch.ops._fake import check_data, check_written
 
 _BLOCKS = {"rows": (5, 1), "tq1_0": (256, 54), "ptq1_0": (128, 28)}  # weights, bytes
 
@@ -45,28 +45,11 @@ def ternary_from_base3(data: Tensor, in_features: int, layout: str = "rows", *, 
 
 @torch.library.register_fake("bittorch::ternary_from_base3.out")
 def _(data: Tensor, in_features: int, layout: str = "rows", *, out: Tensor) -> None:
-    check_written(out, "out", data, *_sizes(data, in_features, layout))
+    check_data(data, "out_features", in_features, layout, _BLOCKS)
+    check_written(out, "out", data, data.shape[0], in_features)
 
 
 @torch.library.register_fake("bittorch::ternary_from_base3")
 def _(data: Tensor, in_features: int, layout: str = "rows") -> Tensor:
-    rows, columns = _sizes(data, in_features, layout)
-    return data.new_empty((rows, (columns + 3) // 4))
-
-
-def _sizes(data: Tensor, in_features: int, layout: str) -> tuple[int, int]:
-    """Checks what the op checks; rows and columns of the dense matrix."""
-    if layout not in _BLOCKS:
-        raise ValueError(f"layout must be 'rows', 'tq1_0' or 'ptq1_0', got {layout!r}")
-    if in_features < 0:
-        raise ValueError(f"in_features must not be negative, got {in_features}")
-    weights, bytes_each = _BLOCKS[layout]
-    if layout != "rows" and in_features % weights:
-        raise ValueError(f"in_features must be a multiple of {weights} for layout={layout!r}, got {in_features}")
-    bytes_a_row = (in_features + weights - 1) // weights * bytes_each
-    if data.dim() != 2 or data.shape[1] != bytes_a_row:
-        raise ValueError(
-            f"data must be (out_features, {bytes_a_row}) uint8 for in_features={in_features} and layout={layout!r}, "
-            f"got {tuple(data.shape)}"
-        )
-    return data.shape[0], in_features
+    check_data(data, "out_features", in_features, layout, _BLOCKS)
+    return data.new_empty((data.shape[0], (in_features + 3) // 4))

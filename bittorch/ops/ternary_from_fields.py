@@ -3,14 +3,17 @@
 import torch
 from torch import Tensor
 
-# Weights of a block and its bytes; None where a byte holds four rows.
+from bittorch.ops._fake import check_data, check_written
+
+# Weights of a block and its bytes.
 _BLOCKS = {
     "i2_s_128x32": (128, 32),
     "i2_s_64x16": (64, 16),
-    "i2_s_rows4": None,
-    "bitnet": None,
+    "i2_s_rows4": (1, 1),
+    "bitnet": (1, 1),
     "tq2_0": (256, 66),
 }
+_FOUR_ROWS = ("i2_s_rows4", "bitnet")  # in each byte
 
 
 def ternary_from_fields(data: Tensor, in_features: int, layout: str, w_packed: Tensor) -> Tensor:
@@ -45,32 +48,7 @@ def ternary_from_fields(data: Tensor, in_features: int, layout: str, w_packed: T
 
 @torch.library.register_fake("bittorch::ternary_from_fields")
 def _(data: Tensor, in_features: int, layout: str, w_packed: Tensor) -> Tensor:
-    if layout not in _BLOCKS:
-        raise ValueError(
-            "layout must be 'i2_s_128x32', 'i2_s_64x16', 'i2_s_rows4', 'bitnet' or 'tq2_0', got " + repr(layout)
-        )
-    if in_features < 0:
-        raise ValueError(f"in_features must not be negative, got {in_features}")
-    weights, bytes_each = _BLOCKS[layout] or (1, 1)
-    if in_features % weights:
-        raise ValueError(f"in_features must be a multiple of {weights} for layout={layout!r}, got {in_features}")
-    if data.dim() != 2 or data.shape[1] != in_features // weights * bytes_each:
-        raise ValueError(
-            f"data must be (rows, {in_features // weights * bytes_each}) uint8 for in_features={in_features} and "
-            f"layout={layout!r}, got {tuple(data.shape)}"
-        )
-    rows = data.shape[0] if _BLOCKS[layout] else 4 * data.shape[0]
+    check_data(data, "rows", in_features, layout, _BLOCKS)
+    rows = 4 * data.shape[0] if layout in _FOUR_ROWS else data.shape[0]
     check_written(w_packed, "w_packed", data, rows, in_features)
     return data.new_empty(data.shape[0], dtype=torch.bool)
-
-
-def check_written(tensor: Tensor, name: str, data: Tensor, rows: int, in_features: int) -> None:
-    """Of a fake tensor that an op would write packed rows to."""
-    columns = (in_features + 3) // 4
-    if tuple(tensor.shape) != (rows, columns):
-        raise ValueError(
-            f"{name} must be ({rows}, {columns}) uint8 for in_features={in_features} and data of {tuple(data.shape)}, "
-            f"got {tuple(tensor.shape)}"
-        )
-    if tensor.device != data.device:
-        raise RuntimeError(f"data is on {data.device} but {name} is on {tensor.device}; move one of them with .to()")
