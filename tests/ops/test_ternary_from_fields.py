@@ -125,7 +125,7 @@ def test_two_threads_write_between_other_columns(layout: str) -> None:
 
 
 def test_refuses_other_layouts_shapes_and_dtypes() -> None:
-    data, out = torch.zeros(2, 64, dtype=torch.uint8), torch.zeros(2, 64, dtype=torch.uint8)
+    data, out, wide = (torch.zeros(2, columns, dtype=torch.uint8) for columns in (64, 64, 96))
     for message, error, arguments in (
         ("layout must be 'i2_s_128x32', .*got 'tq1_0'", ValueError, (data, 256, "tq1_0", out)),
         (r"data must be \(rows, 66\) uint8 for in_features=256", ValueError, (data, 256, "tq2_0", out)),
@@ -136,8 +136,14 @@ def test_refuses_other_layouts_shapes_and_dtypes() -> None:
         ("data must be uint8, got int8", TypeError, (data.char(), 256, "i2_s_128x32", out)),
         ("w_packed must be uint8, got int8", TypeError, (data, 256, "i2_s_128x32", out.char())),
         ("side by side", ValueError, (data, 256, "i2_s_128x32", torch.zeros(64, 2, dtype=torch.uint8).T)),
-        ("single memory location|overlap", RuntimeError, (data, 256, "i2_s_128x32", data)),
-        ("single memory location|overlap", RuntimeError, (data, 256, "i2_s_128x32", out[:1].expand(2, 64))),
+        ("w_packed must lie apart from data", ValueError, (data, 256, "i2_s_128x32", data)),
+        ("w_packed must lie apart from data", ValueError, (wide[:, :64], 256, "i2_s_128x32", wide[:, 32:96])),
+        ("rows of w_packed must not overlap", ValueError, (data, 256, "i2_s_128x32", out[:1].expand(2, 64))),
+        (
+            "rows of w_packed must not overlap",
+            ValueError,
+            (data, 256, "i2_s_128x32", wide.as_strided((2, 64), (63, 1))),
+        ),
     ):
         with pytest.raises(error, match=message):
             ops.ternary_from_fields(*arguments)
