@@ -24,8 +24,13 @@ from bittorch import quant as quant
 from bittorch import train as train
 from bittorch import utils as utils
 from bittorch.nn import (
+    TernaryConv1d,
+    TernaryConv1dInference,
     TernaryConv2d,
     TernaryConv2dInference,
+    TernaryConvTranspose2d,
+    TernaryConvTranspose2dInference,
+    TernaryEmbedding,
     TernaryEmbeddingInference,
     TernaryLinear,
     TernaryLinearInference,
@@ -51,8 +56,13 @@ from bittorch.utils import (
 # Without the modules: a star import would put them in the place of torch's nn, or of a train and utils of the caller.
 __all__ = [
     "Calibration",
+    "TernaryConv1d",
+    "TernaryConv1dInference",
     "TernaryConv2d",
     "TernaryConv2dInference",
+    "TernaryConvTranspose2d",
+    "TernaryConvTranspose2dInference",
+    "TernaryEmbedding",
     "TernaryEmbeddingInference",
     "TernaryLinear",
     "TernaryLinearInference",

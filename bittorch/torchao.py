@@ -34,6 +34,7 @@ except ImportError as error:
 from bittorch.nn.ternary_layer import TernaryLayer
 from bittorch.quant import TernaryQuantConfig
 from bittorch.utils import export_for_inference, quantize_
+from bittorch.utils.twins import TWINS
 
 __all__ = ["convert", "prepare"]
 
@@ -44,7 +45,8 @@ def prepare(module: nn.Module, config: TernaryQuantConfig) -> nn.Module:
     """The layer to train in place of a dense one, whose parameters it shares, by `bittorch.quantize_`.
 
     Args:
-        module: a `torch.nn.Linear` or `torch.nn.Conv2d`, or what `prepare` made of one by the same configuration.
+        module: a layer of a kind that `bittorch.quantize_` takes, or what `prepare` made of one by the same
+            configuration.
         config: of its weights and activations.
 
     Raises:
@@ -52,10 +54,11 @@ def prepare(module: nn.Module, config: TernaryQuantConfig) -> nn.Module:
         ValueError: for a ternary layer of another configuration.
     """
     if not isinstance(module, TernaryLayer):
-        if type(module) not in (nn.Linear, nn.Conv2d):
-            raise TypeError(f"torch.nn.Linear and torch.nn.Conv2d become ternary, got {type(module).__name__}")
+        if type(module) not in TWINS:
+            kinds = ", ".join(f"torch.nn.{kind.__name__}" for kind in TWINS)
+            raise TypeError(f"{kinds} become ternary, got {type(module).__name__}")
         holder = _holder(module)
-        quantize_(holder, config)
+        quantize_(holder, config, list(holder))
         return next(iter(holder.values()))
     if module.config != config:
         raise ValueError(f"the layer was prepared with {module.config}, got {config}")
@@ -69,7 +72,7 @@ def convert(module: nn.Module, config: TernaryQuantConfig) -> nn.Module:
 
 def _holder(layer: nn.Module) -> nn.ModuleDict:
     """The layer in a model of its own, by the name that errors tell; torchao does not say where the layer stands."""
-    weight: Tensor = layer.weight  # type: ignore[assignment]  # of a Linear or Conv2d
+    weight: Tensor = layer.weight  # type: ignore[assignment]  # of a layer with weights
     return nn.ModuleDict({f"the layer with weight {tuple(weight.shape)}": layer})
 
 

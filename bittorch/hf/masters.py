@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from bittorch.hf.selection import known_as
-from bittorch.nn import TernaryConv2d, TernaryLinear
+from bittorch.nn.ternary_layer import TernaryLayer
 from bittorch.quant import TernaryQuantConfig
 from bittorch.utils.transformers_config import is_sample, note_for_transformers, read_record, sample
+from bittorch.utils.twins import TWINS
 
 
 def _described(
@@ -43,8 +43,7 @@ def place_layers(model: PreTrainedModel, record: Mapping[str, Any]) -> None:
     """Puts empty ternary layers where the record has them, into a model on the meta device.
 
     Raises:
-        ValueError: a damaged record, two configurations of a layer, layers that are neither `torch.nn.Linear` nor
-            `torch.nn.Conv2d`.
+        ValueError: a damaged record, two configurations of a layer, layers that cannot become ternary.
     """
     for name, described in _described(record, model).items():
         module, config = model.get_submodule(name), described[0][0]
@@ -53,13 +52,11 @@ def place_layers(model: PreTrainedModel, record: Mapping[str, Any]) -> None:
                 f"the record has two configurations of {name}, {config} and {others.pop()}, of two models that shared "
                 "a config; give each its own, and save them again"
             )
-        if isinstance(module, TernaryLinear | TernaryConv2d):  # of a model that makes its own layers ternary
+        if isinstance(module, TernaryLayer):  # of a model that makes its own layers ternary
             if module.config != config:
                 raise ValueError(f"the record has {config} for {name}, but the model makes it with {module.config}")
-        elif type(module) is nn.Linear:
-            model.set_submodule(name, TernaryLinear.from_linear(module, config))
-        elif type(module) is nn.Conv2d:
-            model.set_submodule(name, TernaryConv2d.from_conv2d(module, config))
+        elif type(module) in TWINS:
+            model.set_submodule(name, TWINS[type(module)](module, config))
         else:
             raise ValueError(f"the record names {name!r} as a ternary layer, but the model has {type(module).__name__}")
 

@@ -19,7 +19,8 @@ from bittorch.hf import masters
 from bittorch.hf.config import TernaryConfig
 from bittorch.hf.selection import chosen_modules, sizes
 from bittorch.hf.stored import Files, check_note, check_values, metadata_of, place_layers
-from bittorch.nn import PackedLayer, TernaryConv2d, TernaryLinear, TernaryLinearInference
+from bittorch.nn import PackedLayer, TernaryLinear, TernaryLinearInference
+from bittorch.nn.ternary_layer import TernaryLayer
 from bittorch.utils.export import export_linear_to_inference
 from bittorch.utils.transformers_config import METHOD, call_for_packed, is_refused, packed_models
 
@@ -183,7 +184,7 @@ class TernaryHfQuantizer(HfQuantizer):
             return None, {}  # adapters alone
         layers = {n: m for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, PackedLayer)}
         for name, module in model.named_modules():
-            if isinstance(module, TernaryLinear | TernaryConv2d) and module.quantize:
+            if isinstance(module, TernaryLayer) and module.quantize:
                 raise ValueError(
                     f"{name} is a {type(module).__name__} in training, but {next(iter(layers), 'none')} is packed; "
                     "call bittorch.export_for_inference(model) first"

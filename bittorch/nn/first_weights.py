@@ -33,7 +33,8 @@ class FirstWeights(LearnedScale):
         if self.weight.is_meta or not self.weight.numel() or not self.quantize or self.config.scale == "rms":
             return  # rms keeps the norm of any weights
         weight = gathered(self.weight)
-        rows = self._rows_by_scale(weight)
+        filters = self._filters(weight)
+        rows = self._rows_by_scale(filters)
         norms = _norms(rows)
         if self._first_norms and torch.allclose(norms, self._first_norms[1].to(norms), rtol=1e-3, atol=0):
             return  # not equal, because a cast rounds
@@ -41,26 +42,28 @@ class FirstWeights(LearnedScale):
         stretches = ratio.isfinite() & (ratio > 0) & ((ratio - 1).abs() > 1e-6)  # else nothing is left, or it rounds
         ratio = torch.where(stretches, ratio, 1.0)
         precise = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        fill(self.weight, (rows.to(precise) * ratio.to(precise)[:, None]).to(weight.dtype).view(weight.shape))
+        stretched = (rows.to(precise) * ratio.to(precise)[:, None]).to(weight.dtype).view(filters.shape)
+        fill(self.weight, self._from_filters(stretched))
         self._first_norms = norms, norms * ratio
         self.reset_scale()
 
-    def _rows_by_scale(self, weight: Tensor) -> Tensor:
-        columns = weight.shape[1:].numel()
-        shape = reference.scale_shape(len(weight), columns, *self.config.grouping)
-        return weight.reshape(torch.Size(shape).numel(), -1)
+    def _rows_by_scale(self, filters: Tensor) -> Tensor:
+        columns = filters.shape[1:].numel()
+        shape = reference.scale_shape(len(filters), columns, *self.config.grouping)
+        return filters.reshape(torch.Size(shape).numel(), -1)
 
     def _quantized(self, weight: Tensor) -> Tensor:
-        """Codes times scale in float32; a learned scale starts from the weights."""
-        return _product(weight, self._rule(weight) if self.config.learned else None, self.config)
+        """Codes times scale in float32, a filter a row; a learned scale starts from the weights."""
+        step = self._rule(weight) if self.config.learned else None
+        return _product(self._filters(weight), step, self.config)
 
 
-def _product(weight: Tensor, step: Tensor | None, config: TernaryQuantConfig) -> Tensor:
-    weight = weight.float()
+def _product(filters: Tensor, step: Tensor | None, config: TernaryQuantConfig) -> Tensor:
+    filters = filters.float()
     if step is not None and not config.packs:
-        return two_scales(weight, step, config, 1.0)
-    w_packed, scale, _ = codes_of(weight, step, config)
-    return unpacked(w_packed, scale, weight)
+        return two_scales(filters, step, config, 1.0)
+    w_packed, scale, _ = codes_of(filters, step, config)
+    return unpacked(w_packed, scale, filters)
 
 
 def _norms(rows: Tensor) -> Tensor:
@@ -75,7 +78,8 @@ def gain_of(layer: FirstWeights) -> float:
     weights of the constructor. Below 1 the layer shrinks signals and gradients, above 1 it amplifies them.
     """
     weight = gathered(layer.weight).detach()
-    used = _product(weight, None if layer.weight_scale is None else layer._stored_step(), layer.config)
+    step = None if layer.weight_scale is None else layer._stored_step()
+    used = _product(layer._filters(weight), step, layer.config)
     norm, of_used = (float(torch.linalg.vector_norm(t, dtype=torch.float64)) for t in (weight, used))
     drawn, first = (float(t.norm()) for t in layer._first_norms) if layer._first_norms else (1.0, 1.0)
     return of_used / norm * first / drawn if norm and drawn else 1.0

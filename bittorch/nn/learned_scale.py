@@ -52,8 +52,17 @@ class LearnedScale(nn.Module):
             self._scale_state = "meta" if scale.is_meta else "empty"
             self.reset_scale()
 
+    def _filters(self, weight: Tensor) -> Tensor:
+        """The weight as the quantiser takes it: an output, a filter or an entry of a table a row."""
+        return weight
+
+    def _from_filters(self, filters: Tensor) -> Tensor:
+        """The inverse of `_filters`."""
+        return filters
+
     def _scale_shape(self, weight: Tensor) -> tuple[int, ...]:
-        rows, columns = len(weight), weight.shape[1:].numel()
+        filters = self._filters(weight)
+        rows, columns = len(filters), filters.shape[1:].numel()
         shape = reference.scale_shape(rows, columns, *self.config.grouping)
         return shape if self.config.packs else (2, *shape)
 
@@ -76,7 +85,7 @@ class LearnedScale(nn.Module):
     def _rule(self, weight: Tensor) -> Tensor:
         """The scale of twn, which is near the best one of bell-shaped weights, as the step of the method."""
         rule = ("twn", "ls", 0.75, *self.config.grouping)
-        _, scale = ops.ternary_quantize(narrowed(weight.detach().flatten(1)), *rule)
+        _, scale = ops.ternary_quantize(narrowed(self._filters(weight.detach()).flatten(1)), *rule)
         step = learned.initial_step(self.config.method, scale) if self.config.packs else scale
         return step.expand(self._scale_shape(weight)).clone()
 

@@ -12,6 +12,7 @@ from bittorch.nn.packed_layer import PackedLayer
 from bittorch.nn.ternary_layer import TernaryLayer
 
 _TERNARY = (TernaryLayer, PackedLayer)
+_DENSE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Embedding)
 _SLOTS = ("linear1", "linear2")
 
 
@@ -50,7 +51,7 @@ def _on_registration(parent: nn.Module, name: str, module: nn.Module | None) -> 
                 "leave it an nn.Linear",
                 stacklevel=3,  # the assignment
             )
-    elif type(module) in (nn.Linear, nn.Conv2d) and isinstance(parent._modules.get(name), _TERNARY):
+    elif type(module) in _DENSE and isinstance(parent._modules.get(name), _TERNARY):
         before = parent._modules[name]
         warnings.warn(
             f"{name} of {type(parent).__name__} was a {type(before).__name__} and becomes an ordinary "

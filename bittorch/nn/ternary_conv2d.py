@@ -19,7 +19,7 @@ from bittorch.nn.parts import (
     mixed,
     two_scales,
 )
-from bittorch.nn.ternary_conv2d_infer import Around, PaddedConv2d, PaddingMode, Size, columns_of, geometry, padded
+from bittorch.nn.ternary_conv2d_infer import Around, PaddedConv, PaddingMode, Size, columns_of, geometry, padded
 from bittorch.nn.ternary_layer import (
     Backend,
     TernaryLayer,
@@ -32,10 +32,25 @@ from bittorch.ops import reference
 from bittorch.ops._fake import in_memory_format_of
 from bittorch.quant import TernaryQuantConfig
 
-_Steps = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]  # stride, padding, dilation, groups
+Steps = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
+"""Stride, padding, dilation and groups of the op."""
 
 
-class TernaryConv2d(TernaryLayer, PaddedConv2d, nn.Conv2d):
+class TernaryConvolution(TernaryLayer):
+    """What the training convolutions share: all of them are 2-d convolutions of filters that `_filters` arranges."""
+
+    def _convolved(self, input: Tensor, around: Around, steps: Steps) -> Tensor:
+        filters = self._filters(self.weight)
+        if self._in_parts:
+            step = self._leaf_step()
+            return _convolution_in_parts(
+                input, filters, step, self.bias, around, steps, self.config, self.backend, self._share
+            )
+        bits = self.config.activation_bits or 0
+        return _convolution(input, filters, self.bias, around, steps, self.backend, self.config.op_args(), bits)
+
+
+class TernaryConv2d(TernaryConvolution, PaddedConv, nn.Conv2d):
     """A 2-d convolution that trains through ternary weights.
 
     ``y = conv2d(Q(x), codes * scale) + bias`` with ``codes, scale`` the quantised ``weight``, a filter being a row of
@@ -112,19 +127,8 @@ class TernaryConv2d(TernaryLayer, PaddedConv2d, nn.Conv2d):
         """A ternary layer that shares the parameters of ``conv``; TypeError for any other module."""
         if not isinstance(conv, nn.Conv2d):
             raise TypeError(f"conv must be a torch.nn.Conv2d, got {type(conv).__name__}")
-        check_dtype(conv.weight.dtype)
-        layer = cls(
-            conv.in_channels,
-            conv.out_channels,
-            **geometry(conv),
-            bias=conv.bias is not None,
-            config=config,
-            device="meta",
-        )  # meta: no weights are made only to be thrown away
-        layer.weight, layer.bias = conv.weight, conv.bias
-        if layer.weight_scale is not None:  # made when the weight came
-            layer.weight_scale.requires_grad_(conv.weight.requires_grad)
-        return layer.train(conv.training)
+        sizes = conv.in_channels, conv.out_channels
+        return cls(*sizes, **geometry(conv), bias=conv.bias is not None, config=config, device="meta")._sharing(conv)
 
     def _make_padding(self, **new: Any) -> None:
         super()._make_padding(**new)
@@ -134,13 +138,9 @@ class TernaryConv2d(TernaryLayer, PaddedConv2d, nn.Conv2d):
         self._note_call()
         if not self.quantize:
             return super().forward(input)
-        padding, bits = self._padding, self.config.activation_bits or 0
+        padding = self._padding
         steps = self.stride, padding.inside, self.dilation, self.groups
-        around = padding.before, padding.mode
-        if self._in_parts:
-            parameters = self.weight, self._leaf_step(), self.bias
-            return _convolution_in_parts(input, *parameters, around, steps, self.config, self.backend, self._share)
-        return _convolution(input, self.weight, self.bias, around, steps, self.backend, self.config.op_args(), bits)
+        return self._convolved(input, (padding.before, padding.mode), steps)
 
 
 # To torch.fx each of these is one node: their checks are control flow that it could not trace.
@@ -152,7 +152,7 @@ def _convolution(
     weight: Tensor,
     bias: Tensor | None,
     around: Around,
-    steps: _Steps,
+    steps: Steps,
     backend: str,
     quantizer: QuantizerArgs,
     activation_bits: int,
@@ -172,7 +172,7 @@ def _convolution_in_parts(
     weight_scale: Tensor | None,
     bias: Tensor | None,
     around: Around,
-    steps: _Steps,
+    steps: Steps,
     config: TernaryQuantConfig,
     backend: str,
     share: float,
@@ -196,7 +196,7 @@ def _convolution_in_parts(
     return y.squeeze(0) if input.dim() == 3 else y
 
 
-def _checked(input: Tensor, weight: Tensor, steps: _Steps, backend: str) -> Tensor:
+def _checked(input: Tensor, weight: Tensor, steps: Steps, backend: str) -> Tensor:
     """The input as a batch."""
     check_backend_of(input, weight, backend)
     x = input.unsqueeze(0) if input.dim() == 3 else input
@@ -210,11 +210,11 @@ class _WeightGradient(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(y: Tensor, x: Tensor, weight: Tensor, steps: _Steps, activation_bits: int) -> Tensor:
+    def forward(y: Tensor, x: Tensor, weight: Tensor, steps: Steps, activation_bits: int) -> Tensor:
         return y.view_as(y)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, _Steps, int], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Steps, int], output: Tensor) -> None:
         y, x, weight, steps, activation_bits = inputs
         x = x.to(y.dtype)  # what autocast makes of it
         kept = ops.act_quantize(x.flatten(1), 8) if activation_bits == 8 else (x,)
@@ -234,6 +234,6 @@ class _WeightGradient(torch.autograd.Function):
         return grad, None, grad_weight.to(ctx.dtype), None, None
 
 
-def _weight_gradient(y: Tensor, x: Tensor, weight: Tensor, steps: _Steps, activation_bits: int) -> Tensor:
+def _weight_gradient(y: Tensor, x: Tensor, weight: Tensor, steps: Steps, activation_bits: int) -> Tensor:
     result: Tensor = _WeightGradient.apply(y, x, weight, steps, activation_bits)
     return result

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import math
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.fx
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.modules.utils import _pair
+from torch.nn.modules.utils import _pair, _single
 
 from bittorch import _env
 from bittorch.nn.packed_layer import PackedLayer
 from bittorch.nn.parts import check_not_sharded
 
 Size = int | tuple[int, int]
+Length = int | tuple[int]
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
+Convolution = nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d
 
 
 class Padding:
     """The padding of a convolution: ``inside`` the op, zeros alike on both sides, and the rest ``before`` it."""
 
-    def __init__(
-        self, kernel_size: tuple[int, ...], padding: Size | str, dilation: Size, padding_mode: PaddingMode
-    ) -> None:
-        self.around = _around(kernel_size, padding, dilation)
+    def __init__(self, kernel_size: tuple[int, ...], padding: Any, dilation: Any, padding_mode: PaddingMode) -> None:
+        sizes = kernel_size, padding, dilation
+        if len(kernel_size) == 1:  # along the width of images of height 1
+            inside = padding if isinstance(padding, str) else (0, *_single(padding))
+            sizes = (1, *kernel_size), inside, (1, *_single(dilation))
+        self.around = _around(*sizes)
         if min(self.around) < 0:
             raise ValueError(f"padding must not be negative, got {padding}")
         self.mode = "constant" if padding_mode == "zeros" else padding_mode
@@ -56,7 +61,7 @@ def _around(kernel_size: tuple[int, ...], padding: Size | str, dilation: Size) -
 _PADDING_FIELDS = ("kernel_size", "padding", "dilation", "padding_mode")
 
 
-class PaddedConv2d(nn.Module):
+class PaddedConv(nn.Module):
     """A convolution whose `Padding` follows what it is made of: dilated backbones set new values on a made layer."""
 
     _padding: Padding
@@ -70,16 +75,73 @@ class PaddedConv2d(nn.Module):
         super().__setattr__(name, value)
 
 
-def columns_of(conv: nn.Conv2d | TernaryConv2dInference) -> int:
-    return conv.in_channels // conv.groups * conv.kernel_size[0] * conv.kernel_size[1]
+def columns_of(conv: Convolution | PackedConvolution) -> int:
+    """Weights of a filter."""
+    return conv.in_channels // conv.groups * math.prod(conv.kernel_size)
 
 
-def geometry(conv: nn.Conv2d | TernaryConv2dInference) -> dict[str, Any]:
-    names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+def geometry(conv: Convolution | PackedConvolution) -> dict[str, Any]:
+    """The arguments of a convolution, beside its channels and bias."""
+    names = ["kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"]
+    names += ["output_padding"] if conv.transposed else []
     return {name: getattr(conv, name) for name in names}
 
 
-class TernaryConv2dInference(PaddedConv2d, PackedLayer):
+class PackedConvolution(PackedLayer):
+    """What the deployed convolutions share: their sizes, by the names that those of torch have."""
+
+    transposed: ClassVar[bool] = False
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, ...]
+    groups: int
+
+    def _set_up(
+        self,
+        conv: Convolution,
+        bias: bool,
+        scale_groups: int,
+        activation_bits: int | None,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        """The buffers and sizes of ``conv``, a layer of torch on the meta device, which has checked its arguments."""
+        columns = columns_of(conv)
+        if scale_groups < 0 or (scale_groups > 1 and (columns % scale_groups or columns // scale_groups % 4)):
+            raise ValueError(f"scale_groups={scale_groups} do not cut {columns} weights into equal multiples of 4")
+        PackedLayer.__init__(self, conv.out_channels, columns, bias, scale_groups, activation_bits, device, dtype)
+        self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
+        for name, value in geometry(conv).items():
+            setattr(self, name, value)
+
+    @property
+    def columns(self) -> int:
+        return columns_of(self)
+
+    def _weight_shape(self) -> tuple[int, ...]:
+        return self.out_channels, self.in_channels // self.groups, *self.kernel_size
+
+    @property
+    def scale_groups(self) -> int:
+        """Scales of a filter; 0 when the layer has a single one."""
+        return self._scale_groups()
+
+    def _convolved(self, input: Tensor, around: Around, steps: tuple[Any, ...]) -> Tensor:
+        """The product with an image; ``steps`` are those of the op."""
+        buffers: dict[str, Any] = self._buffers
+        weights = buffers["weight_packed"], buffers["scale"], buffers["bias"]
+        return _convolution(input, *weights, self.in_channels, around, steps, self.activation_bits or 0)
+
+    def extra_repr(self) -> str:
+        parts = [f"{self.in_channels}, {self.out_channels}"]
+        parts += [f"{name}={value}" for name, value in geometry(self).items()]
+        parts += [f"bias={self.bias is not None}", f"scale_groups={self.scale_groups}"]
+        if self.activation_bits:
+            parts.append(f"activation_bits={self.activation_bits}")
+        return ", ".join(parts)
+
+
+class TernaryConv2dInference(PaddedConv, PackedConvolution):
     """``y = conv2d(Q(x), codes * scale) + bias`` from packed codes.
 
     Buffers only: ``weight_packed`` ``(out_channels, ceil(k / 4))`` uint8 with ``k = in_channels / groups * kernel
@@ -119,54 +181,14 @@ class TernaryConv2dInference(PaddedConv2d, PackedLayer):
         dtype: torch.dtype | None = None,
     ) -> None:
         sizes = kernel_size, stride, padding, dilation, groups
-        conv = nn.Conv2d(in_channels, out_channels, *sizes, False, padding_mode, device="meta")  # checks and pairs
-        columns = columns_of(conv)
-        if scale_groups < 0 or (scale_groups > 1 and (columns % scale_groups or columns // scale_groups % 4)):
-            raise ValueError(f"scale_groups={scale_groups} do not cut {columns} weights into equal multiples of 4")
-        super().__init__(out_channels, columns, bias, scale_groups, activation_bits, device, dtype)
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.kernel_size = conv.kernel_size
-        self.stride = conv.stride
-        self.padding = conv.padding
-        self.dilation = conv.dilation
-        self.groups = groups
-        self.padding_mode = padding_mode
+        conv = nn.Conv2d(in_channels, out_channels, *sizes, False, padding_mode, device="meta")
+        self._set_up(conv, bias, scale_groups, activation_bits, device, dtype)
         self._make_padding()
-
-    @property
-    def columns(self) -> int:
-        return columns_of(self)
-
-    def _weight_shape(self) -> tuple[int, ...]:
-        return self.out_channels, self.in_channels // self.groups, *self.kernel_size
-
-    @property
-    def scale_groups(self) -> int:
-        """Scales of a filter; 0 when the layer has a single one."""
-        return self._scale_groups()
 
     def forward(self, input: Tensor) -> Tensor:
         padding = self._padding
-        buffers: dict[str, Any] = self._buffers
-        return _convolution(
-            input,
-            buffers["weight_packed"],
-            buffers["scale"],
-            buffers["bias"],
-            self.in_channels,
-            (padding.before, padding.mode),
-            (self.kernel_size, self.stride, padding.inside, self.dilation, self.groups),
-            self.activation_bits or 0,
-        )
-
-    def extra_repr(self) -> str:
-        parts = [f"{self.in_channels}, {self.out_channels}"]
-        parts += [f"{name}={value}" for name, value in geometry(self).items()]
-        parts += [f"bias={self.bias is not None}", f"scale_groups={self.scale_groups}"]
-        if self.activation_bits:
-            parts.append(f"activation_bits={self.activation_bits}")
-        return ", ".join(parts)
+        steps = self.kernel_size, self.stride, padding.inside, self.dilation, self.groups
+        return self._convolved(input, (padding.before, padding.mode), steps)
 
 
 @torch.fx.wrap  # one node to torch.fx, which could not trace the checks

@@ -8,11 +8,11 @@ import inspect
 import sys
 from collections.abc import Callable
 from types import CodeType
-from typing import Any, Literal, NoReturn, ParamSpec
+from typing import Any, Literal, NoReturn, ParamSpec, TypeVar
 
 import torch
 import torch.fx
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import fusion
 
 from bittorch import ops
@@ -25,6 +25,7 @@ from bittorch.quant.ternary import check_finite
 
 Backend = Literal["auto", "cuda", "python"]
 _Args = ParamSpec("_Args")
+_Layer = TypeVar("_Layer", bound="TernaryLayer")
 _FUSIONS = ("fuse_conv_bn_eval", "fuse_linear_bn_eval")  # of torch.nn.utils.fusion
 
 
@@ -86,8 +87,9 @@ def check_dtype(dtype: torch.dtype | None, quantize: bool = True, backend: str =
 
 
 class TernaryLayer(FirstWeights):
-    """Stands before `torch.nn.Linear` or `torch.nn.Conv2d` among the bases; a row is an output or a filter."""
+    """Stands before the layer of torch among the bases; a row is an output, a filter, or an entry of a table."""
 
+    bias: Any  # a parameter or None, of the layer of torch
     quantize: bool
     backend: Backend
     quant_lambda: float
@@ -139,6 +141,17 @@ class TernaryLayer(FirstWeights):
         self._make_scale()
         self._preserve_norm()
 
+    def _sharing(self: _Layer, layer: nn.Module) -> _Layer:
+        """This layer, made on the meta device, with the parameters and the mode of a dense one in place of its own."""
+        weight: Tensor = layer.weight  # type: ignore[assignment]  # of a layer with weights
+        check_dtype(weight.dtype)
+        self.weight = weight
+        if self.bias is not None:
+            self.bias = layer.bias
+        if self.weight_scale is not None:  # made when the weight came
+            self.weight_scale.requires_grad_(weight.requires_grad)
+        return self.train(layer.training)
+
     def __prepare_scriptable__(self) -> NoReturn:
         no_script(self)
 
@@ -170,7 +183,7 @@ class TernaryLayer(FirstWeights):
         Raises:
             ValueError: NaN or Inf in the weight or the learned scale; method ttq, which has no packed form.
         """
-        rows = narrowed(gathered(self.weight).detach().flatten(1))
+        rows = narrowed(self._filters(gathered(self.weight).detach()).flatten(1))
         if self.weight_scale is None:
             return TernaryQuantizer(self.config).quantize_packed(rows)
         if not self.config.packs:
@@ -192,9 +205,9 @@ class TernaryLayer(FirstWeights):
             ValueError: the weight holds NaN or Inf; method ttq, which has two scales.
         """
         w_packed, scale = self.quantize_packed()
-        weight = self.weight
-        codes = ops.ternary_unpack(w_packed, None, weight.shape[1:].numel(), torch.int8)
-        return codes.view(weight.shape).to(weight.dtype), scale
+        filters = self._filters(self.weight)
+        codes = ops.ternary_unpack(w_packed, None, filters.shape[1:].numel(), torch.int8)
+        return self._from_filters(codes.view(filters.shape)).to(filters.dtype), scale
 
     def dequantized_weight(self) -> Tensor:
         """The dense weight that the forward pass uses, in the dtype and shape of ``weight``, detached.
@@ -207,11 +220,13 @@ class TernaryLayer(FirstWeights):
         weight = gathered(self.weight).detach()
         if not self.quantize:
             return weight.clone()
-        rows = weight.flatten(1)
+        filters = self._filters(weight)
         if self.weight_scale is not None and not self.config.packs:
             factor = float(self.config.threshold_factor or 0)
-            return learned.two_scales(rows, self._stored_step(), factor).view(weight.shape)
-        return unpacked(*self.quantize_packed(), weight)
+            dense = learned.two_scales(filters.flatten(1), self._stored_step(), factor).view(filters.shape)
+        else:
+            dense = unpacked(*self.quantize_packed(), filters)
+        return self._from_filters(dense)
 
     def extra_repr(self) -> str:
         return ", ".join([super().extra_repr(), *_describe(self.config, self.quantize, self.backend)])

@@ -92,14 +92,8 @@ class TernaryLinear(TernaryLayer, nn.Linear):
         """A ternary layer that shares the parameters of ``linear``; TypeError for any other module."""
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"linear must be a torch.nn.Linear, got {type(linear).__name__}")
-        check_dtype(linear.weight.dtype)
-        layer = cls(
-            linear.in_features, linear.out_features, linear.bias is not None, config=config, device="meta"
-        )  # meta: no weights are made only to be thrown away
-        layer.weight, layer.bias = linear.weight, linear.bias
-        if layer.weight_scale is not None:  # made when the weight came
-            layer.weight_scale.requires_grad_(linear.weight.requires_grad)
-        return layer.train(linear.training)
+        sizes = linear.in_features, linear.out_features, linear.bias is not None
+        return cls(*sizes, config=config, device="meta")._sharing(linear)  # meta: no weights made to be thrown away
 
     def forward(self, input: Tensor) -> Tensor:
         self._note_call()

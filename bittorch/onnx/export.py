@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 import bittorch
-from bittorch.nn import PackedLayer, TernaryConv2d, TernaryLinear
+from bittorch.nn import PackedLayer
+from bittorch.nn.ternary_layer import TernaryLayer
 from bittorch.onnx import placeholders
 from bittorch.onnx.errors import innermost
 from bittorch.onnx.lowering import Form, lower
@@ -55,7 +56,7 @@ def _check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     for name, module in model.named_modules():
-        if isinstance(module, TernaryLinear | TernaryConv2d):
+        if isinstance(module, TernaryLayer):
             raise ValueError(
                 f"{name or 'the model'} is a {type(module).__name__}; pass what export_for_inference returns"
             )

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from bittorch.nn import TernaryConv2d, TernaryLinear
+from bittorch.nn.ternary_layer import TernaryLayer
 from bittorch.utils.wrappers import is_called
 
 
@@ -38,7 +38,7 @@ def parameter_groups(model: nn.Module, weight_decay: float = 0.01) -> list[dict[
             "the model is in FullyShardedDataParallel, which flattens matrices, so they cannot be told from biases; "
             "make the groups before wrapping it with use_orig_params=True, or shard with fully_shard"
         )
-    layers = [module for module in model.modules() if isinstance(module, TernaryLinear | TernaryConv2d)]
+    layers = [module for module in model.modules() if isinstance(module, TernaryLayer)]
     scales = {id(layer.weight_scale) for layer in layers}
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bittorch.nn import TernaryConv2d, TernaryLinear
+from bittorch.nn.ternary_layer import TernaryLayer
 from bittorch.train.parameters import parameter_groups
 from bittorch.train.schedules import QuantWarmup, WeightDecayOff
 
@@ -91,7 +91,7 @@ class Recipe:
 def _described(model: nn.Module) -> dict[str, dict[str, Any]]:
     """The configuration of every ternary layer."""
     layers = model.named_modules()
-    return {name: m.config.to_dict() for name, m in layers if isinstance(m, TernaryLinear | TernaryConv2d)}
+    return {name: m.config.to_dict() for name, m in layers if isinstance(m, TernaryLayer)}
 
 
 def _names(names: set[str]) -> str:

@@ -9,16 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from bittorch.nn import TernaryConv2d, TernaryLinear
-
-_Layer = TernaryLinear | TernaryConv2d
+from bittorch.nn.ternary_layer import TernaryLayer
 
 
-def _ternary(model: nn.Module) -> list[_Layer]:
-    return [module for module in model.modules() if isinstance(module, _Layer)]
+def _ternary(model: nn.Module) -> list[TernaryLayer]:
+    return [module for module in model.modules() if isinstance(module, TernaryLayer)]
 
 
-def _check_any(layers: list[_Layer], model: nn.Module, schedule: str) -> None:
+def _check_any(layers: list[TernaryLayer], model: nn.Module, schedule: str) -> None:
     if not layers:
         there = _ternary(model)
         why = (

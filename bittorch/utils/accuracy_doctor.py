@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from bittorch import ops
-from bittorch.nn import TernaryConv2d, TernaryLinear
 from bittorch.nn.first_weights import gain_of
-from bittorch.nn.ternary_layer import gathered
+from bittorch.nn.ternary_layer import TernaryLayer, gathered
 from bittorch.utils.calls import UNCALLED, uncalled_layers
 from bittorch.utils.conversion_report import conversion_report
 from bittorch.utils.export import packed_codes
@@ -111,7 +110,7 @@ class AccuracyDoctor:
         found = [Finding(name, "never_called", 1.0, UNCALLED) for name in uncalled_layers(self.model)]
         self.gains = {}
         for name, module in named_layers(self.model):
-            if isinstance(module, TernaryLinear | TernaryConv2d) and module.quantize:
+            if isinstance(module, TernaryLayer) and module.quantize:
                 if module.config.packs:
                     found += self._check_layer(name, module)
                 self.gains[name] = gain_of(module)
@@ -133,8 +132,8 @@ class AccuracyDoctor:
         if report.complaint:
             yield Finding("", "ternary_share", report.linear_share, report.complaint)
 
-    def _check_layer(self, name: str, layer: TernaryLinear | TernaryConv2d) -> Iterator[Finding]:
-        weight = gathered(layer.weight).detach().flatten(1)
+    def _check_layer(self, name: str, layer: TernaryLayer) -> Iterator[Finding]:
+        weight = layer._filters(gathered(layer.weight).detach()).flatten(1)
         w_packed, scale = packed_codes(layer, name, "check")
         codes = ops.ternary_unpack(w_packed, None, weight.shape[1], torch.int8)
         half = weight.dtype in (torch.float16, torch.bfloat16)
@@ -156,7 +155,7 @@ class AccuracyDoctor:
             yield from self._compare(name, layer, past, codes, scale, weight)
 
     def _compare(
-        self, name: str, layer: TernaryLinear | TernaryConv2d, past: _Past, codes: Tensor, scale: Tensor, weight: Tensor
+        self, name: str, layer: TernaryLayer, past: _Past, codes: Tensor, scale: Tensor, weight: Tensor
     ) -> Iterator[Finding]:
         flips = float((codes != past.codes).double().mean())
         if flips > self.flips:
@@ -171,7 +170,7 @@ class AccuracyDoctor:
             yield Finding(name, "scale_drift", ratio, f"the mean scale is {ratio:.2f} times that of the first check")
         grad = layer.weight.grad
         if past.weight is not None and grad is not None:
-            moved = gathered(grad).flatten(1) != 0
+            moved = layer._filters(gathered(grad)).flatten(1) != 0
             if int(moved.sum()):
                 still = float((weight == past.weight)[moved].double().mean())
                 if still > self.stalled:

@@ -7,10 +7,20 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, fx, nn
 
-from bittorch.nn import PackedLayer, TernaryConv2dInference
+from bittorch.nn import PackedLayer, TernaryConv1dInference, TernaryEmbeddingInference
+from bittorch.nn.ternary_conv2d_infer import PackedConvolution
 from bittorch.utils.wrappers import normal_tensors, unwrapped
 
-_NORMS = {False: (nn.BatchNorm1d, nn.SyncBatchNorm), True: (nn.BatchNorm2d, nn.SyncBatchNorm)}  # of a convolution: True
+
+def _is_product(layer: nn.Module | None) -> bool:
+    """Whether a layer has scales and a bias for each channel; the rows of a table are no channels."""
+    return isinstance(layer, PackedLayer) and not isinstance(layer, TernaryEmbeddingInference)
+
+
+def _norms(layer: PackedLayer) -> tuple[type[nn.Module], ...]:
+    """The batch norms that can follow a layer."""
+    images = isinstance(layer, PackedConvolution) and not isinstance(layer, TernaryConv1dInference)
+    return (nn.BatchNorm2d if images else nn.BatchNorm1d), nn.SyncBatchNorm
 
 
 class FoldedBatchNorm(nn.Module):
@@ -61,7 +71,7 @@ def _found(model: nn.Module) -> Iterator[tuple[str, str]]:
             continue
         layer = modules.get(source.target) if source.op == "call_module" else None
         once = calls[id(norm)] == 1 and layer is not None and calls[id(layer)] == 1
-        if once and isinstance(layer, PackedLayer) and len(source.users) == 1:
+        if once and _is_product(layer) and len(source.users) == 1:
             yield str(source.target), str(node.target)
 
 
@@ -70,10 +80,10 @@ def _check_pair(layer: nn.Module, norm: nn.Module, names: tuple[str, str]) -> No
     first, second = names
     if not isinstance(layer, PackedLayer):
         raise TypeError(f"{first} is a {type(layer).__name__} and not packed; export the model first")
-    if type(norm) not in _NORMS[isinstance(layer, TernaryConv2dInference)]:
+    if not _is_product(layer) or type(norm) not in _norms(layer):
         raise TypeError(f"{second} is a {type(norm).__name__}, and no batch norm that can follow {first}")
     assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
-    rows = layer.weight.shape[0]
+    rows = layer.out_channels if isinstance(layer, PackedConvolution) else layer.weight.shape[0]
     if norm.num_features != rows:
         raise ValueError(f"{second} has {norm.num_features} channels, but {first} gives {rows}")
     if norm.training:
@@ -154,6 +164,6 @@ def fold_batch_norm_(model: nn.Module, pairs: Mapping[str, str] | None = None) -
             _fold(layer, norm, names)
             for place in places[id(norm)]:
                 parent, _, last = place.rpartition(".")
-                folded = FoldedBatchNorm(norm.num_features, not isinstance(layer, TernaryConv2dInference))
+                folded = FoldedBatchNorm(norm.num_features, not isinstance(layer, PackedConvolution))
                 setattr(model.get_submodule(parent), last, folded.eval())
     return found

@@ -6,7 +6,7 @@ import warnings
 
 from torch import nn
 
-from bittorch.nn import TernaryConv2d, TernaryLinear
+from bittorch.nn.ternary_layer import TernaryLayer
 from bittorch.utils.wrappers import named_layers
 
 UNCALLED = (
@@ -17,7 +17,7 @@ UNCALLED = (
 
 def uncalled_layers(model: nn.Module) -> list[str]:
     """Names of quantising layers whose forward never ran, where that of others did."""
-    layers = [(name, m) for name, m in named_layers(model) if isinstance(m, TernaryLinear | TernaryConv2d)]
+    layers = [(name, m) for name, m in named_layers(model) if isinstance(m, TernaryLayer)]
     if not any(layer.forward_ran for _, layer in layers):
         return []
     return [name for name, layer in layers if layer.quantize and not layer.forward_ran]

@@ -21,14 +21,15 @@ from torch import Tensor, nn
 
 from bittorch.nn import (
     PackedLayer,
-    TernaryConv2d,
+    TernaryConv1dInference,
     TernaryConv2dInference,
+    TernaryConvTranspose2dInference,
     TernaryEmbeddingInference,
-    TernaryLinear,
     TernaryLinearInference,
     call_ternary_layers,
 )
-from bittorch.nn.ternary_conv2d_infer import geometry
+from bittorch.nn.ternary_conv2d_infer import PackedConvolution, geometry
+from bittorch.nn.ternary_layer import TernaryLayer
 from bittorch.utils.batch_norm import FoldedBatchNorm
 from bittorch.utils.checkpoint_fit import check_fits, folded_norm, sizes_text
 from bittorch.utils.safetensors_file import write_safetensors
@@ -39,6 +40,11 @@ FORMAT_VERSION = 1
 LAYOUT = "2bit-lsb-first-rows"
 
 
+_CONVOLUTIONS: dict[str, type[PackedConvolution]] = {
+    "conv1d": TernaryConv1dInference,
+    "conv2d": TernaryConv2dInference,
+    "conv_transpose2d": TernaryConvTranspose2dInference,
+}
 _DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
@@ -47,9 +53,10 @@ def layer_config(layer: PackedLayer) -> dict[str, Any]:
     common: dict[str, Any] = {"bias": layer.bias is not None, "activation_bits": layer.activation_bits}
     if layer.weight_dtype in _DTYPES:  # what `weight.dtype` says; float32 is left out, as older versions wrote it
         common["weight_dtype"] = _DTYPES[layer.weight_dtype]
-    if isinstance(layer, TernaryConv2dInference):
+    if isinstance(layer, PackedConvolution):
         sizes = {"in_channels": layer.in_channels, "out_channels": layer.out_channels, **geometry(layer)}
-        return {"kind": "conv2d", **sizes, "scale_groups": layer.scale_groups, **common}
+        kind = next(kind for kind, cls in _CONVOLUTIONS.items() if isinstance(layer, cls))
+        return {"kind": kind, **sizes, "scale_groups": layer.scale_groups, **common}
     planes = {"depth": layer.depth} if layer.depth != 1 else {}  # without it the file is one that older versions read
     if isinstance(layer, TernaryEmbeddingInference):
         sizes = {"num_embeddings": layer.num_embeddings, "embedding_dim": layer.embedding_dim}
@@ -89,7 +96,7 @@ def save_ternary_inference_checkpoint(model: nn.Module, path: str | os.PathLike[
     """
     model = unwrapped(model)
     layers = {n: m for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, PackedLayer)}
-    training = [name for name, module in model.named_modules() if isinstance(module, TernaryLinear | TernaryConv2d)]
+    training = [name for name, module in model.named_modules() if isinstance(module, TernaryLayer)]
     if not layers:
         hint = "call export_for_inference(model) first" if training else "it has no ternary layers"
         raise ValueError(f"the model holds no packed layer; {hint}")
@@ -170,9 +177,9 @@ def layer_of(name: str, config: Any, path: Path) -> PackedLayer:
 
 
 def _of_kind(kind: Any, fields: dict[str, Any]) -> PackedLayer:
-    if kind == "conv2d":
+    if isinstance(kind, str) and kind in _CONVOLUTIONS:
         pairs = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}  # JSON has no tuples
-        return TernaryConv2dInference(**{**fields, **pairs}, device="meta")
+        return _CONVOLUTIONS[kind](**{**fields, **pairs}, device="meta")
     if kind == "embedding":
         return TernaryEmbeddingInference(**fields, device="meta")
     if kind != "linear":
@@ -222,10 +229,9 @@ def load_ternary_inference_checkpoint(
     """Fills a model from a file of `save_ternary_inference_checkpoint`.
 
     Args:
-        model: a model of the same architecture, trained or not, packed or not, also on the meta device. Its
-            `torch.nn.Linear`, `torch.nn.Conv2d` and `torch.nn.Embedding` layers, ternary or not, that the file holds
-            packed are replaced in place. Buffers outside its state dict come from the file where they are on the meta
-            device.
+        model: a model of the same architecture, trained or not, packed or not, also on the meta device. Its linear
+            layers, convolutions and embeddings, ternary or not, that the file holds packed are replaced in place.
+            Buffers outside its state dict come from the file where they are on the meta device.
         path: the file.
         device: where the tensors go.
 

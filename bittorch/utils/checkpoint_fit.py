@@ -7,21 +7,30 @@ from typing import Any
 
 from torch import nn
 
-from bittorch.nn import PackedLayer, TernaryConv2dInference, TernaryEmbeddingInference, TernaryLinearInference
+from bittorch.nn import PackedLayer, TernaryEmbeddingInference, TernaryLinearInference
+from bittorch.nn.ternary_conv2d_infer import Convolution, PackedConvolution, geometry
 from bittorch.utils.batch_norm import FoldedBatchNorm
 
 
 def sizes_text(layer: PackedLayer) -> str:
     """The sizes of a layer, as messages give them."""
-    if isinstance(layer, TernaryConv2dInference):
+    if isinstance(layer, PackedConvolution):
         return f"in_channels={layer.in_channels}, out_channels={layer.out_channels}, kernel_size={layer.kernel_size}"
     depth = f", depth={layer.depth}" if layer.depth != 1 else ""
     return f"in_features={layer.columns}, out_features={len(layer.weight_packed) // layer.depth}{depth}"
 
 
-def _conv2d_text(module: nn.Module) -> str:
-    names = "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"
-    return f"{type(module).__name__}({', '.join(f'{name}={getattr(module, name)!r}' for name in names)})"
+def _text(conv: Convolution | PackedConvolution) -> str:
+    sizes = {"in_channels": conv.in_channels, "out_channels": conv.out_channels, **geometry(conv)}
+    return f"{type(conv).__name__}({', '.join(f'{name}={value!r}' for name, value in sizes.items())})"
+
+
+def _check_convolution(module: nn.Module, name: str, layer: PackedConvolution, path: Path) -> None:
+    dense = next(kind for kind in (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d) if kind.__name__ in type(layer).__name__)
+    is_conv = isinstance(module, dense | type(layer))
+    has = _text(module) if is_conv else type(module).__name__  # type: ignore[arg-type]
+    if not is_conv or has.partition("(")[2] != _text(layer).partition("(")[2]:
+        raise ValueError(f"{path}: {name!r} is a {_text(layer)}, but the model has {has} there")
 
 
 def check_fits(model: nn.Module, name: str, layer: PackedLayer, path: Path) -> None:
@@ -30,11 +39,8 @@ def check_fits(model: nn.Module, name: str, layer: PackedLayer, path: Path) -> N
         module = model.get_submodule(name)
     except AttributeError:
         raise ValueError(f"{path} has a packed layer {name!r}, which the model lacks") from None
-    if isinstance(layer, TernaryConv2dInference):
-        is_conv = isinstance(module, nn.Conv2d | TernaryConv2dInference)
-        has = _conv2d_text(module) if is_conv else type(module).__name__
-        if not is_conv or has.partition("(")[2] != _conv2d_text(layer).partition("(")[2]:
-            raise ValueError(f"{path}: {name!r} is a {_conv2d_text(layer)}, but the model has {has} there")
+    if isinstance(layer, PackedConvolution):
+        _check_convolution(module, name, layer, path)
         return
     if isinstance(layer, TernaryEmbeddingInference):
         _check_embedding(module, name, layer, path)

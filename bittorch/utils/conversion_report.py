@@ -11,12 +11,13 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.parametrize import ParametrizationList
 
-from bittorch.nn import PackedLayer, TernaryConv2d, TernaryLinear
+from bittorch.nn import PackedLayer
+from bittorch.nn.ternary_layer import TernaryLayer
 from bittorch.utils.wrappers import named_layers
 
 _NOTE = "_bittorch_left"  # attribute of a module that the caller of quantize_ left
 _LEAST = 0.5  # share of the weights of linear layers, below which quantize_ warns
-_Convolutions = nn.Conv1d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+_Convolutions = nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose3d
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,12 +109,12 @@ def _reason(module: nn.Module, largest: int) -> tuple[str, bool]:
         return "has no size yet; call the model once", True
     if isinstance(module, NonDynamicallyQuantizableLinear):
         return "attention reads this weight without calling the layer", True
-    if isinstance(module, nn.Linear | nn.Conv2d):
+    if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d):
         return "a subclass, which may compute something else", True
     if isinstance(module, ParametrizationList):
         return "a parametrised weight", True
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
-        return "a table to look up, which multiplies nothing", False
+        return "a table to look up, which multiplies nothing; quantize_ takes it by name", False
     if isinstance(module, nn.MultiheadAttention | nn.RNNBase | nn.RNNCellBase | _Convolutions | nn.Bilinear):
         return "this kind of layer has no ternary form", True
     if type(module).__name__ == "Conv1D" and largest == 2:
@@ -126,7 +127,7 @@ def _reason(module: nn.Module, largest: int) -> tuple[str, bool]:
 
 
 def _plain_reason(module: nn.Module) -> tuple[str, bool]:
-    if type(module) in (nn.Linear, nn.Conv2d):
+    if type(module) in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d):
         return "not converted yet", True
     own = [t for t in module._parameters.values() if t is not None]
     return _reason(module, max(_dims(t) for t in own))
@@ -165,7 +166,7 @@ def make_report(
             if id(module.weight_packed) not in counted:
                 counted.add(id(module.weight_packed))
                 ternary += math.prod(module.weight.shape)
-        elif name in converted or (isinstance(module, TernaryLinear | TernaryConv2d) and module.quantize):
+        elif name in converted or (isinstance(module, TernaryLayer) and module.quantize):
             weight = module._parameters.get("weight")
             if weight is not None and id(weight) not in counted:
                 counted.add(id(weight))
@@ -175,7 +176,7 @@ def make_report(
         own = {id(t): t for t in module._parameters.values() if t is not None and id(t) not in counted}
         counted |= own.keys()
         size = sum(map(_size, own.values()))
-        is_ternary = name in converted or isinstance(module, TernaryLinear | TernaryConv2d | PackedLayer)
+        is_ternary = name in converted or isinstance(module, TernaryLayer | PackedLayer)
         if is_ternary or not own:
             others += size
             continue

@@ -11,7 +11,12 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from bittorch.nn import PackedLayer, TernaryConv2d, TernaryLinear, call_ternary_layers
+from bittorch.nn import (
+    PackedLayer,
+    TernaryLinear,
+    call_ternary_layers,
+)
+from bittorch.nn.ternary_layer import TernaryLayer
 from bittorch.quant import TernaryQuantConfig
 from bittorch.utils.adapters import adapter_of, adapter_parts
 from bittorch.utils.calibration import Calibration, Planes, calibrated_planes, check_layer
@@ -24,21 +29,11 @@ from bittorch.utils.summary import count_ternary_params as count_ternary_params
 from bittorch.utils.summary import get_model_memory_bytes as get_model_memory_bytes
 from bittorch.utils.transformers_config import note_for_transformers
 from bittorch.utils.trit_depth import Depth, DepthRequest, PlaneMaker, choose_depths
+from bittorch.utils.twins import TWINS, candidates
 from bittorch.utils.wrappers import named_layers, normal_tensors, unwrapped
 
 Filter = Callable[[nn.Module, str], bool] | str | Iterable[str]
 Config = TernaryQuantConfig | Mapping[str, TernaryQuantConfig | None]
-
-# What each kind of layer becomes. Subclasses are left alone: they may compute something else.
-TWINS: dict[type[nn.Module], Callable[..., nn.Module]] = {
-    nn.Linear: TernaryLinear.from_linear,
-    nn.Conv2d: TernaryConv2d.from_conv2d,
-}
-
-
-def _candidates(model: nn.Module) -> dict[str, nn.Module]:
-    """Each layer once, by its first name in the unwrapped model."""
-    return {name: module for name, module in named_layers(model) if type(module) in TWINS}
 
 
 def _config_of(name: str, config: Config) -> TernaryQuantConfig | None:
@@ -125,16 +120,19 @@ def _warn_of_the_model(model: nn.Module, any_candidate: bool) -> None:
             f"layers without a size yet stay as they are: {', '.join(lazy[:3])}; call the model once, then convert it",
             stacklevel=4,
         )
-    ternary = TernaryLinear | TernaryConv2d | PackedLayer
+    ternary = TernaryLayer | PackedLayer
     if not any_candidate and not any(isinstance(module, ternary) for module in modules.values()):
-        warnings.warn("the model has no layer that can become ternary (nn.Linear, nn.Conv2d)", stacklevel=4)
+        warnings.warn(
+            "the model has no layer that can become ternary (nn.Linear, nn.Conv1d, nn.Conv2d, ...)", stacklevel=4
+        )
 
 
 def _only_linear(modules: Mapping[str, nn.Module], configs: dict[str, TernaryQuantConfig]) -> dict[str, nn.Linear]:
     """The chosen layers that can have planes; warns of the others."""
-    if convolutions := [name for name in configs if isinstance(modules[name], nn.Conv2d)]:
+    if others := [name for name in configs if not isinstance(modules[name], nn.Linear)]:
         warnings.warn(
-            f"trit depth is for nn.Linear; convolutions stay as they are: {', '.join(convolutions[:3])}", stacklevel=4
+            "trit depth is for nn.Linear; convolutions and embeddings stay as they are: " + ", ".join(others[:3]),
+            stacklevel=4,
         )
     return {name: module for name, module in modules.items() if name in configs and isinstance(module, nn.Linear)}
 
@@ -178,7 +176,10 @@ def _plan(
     skip: str | Iterable[str],
     request: DepthRequest,
 ) -> _Plan:
-    found = _candidates(model)
+    if filter_fn is not None and not isinstance(filter_fn, str) and not callable(filter_fn):
+        filter_fn = list(filter_fn)  # read more than once
+    named = [] if filter_fn is None or callable(filter_fn) else as_patterns(filter_fn)
+    found = candidates(model, [*named, *(config if isinstance(config, Mapping) else ())])
     _warn_of_the_model(model, bool(found))
     if config is None:
         config = TernaryQuantConfig() if request.wanted else TernaryQuantConfig(method="twn")
@@ -233,8 +234,9 @@ def quantize_(
     inputs: Iterable[Any] | None = None,
     calibrate: Calibration | Iterable[Any] | None = None,
 ) -> ConversionReport:
-    """Makes layers of a model ternary in place: `torch.nn.Linear` becomes `bittorch.TernaryLinear`, `torch.nn.Conv2d`
-    `bittorch.TernaryConv2d`; with a depth, `torch.nn.Linear` becomes `bittorch.TernaryLinearInference` at once.
+    """Makes layers of a model ternary in place: `torch.nn.Linear` becomes `bittorch.TernaryLinear`, and so do
+    `torch.nn.Conv1d`, `torch.nn.Conv2d`, `torch.nn.ConvTranspose2d` and, where it is named, `torch.nn.Embedding`; with
+    a depth, `torch.nn.Linear` becomes `bittorch.TernaryLinearInference` at once.
 
     To train: parameters stay the same objects, so tied weights stay tied and an optimiser keeps working. A learned
     method adds a parameter, ``weight_scale``, to each layer: convert before the optimiser is made.
@@ -247,8 +249,11 @@ def quantize_(
     are converted unless ``skip`` names them. Layers that are ternary already stay as they are. Adapters of PEFT
     (``lora_A``, ``lora_B``) stay dense, unless a pattern of ``filter_fn`` names them.
 
-    Other layers stay as they are, and the report counts them: subclasses of the two kinds (parametrised layers such as
-    weight norm, the ``out_proj`` of `torch.nn.MultiheadAttention`), recurrent layers, `torch.nn.Conv1d`, fused 3-D
+    A `torch.nn.Embedding` stays as it is unless a pattern of ``filter_fn`` or ``config`` matches it and ends in the
+    last part of its name: ``filter_fn=("*", "*.embed_tokens")``. A table multiplies nothing, and is dense by custom.
+
+    Other layers stay as they are, and the report counts them: subclasses of these kinds (parametrised layers such as
+    weight norm, the ``out_proj`` of `torch.nn.MultiheadAttention`), recurrent layers, `torch.nn.Conv3d`, fused 3-D
     weights of experts, the ``Conv1D`` of GPT-2 in transformers. In a `torch.nn.TransformerEncoderLayer` the fast
     path of eval is switched off (`bittorch.nn.call_ternary_layers`), because it would read the weights of the layers.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +14,21 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from bittorch import ops
 from bittorch.nn import (
     PackedLayer,
+    TernaryConv1d,
+    TernaryConv1dInference,
     TernaryConv2d,
     TernaryConv2dInference,
+    TernaryConvTranspose2d,
+    TernaryConvTranspose2dInference,
+    TernaryEmbedding,
+    TernaryEmbeddingInference,
     TernaryLinear,
     TernaryLinearInference,
     call_ternary_layers,
 )
 from bittorch.nn.parts import narrowed
 from bittorch.nn.ternary_conv2d_infer import geometry
-from bittorch.nn.ternary_layer import gathered
+from bittorch.nn.ternary_layer import TernaryLayer, gathered
 from bittorch.utils.calls import warn_of_uncalled
 from bittorch.utils.copies import check_copy, copied
 from bittorch.utils.health import MOSTLY_ZERO, silent_share, warn_of_health, why_silent
@@ -42,7 +50,7 @@ def check_own_values(weight: Tensor, what: str) -> None:
         )
 
 
-def packed_codes(layer: TernaryLinear | TernaryConv2d, name: str, what: str) -> tuple[Tensor, Tensor]:
+def packed_codes(layer: TernaryLayer, name: str, what: str) -> tuple[Tensor, Tensor]:
     """Packed codes and scales of a layer; ValueError, with its name and what it was wanted for, where it has none."""
     weight = layer.weight
     check_own_values(weight, f"cannot {what} {name or 'the model'}")
@@ -59,10 +67,16 @@ def packed_codes(layer: TernaryLinear | TernaryConv2d, name: str, what: str) -> 
         raise ValueError(f"cannot {what} {name or 'the model'}: {error}") from None
 
 
-def _dense_shape(layer: TernaryLinear | TernaryConv2d) -> tuple[int, ...]:
+def _dense_shape(layer: TernaryLayer) -> tuple[int, ...]:
     if isinstance(layer, TernaryLinear):
         return layer.out_features, layer.in_features
-    return layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size
+    if isinstance(layer, TernaryEmbedding):
+        return layer.num_embeddings, layer.embedding_dim
+    assert isinstance(layer, TernaryConv1d | TernaryConv2d | TernaryConvTranspose2d)
+    first, second = layer.out_channels, layer.in_channels
+    if layer.transposed:
+        first, second = second, first
+    return first, second // layer.groups, *layer.kernel_size
 
 
 def registered_beside(layer: nn.Module, own: tuple[str, ...]) -> str:
@@ -70,12 +84,15 @@ def registered_beside(layer: nn.Module, own: tuple[str, ...]) -> str:
     return ", ".join(repr(n) for n in (*layer._parameters, *layer._buffers, *layer._modules) if n not in own)
 
 
-def stored_as(layer: TernaryLinear | TernaryConv2d | PackedLayer) -> Hashable:
+def stored_as(layer: TernaryLayer | PackedLayer) -> Hashable:
     """Equal for layers that store one set of codes and scales: those of one weight, quantised alike."""
     if isinstance(layer, PackedLayer):
         return id(layer.weight_packed), id(layer.scale)
     weight = layer._parameters.get("weight")  # a parametrised one is a new tensor at each look
-    return id(layer) if weight is None else (id(weight), id(layer.weight_scale), layer.config)
+    if weight is None:
+        return id(layer)
+    rows = dataclasses.replace(layer.config, activation_bits=None)  # activations are no part of what is stored
+    return id(weight), id(layer.weight_scale), rows
 
 
 def _gathers(hook: Callable[..., object]) -> bool:
@@ -83,7 +100,7 @@ def _gathers(hook: Callable[..., object]) -> bool:
     return type(getattr(hook, "__self__", None)).__module__.startswith("torch.distributed.fsdp.")
 
 
-def _check_exportable(layer: nn.Module, kind: type[TernaryLinear] | type[TernaryConv2d], name: str) -> None:
+def _check_exportable(layer: nn.Module, kind: type[TernaryLayer], name: str) -> None:
     if not isinstance(layer, kind):
         raise TypeError(f"{name} must be a {kind.__name__}, got {type(layer).__name__}")
     for method in ("forward", "__call__"):
@@ -99,7 +116,7 @@ def _check_exportable(layer: nn.Module, kind: type[TernaryLinear] | type[Ternary
         raise ValueError(f"cannot export {name}: it has {extra} beside its weight and bias, which packing would lose")
 
 
-def _filled(twin: PackedLayer, layer: TernaryLinear | TernaryConv2d, name: str) -> PackedLayer:
+def _filled(twin: PackedLayer, layer: TernaryLayer, name: str) -> PackedLayer:
     """``twin``, made on the meta device, with the codes, scale and bias of ``layer``."""
     with normal_tensors():
         twin.weight_packed, twin.scale = packed_codes(layer, name, "export")
@@ -109,13 +126,47 @@ def _filled(twin: PackedLayer, layer: TernaryLinear | TernaryConv2d, name: str) 
     return twin.train(layer.training)
 
 
-def _plain(plain: nn.Linear | nn.Conv2d, layer: TernaryLinear | TernaryConv2d) -> nn.Module:
+def _plain(plain: nn.Module, layer: TernaryLayer) -> nn.Module:
     """``plain``, made on the meta device, with copies of the parameters of ``layer``."""
     with normal_tensors():
         plain.weight = nn.Parameter(gathered(layer.weight).detach().clone(), layer.weight.requires_grad)
         if layer.bias is not None:
             plain.bias = nn.Parameter(gathered(layer.bias).detach().clone(), layer.bias.requires_grad)
     return plain.train(layer.training)
+
+
+# Of each kind the dense layer, which it becomes with quantize=False, and the packed one.
+_KINDS: dict[type[TernaryLayer], tuple[type[nn.Module], type[PackedLayer]]] = {
+    TernaryLinear: (nn.Linear, TernaryLinearInference),
+    TernaryConv1d: (nn.Conv1d, TernaryConv1dInference),
+    TernaryConv2d: (nn.Conv2d, TernaryConv2dInference),
+    TernaryConvTranspose2d: (nn.ConvTranspose2d, TernaryConvTranspose2dInference),
+    TernaryEmbedding: (nn.Embedding, TernaryEmbeddingInference),
+}
+
+
+def _exported(layer: TernaryLayer, name: str) -> nn.Module:
+    """The packed form of a layer of any kind; the dense one for ``quantize=False``."""
+    kind = next((kind for kind in _KINDS if isinstance(layer, kind)), TernaryLinear)
+    _check_exportable(layer, kind, name)
+    dense, packed = _KINDS[kind]
+    if isinstance(layer, TernaryEmbedding):
+        table: dict[str, Any] = {"num_embeddings": layer.num_embeddings, "embedding_dim": layer.embedding_dim}
+        if layer.quantize:
+            twin = _filled(packed(**table, device="meta"), layer, name)
+            twin.weight_dtype = narrowed(layer.weight[:0]).dtype  # of the rows that it gives
+            return twin
+        table |= {"padding_idx": layer.padding_idx, "scale_grad_by_freq": layer.scale_grad_by_freq}
+        return _plain(dense(**table, device="meta"), layer)
+    if isinstance(layer, TernaryLinear):
+        sizes: dict[str, Any] = {"in_features": layer.in_features, "out_features": layer.out_features}
+    else:
+        assert isinstance(layer, TernaryConv1d | TernaryConv2d | TernaryConvTranspose2d)
+        sizes = {"in_channels": layer.in_channels, "out_channels": layer.out_channels, **geometry(layer)}
+    sizes["bias"] = layer.bias is not None
+    if not layer.quantize:
+        return _plain(dense(**sizes, device="meta"), layer)
+    return _filled(packed(**sizes, activation_bits=layer.config.activation_bits, device="meta"), layer, name)
 
 
 def export_linear_to_inference(linear: TernaryLinear, name: str = _UNNAMED[0]) -> nn.Module:
@@ -136,11 +187,7 @@ def export_linear_to_inference(linear: TernaryLinear, name: str = _UNNAMED[0]) -
             forward that was set on the layer alone, or parameters, buffers and modules beside weight and bias.
     """
     _check_exportable(linear, TernaryLinear, name)
-    sizes = linear.in_features, linear.out_features, linear.bias is not None
-    if not linear.quantize:
-        return _plain(nn.Linear(*sizes, device="meta"), linear)
-    bits = linear.config.activation_bits
-    return _filled(TernaryLinearInference(*sizes, activation_bits=bits, device="meta"), linear, name)
+    return _exported(linear, name)
 
 
 def export_conv2d_to_inference(conv: TernaryConv2d, name: str = _UNNAMED[0]) -> nn.Module:
@@ -150,11 +197,7 @@ def export_conv2d_to_inference(conv: TernaryConv2d, name: str = _UNNAMED[0]) -> 
     ``quantize=False``, and the same things are refused.
     """
     _check_exportable(conv, TernaryConv2d, name)
-    channels, options = (conv.in_channels, conv.out_channels), {**geometry(conv), "bias": conv.bias is not None}
-    if not conv.quantize:
-        return _plain(nn.Conv2d(*channels, **options, device="meta"), conv)
-    bits = conv.config.activation_bits
-    return _filled(TernaryConv2dInference(*channels, **options, activation_bits=bits, device="meta"), conv, name)
+    return _exported(conv, name)
 
 
 def check_called(model: nn.Module, packed: dict[int, nn.Module]) -> None:
@@ -174,8 +217,8 @@ def check_called(model: nn.Module, packed: dict[int, nn.Module]) -> None:
 
 
 def export_for_inference(model: nn.Module, skip: SkipPredicate | None = None) -> nn.Module:
-    """A copy of the model in eval mode with every `TernaryLinear` and `TernaryConv2d` packed; the model itself is not
-    touched.
+    """A copy of the model in eval mode with every ternary layer packed (`TernaryLinear`, the convolutions,
+    `TernaryEmbedding`); the model itself is not touched.
 
     A module that appears in several places stays one module, and tied weights share their codes. Everything else is
     copied as it is. The copy leaves out wrappers of `torch.compile`, AveragedModel and activation checkpointing, and
@@ -234,9 +277,9 @@ def _silent(model: nn.Module, twins: dict[int, nn.Module]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, module in named_layers(model):
         twin = twins.get(id(module))
-        if isinstance(twin, PackedLayer) and isinstance(module, TernaryLinear | TernaryConv2d):
+        if isinstance(twin, PackedLayer) and isinstance(module, TernaryLayer):
             codes = ops.ternary_unpack(twin.weight_packed, None, twin.columns, torch.int8)
-            if (share := silent_share(codes, gathered(module.weight).detach())) > MOSTLY_ZERO:
+            if (share := silent_share(codes, module._filters(gathered(module.weight).detach()))) > MOSTLY_ZERO:
                 found[name] = why_silent(module, share)
     return found
 
@@ -246,9 +289,8 @@ def _twins(model: nn.Module, skip: SkipPredicate | None) -> dict[int, nn.Module]
     twins: dict[int, nn.Module] = {}
     stored: dict[Hashable, PackedLayer] = {}
     for name, module in named_layers(model):
-        if isinstance(module, TernaryLinear | TernaryConv2d) and not (skip and skip(name, module)):
-            export = export_linear_to_inference if isinstance(module, TernaryLinear) else export_conv2d_to_inference
-            twin = twins[id(module)] = export(module, name or "the model")  # type: ignore[arg-type]
+        if isinstance(module, TernaryLayer) and not (skip and skip(name, module)):
+            twin = twins[id(module)] = _exported(module, name or "the model")
             if isinstance(twin, PackedLayer):
                 first = stored.setdefault(stored_as(module), twin)
                 twin.weight_packed, twin.scale = first.weight_packed, first.scale

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from bittorch.nn import TernaryConv2d, TernaryLinear
+from bittorch.nn.ternary_layer import TernaryLayer
 from bittorch.utils.conversion_report import conversion_report
 
 MOSTLY_ZERO = 0.95  # of the weights; ternary nets that train well have 0.3 to 0.6, sparse ones up to 0.8
@@ -24,7 +24,7 @@ def silent_share(codes: Tensor, weight: Tensor | None) -> float:
 def why_silent(layer: nn.Module, share: float) -> str:
     """What to say of a ternary layer whose `silent_share` is above `MOSTLY_ZERO`."""
     reason = "look at the weights that it was exported from"
-    if isinstance(layer, TernaryLinear | TernaryConv2d):
+    if isinstance(layer, TernaryLayer):
         reason = (
             "its learned scale does not fit its weights, and reset_scale() of the layer makes a new one"
             if layer.config.learned

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from bittorch import ops
-from bittorch.nn import PackedLayer, TernaryConv2d, TernaryLinear, TernaryLinearInference
-from bittorch.nn.ternary_layer import gathered
+from bittorch.nn import PackedLayer, TernaryLinearInference
+from bittorch.nn.ternary_conv_transpose2d_infer import swapped
+from bittorch.nn.ternary_layer import TernaryLayer, gathered
 from bittorch.nn.weight_stand_in import WeightStandIn
 from bittorch.quant.trit_planes import unpack_trit_planes
 from bittorch.utils.calls import warn_of_uncalled
@@ -108,8 +109,8 @@ def _bytes(*tensors: Tensor | None) -> int:
 
 def _packed(module: nn.Module, name: str) -> tuple[Tensor, Tensor, Tensor | None] | None:
     """Packed codes, scales and master weight of a ternary layer."""
-    if isinstance(module, TernaryLinear | TernaryConv2d) and module.quantize and module.config.packs:
-        return *packed_codes(module, name, "summarise"), gathered(module.weight).detach().flatten(1)
+    if isinstance(module, TernaryLayer) and module.quantize and module.config.packs:
+        return *packed_codes(module, name, "summarise"), module._filters(gathered(module.weight).detach()).flatten(1)
     if isinstance(module, PackedLayer):
         return module.weight_packed, module.scale, None
     return None
@@ -118,12 +119,14 @@ def _packed(module: nn.Module, name: str) -> tuple[Tensor, Tensor, Tensor | None
 def _dense_weight(reference: nn.Module, name: str, shape: tuple[int, int]) -> Tensor | None:
     """The floating weight of the layer of that name as rows, None where it has none."""
     try:
-        weight = getattr(reference.get_submodule(name), "weight", None)
+        module = reference.get_submodule(name)
     except AttributeError:
         return None
+    weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor) or isinstance(weight, WeightStandIn):
         return None
-    rows = gathered(weight).detach().flatten(1)
+    dense = gathered(weight).detach()
+    rows = (swapped(dense, module.groups) if isinstance(module, nn.ConvTranspose2d) else dense).flatten(1)
     if tuple(rows.shape) != shape:
         raise ValueError(f"{name or 'the model'} has weights {shape}, but {tuple(rows.shape)} in the reference")
     return rows
@@ -205,7 +208,7 @@ def summary(model: nn.Module, reference: nn.Module | None = None) -> ModelSummar
         if layer is None:
             others |= {id(t): t for t in (*module.parameters(recurse=False), *module.buffers(recurse=False))}
             continue
-        assert isinstance(module, TernaryLinear | TernaryConv2d | PackedLayer)
+        assert isinstance(module, TernaryLayer | PackedLayer)
         layers.append(layer)
         biases += _bytes(module.bias)
         key = stored_as(module)

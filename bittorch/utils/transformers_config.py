@@ -15,7 +15,8 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from bittorch.nn import PackedLayer, TernaryConv2d, TernaryLinear
+from bittorch.nn import PackedLayer
+from bittorch.nn.ternary_layer import TernaryLayer
 from bittorch.quant import TernaryQuantConfig
 
 METHOD, STORED, VERSION = "bittorch", "masters", 1
@@ -132,9 +133,9 @@ def _has_config(module: nn.Module) -> bool:
     return callable(getattr(config, "to_dict", None)) and callable(getattr(config, "save_pretrained", None))
 
 
-def _ternary(model: nn.Module) -> Iterator[tuple[str, TernaryLinear | TernaryConv2d]]:
+def _ternary(model: nn.Module) -> Iterator[tuple[str, TernaryLayer]]:
     for name, layer in model.named_modules(remove_duplicate=False):
-        if isinstance(layer, TernaryLinear | TernaryConv2d) and layer.quantize:
+        if isinstance(layer, TernaryLayer) and layer.quantize:
             yield name, layer
 
 

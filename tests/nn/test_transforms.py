@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from torch.distributed.tensor import Replicate, distribute_module, distribute_tensor
 from torch.func import functional_call, grad, hessian, jacrev, jvp, vmap
 
-from bittorch import TernaryConv2d, TernaryLinear, TernaryQuantConfig, export_for_inference
+from bittorch import (
+    TernaryConv1d,
+    TernaryConv2d,
+    TernaryConvTranspose2d,
+    TernaryEmbedding,
+    TernaryLinear,
+    TernaryQuantConfig,
+    export_for_inference,
+)
 from bittorch.nn import TernaryLinearInference
 from tests import helpers
 
@@ -82,6 +90,20 @@ def test_traced_padding_modes_and_planes_equal_the_layer() -> None:
         _assert_traces(layer, _x("conv"))
         _assert_traces(export_for_inference(layer.eval()), _x("conv"))
     _assert_traces(TernaryLinearInference.from_linear(nn.Linear(16, 8), depth=3), _x("linear"))
+
+
+def test_other_kinds_trace_and_export() -> None:
+    for layer, x in (
+        (TernaryConv1d(4, 6, 3, stride=2), helpers.randn(2, 4, 9)),
+        (TernaryConvTranspose2d(4, 6, 3, stride=2, config=CONFIGS["lsq"]), _x("conv")),
+    ):
+        _assert_traces(layer, x)
+        packed = export_for_inference(layer.eval())
+        _assert_traces(packed, x)
+        program = torch.export.export(packed, (x,))
+        assert torch.equal(program.module()(x), packed(x))
+    indices, table = torch.tensor([[1, 2], [0, 3]]), TernaryEmbedding(5, 8)
+    assert torch.equal(torch.fx.symbolic_trace(table)(indices), table(indices))
 
 
 def test_traced_models_train() -> None:

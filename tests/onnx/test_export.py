@@ -256,3 +256,14 @@ def test_names_outputs_and_arguments_of_the_graph_are_checked(tmp_path: Path) ->
         bittorch.onnx.export(Fails(Bfloat16()).eval(), tokens(2), path)
     assert not path.exists()
     bittorch.onnx.export(packed(), tokens(2).requires_grad_(), path)
+
+
+@pytest.mark.slow
+def test_signals_and_transposed_convolutions_are_bit_for_bit(tmp_path: Path) -> None:
+    torch.manual_seed(6)
+    config = bittorch.TernaryQuantConfig(activation_bits=8)
+    layers = nn.Conv1d(8, 8, 3, padding=1), nn.Unflatten(1, (2, 4)), nn.ConvTranspose2d(2, 4, 3, stride=2)
+    model = bittorch.export_for_inference(bittorch.quantize_model(nn.Sequential(*layers), config))
+    path, x = tmp_path / "model.onnx", helpers.randn(2, 8, 10)
+    assert bittorch.onnx.export(model, x, path, "exact").equal
+    assert torch.equal(torch.from_numpy(files.session(path).run(None, {"input": x.numpy()})[0]), model(x))

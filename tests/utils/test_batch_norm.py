@@ -265,3 +265,22 @@ def test_half_precision_and_compiled_models(dtype: torch.dtype) -> None:
     torch._dynamo.reset()
     with torch.no_grad():
         assert torch.equal(torch.compile(packed, fullgraph=True, backend="aot_eager")(x), y)
+
+
+def test_norms_behind_other_convolutions_fold_and_tables_are_left() -> None:
+    torch.manual_seed(5)
+    for model, x in (
+        (nn.Sequential(nn.Conv1d(4, 6, 3), nn.BatchNorm1d(6)), torch.randn(3, 4, 9)),
+        (nn.Sequential(nn.ConvTranspose2d(4, 6, 2, stride=2), nn.BatchNorm2d(6)), torch.randn(3, 4, 5, 5)),
+    ):
+        bittorch.quantize_(model)
+        packed = bittorch.export_for_inference(_settled(model))
+        expected = packed(x)
+        assert bittorch.utils.fold_batch_norm_(packed) == [("0", "1")]
+        torch.testing.assert_close(packed(x), expected)
+    model = nn.Sequential(nn.Embedding(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    bittorch.quantize_(model, filter_fn=("0", "2"))
+    packed = bittorch.export_for_inference(model.eval())
+    assert bittorch.utils.fold_batch_norm_(packed) == []
+    with pytest.raises(TypeError, match="no batch norm that can follow 0"):
+        bittorch.utils.fold_batch_norm_(packed, {"0": "1"})

@@ -831,3 +831,37 @@ def test_a_bias_that_is_not_finite_is_refused(saved: Path) -> None:  # FIELD R18
     _edit(saved, {"first.bias": torch.full((8,), float("nan"))})
     with pytest.raises(ValueError, match=r"first\.bias holds NaN or Inf"):
         load(_Model(), saved)
+
+
+class _Kinds(nn.Module):
+    """Layers that checkpoints hold beside linear ones and 2-d convolutions."""
+
+    def __init__(self, stride: int = 2) -> None:
+        super().__init__()
+        self.table = nn.Embedding(16, 8)
+        self.conv = nn.Conv1d(8, 4, 3, 2, padding="valid", groups=2, padding_mode="circular")
+        self.up = nn.ConvTranspose2d(1, 2, (2, 3), stride, output_padding=1, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.up(self.conv(self.table(tokens).transpose(1, 2)).unsqueeze(1))
+
+
+def test_round_trip_of_other_kinds_gives_the_same_bits(path: Path) -> None:
+    torch.manual_seed(4)
+    model, tokens = _Kinds(), torch.randint(0, 16, (2, 9))
+    config = bittorch.TernaryQuantConfig(activation_bits=8)
+    bittorch.quantize_(model, config, filter_fn=("*", "table"))
+    packed = bittorch.export_for_inference(model)
+    save(packed, path)
+    expected = packed(tokens)
+    assert torch.equal(expected, model.eval()(tokens))
+    for target in (_Kinds(), packed, model, _Kinds().to("meta")):
+        assert torch.equal(load(target, path)(tokens), expected)
+    with pytest.raises(
+        ValueError, match=r"'up' is a TernaryConvTranspose2dInference\(.*stride=\(2, 2\).*stride=\(3, 3\)"
+    ):
+        load(_Kinds(3), path)
+    wrong = _Kinds()
+    wrong.conv = nn.Conv2d(8, 4, 3, 2, groups=2, padding_mode="circular")
+    with pytest.raises(ValueError, match=r"'conv' is a TernaryConv1dInference\(.* but the model has Conv2d"):
+        load(wrong, path)

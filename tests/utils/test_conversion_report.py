@@ -38,7 +38,7 @@ class Doubled(nn.Linear):
 
 KINDS = {
     "subclass": (Doubled(8, 8), "Doubled", 72, "a subclass, which may compute something else"),
-    "conv1d": (nn.Conv1d(8, 8, 3), "Conv1d", 200, "this kind of layer has no ternary form"),
+    "conv3d": (nn.Conv3d(8, 8, 1), "Conv3d", 72, "this kind of layer has no ternary form"),
     "lstm": (nn.LSTM(8, 8), "LSTM", 576, "this kind of layer has no ternary form"),
     "attention": (nn.MultiheadAttention(8, 2), "MultiheadAttention", 216, "this kind of layer has no ternary form"),
     "experts": (Experts(), "Experts", 768, "weights of several dimensions (fused experts) have no ternary form"),
@@ -91,7 +91,7 @@ def test_shares_and_reasons() -> None:  # FIELD N2
     assert report.linear_share == 1
     reasons = {layer.name: (layer.reason, layer.wanted, layer.multiplies) for layer in report.left}
     assert reasons == {
-        "embed": ("a table to look up, which multiplies nothing", False, False),
+        "embed": ("a table to look up, which multiplies nothing; quantize_ takes it by name", False, False),
         "norm": ("vectors: norms, biases, scales", False, False),
         "head": ("skip names it", True, True),
     }

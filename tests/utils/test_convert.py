@@ -6,7 +6,17 @@ import torch
 from torch import nn
 
 import bittorch
-from bittorch import TernaryLinear, TernaryQuantConfig, quantize_, quantize_model
+from bittorch import (
+    TernaryConv1d,
+    TernaryConv2d,
+    TernaryConvTranspose2d,
+    TernaryEmbedding,
+    TernaryLinear,
+    TernaryLinearInference,
+    TernaryQuantConfig,
+    quantize_,
+    quantize_model,
+)
 from tests import helpers
 
 
@@ -149,13 +159,77 @@ def test_what_only_resembles_a_layer_stays() -> None:
             return 2 * super().forward(input)
 
     normed = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
-    others = [Doubled(4, 4), normed, nn.LSTM(4, 4), nn.MultiheadAttention(4, 2), nn.Conv1d(4, 4, 1), nn.Embedding(4, 4)]
+    others = [Doubled(4, 4), normed, nn.LSTM(4, 4), nn.MultiheadAttention(4, 2), nn.Conv3d(4, 4, 1), nn.Embedding(4, 4)]
     model = nn.ModuleList([*others, nn.Linear(4, 4)])
     before = [type(module) for module in nn.ModuleList(others).modules()]
     with pytest.warns(UserWarning, match=r"only 5\.0% of the weights"):
         quantize_(model)
     assert _ternary(model) == ["6"]
     assert [type(module) for module in nn.ModuleList(others).modules()] == before
+
+
+class _Signals(nn.Module):
+    """A layer of every kind that `quantize_` takes, and a table that it takes by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(16, 8)
+        self.conv = nn.Conv1d(8, 8, 3, padding=1)
+        self.image = nn.Conv2d(1, 4, 3, padding=1)
+        self.up = nn.ConvTranspose2d(4, 2, 2, stride=2)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.conv(self.embed(tokens).transpose(1, 2)).unsqueeze(1)
+        return self.head(self.up(self.image(x)).flatten(2).unflatten(2, (-1, 16)))
+
+
+KINDS = {"conv": TernaryConv1d, "image": TernaryConv2d, "up": TernaryConvTranspose2d, "head": TernaryLinear}
+
+
+@pytest.mark.parametrize("config", [None, TernaryQuantConfig(method="lsq"), TernaryQuantConfig(activation_bits=8)])
+def test_every_kind_of_layer_becomes_its_twin_and_exports(config: TernaryQuantConfig | None) -> None:
+    model, tokens = _Signals(), torch.randint(0, 16, (2, 8))
+    weights = {name: getattr(model, name).weight for name in KINDS}
+    report = quantize_(model, config)
+    assert report.converted == tuple(KINDS)
+    for name, kind in KINDS.items():
+        assert type(getattr(model, name)) is kind
+        assert getattr(model, name).weight is weights[name]
+    assert type(model.embed) is nn.Embedding
+    model(tokens).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert torch.equal(bittorch.export_for_inference(model)(tokens), model.eval()(tokens))
+
+
+def test_an_embedding_becomes_ternary_where_it_is_named() -> None:
+    named = TernaryQuantConfig(granularity="group", group_size=4)
+    for arguments in (
+        {"filter_fn": ("*", "embed")},
+        {"filter_fn": ["*.embed"]},
+        {"config": {"embed": named, "*": TernaryQuantConfig()}},
+        {"filter_fn": (name for name in ("head", "embed"))},
+    ):
+        model = nn.Sequential(_Signals())[0]
+        quantize_(model, **arguments)
+        assert type(model.embed) is TernaryEmbedding
+        assert model.embed.config.granularity == ("group" if "config" in arguments else "channel")
+    for arguments in ({"filter_fn": "*"}, {"filter_fn": ("*emb*", "*")}, {"filter_fn": lambda module, name: True}, {}):
+        model = _Signals()
+        report = quantize_(model, **arguments)
+        assert type(model.embed) is nn.Embedding
+        assert "quantize_ takes it by name" in str(report)
+    model = _Signals()
+    quantize_(model, filter_fn=("*", "embed"), skip="embed")
+    assert type(model.embed) is nn.Embedding
+
+
+def test_depth_leaves_convolutions_and_named_embeddings() -> None:
+    model = _Signals()
+    with pytest.warns(UserWarning, match="convolutions and embeddings stay as they are: embed, conv, image"):
+        quantize_(model, filter_fn=("*", "embed"), depth=2)
+    assert type(model.embed) is nn.Embedding
+    assert type(model.head) is TernaryLinearInference
 
 
 def test_pattern_without_a_layer_warns_with_near_names() -> None:

@@ -333,12 +333,14 @@ def test_export_packs_what_a_parametrisation_makes_of_the_weight() -> None:
 
 def test_tied_weights_share_their_codes() -> None:
     layers = [TernaryLinear(8, 4), TernaryLinear(8, 4), TernaryLinear(8, 4, activation_bits=8), TernaryLinear(8, 4)]
-    for layer in layers[1:3]:
+    layers.insert(3, TernaryLinear(8, 4, config=TernaryQuantConfig(method="absmean")))
+    for layer in layers[1:4]:
         layer.weight = layers[0].weight
     packed = export_for_inference(nn.ModuleList(layers))
     x = helpers.randn(2, 8)
     assert packed[1].weight_packed is packed[0].weight_packed
     assert packed[1].scale is packed[0].scale
+    assert packed[2].weight_packed is packed[0].weight_packed  # whatever the activations
     assert len({id(layer.weight_packed) for layer in packed}) == 3  # of one weight, and quantised alike
     for layer, twin in zip(layers, packed, strict=True):
         assert torch.equal(twin(x), layer.eval()(x))

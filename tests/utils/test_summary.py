@@ -123,3 +123,15 @@ def test_small_errors_keep_their_digits() -> None:  # FIELD N15
 def test_packed_reference_has_no_errors_to_give() -> None:
     packed = bittorch.export_for_inference(_model())
     assert summary(packed, packed).layers[0].relative_error is None
+
+
+def test_transposed_convolutions_and_tables_count_as_their_rows() -> None:
+    torch.manual_seed(3)
+    dense = nn.ModuleList([nn.ConvTranspose2d(4, 6, 2, groups=2), nn.Embedding(9, 8)])
+    model = bittorch.quantize_model(dense, filter_fn=("0", "1"))
+    packed = bittorch.utils.summary(bittorch.export_for_inference(model), reference=dense)
+    for found in (bittorch.utils.summary(model), packed):
+        assert [layer.shape for layer in found.layers] == [(6, 8), (9, 8)]
+        for layer, module in zip(found.layers, model, strict=True):
+            w, q = module.weight.detach().double(), module.dequantized_weight().double()
+            assert layer.relative_error == pytest.approx(float((w - q).square().sum() / w.square().sum()), rel=1e-6)
