@@ -69,7 +69,7 @@ class RandomTensor(StoredTensor):
         block = (torch.randn(min(shape[0], 512), shape[1]) / shape[1] ** 0.5).to(dtype or torch.bfloat16)
         return block.repeat(-(-shape[0] // len(block)), 1)[: shape[0]]
 
-    def packed(self) -> PackedWeight:
+    def packed(self, out: Tensor | None = None) -> PackedWeight:
         n, k = self.info.shape
         depth = HEAD_DEPTH if self.info.name == "lm_head.weight" else 1
         block = LEGAL.to(torch.uint8)[torch.randint(0, 81, (min(n, 2048), k // 4))]
@@ -219,22 +219,32 @@ def random_blocks(rows: int, columns: int, kind: str) -> BlockWeight:
 
 
 def quantised_head(args: argparse.Namespace) -> dict[str, Any]:
-    """A small model whose tied table is in blocks, against the same with a float32 table."""
+    """A small model whose tied table is in blocks, its head in int8 rows and as stored, against a float32 table."""
     sizes = {"vocab_size": 32768, "hidden_size": 1024, "intermediate_size": 2816, "num_heads": 8, "num_kv_heads": 2}
     config = dataclasses.replace(config_2b4t(args.layers), **sizes)
     table, models = random_blocks(config.vocab_size, config.hidden_size, args.head), {}
     source = random_checkpoint(config, True)
     layers = {key: source.packed(key) if source.info(key).ternary else source.dense(key) for key in source.names}
-    for name, head in ((args.head, table), ("float32", table.dense(torch.float32))):
+    floats = table.dense(torch.float32)
+    for name, held_as, head in (
+        (args.head, "int8", table),
+        (args.head, "stored", table),
+        ("float32", "stored", floats),
+    ):
+        name += f" {held_as}" if head is table else ""
         source = from_memory(config, {**layers, EMBEDDING: head}, {})
-        model = LanguageModel.from_checkpoint(source, LoadOptions(dtype=torch.float32), tokenizer=False)
+        options = LoadOptions(dtype=torch.float32, head=held_as)
+        model = LanguageModel.from_checkpoint(source, options, tokenizer=False)
         models[f"head {name}"] = model
         held = {value.data_ptr(): value.nbytes for value in [*model.parameters(), *model.buffers()]}
-        print(f"head {name:10} {sum(held.values()) / 1e6:8.1f} MB of weights")
+        print(f"head {name:12} {sum(held.values()) / 1e6:8.1f} MB of weights")
     times = measure(models, args)
     decode = [times[f"decode {name}"]["median_s"] for name in models]
-    verdict = _timing.verdict(f"decoding with a head of {args.head} against float32", decode[1] / decode[0], 1)
-    return {"layers": args.layers, "head": args.head, "times": times, "verdicts": [verdict]}
+    verdicts = [
+        _timing.verdict(f"decoding with int8 rows of {args.head} against {other}", time / decode[0], 1)
+        for other, time in (("the blocks", decode[1]), ("float32", decode[2]))
+    ]
+    return {"layers": args.layers, "head": args.head, "times": times, "verdicts": verdicts}
 
 
 def random_2b(args: argparse.Namespace) -> dict[str, Any]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bittorch.models import GenerationConfig
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+HEADS = ("auto", "int8", "stored")  # of `bittorch.models.load`, which a parser must not import
 READING = ("ternary", "i2_s_layout", "hidden_act", "pre_tokenizer", "tokenizer")
 ACTIVATION_BITS = ("auto", "8", "16", "24", "none")
 
@@ -97,6 +98,9 @@ def model_options() -> argparse.ArgumentParser:
         help="columns that share a scale in these planes; 0 for one scale per row; default 64 up to depth 3, else 0",
     )
     group.add_argument("--head-depth", type=int, metavar="D", help="planes of trits of the language-model head")
+    group.add_argument(
+        "--head", choices=HEADS, default="auto", help="of a dense head; auto: int8 rows of quantised blocks on a CPU"
+    )
     group.add_argument(
         "--activation-bits", choices=ACTIVATION_BITS, default="auto", help="of the ternary layers' inputs"
     )

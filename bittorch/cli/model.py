@@ -55,6 +55,7 @@ def choose(args: argparse.Namespace) -> Choice:
         "device": _device(args.device),
         "dtype": None if args.dtype == "auto" else getattr(torch, args.dtype),
         "kv_cache": args.kv_cache,
+        "head": args.head,
         "activation_bits": int(bits) if isinstance(bits, str) and bits.isdigit() else bits,
     }
     depth = default_model.DEPTH if args.model is None and args.depth is None else args.depth or None

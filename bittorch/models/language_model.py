@@ -65,6 +65,7 @@ class LanguageModel(Decoder):
         head_depth: int | None = None,
         fuse_norms: bool | Literal["auto"] = "auto",
         kv_cache: str = "auto",
+        head: str = "auto",
         tokenizer: bool | str | Path = True,
         ternary: str = "auto",
         i2_s_layout: str = "128x32",
@@ -79,7 +80,7 @@ class LanguageModel(Decoder):
 
         Args:
             path: as `bittorch.models.io.open_checkpoint` takes it.
-            device, dtype, depth, group_size, activation_bits, head_depth, fuse_norms, kv_cache: as in
+            device, dtype, depth, group_size, activation_bits, head_depth, fuse_norms, kv_cache, head: as in
                 `bittorch.models.load.LoadOptions`.
             tokenizer: whether to load the tokenizer too, which needs the extra ``lm``; or the path of another
                 one, as in `open_checkpoint`.
@@ -94,7 +95,7 @@ class LanguageModel(Decoder):
             FileNotFoundError, bittorch.models.io.FormatError: as `open_checkpoint`; missing tensors are listed.
             TypeError, ValueError: options out of range.
         """
-        options = LoadOptions(device, dtype, depth, group_size, activation_bits, head_depth, fuse_norms, kv_cache)
+        options = LoadOptions(device, dtype, depth, group_size, activation_bits, head_depth, fuse_norms, kv_cache, head)
         with open_checkpoint(
             path,
             ternary=ternary,

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from bittorch.models.blocks import BlockEmbedding, BlockLinear
 from bittorch.models.config import EMBEDDING
 from bittorch.models.hadamard import Basis, Rotated
+from bittorch.models.int8_head import Int8Head
 from bittorch.models.io import Checkpoint, FormatError
-from bittorch.models.io.mapped_file import new_tensor
 from bittorch.models.io.stacks import stacked_name
 from bittorch.models.linear import (
     Concatenated,
@@ -24,6 +24,7 @@ from bittorch.models.linear import (
     packed_embedding,
     packed_linear,
 )
+from bittorch.models.memory import new_tensor
 from bittorch.models.packed_weight import BlockWeight, PackedWeight
 from bittorch.nn import TernaryEmbeddingInference
 from bittorch.quant import check_depth, pack_trit_planes
@@ -31,6 +32,7 @@ from bittorch.quant.ternary import Granularity, check_activation_bits
 
 STORED = {"F16": torch.float16, "BF16": torch.bfloat16}
 KV_CACHES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+HEADS = ("auto", "int8", "stored")
 DEFAULT_GROUP = 64  # the smallest that the fast kernels take
 PLANE_ROWS = 8192  # converted at once: bounds what float32 and int8 copies of a head take
 # Of layers in planes: integers, which are fast and whose sums no batch changes, and precise enough for such weights.
@@ -53,7 +55,10 @@ class LoadOptions:
             kernels of a CPU require multiples of 64.
         activation_bits: of packed layers: 8, 16, 24, None for floating, or ``auto``: what the checkpoint was trained
             with for its ternary layers, 16 for converted ones.
-        head_depth: planes of the language-model head, 1 to 6; None leaves it dense.
+        head_depth: planes of the language-model head, 1 to 6; None leaves it as ``head`` says.
+        head: of a head that is neither ternary nor converted. ``int8`` multiplies int8 rows with a scale each
+            (`bittorch.models.int8_head`), ``stored`` the weights as they are; ``auto`` takes int8 rows where a CPU has
+            a head in quantised blocks. A table that is tied to it is looked up as it is stored.
         fuse_norms: as of `bittorch.models.ModelConfig`; ``auto`` takes what the checkpoint says.
         kv_cache: what keys and values are kept in, ``float32``, ``bfloat16`` or ``float16``; ``auto`` for the dtype of
             the model, which rounds nothing. Halves take half the memory and time of float32 when tokens are decoded.
@@ -70,6 +75,7 @@ class LoadOptions:
     head_depth: int | None = None
     fuse_norms: bool | Literal["auto"] = "auto"
     kv_cache: str = "auto"
+    head: str = "auto"
 
     def __post_init__(self) -> None:
         for value in (self.depth, self.head_depth):
@@ -91,6 +97,12 @@ class LoadOptions:
             raise TypeError(f"fuse_norms must be True, False or 'auto', got {self.fuse_norms!r}")
         if self.kv_cache != "auto" and self.kv_cache not in KV_CACHES:
             raise ValueError(f"kv_cache must be one of auto, {', '.join(KV_CACHES)}, got {self.kv_cache!r}")
+        if self.head not in HEADS:
+            raise ValueError(f"head must be {', '.join(HEADS[:-1])} or {HEADS[-1]}, got {self.head!r}")
+        if self.head == "int8" and self.head_depth is not None:
+            raise ValueError(
+                f"head='int8' and head_depth={self.head_depth} are two forms of one head; give one of them"
+            )
 
 
 def default_group_size(depth: int, columns: int) -> int:
@@ -145,19 +157,26 @@ class Loader:
         if isinstance(embedding, TernaryEmbeddingInference):
             return embedding.tied_head(self._bits(f"{name}.weight"))
         if isinstance(embedding, BlockEmbedding) and self.options.head_depth is None:
-            return embedding.tied_head()
+            return self._as_asked(f"{name}.weight", embedding.tied_head())
         if not isinstance(embedding, nn.Embedding) or self.options.head_depth is not None:
             return self._head(f"{name}.weight")
         head = head_of(embedding.weight)
         head.weight = embedding.weight
-        return head
+        return self._as_asked(f"{name}.weight", head)
+
+    def _as_asked(self, name: str, exact: BlockLinear | nn.Linear) -> nn.Module:
+        """The head, or int8 rows of it."""
+        wanted = self.options.head
+        if wanted == "int8" or (wanted == "auto" and isinstance(exact, BlockLinear)):
+            return Int8Head(exact, lambda: self.checkpoint.release(name)).eval()
+        return exact
 
     def _head(self, name: str) -> nn.Module:
         stored, depth = self.checkpoint.info(name).ternary, self.options.head_depth
         if not stored and depth is None:
             if (blocks := self._blocks(name)) is not None:
-                return BlockLinear(blocks).eval()
-            return head_of(self._table(name, True))
+                return self._as_asked(name, BlockLinear(blocks).eval())
+            return self._as_asked(name, head_of(self._table(name, True)))
         planes = self.checkpoint.packed(name) if stored else self._planes(name, depth or 1)
         bits = self._bits(name if stored else None)
         if bits == 8 and (planes.depth > 1 or not stored):  # converted: nobody trained it with 8 bits

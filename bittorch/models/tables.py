@@ -7,6 +7,7 @@ import dataclasses
 from torch import Tensor, nn
 
 from bittorch.models.blocks import BlockEmbedding, BlockLinear
+from bittorch.models.int8_head import Int8Head
 from bittorch.models.packed_weight import BlockWeight, PackedWeight
 from bittorch.models.rules import Linear, Named, Part, Rule, Source
 from bittorch.nn import TernaryEmbeddingInference
@@ -60,13 +61,14 @@ class Head(Rule):
         return source.head(prefix + self.tied, self._embedding(owner))
 
     def tensors(self, module: nn.Module, prefix: str) -> Named:
+        module = _exact(module)
         if isinstance(module, BlockLinear):
             yield f"{prefix}{self.name}.weight", module.weight
         else:
             yield from self._linear.tensors(module, prefix)
 
     def activation_bits(self, module: nn.Module, prefix: str) -> dict[str, int | None]:
-        return self._linear.activation_bits(module, prefix)
+        return self._linear.activation_bits(_exact(module), prefix)
 
     def products(self, prefix: str) -> dict[str, int]:
         return self._linear.products(prefix)
@@ -74,7 +76,7 @@ class Head(Rule):
     def shared(self, module: nn.Module, prefix: str, owner: nn.Module) -> str | None:
         if self.tied is None:
             return None
-        same = _weight(module) is _weight(self._embedding(owner))
+        same = _weight(_exact(module)) is _weight(self._embedding(owner))
         return f"{prefix}{self.tied}.weight" if same else None
 
     def _embedding(self, owner: nn.Module) -> nn.Module:
@@ -84,6 +86,11 @@ class Head(Rule):
     @property
     def _linear(self) -> Linear:
         return Linear(self.columns, (Part(self.name, self.rows),))
+
+
+def _exact(head: nn.Module) -> nn.Module:
+    """The head as it is stored."""
+    return head.exact if isinstance(head, Int8Head) else head
 
 
 def _weight(module: nn.Module) -> Tensor | None:

@@ -100,10 +100,10 @@ def test_inference_demo_missing_checkpoint_fails_with_advice(monkeypatch: pytest
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["packed_inference", "trit_depth", "training_cost"])
+@pytest.mark.parametrize("name", ["packed_inference", "trit_depth", "training_cost", "lm"])
 def test_benchmark_quick_writes_json(name: str, tmp_path: Path) -> None:
-    path = tmp_path / "result.json"
-    assert "written: " in passed(f"benchmark/bench_{name}.py", "--quick", "--json", path)
+    path, more = tmp_path / "result.json", ["--head", "Q6_K"] if name == "lm" else []
+    assert "written: " in passed(f"benchmark/bench_{name}.py", "--quick", "--json", path, *more)
     assert f'"benchmark": "{name}"' in path.read_text()
 
 

@@ -35,7 +35,7 @@ def path() -> Path:
 
 @pytest.fixture(scope="module")
 def dense(path: Path) -> LanguageModel:
-    return LanguageModel.from_pretrained(path)
+    return LanguageModel.from_pretrained(path, head="stored")
 
 
 @pytest.fixture(scope="module")

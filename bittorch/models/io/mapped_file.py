@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import mmap
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +12,10 @@ import torch
 from torch import Tensor
 
 from bittorch.models.io.errors import refuse_pointer
+from bittorch.models.memory import new_tensor
 
 _PAGE = mmap.PAGESIZE
-_ALIGNMENT = 64  # of a cache line, as torch aligns
 _STEP = 1 << 20  # elements copied before their pages are let go
-
-
-def new_tensor(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """An empty tensor in memory that NumPy asks for: in huge pages where the system gives them to who asks.
-
-    They cost a quarter less than small ones when they are first written to. It begins at a multiple of 64 bytes.
-    """
-    count = math.prod(shape) * dtype.itemsize
-    memory = np.empty(count + _ALIGNMENT, np.uint8)
-    begin = -memory.ctypes.data % _ALIGNMENT
-    return torch.from_numpy(memory[begin : begin + count]).view(dtype).view(tuple(shape))
 
 
 class MappedFile:

@@ -14,7 +14,7 @@ from bittorch import ops
 from bittorch.models.io.checkpoint import StoredTensor
 from bittorch.models.io.codecs import Bytes, ReservedCode, reserved_kept
 from bittorch.models.io.errors import FormatError
-from bittorch.models.io.mapped_file import new_tensor
+from bittorch.models.memory import new_tensor
 from bittorch.models.packed_weight import PackedWeight
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
