@@ -104,7 +104,8 @@ def test_inference_demo_missing_checkpoint_fails_with_advice(monkeypatch: pytest
 def test_benchmark_quick_writes_json(name: str, tmp_path: Path) -> None:
     path, more = tmp_path / "result.json", ["--head", "Q6_K"] if name == "lm" else []
     assert "written: " in passed(f"benchmark/bench_{name}.py", "--quick", "--json", path, *more)
-    assert f'"benchmark": "{name}"' in path.read_text()
+    written = "bench_lm_head_q6_k" if name == "lm" else name
+    assert f'"benchmark": "{written}"' in path.read_text()
 
 
 @pytest.mark.slow
