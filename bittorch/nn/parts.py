@@ -35,6 +35,21 @@ def check_backend_of(x: Tensor, weight: Tensor, backend: str) -> None:
         raise TypeError(no_float64("the weight"))
 
 
+def in_transform() -> bool:
+    """Whether a transform of torch.func runs: it differentiates no autograd node of C++, which the kernels have, so the
+    value of a kernel takes the derivatives of the product in plain torch."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def detached(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    return tuple(None if tensor is None else tensor.detach() for tensor in tensors)
+
+
+def narrowed_codes(weight: Tensor, quantizer: QuantizerArgs) -> tuple[Tensor, Tensor]:
+    """Packed codes and scales of the rows of a weight, without a gradient."""
+    return ops.ternary_quantize(narrowed(weight.detach().flatten(1)), *quantizer)
+
+
 def no_float64(what: str) -> str:
     return (
         f"{what} must be float32, float16 or bfloat16, got torch.float64, which no kernel takes; "

@@ -16,7 +16,10 @@ from bittorch.nn.parts import (
     blended_input,
     check_backend_of,
     codes_of,
+    detached,
+    in_transform,
     mixed,
+    narrowed_codes,
     two_scales,
 )
 from bittorch.nn.ternary_conv2d_infer import Around, PaddedConv, PaddingMode, Size, columns_of, geometry, padded
@@ -158,10 +161,14 @@ def _convolution(
     activation_bits: int,
 ) -> Tensor:
     x = _checked(input, weight, steps, backend)
-    op: Any = reference.ternary_conv2d if backend == "python" else torch.ops.bittorch.ternary_conv2d.default
-    y: Tensor = op(padded(x, around), weight, bias, *steps, *quantizer, activation_bits)
-    if backend == "python":
-        y = in_memory_format_of(x, y)
+    if backend != "python" and in_transform():
+        codes = narrowed_codes(weight, quantizer)
+        y: Tensor = _value_of_codes(x, weight, *codes, bias, around, steps, activation_bits)
+    else:
+        op: Any = reference.ternary_conv2d if backend == "python" else torch.ops.bittorch.ternary_conv2d.default
+        y = op(padded(x, around), weight, bias, *steps, *quantizer, activation_bits)
+        if backend == "python":
+            y = in_memory_format_of(x, y)
     return y.squeeze(0) if input.dim() == 3 else y
 
 
@@ -183,7 +190,9 @@ def _convolution_in_parts(
         y = functional.conv2d(padded(x, around), two_scales(weight, weight_scale, config, share), bias, *steps)
     else:
         w_packed, scale, routed = codes_of(weight, weight_scale, config)
-        if share < 1 or backend == "python":
+        if backend != "python" and in_transform() and share == 1:
+            y = _value_of_codes(x, routed, w_packed, scale, bias, around, steps, bits)
+        elif share < 1 or backend == "python":
             dense = reference.straight_through(routed, mixed(weight, w_packed, scale, share))
             blended = blended_input(x.flatten(1), bits, share).view(x.shape) if bits else x
             y = functional.conv2d(padded(blended, around), dense, bias, *steps)
@@ -194,6 +203,26 @@ def _convolution_in_parts(
             y = _weight_gradient(y, x.detach(), routed, steps, bits) if routed.requires_grad else y
     y = in_memory_format_of(x, y)
     return y.squeeze(0) if input.dim() == 3 else y
+
+
+def _value_of_codes(
+    x: Tensor,
+    weight: Tensor,
+    w_packed: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    around: Around,
+    steps: Steps,
+    activation_bits: int,
+) -> Tensor:
+    """The kernel's convolution with codes that were made of ``weight``, with the derivatives of plain torch."""
+    sizes = tuple(weight.shape[2:]), *steps
+    given = padded(x.detach(), around), *detached(w_packed, scale, bias)
+    value = torch.ops.bittorch.ternary_conv2d_packed.default(*given, *sizes, activation_bits)
+    dense = reference.straight_through(weight, mixed(weight, w_packed, scale, 1))
+    rounded = blended_input(x.flatten(1), activation_bits, 1).view(x.shape)
+    y = functional.conv2d(padded(rounded, around), dense, bias, *steps)
+    return reference.straight_through(y.reshape(value.shape), value)  # mapped over nothing, conv2d gives another shape
 
 
 def _checked(input: Tensor, weight: Tensor, steps: Steps, backend: str) -> Tensor:

@@ -13,7 +13,10 @@ from bittorch.nn.parts import (
     blended_input,
     check_backend_of,
     codes_of,
+    detached,
+    in_transform,
     mixed,
+    narrowed_codes,
     two_scales,
 )
 from bittorch.nn.ternary_layer import (
@@ -115,6 +118,8 @@ def _product(
 ) -> Tensor:
     check_backend_of(x, weight, backend)
     ops.check_input(x, weight)
+    if backend != "python" and in_transform():
+        return _product_of_codes(x, weight, *narrowed_codes(weight, quantizer), bias, activation_bits, backend)
     op = reference.ternary_linear if backend == "python" else torch.ops.bittorch.ternary_linear.default
     return op(x, weight, bias, *quantizer, activation_bits)
 
@@ -138,5 +143,17 @@ def _product_in_parts(
     if share < 1:
         blended = reference.straight_through(routed, mixed(weight, w_packed, scale, share))
         return functional.linear(blended_input(x, bits, share), blended, bias)
-    op = reference.ternary_linear_ste if backend == "python" else torch.ops.bittorch.ternary_linear_ste.default
-    return op(x, routed, w_packed, scale, bias, bits)
+    return _product_of_codes(x, routed, w_packed, scale, bias, bits, backend)
+
+
+def _product_of_codes(
+    x: Tensor, weight: Tensor, w_packed: Tensor, scale: Tensor, bias: Tensor | None, activation_bits: int, backend: str
+) -> Tensor:
+    """The product with codes that were made of ``weight``, which takes their gradient."""
+    op = torch.ops.bittorch.ternary_linear_ste.default
+    if backend != "python" and not in_transform():
+        return op(x, weight, w_packed, scale, bias, activation_bits)
+    y = reference.ternary_linear_ste(x, weight, w_packed, scale, bias, activation_bits)
+    if backend == "python":
+        return y
+    return reference.straight_through(y, op(*detached(x, weight, w_packed, scale, bias), activation_bits))
