@@ -35,8 +35,9 @@ def _patterns(names: str | Iterable[str] | None, what: str) -> list[str] | None:
 class TernaryConfig(QuantizationConfigMixin):
     """``quantization_config`` for ``from_pretrained`` of transformers: dense weights become packed while they load.
 
-    Linear layers, and the ``Conv1D`` of GPT-2, become `bittorch.TernaryLinearInference`; the logits are those of
-    ``quantize_`` and ``export_for_inference`` bit for bit. Everything else stays dense.
+    Linear layers, the ``Conv1D`` of GPT-2, and each projection of fused experts (Mixtral, Qwen3-MoE) become
+    `bittorch.TernaryLinearInference`; the logits are those of ``quantize_`` and ``export_for_inference`` bit for bit.
+    Everything else stays dense, the router of experts too.
 
     Args:
         method: a fixed one of `bittorch.TernaryQuantConfig`; default ``twn``. It keeps little of weights that were not
@@ -46,8 +47,8 @@ class TernaryConfig(QuantizationConfigMixin):
         modules_to_convert: names of modules; None is all. A name, or the whole parts of one such as ``mlp``, stands for
             a module and what is in it, and may be a regular expression, as in transformers.
         modules_to_not_convert: names of modules to leave, by the same rule; None leaves the head, tied weights and the
-            last module, as transformers chooses them. Experts whose weights are fused in three dimensions are refused
-            unless they stand here.
+            last module, as transformers chooses them. Weights of three dimensions that are no experts of gate, up
+            and down projections without biases are refused unless they stand here.
         version: of the format, in config.json.
         **record: what `bittorch.quantize_` recorded of the masters that a trained model was saved as.
 

@@ -17,6 +17,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_
 
 from bittorch.hf import masters
 from bittorch.hf.config import TernaryConfig
+from bittorch.hf.experts import DOWN, GATE_UP, PackedExperts, count_of, matrices
 from bittorch.hf.selection import chosen_modules, sizes
 from bittorch.hf.stored import Files, check_note, check_values, metadata_of, place_layers
 from bittorch.nn import PackedLayer, TernaryLinear, TernaryLinearInference
@@ -25,6 +26,7 @@ from bittorch.utils.export import export_linear_to_inference
 from bittorch.utils.transformers_config import METHOD, call_for_packed, is_refused, packed_models
 
 _HALVES = (torch.float16, torch.bfloat16)
+_KEYS = ("weight", GATE_UP, DOWN)
 
 
 def packed_from(weight: Tensor, bias: Tensor | None, name: str, config: TernaryConfig) -> TernaryLinearInference:
@@ -74,8 +76,12 @@ class _Pack(ConversionOps):
     ) -> dict[str, Any]:
         (value,) = input_dict.values()
         weight = value[0] if isinstance(value, list) else value
-        name = full_layer_name.removesuffix(".weight")
+        name, key = full_layer_name.rpartition(".")[::2]
         module = model.get_submodule(name)
+        if key != "weight":
+            self._pack_experts(model, name, key, weight)
+            missing_keys.discard(full_layer_name)
+            return {}
         expected = sizes(module)
         rows = weight.t().contiguous() if isinstance(module, Conv1D) else weight
         try:
@@ -85,12 +91,32 @@ class _Pack(ConversionOps):
         except (ValueError, TypeError) as error:  # transformers would put the text into a table, and raise another
             self.quantizer.failed.setdefault(name, str(error))
             return {}
-        layer.weight_dtype = self.quantizer.dtype
-        model.set_submodule(name, layer)
+        model.set_submodule(name, self._loaded(layer))
         missing_keys.discard(full_layer_name)
+        return {}
+
+    def _loaded(self, layer: PackedLayer) -> PackedLayer:
+        """A layer that transformers knows to have its weights."""
+        layer.weight_dtype = self.quantizer.dtype
         for buffer in (layer.weight_packed, layer.scale):
             buffer._is_hf_initialized = True  # type: ignore[attr-defined]
-        return {}
+        return layer
+
+    def _pack_experts(self, model: PreTrainedModel, name: str, key: str, weight: Tensor) -> None:
+        """Packs one of the two tensors of fused experts; with the second the packed ones take their place."""
+        fused, layers = model.get_submodule(name), self.quantizer.experts.setdefault(name, {})
+        try:
+            expected = tuple(getattr(fused, key).shape)
+            if tuple(weight.shape) != expected:
+                raise ValueError(f"{key} must be {expected}, its weight is {tuple(weight.shape)}")
+            for part, matrix in matrices(key, weight):
+                packed = packed_from(matrix, None, f"{name}.{part}", self.quantizer.quantization_config)
+                layers[part] = self._loaded(packed)
+        except (ValueError, TypeError) as error:
+            self.quantizer.failed.setdefault(name, str(error))
+            return
+        if len(layers) == 3 * count_of(fused):
+            model.set_submodule(name, PackedExperts(fused, self.quantizer.experts.pop(name)))
 
 
 class TernaryHfQuantizer(HfQuantizer):
@@ -102,6 +128,7 @@ class TernaryHfQuantizer(HfQuantizer):
         super().__init__(quantization_config, **kwargs)
         self.chosen: set[str] = set()
         self.failed: dict[str, str] = {}
+        self.experts: dict[str, dict[str, nn.Module]] = {}  # layers of experts that are not all there yet
         self.transposed: set[str] = set()  # those that are a `Conv1D` in the dense model
         self.dtype = torch.float32
         self._files: Files | None = None
@@ -130,12 +157,12 @@ class TernaryHfQuantizer(HfQuantizer):
         """Weights reach the quantiser in float32: rounded to a half they would have other thresholds and scales."""
         self._strict = model._keep_in_fp32_modules_strict
         if self.dtype in _HALVES:
-            names = {rf"^{re.escape(name)}\.weight$" for name in self.chosen}
+            names = {rf"^{re.escape(name)}\.({'|'.join(_KEYS)})$" for name in self.chosen}
             model._keep_in_fp32_modules_strict = {*(self._strict or ()), *names}
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **_: Any) -> bool:
         name, key = param_name.rpartition(".")[::2]
-        return not self.pre_quantized and key == "weight" and name in self.chosen
+        return not self.pre_quantized and key in _KEYS and name in self.chosen
 
     def get_quantize_ops(self) -> _Pack:
         return _Pack(self)
@@ -156,7 +183,8 @@ class TernaryHfQuantizer(HfQuantizer):
             name, error = next(iter(self.failed.items()))
             raise ValueError(f"cannot convert {name}: {error}")
         modules = dict(model.named_modules())
-        if dense := sorted(name for name in self.chosen if not isinstance(modules[name], PackedLayer)):
+        packed = PackedLayer | PackedExperts
+        if dense := sorted(name for name in self.chosen if not isinstance(modules[name], packed)):
             warnings.warn(
                 f"the checkpoint has no weights of {', '.join(dense[:3])}; new layers stay dense: {len(dense)}",
                 stacklevel=2,
@@ -206,7 +234,9 @@ class TernaryHfQuantizer(HfQuantizer):
         # The configuration has a name after save_pretrained.
         wanted: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32
         for name, layer in list(model.named_modules()):
-            if isinstance(layer, TernaryLinearInference):
+            if isinstance(layer, PackedExperts):
+                model.set_submodule(name, layer.fused(wanted))
+            elif isinstance(layer, TernaryLinearInference) and name in dict(model.named_modules()):
                 dense = dense_from(layer, wanted, name in self.transposed)
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", ".* becomes an ordinary Linear")

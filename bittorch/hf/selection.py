@@ -12,6 +12,7 @@ from transformers.quantizers import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from bittorch.hf.config import TernaryConfig
+from bittorch.hf.experts import is_fused, widths
 
 
 def sizes(module: nn.Module) -> tuple[int, int]:
@@ -40,14 +41,14 @@ def chosen_modules(model: PreTrainedModel, config: TernaryConfig) -> tuple[set[s
     """Names of the modules to pack, and of those to leave, as config.json is to keep them.
 
     Raises:
-        ValueError: names that no module has, fused experts that are not to be left, groups that do not divide a row, no
-            module at all.
+        ValueError: names that no module has, fused weights of another form that are not to be left, groups that do not
+            divide a row, no module at all.
     """
     tied = {key.removesuffix(".weight") for pair in model.all_tied_weights_keys.items() for key in pair}
     found = {
         name: module
         for name, module in model.named_modules()
-        if type(module) in (nn.Linear, Conv1D) and name not in tied
+        if (type(module) in (nn.Linear, Conv1D) or is_fused(module)) and name not in tied
     }
     every = [name for name, _ in model.named_modules() if name] + [name for name, _ in model.named_parameters()]
     _check_names(config.modules_to_convert, list(found), "modules_to_convert")
@@ -68,7 +69,8 @@ def chosen_modules(model: PreTrainedModel, config: TernaryConfig) -> tuple[set[s
         raise ValueError(f"TernaryConfig leaves every linear layer of {type(model).__name__} dense; there is {some}")
     for name in sorted(chosen):
         try:
-            config.ternary().check_in_features(sizes(found[name])[0])
+            for columns in widths(found[name]) if is_fused(found[name]) else sizes(found[name])[:1]:
+                config.ternary().check_in_features(columns)
         except ValueError as error:
             raise ValueError(f"cannot convert {name}: {error}; name it in modules_to_not_convert to leave it") from None
     return chosen, sorted(left)
@@ -83,13 +85,13 @@ def _check_names(patterns: list[str] | None, names: list[str], what: str) -> Non
 
 def _refuse_experts(model: nn.Module, takes: Callable[[str], bool]) -> None:
     for name, module in model.named_modules():
-        if isinstance(module, nn.modules.conv._ConvNd):
+        if isinstance(module, nn.modules.conv._ConvNd) or is_fused(module):
             continue
         for key, parameter in module.named_parameters(recurse=False):
             if parameter.dim() == 3 and min(parameter.shape) > 1 and takes(name):
                 raise ValueError(
-                    f"{name}.{key} holds weights of several matrices in one, {tuple(parameter.shape)}, as fused "
-                    "experts do, which have no packed form in transformers; leave them dense by "
+                    f"{name}.{key} holds weights of several matrices in one, {tuple(parameter.shape)}, in a form "
+                    "other than gate, up and down projections without biases; leave them dense by "
                     f"modules_to_not_convert=[..., {name.rpartition('.')[2]!r}], or open the model by "
                     "bittorch.models.LanguageModel, which packs experts"
                 )

@@ -16,7 +16,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, apply_renamings
 
+from bittorch.hf.experts import DOWN, PackedExperts, is_fused
 from bittorch.hf.selection import known_as
 from bittorch.nn import PackedLayer, TernaryLinearInference
 from bittorch.utils.checkpoint import FORMAT_VERSION, LAYOUT, layer_config, layer_of, read_header
@@ -31,6 +34,8 @@ class Stored(NamedTuple):
     file: Path
     dtype: str
     shape: tuple[int, ...]
+    name: str
+    """There; transformers gives some tensors other names in the model."""
 
 
 class Files:
@@ -48,6 +53,7 @@ class Files:
         self.prefix = f"{model.base_model_prefix}."
         self.tensors: dict[str, Stored] = {}
         self.layers: dict[str, Any] = {}
+        renamings = [t for t in get_model_conversion_mapping(model) if isinstance(t, WeightRenaming)]
         found = [Path(path) for path in paths or ()]
         if not found or any(path.suffix != ".safetensors" for path in found):
             given = ", ".join(path.name for path in found[:3]) or "a state dict"
@@ -65,7 +71,8 @@ class Files:
                 self.layers = header["layers"]
                 for name in file.keys():  # noqa: SIM118, not a dict
                     entry = file.get_slice(name)
-                    self.tensors[name] = Stored(path, entry.get_dtype(), tuple(entry.get_shape()))
+                    known = apply_renamings(name, renamings)
+                    self.tensors[known] = Stored(path, entry.get_dtype(), tuple(entry.get_shape()), name)
         self.path = found[0].parent
         if blocks := [name for name in self.tensors if name.endswith("_blocks")]:
             raise ValueError(
@@ -81,7 +88,7 @@ class Files:
         stored = self.name_of(name)
         assert stored is not None
         with safe_open(self.tensors[stored].file, framework="pt") as file:
-            tensor: Tensor = file.get_tensor(stored)
+            tensor: Tensor = file.get_tensor(self.tensors[stored].name)
         return tensor
 
 
@@ -104,6 +111,9 @@ def place_layers(model: PreTrainedModel, files: Files, dtype: torch.dtype) -> No
         ValueError: a layer that the model lacks or that has other sizes there, tensors that are missing, of another
             shape or dtype, or that belong to no layer.
     """
+    for name, module in list(model.named_modules()):
+        if is_fused(module) and known_as(f"{name}.0.{DOWN}", files.prefix, files.layers) is not None:
+            model.set_submodule(name, PackedExperts.empty(module))
     modules = dict(model.named_modules())
     for stored_name, config in files.layers.items():
         name = known_as(stored_name, files.prefix, modules)

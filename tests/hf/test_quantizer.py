@@ -248,18 +248,6 @@ def test_configurations_that_do_not_fit_the_model(values: dict[str, object], tex
         AutoCausal.from_pretrained(dense, quantization_config=TernaryConfig(**values))
 
 
-def test_fused_experts_are_refused_or_left(tmp_path: Path) -> None:
-    sizes = {**tiny.SIZES, "num_hidden_layers": 1, "num_local_experts": 2, "num_experts_per_tok": 1}
-    model = transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes)).eval()
-    tiny.saved(model, tmp_path)
-    with pytest.raises(ValueError, match=r"model.layers.0.mlp.experts.gate_up_proj holds weights of several matrices"):
-        AutoCausal.from_pretrained(tmp_path, quantization_config=TernaryConfig())
-    config = TernaryConfig(modules_to_not_convert=["lm_head", "experts", "mlp.gate"])
-    loaded = AutoCausal.from_pretrained(tmp_path, quantization_config=config)
-    assert isinstance(loaded.get_submodule(tiny.Q_PROJ), TernaryLinearInference)
-    assert torch.equal(loaded.model.layers[0].mlp.experts.down_proj, model.model.layers[0].mlp.experts.down_proj)
-
-
 def test_a_weight_that_is_not_finite(tmp_path: Path) -> None:
     model = tiny.llama()
     model.get_submodule(tiny.Q_PROJ).weight.data[3, 2] = float("nan")
