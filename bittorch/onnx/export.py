@@ -178,6 +178,19 @@ def _save(model: ir.Model, path: Path) -> list[Path]:
     return [path, path.with_name(data)] if data else [path]
 
 
+def _data_beside(path: Path) -> Path | None:
+    """The file of tensors that the ONNX file there keeps beside it by our name; None where a file of that name is not
+    of it."""
+    data = path.with_name(f"{path.name}.data")
+    if not path.is_file() or not data.is_file():
+        return None
+    try:
+        values = [value.const_value for value in ir.load(path).graph.initializers.values()]
+    except Exception:  # whatever is no ONNX file
+        return None
+    return data if any(isinstance(v, ir.ExternalTensor) and str(v.location) == data.name for v in values) else None
+
+
 def export(
     model: nn.Module,
     args: Tensor | Sequence[Tensor],
@@ -209,7 +222,8 @@ def export(
     Args:
         model: packed, in eval mode, on the CPU.
         args: one tensor, or several, for ``model(*args)``; the file is checked with them.
-        path: of the file, or a link to it; tensors of 1 GiB and more stand beside it, in ``<path>.data``.
+        path: of the file, or a link to it; tensors of 1 GiB and more stand beside it, in ``<path>.data``,
+            and a file of that name that the replaced file used goes with it.
         format: as above.
         opset: 18 to 25. INT2, which all but linear layers of ``matmulnbits`` and embeddings are stored in, needs 25.
         block_size: columns of a scale in MatMulNBits, one of 16, 32, 64, 128, 256. Default: the largest up to 128 that
@@ -227,8 +241,9 @@ def export(
     Raises:
         TypeError: what is no module, arguments that are no dense CPU tensors, options of other types.
         ValueError: an unknown format, opset or block; a model in training mode, without packed layers or with layers
-            that are not packed; what torch.export, torch.onnx, the format or onnxruntime does not take, by name; a file
-            that is further off than ``tolerance``. Nothing is then written, and a file that was there stays.
+            that are not packed; what torch.export, torch.onnx, the format or onnxruntime does not take, by name; args
+            for which no output is finite, since they would check nothing; a file that is further off than
+            ``tolerance``. Nothing is then written, and a file that was there stays.
 
     >>> packed = bittorch.export_for_inference(model)
     >>> print(bittorch.onnx.export(packed, x, "model.onnx", format="exact"))
@@ -255,8 +270,11 @@ def export(
         files = _save(graph, Path(folder) / target.name)
         checks = _checked(files[0], model, batches, form, tolerance)
         nbytes = sum(file.stat().st_size for file in files)
+        stale = None if len(files) > 1 else _data_beside(target)
         for file in reversed(files):
             os.replace(file, target.with_name(file.name))
+        if stale is not None:
+            stale.unlink(missing_ok=True)
     return OnnxReport(Path(path), format, opset, how, checks, nbytes)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,6 +41,22 @@ def _error(y: Tensor, expected: Tensor) -> float:
     return distance / norm if norm else distance
 
 
+def _check_compares(expected: Sequence[Tensor]) -> None:
+    """Raises where no output has a finite value, and warns of single ones: NaN equals NaN, whatever the file does."""
+    blank = [i for i, each in enumerate(expected) if not bool(each.isfinite().any())]
+    if len(blank) == len(expected):
+        raise ValueError(
+            "no output of the model has a finite value for these inputs, so the check of the file would compare "
+            "nothing; give args whose outputs are finite"
+        )
+    if blank:
+        warnings.warn(
+            f"outputs {', '.join(map(str, blank))} have no finite value for these inputs, so the file is not checked "
+            "there",
+            stacklevel=6,
+        )
+
+
 def check(run: onnxruntime.InferenceSession, model: nn.Module, args: tuple[Tensor, ...]) -> Check:
     """One run of both; ValueError where they do not even take the same inputs."""
     names = [each.name for each in run.get_inputs()]
@@ -62,6 +79,7 @@ def check(run: onnxruntime.InferenceSession, model: nn.Module, args: tuple[Tenso
         raise ValueError(f"the file has {len(found)} outputs, but the model {len(expected)}")
     outputs = [torch.from_numpy(each) for each in found]
     pairs: Sequence[tuple[Tensor, Tensor]] = list(zip(outputs, expected, strict=True))
+    _check_compares(expected)
     distance = max((_error(*pair) for pair in pairs), default=0.0)
     batch = args[0].shape[0] if args and args[0].dim() else 1
     return Check(batch, all(torch.equal(*pair) for pair in pairs), distance)

@@ -267,3 +267,49 @@ def test_signals_and_transposed_convolutions_are_bit_for_bit(tmp_path: Path) -> 
     path, x = tmp_path / "model.onnx", helpers.randn(2, 8, 10)
     assert bittorch.onnx.export(model, x, path, "exact").equal
     assert torch.equal(torch.from_numpy(files.session(path).run(None, {"input": x.numpy()})[0]), model(x))
+
+
+class Two(nn.Module):
+    """A second output that is infinite wherever it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = packed().first
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.layer(x)
+        return y, torch.full_like(y, math.inf)
+
+
+@pytest.mark.slow
+def test_checks_that_compare_nothing_are_refused_or_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    with pytest.raises(ValueError, match=r"no output of the model has a finite value .* would compare nothing"):
+        bittorch.onnx.export(packed(), torch.full((2, 64), math.nan), path)
+    assert not list(tmp_path.iterdir())
+    some = tokens(2)
+    some[0, 0] = math.nan
+    bittorch.onnx.export(packed().first, some, path, dynamic_batch=False)
+    with pytest.warns(UserWarning, match="outputs 1 have no finite value") as caught:
+        bittorch.onnx.export(Two().eval(), tokens(2), path, dynamic_batch=False)
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.slow
+def test_a_smaller_file_takes_the_tensors_of_the_larger_one_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, path, data = packed().first, tmp_path / "model.onnx", tmp_path / "model.onnx.data"
+    with monkeypatch.context() as patched:
+        patched.setitem(bittorch.onnx.export.__globals__, "_DATA_FROM", 1000)
+        bittorch.onnx.export(model, tokens(2), path)
+    assert data.is_file()
+    with pytest.raises(ValueError, match="off by"):
+        bittorch.onnx.export(model, tokens(2), path, accuracy_level=4, tolerance=0)
+    assert data.is_file()
+    bittorch.onnx.export(model, tokens(2), path)
+    assert not data.exists()
+    assert files.session(path) is not None
+    data.write_text("of somebody else")
+    bittorch.onnx.export(model, tokens(2), path)
+    assert data.read_text() == "of somebody else"
