@@ -1,16 +1,9 @@
-"""What two processes check together. `test_distributed.py` starts it twice: RANK, a rendezvous, a folder for results.
-
-Each check runs in both processes. They stop at the first that fails, since its collectives no longer match.
-"""
+"""What two processes check together; `test_distributed.py` starts it."""
 
 from __future__ import annotations
 
 import copy
-import datetime
-import gc
-import json
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 import bittorch
 from bittorch import TernaryConv2d, TernaryLinear, TernaryQuantConfig
 from bittorch.train import QuantWarmup, TernaryAfter
-from tests import helpers
+from tests import helpers, two_processes
 
 # What each process computes of a sample has the bits that one process computes, as long as the weights have them. The
 # gradient is a sum of two halves, so in fp32 it differs in the last bits, and the weights after it. That moves a loss
@@ -360,24 +353,5 @@ def fsdp1_outside_says_what_to_do() -> None:  # FIELD T14
             bittorch.quantize_(dense)
 
 
-def main() -> None:
-    rank, init, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=init, rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60))
-    results = {}
-    try:
-        for name, run in CHECKS.items():
-            run()
-            gc.collect()
-            results[name] = "passed"
-    except BaseException:
-        results[name] = traceback.format_exc()
-    (folder / f"{rank}.json").write_text(json.dumps(results))
-    # Wrapped models hold the group: gloo's threads are joined only once they are gone. One that still lives while the
-    # interpreter ends takes the process down when it asks for the GIL ("terminate called without an active exception").
-    gc.collect()
-    dist.destroy_process_group()
-
-
 if __name__ == "__main__":
-    main()
+    two_processes.run(CHECKS)

@@ -1,9 +1,5 @@
 """Two gloo processes, started once, run the checks of `distributed_worker.py`; each is a test here."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +10,7 @@ if not torch.distributed.is_available():
 
 import torch.distributed.checkpoint as dcp
 
+from tests import two_processes
 from tests.train import distributed_worker
 
 pytestmark = pytest.mark.slow
@@ -22,33 +19,12 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What both processes wrote."""
-    folder = tmp_path_factory.mktemp("distributed")
-    command = [sys.executable, "-m", distributed_worker.__name__]
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    workers = [
-        subprocess.Popen(
-            [*command, str(rank), f"file://{folder}/rendezvous", str(folder)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [worker.communicate(timeout=500)[0] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(outputs)
-    return folder
+    return two_processes.start(distributed_worker.__name__, tmp_path_factory.mktemp("distributed"))
 
 
 @pytest.mark.parametrize("name", distributed_worker.CHECKS)
 def test_two_processes(name: str, folder: Path) -> None:
-    for rank in range(2):
-        results = json.loads((folder / f"{rank}.json").read_text())
-        assert results.get(name, "not reached: a check before it failed") == "passed"
+    two_processes.assert_passed(name, folder)
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
