@@ -22,7 +22,8 @@ def check_not_sharded(x: Tensor, weight: Tensor) -> None:
     if "DTensor" in (type(x).__name__, type(weight).__name__):  # by name: the class takes long to import
         raise NotImplementedError(
             "the ternary products do not take a DTensor, such as tensor parallelism makes of weights or inputs; "
-            "gather it with .full_tensor(), or shard with fully_shard, which gathers weights before each forward"
+            "gather it with .full_tensor(), shard with fully_shard, which gathers weights before each forward, or use "
+            "the parallel styles of bittorch.distributed"
         )
 
 

@@ -8,7 +8,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from types import CodeType
-from typing import Any, Literal, NoReturn, ParamSpec, TypeVar
+from typing import Any, ClassVar, Literal, NoReturn, ParamSpec, TypeVar
 
 import torch
 import torch.fx
@@ -93,6 +93,8 @@ class TernaryLayer(FirstWeights):
     quantize: bool
     backend: Backend
     quant_lambda: float
+    is_share: ClassVar[bool] = False
+    """Whether a subclass computes over several processes what the layer computes in one; export then has the whole."""
     forward_ran: bool = False
     """Whether the layer was ever called; False while others ran says that the model reads its weight itself."""
 

@@ -104,7 +104,7 @@ def _check_exportable(layer: nn.Module, kind: type[TernaryLayer], name: str) -> 
     if not isinstance(layer, kind):
         raise TypeError(f"{name} must be a {kind.__name__}, got {type(layer).__name__}")
     for method in ("forward", "__call__"):
-        if getattr(type(layer), method) is not getattr(kind, method):
+        if getattr(type(layer), method) is not getattr(kind, method) and not layer.is_share:
             raise TypeError(
                 f"cannot export {name}: {type(layer).__name__} overrides {method}, which packing would lose"
             )
