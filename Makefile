@@ -86,7 +86,7 @@ sanitize-gpu: build ## the device tests under compute-sanitizer: memory errors, 
 		compute-sanitizer --tool $$tool --error-exitcode 9 $(BIN)/python -m pytest -q -x tests/gpu || exit 1; done
 
 bench: build ## measure this machine; JSON to benchmark/results, tables to README.md and docs/notes/benchmarks.md
-	for name in ternary_vs_linear ternary_kernel_only packed_inference ternary_conv2d cpu_kernels call_overhead training_cost trit_depth arrays; do \
+	for name in ternary_vs_linear ternary_kernel_only packed_inference ternary_conv2d cpu_kernels call_overhead training_cost trit_depth arrays vsa; do \
 		$(BIN)/python benchmark/bench_$$name.py || exit 1; done
 	$(BIN)/python benchmark/readme_table.py
 

@@ -15,7 +15,7 @@ ROOT = PACKAGE.parent
 CSRC = ROOT / "csrc"
 # A file imports only from its own floor and those before it.
 BASE = ("_C", "_env", "_version", "_extension", "_build_info", "_build_shim", "_startup", "_optional")
-FLOORS = (BASE, ("ops",), ("quant",), ("nn",), ("utils", "train"), ("array",), ("models",))
+FLOORS = (BASE, ("ops",), ("quant",), ("nn",), ("utils", "train"), ("array",), ("vsa",), ("models",))
 TOP = len(FLOORS)
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 C_FILES = sorted(p for suffix in ("c", "h", "cpp", "cu", "cuh") for p in CSRC.rglob(f"*.{suffix}"))

@@ -49,6 +49,19 @@ def test_xor_untrained_fails_with_advice(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "try more --steps" in str(stopped(monkeypatch, "examples/xor_mlp.py", "--steps", 1, "--hidden", 1))
 
 
+def test_too_small_a_memory_fails_with_advice(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = "examples/key_value_memory.py"
+    assert "a larger --dimension" in str(stopped(monkeypatch, script, "--pairs", 60, "--dimension", 64))
+    assert "60 pairs in one vector of 64 trits, 16 bytes" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_500_pairs_in_one_vector() -> None:
+    assert "OK: at least 90 % retrieved" in passed("examples/key_value_memory.py")
+
+
 @pytest.mark.slow
 def test_mnist_without_compare_trains_the_ternary_net_alone(tmp_path: Path, digits: Path) -> None:
     pytest.importorskip("matplotlib")
