@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -10,7 +11,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from bittorch.quant import TernaryQuantConfig
 from bittorch.quant.trit_planes import check_depth, check_grid
+from bittorch.utils.calibration import Calibration
 from bittorch.utils.transformers_config import METHOD, STORED, VERSION
+from bittorch.utils.trit_depth import DepthRequest
 
 _QUANTISER = ("method", "threshold_factor", "scale", "granularity", "group_size", "activation_bits")
 _RECORD = ("stored", "configs", "layers", "unnamed")  # of saved masters
@@ -43,6 +46,9 @@ class TernaryConfig(QuantizationConfigMixin):
         method: a fixed one of `bittorch.TernaryQuantConfig`; default ``twn``. It keeps little of weights that were not
             trained for it: use a depth for those.
         depth: planes of trits instead of a method, 1 to 6: `bittorch.quantize_` with ``depth``.
+        calibrate: with a depth: batches that the model is called with, or a `bittorch.Calibration` of them, by whose
+            activations the planes are chosen, as in `bittorch.quantize_`. The dense model is loaded whole, in float32,
+            and then converted; config.json keeps nothing of it.
         threshold_factor, scale, granularity, group_size, activation_bits: as in `bittorch.TernaryQuantConfig`.
         modules_to_convert: names of modules; None is all. A name, or the whole parts of one such as ``mlp``, stands for
             a module and what is in it, and may be a regular expression, as in transformers.
@@ -54,8 +60,9 @@ class TernaryConfig(QuantizationConfigMixin):
 
     Raises:
         ValueError: a newer version, a value that `bittorch.TernaryQuantConfig` refuses, a method that learns its scale,
-            a method beside a depth, a depth out of range.
-        TypeError: an unknown argument, a depth that is not an integer, names that are not strings.
+            a method beside a depth, a depth out of range, calibrate without a depth or without a batch.
+        TypeError: an unknown argument, a depth that is not an integer, names that are not strings, batches that are one
+            batch.
     """
 
     def __init__(
@@ -63,6 +70,7 @@ class TernaryConfig(QuantizationConfigMixin):
         method: str | None = None,
         *,
         depth: int | None = None,
+        calibrate: Calibration | Iterable[Any] | None = None,
         threshold_factor: float | None = None,
         scale: str | None = None,
         granularity: str | None = None,
@@ -95,6 +103,7 @@ class TernaryConfig(QuantizationConfigMixin):
         self.modules_to_not_convert = _patterns(modules_to_not_convert, "modules_to_not_convert")
         self.record: dict[str, Any] | None = record or None  # of a folder of masters, which stay to be trained
         self.ternary()
+        self.calibrate = DepthRequest(depth=depth, calibrate=calibrate).calibrate
 
     def ternary(self) -> TernaryQuantConfig:
         """The same as a `bittorch.TernaryQuantConfig`, checked."""
@@ -115,5 +124,5 @@ class TernaryConfig(QuantizationConfigMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """What config.json gets: what is set."""
-        values = {name: value for name, value in super().to_dict().items() if value is not None and name != "record"}
-        return {**values, **(self.record or {})}
+        values = {key: value for key, value in vars(self).items() if key not in ("record", "calibrate")}
+        return copy.deepcopy({key: value for key, value in values.items() if value is not None} | (self.record or {}))

@@ -88,12 +88,13 @@ class PackedExperts(nn.Module):
         self.kind = type(fused)
 
     @classmethod
-    def empty(cls, fused: nn.Module) -> PackedExperts:
-        """With dense layers on the meta device, whose places are to be filled."""
+    def apart(cls, fused: nn.Module) -> PackedExperts:
+        """With dense layers of the weights, which packed ones are to replace."""
         layers: dict[str, nn.Module] = {}
         for key in (GATE_UP, DOWN):
-            for name, weight in matrices(key, getattr(fused, key)):
+            for name, weight in matrices(key, getattr(fused, key).detach()):
                 layers[name] = nn.Linear(weight.shape[1], weight.shape[0], False, device="meta")
+                layers[name].weight = nn.Parameter(weight.clone(), requires_grad=False)
         return cls(fused, layers)
 
     @property

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 
-from bittorch.hf import masters
+from bittorch.hf import calibrated, masters
 from bittorch.hf.config import TernaryConfig
 from bittorch.hf.experts import DOWN, GATE_UP, PackedExperts, count_of, matrices
 from bittorch.hf.selection import chosen_modules, sizes
@@ -133,6 +133,7 @@ class TernaryHfQuantizer(HfQuantizer):
         self.dtype = torch.float32
         self._files: Files | None = None
         self._strict: Any = None
+        self._calibrated: TernaryConfig | None = None  # the caller's, until the model is converted by it
 
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, dtype: torch.dtype | None = None, checkpoint_files: Any = None, **_: Any
@@ -148,7 +149,10 @@ class TernaryHfQuantizer(HfQuantizer):
             place_layers(model, self._files, self.dtype)
         else:
             self.chosen, left = chosen_modules(model, config)
-            config = copy.copy(config)  # the caller's is for other models too
+            if config.calibrate is not None:
+                calibrated.check_dtype(self.dtype)
+                self._calibrated = config
+            config = calibrated.without(config)  # the caller's is for other models too
             config.modules_to_not_convert = left
             self.quantization_config = model.config.quantization_config = config
             self._keep_masters(model)
@@ -162,7 +166,8 @@ class TernaryHfQuantizer(HfQuantizer):
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **_: Any) -> bool:
         name, key = param_name.rpartition(".")[::2]
-        return not self.pre_quantized and key in _KEYS and name in self.chosen
+        dense = self.pre_quantized or self._calibrated is not None
+        return not dense and key in _KEYS and name in self.chosen
 
     def get_quantize_ops(self) -> _Pack:
         return _Pack(self)
@@ -173,6 +178,9 @@ class TernaryHfQuantizer(HfQuantizer):
             return model
         if not self.pre_quantized:
             model._keep_in_fp32_modules_strict = self._strict
+            if self._calibrated is not None:
+                calibrated.convert_(model, self.chosen, self._calibrated)
+                self._calibrated = None
             self._check_converted(model)
         check_values(model, self._files)
         model.add_model_tags(["bittorch", "ternary"])

@@ -113,7 +113,7 @@ def place_layers(model: PreTrainedModel, files: Files, dtype: torch.dtype) -> No
     """
     for name, module in list(model.named_modules()):
         if is_fused(module) and known_as(f"{name}.0.{DOWN}", files.prefix, files.layers) is not None:
-            model.set_submodule(name, PackedExperts.empty(module))
+            model.set_submodule(name, PackedExperts.apart(module))
     modules = dict(model.named_modules())
     for stored_name, config in files.layers.items():
         name = known_as(stored_name, files.prefix, modules)
