@@ -21,7 +21,8 @@ if int(_transformers.__version__.split(".")[0]) < 5:
 from bittorch.hf.card import model_card, push_to_hub
 from bittorch.hf.config import TernaryConfig
 from bittorch.hf.quantizer import TernaryHfQuantizer, attach, register
+from bittorch.hf.save import save_pretrained
 
 register()
 
-__all__ = ["TernaryConfig", "TernaryHfQuantizer", "attach", "model_card", "push_to_hub"]
+__all__ = ["TernaryConfig", "TernaryHfQuantizer", "attach", "model_card", "push_to_hub", "save_pretrained"]
