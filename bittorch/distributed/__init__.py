@@ -17,6 +17,7 @@ from bittorch.distributed.layers import (
     RowParallelInference,
     RowParallelTernaryLinear,
 )
+from bittorch.distributed.models import tensor_parallel_
 from bittorch.distributed.products import row_parallel_linear
 from bittorch.distributed.styles import TernaryColwiseParallel, TernaryRowwiseParallel
 
@@ -28,4 +29,5 @@ __all__ = [
     "TernaryColwiseParallel",
     "TernaryRowwiseParallel",
     "row_parallel_linear",
+    "tensor_parallel_",
 ]

@@ -17,7 +17,7 @@ from bittorch.nn.ternary_linear_infer import check_width
 from bittorch.quant import learned
 
 
-class _Share:
+class Share:
     """What a parallel layer knows of the others."""
 
     mesh: DeviceMesh
@@ -31,7 +31,7 @@ class _Share:
         return f"process {self.mesh.get_local_rank()} of {self.mesh.size()}"
 
 
-class _PackedShare(_Share, TernaryLinearInference):
+class _PackedShare(Share, TernaryLinearInference):
     """Its buffers are this process's; sizes are those of the buffers."""
 
     def _save_to_state_dict(self, *_: Any) -> None:
@@ -104,7 +104,7 @@ def _cast(x: Tensor) -> Tensor:
     return x
 
 
-class _TrainingShare(_Share, TernaryLinear):
+class _TrainingShare(Share, TernaryLinear):
     """Its parameters are `torch.distributed.tensor.DTensor`; sizes are those of the whole layer."""
 
     is_share = True
@@ -196,7 +196,7 @@ def check_divides(what: str, size: int, mesh: DeviceMesh, multiple: int = 1, why
 
 def check_alone(layer: nn.Module) -> None:
     """Raises ValueError for a layer that is parallel or sharded already, TypeError for one that cannot be."""
-    if isinstance(layer, _Share) or any(isinstance(p, DTensor) for p in layer.parameters(recurse=False)):
+    if isinstance(layer, Share) or any(isinstance(p, DTensor) for p in layer.parameters(recurse=False)):
         raise ValueError(f"the layer is parallel already: {layer}; fully_shard comes after the parallel styles")
     if isinstance(layer, TernaryLinear):
         if not layer.quantize or layer.config.learned or layer.backend == "python":

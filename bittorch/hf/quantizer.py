@@ -164,6 +164,16 @@ class TernaryHfQuantizer(HfQuantizer):
             names = {rf"^{re.escape(name)}\.({'|'.join(_KEYS)})$" for name in self.chosen}
             model._keep_in_fp32_modules_strict = {*(self._strict or ()), *names}
 
+    def update_parallel_plan(self, model: PreTrainedModel, plan: dict[str, str]) -> None:
+        """Refuses to load parts: transformers would cut weights and not what is packed."""
+        wanted = getattr(model.config, "distributed_config", None)
+        sizes = {name: getattr(wanted, name, None) for name in ("tp_size", "ep_size", "pp_size")}
+        if several := [f"{name}={size}" for name, size in sizes.items() if (size or 1) > 1]:
+            raise NotImplementedError(
+                f"packed layers are not loaded in parts, got {', '.join(several)}; load the model whole in each "
+                "process, then call bittorch.distributed.tensor_parallel_(model, mesh)"
+            )
+
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **_: Any) -> bool:
         name, key = param_name.rpartition(".")[::2]
         dense = self.pre_quantized or self._calibrated is not None
