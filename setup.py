@@ -1,8 +1,9 @@
 """Builds the library of kernels, C by cc and .cu by nvcc when there is one, and by c++ the shim of the torch that runs.
 
 Environment: BITTORCH_CUDA=auto|0|1, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS, CC, CXX. Empty means unset.
-BITTORCH_TORCH_HEADERS, include folders of other minors of torch with ':' between them, is for who makes wheels: each
-gets a shim too. BITTORCH_LINKER links in place of CXX. `setup.py build_shim` makes a shim beside installed kernels.
+For who makes wheels: BITTORCH_TORCHES, folders of other minors of torch with ':' between them, of which each gets a
+shim too (include and lib are read); BITTORCH_LINKER links in place of CXX; BITTORCH_MACHINE is what CC, CXX and it make
+code for, and then the torch that runs gets no shim. `setup.py build_shim` makes a shim beside installed kernels.
 torch's own BuildExtension is not used: it compiles .c files as C++ and refuses nvcc beside a CPU-only torch.
 """
 
@@ -36,7 +37,8 @@ from setuptools import Command, Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
-MACHINE = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+HOST = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+MACHINE = os.environ.get("BITTORCH_MACHINE") or HOST
 
 
 def isa_flags():
@@ -85,19 +87,16 @@ def find_cuda_home():
         raise SystemExit(f"BITTORCH_CUDA must be auto, 0 or 1, got {wanted!r}")
     if wanted == "0":
         return None
-    # CUDA_HOME, where it is set, is the only place: another toolkit than the one that was named is a surprise.
-    candidates = [Path(setting("CUDA_HOME"))] if setting("CUDA_HOME") else toolkits()
-    for home in candidates:
-        if (home / "bin" / "nvcc").exists():
-            return home
-    if wanted == "1":
-        raise SystemExit(f"BITTORCH_CUDA=1, but none of {[str(c) for c in candidates]} holds bin/nvcc; set CUDA_HOME")
-    print(f"no CUDA kernels in this build: no bin/nvcc in {' or '.join(map(str, candidates))}", flush=True)
-    return None
+    home = next((home for home in toolkits() if (home / "bin" / "nvcc").exists()), None)
+    if wanted == "1" and not home:
+        raise SystemExit(f"BITTORCH_CUDA=1, but none of {list(map(str, toolkits()))} holds bin/nvcc; set CUDA_HOME")
+    return home
 
 
 def toolkits():
-    """Where CUDA may be when CUDA_HOME does not say it."""
+    """Where CUDA may be. CUDA_HOME is the only place, where it is set: another toolkit than that is a surprise."""
+    if setting("CUDA_HOME"):
+        return [Path(setting("CUDA_HOME"))]
     found = []
     if on_path := shutil.which("nvcc"):
         # A wrapper script on PATH need not lie in the toolkit, so ask nvcc itself.
@@ -155,8 +154,8 @@ def is_writable(folder):
 class Torch:
     """A minor version of torch, for which a shim is made: of its C++ interface nothing holds for the next one."""
 
-    def __init__(self, version, include, library_dirs, cuda):
-        self.version, self.include, self.library_dirs, self.cuda = version, include, library_dirs, cuda
+    def __init__(self, version, folder, cuda):
+        self.version, self.cuda, self.include, self.libraries = version, cuda, folder / "include", folder / "lib"
         self.minor = tuple(int(part) for part in version.split(".")[:2])
         self.name = "torch{}{}".format(*self.minor)
         self.shim = f"_C.{self.name}.abi3.so"
@@ -164,21 +163,22 @@ class Torch:
     @classmethod
     def running(cls):
         torch = import_torch()
-        folder = Path(torch.__file__).parent
-        return cls(torch.__version__, folder / "include", [folder / "lib"], torch.version.cuda)
+        return cls(torch.__version__, Path(torch.__file__).parent, torch.version.cuda)
 
     @classmethod
     def all(cls):
-        """The torch that runs, and those of which there are headers; they are linked to the libraries of the former."""
-        found = [cls.running()]
-        for folder in map(Path, filter(None, setting("BITTORCH_TORCH_HEADERS").split(":"))):
-            header = folder / "torch/headeronly/version.h"
+        """The torch that runs, unless a machine is named, and those of which there are headers and libraries."""
+        found = [] if setting("BITTORCH_MACHINE") else [cls.running()]
+        for folder in map(Path, filter(None, setting("BITTORCH_TORCHES").split(":"))):
+            header = folder / "include/torch/headeronly/version.h"
             numbers = re.findall(r"_(?:MAJOR|MINOR|PATCH) (\d+)", header.read_text() if header.exists() else "")
             if len(numbers) != 3:
-                raise SystemExit(f"BITTORCH_TORCH_HEADERS: {header} does not say which torch it is of")
-            found.append(cls(".".join(numbers), folder.resolve(), found[0].library_dirs, None))
+                raise SystemExit(f"BITTORCH_TORCHES: {header} does not say which torch it is of")
+            found.append(cls(".".join(numbers), folder.resolve(), None))
+        if not found:
+            raise SystemExit(f"BITTORCH_MACHINE={MACHINE} needs the folder of a torch for it in BITTORCH_TORCHES")
         if len({torch.minor for torch in found}) < len(found):
-            raise SystemExit(f"BITTORCH_TORCH_HEADERS: a minor is there twice among {[t.version for t in found]}")
+            raise SystemExit(f"BITTORCH_TORCHES: a minor is there twice among {[t.version for t in found]}")
         return sorted(found, key=lambda torch: torch.minor)
 
 
@@ -188,7 +188,7 @@ def requirements():
     A source distribution is not built against any.
     """
     torch = "torch>=2.8"
-    if "sdist" not in sys.argv and importlib.util.find_spec("torch"):
+    if "sdist" not in sys.argv and (setting("BITTORCH_MACHINE") or importlib.util.find_spec("torch")):
         minors = [torch.minor for torch in Torch.all()]
         (major, first), (_, last) = minors[0], minors[-1]
         torch = f"torch>={major}.{first},<{major}.{last + 1}" if first < last else f"torch=={major}.{first}.*"
@@ -217,9 +217,8 @@ class Compiler:
 
     def __init__(self):
         self.cuda_home = find_cuda_home()
-        self.arches = ""
-        if self.cuda_home:
-            self.arches = setting("TORCH_CUDA_ARCH_LIST") or default_arches(self.cuda_home)
+        arches = setting("TORCH_CUDA_ARCH_LIST")
+        self.arches = (arches or default_arches(self.cuda_home)) if self.cuda_home else ""
         self.cc = shlex.split(setting("CC", "cc"))
         self.cxx = shlex.split(setting("CXX", "c++"))
         self.linker = shlex.split(setting("BITTORCH_LINKER")) or self.cxx
@@ -270,7 +269,7 @@ class Compiler:
         # `import bittorch` imports torch first, whose libraries are then loaded, wherever they are. The second path
         # names no folder of the machine that builds: it is for tools that load _C alone.
         command = [*self.linker, "-shared", "-o", folder / torch.shim, *objects, kernels / LIBRARY]
-        command += [*(f"-L{path}" for path in torch.library_dirs), "-Wl,-rpath,$ORIGIN:$ORIGIN/../torch/lib"]
+        command += [f"-L{torch.libraries}", "-Wl,-rpath,$ORIGIN:$ORIGIN/../torch/lib"]
         return [*command, "-lc10", "-ltorch_cpu", "-ltorch", *(["-lc10_cuda"] if self.needs_torch_cuda(torch) else [])]
 
 
@@ -280,7 +279,7 @@ class Objects:
     def __init__(self, elsewhere, force):
         # Not build_temp, which pip makes anew each time: what did not change is not compiled again. Where the sources
         # cannot be written to, it holds what is missing among the objects that lie beside them.
-        self.kept = ROOT / "build/objects"
+        self.kept = ROOT / "build/objects" / ("" if MACHINE == HOST else MACHINE)
         self.made = self.kept if is_writable(self.kept) else Path(elsewhere).resolve()
         self.force, self.jobs = force, []
 
@@ -312,9 +311,8 @@ class Objects:
 
     def compile(self):
         jobs = sorted(self.jobs, key=lambda job: (".cu", ".cpp", ".c").index(job[0].suffix))  # the slow ones first
-        numbered = [(*job, f"{number}/{len(jobs)}") for number, job in enumerate(jobs, 1)]
         with ThreadPoolExecutor(max_jobs()) as pool:
-            list(pool.map(lambda job: self.compile_one(*job), numbered))
+            list(pool.map(lambda n: self.compile_one(*jobs[n], f"{n + 1}/{len(jobs)}"), range(len(jobs))))
 
     def compile_one(self, source, obj, command, place):
         print(f"compile {place} {source.relative_to(ROOT)}", flush=True)
@@ -341,6 +339,8 @@ class BuildExtension(build_ext):
 
     def build_extension(self, ext):
         compiler, objects = Compiler(), Objects(self.build_temp, self.force)
+        if not compiler.cuda_home and setting("BITTORCH_CUDA") != "0":
+            print(f"no CUDA kernels in this build: no bin/nvcc in {' or '.join(map(str, toolkits()))}", flush=True)
         folder = Path(self.build_lib, "bittorch").resolve()
         kernels = objects.kernels(compiler)
         shims = [(torch, objects.shim(compiler, torch)) for torch in Torch.all()]
