@@ -55,10 +55,23 @@ def _sm() -> int:
     return 10 * major + minor
 
 
+def _why_no_device() -> str:
+    """What a user with CUDA kernels has to mend; without them nobody asks."""
+    if not _build_info.CUDA_ARCHES:
+        return ""
+    if torch.version.cuda is None:
+        return f": torch {torch.__version__} is built without CUDA"
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return f": torch says {str(error).splitlines()[0]}"
+    return ""
+
+
 def _describe_cuda() -> str:
     built = f"kernels for {_build_info.CUDA_ARCHES}" if _build_info.CUDA_ARCHES else "no kernels in this build"
     if not torch.cuda.is_available():
-        return f"{built}; no device"
+        return f"{built}; no device{_why_no_device()}"
     names = [
         f"{torch.cuda.get_device_name(i)} (sm_{''.join(map(str, torch.cuda.get_device_capability(i)))})"
         for i in range(torch.cuda.device_count())

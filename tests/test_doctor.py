@@ -95,3 +95,25 @@ def test_the_table_of_extras_is_that_of_the_package() -> None:
     for extra in _optional.EXTRAS:
         names = {name.replace("-", "_") for name in re.findall(r'"([\w-]+)', listed[extra.name])} - {"bittorch"}
         assert set(extra.modules) == {name.removesuffix("_python") for name in names}
+
+
+def _no_driver() -> None:
+    raise RuntimeError("Found no NVIDIA driver on your system.\nMore of it")
+
+
+@pytest.mark.parametrize(
+    ("arches", "cuda", "line"),
+    [
+        ("", None, "no kernels in this build; no device"),
+        ("8.7", None, f"kernels for 8.7; no device: torch {torch.__version__} is built without CUDA"),
+        ("8.7", "13.0", "kernels for 8.7; no device: torch says Found no NVIDIA driver on your system."),
+    ],
+)
+def test_a_build_with_cuda_kernels_says_why_there_is_no_device(
+    monkeypatch: pytest.MonkeyPatch, arches: str, cuda: str | None, line: str
+) -> None:
+    monkeypatch.setattr(doctor._build_info, "CUDA_ARCHES", arches)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", _no_driver)
+    assert doctor._describe_cuda() == line
