@@ -8,7 +8,7 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from bittorch.nn.ternary_conv1d_infer import as_image, as_signal
+from bittorch.nn.ternary_conv1d_infer import as_image, as_signal, check_lengths
 from bittorch.nn.ternary_conv2d import TernaryConvolution
 from bittorch.nn.ternary_conv2d_infer import Length, PaddedConv, PaddingMode, columns_of, geometry
 from bittorch.nn.ternary_layer import Backend, check_backend, check_dtype, points_to_config, resolve_config
@@ -67,6 +67,7 @@ class TernaryConv1d(TernaryConvolution, PaddedConv, nn.Conv1d):
         self.config = resolve_config(config, threshold_factor, per_channel, activation_bits)
         check_backend(backend)
         check_dtype(dtype, quantize, backend)
+        check_lengths(kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation)
         sizes = kernel_size, stride, padding, dilation, groups, bias, padding_mode
         super().__init__(in_channels, out_channels, *sizes, device=device, dtype=dtype)
         self.config.check_in_features(columns_of(self))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.fx
 from torch import Tensor, nn
@@ -44,6 +46,7 @@ class TernaryConv1dInference(PaddedConv, PackedConvolution):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        check_lengths(kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation)
         sizes = kernel_size, stride, padding, dilation, groups
         conv = nn.Conv1d(in_channels, out_channels, *sizes, False, padding_mode, device="meta")
         self._set_up(conv, bias, scale_groups, activation_bits, device, dtype)
@@ -53,6 +56,13 @@ class TernaryConv1dInference(PaddedConv, PackedConvolution):
         padding = self._padding
         steps = (1, *self.kernel_size), (1, *self.stride), padding.inside, (1, *self.dilation), self.groups
         return as_signal(self._convolved(as_image(input, self.in_channels), (padding.before, padding.mode), steps))
+
+
+def check_lengths(**sizes: Any) -> None:
+    """ValueError for sizes of images, which torch takes for those of signals."""
+    for name, value in sizes.items():
+        if isinstance(value, tuple | list) and len(value) != 1:
+            raise ValueError(f"{name} of a 1-d convolution must be an integer or a tuple of one, got {value!r}")
 
 
 @torch.fx.wrap  # one node to torch.fx, which could not trace the check

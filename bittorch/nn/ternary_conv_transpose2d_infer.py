@@ -9,6 +9,7 @@ from torch.nn import functional
 from torch.nn.modules.utils import _pair
 
 from bittorch.nn.ternary_conv2d_infer import PackedConvolution, PaddingMode, Size
+from bittorch.ops._fake import in_memory_format_of
 
 _Pair = tuple[int, ...]
 
@@ -75,6 +76,8 @@ def check_transposed(stride: Size, padding: Size | str, output_padding: Size, di
     """ValueError for what no transposed convolution can be; torch says it in the forward pass alone, or not at all."""
     if isinstance(padding, str) or min(_pair(padding)) < 0:
         raise ValueError(f"padding of a transposed convolution must be integers of 0 or more, got {padding!r}")
+    if min(*_pair(stride), *_pair(dilation)) < 1:
+        raise ValueError(f"stride and dilation must be 1 or more, got {stride} and {dilation}")
     for step, extra, wide in zip(_pair(stride), _pair(output_padding), _pair(dilation), strict=True):
         if not 0 <= extra < max(step, wide):
             raise ValueError(
@@ -123,19 +126,29 @@ def spread(
     reach = [d * (k - 1) for k, d in zip(kernel_size, dilation, strict=True)]
     if output_size is not None:
         output_padding = _completing(x, output_size, reach, stride, padding)
+    sizes = [low + extra for low, extra in zip(_least(x, reach, stride, padding), output_padding, strict=True)]
+    if min(sizes) < 1:
+        raise ValueError(
+            f"the output would be {tuple(sizes)}: padding={padding} crops all that input {tuple(x.shape)} gives"
+        )
     before: list[int] = []
     for r, p, s, extra in zip(reach, padding, stride, output_padding, strict=True):
         before = [r - p, r - p + extra - (s - 1), *before]  # the zeros behind the last activation are too many
     high, wide = stride
     apart = functional.pad(x[..., None, :, None], (0, wide - 1, 0, 0, 0, high - 1)) if high * wide != 1 else None
-    x = x if apart is None else apart.flatten(-2).flatten(-3, -2)
-    return functional.pad(x, before) if any(before) else x
+    wider = x if apart is None else apart.flatten(-2).flatten(-3, -2)
+    return in_memory_format_of(x, functional.pad(wider, before) if any(before) else wider)
+
+
+def _least(x: Tensor, reach: list[int], stride: _Pair, padding: _Pair) -> list[int]:
+    """Height and width of the output without padding of its own."""
+    return [(n - 1) * s - 2 * p + r + 1 for n, s, p, r in zip(x.shape[-2:], stride, padding, reach, strict=True)]
 
 
 def _completing(x: Tensor, output_size: list[int], reach: list[int], stride: _Pair, padding: _Pair) -> _Pair:
     """The padding of the output that makes it ``output_size``, ``(height, width)``, or all dimensions of the output."""
     wanted = list(output_size)[-2:]
-    least = [(n - 1) * s - 2 * p + r + 1 for n, s, p, r in zip(x.shape[-2:], stride, padding, reach, strict=True)]
+    least = _least(x, reach, stride, padding)
     extra = tuple(size - low for size, low in zip(wanted, least, strict=False))
     if len(output_size) not in (2, x.dim()) or any(not 0 <= e < s for e, s in zip(extra, stride, strict=True)):
         most = [low + s - 1 for low, s in zip(least, stride, strict=True)]

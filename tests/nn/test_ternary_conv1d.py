@@ -117,5 +117,8 @@ def test_what_no_layer_can_be_is_refused() -> None:
         TernaryConv1d(2, 4, 3, padding=-1)
     with pytest.raises(ValueError, match="scale_groups=5 do not cut 12 weights"):
         TernaryConv1dInference(4, 6, 3, scale_groups=5)
+    for cls in (TernaryConv1d, TernaryConv1dInference):
+        with pytest.raises(ValueError, match=r"stride of a 1-d convolution must be .* got \(2, 2\)"):
+            cls(2, 4, (3,), (2, 2))
     with pytest.raises(TypeError, match=r"torch.nn.Conv1d, got Conv2d"):
         TernaryConv1d.from_conv1d(nn.Conv2d(4, 4, 1))

@@ -129,11 +129,23 @@ def test_what_no_layer_can_be_is_refused() -> None:
         for output_padding in (2, (0, -1)):
             with pytest.raises(ValueError, match="output_padding must be 0 or more and below stride=2"):
                 cls(4, 6, 3, stride=2, output_padding=output_padding)
+        with pytest.raises(ValueError, match="stride and dilation must be 1 or more, got 0 and 1"):
+            cls(4, 6, 3, stride=0)
         with pytest.raises(ValueError, match='"zeros"'):
             cls(4, 6, 3, padding_mode="reflect")
         with pytest.raises(ValueError, match="padding of a transposed convolution must be integers of 0 or more"):
             cls(4, 6, 3, padding="same")
     with pytest.raises(TypeError, match=r"torch.nn.ConvTranspose2d, got Conv2d"):
         TernaryConvTranspose2d.from_conv_transpose2d(nn.Conv2d(4, 4, 1))
+    with pytest.raises(ValueError, match=r"the output would be \(-3, -2\): padding=\(5, 5\) crops all"):
+        TernaryConvTranspose2d(4, 6, 3, padding=5)(X)
     with pytest.raises(ValueError, match=r"input must be \(samples, 4, height, width\)"):
         _layer("plain")(X[:, :3])
+
+
+def test_channels_last_is_kept() -> None:
+    x = X.to(memory_format=torch.channels_last)
+    for layer in (_layer("doubles"), _layer("plain"), _layer("doubles", backend="python")):
+        for module in (layer, bittorch.export_for_inference(layer)):
+            assert module(x).is_contiguous(memory_format=torch.channels_last)
+            assert torch.equal(module(x), module(X))
