@@ -60,11 +60,17 @@ static inline __attribute__((always_inline)) void decode_codes(codes out[4], con
         join_planes(out, w[4] + at, w[4] + at, highest_trits, 0, 1);
 }
 
+/* Each plane is a stream of its own, rows one after the other, and up to five go on at once: more than the hardware
+ * follows when rows are short. What lies so far ahead may be past the end of w. */
+enum { BT_DEPTH_PREFETCH = 1024 };
+
 /* The bytes [begin, end) of the planes of a row, end being the last. */
 static inline __attribute__((always_inline)) void decode_span(uint8_t *out, const uint8_t *const w[BT_MAX_DEPTH],
                                                               int64_t begin, int64_t end, const int depth) {
     for (int64_t at = begin; at < end; at += DECODED) {
         codes found[4];
+        for (int i = 0; i < depth; i++)
+            __builtin_prefetch(w[i] + at - begin + BT_DEPTH_PREFETCH, 0, 3);
         decode_codes(found, w, at - begin, depth);
         uint8_t *const to = out + at / 64 * 256 + at % 64;
 #pragma GCC unroll 4
