@@ -24,7 +24,7 @@ STAGES := VENV=$(VENV) $(PYTHON) tests/run_stages.py
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "%-16s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(BIN)/.dependencies: pyproject.toml requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -71,7 +71,7 @@ wheel-aarch64: environment ## the same for Linux on aarch64, compiled here by g+
 				--python-version 3.11 --dest build/wheel/torch torch==$$version || exit 1; done
 	$(BIN)/python packaging/build_wheel.py --machine aarch64 $(AARCH64_WHEELS)
 
-test-aarch64: ## dist's wheel in an emulated Debian root at AARCH64_ROOT: doctor, NEON kernels, each op; by hand, as root
+test-aarch64: environment ## dist's wheel in an emulated Debian root at AARCH64_ROOT: doctor, NEON kernels, each op; by hand, as root
 	$(BIN)/python packaging/emulate.py $(AARCH64_ROOT) dist/bittorch-*aarch64.whl $(firstword $(AARCH64_WHEELS))
 
 demo: ## train a ternary MLP and its FP32 twin on MNIST digits, export, compare bit for bit

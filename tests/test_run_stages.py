@@ -1,6 +1,7 @@
 """The runner of `make test`: what it says and returns where tools are missing and where stages fail. FIELD N1"""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -264,6 +265,13 @@ def test_make_runs_these_plans() -> None:
         assert f"\n{target}: " in makefile
         assert f"\t$(STAGES) {plan}\n" in makefile
     assert set(run_stages.PLANS["test"]) == set(STAGES) - {"fast", "mnist"}
+
+
+def test_make_lists_every_target_that_has_a_text() -> None:
+    documented = re.findall(r"^([^\s:#]+):[^\n]*## ", (ROOT / "Makefile").read_text(), re.M)
+    printed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {"wheel", "wheel-aarch64", "test-aarch64"} <= set(documented)
+    assert [line.split()[0] for line in printed.splitlines()] == documented
 
 
 def test_workers_of_one_run_share_their_hash_seed(monkeypatch: pytest.MonkeyPatch) -> None:

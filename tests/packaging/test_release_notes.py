@@ -49,6 +49,7 @@ def test_the_section_of_the_version_alone(script: dict[str, Any]) -> None:
         ("v0.2.1", "0.2.0", "the tag is v0.2.1, and bittorch/_version.py says 0.2.0; its tag is v0.2.0"),
         ("v0.3.0", "0.3.0", r"is '0\.3\.0 \(unreleased\)'; a release wants '0\.3\.0 \(YYYY-MM-DD\)'"),
         ("v0.1.0", "0.1.0", r"the section 0\.1\.0 \(2026-12-24\) of CHANGELOG\.md is empty"),
+        ("v0.2", "0.2", r"CHANGELOG\.md has no section 0\.2; it has "),
         ("v0.4.0", "0.4.0", r"no section 0\.4\.0; it has 0\.3\.0 \(unreleased\), 0\.2\.0"),
     ],
 )
