@@ -15,6 +15,7 @@ from bittorch.nn import TernaryLinear, TernaryLinearInference
 from bittorch.nn.parts import check_not_sharded, narrowed
 from bittorch.nn.ternary_linear_infer import check_width
 from bittorch.quant import learned
+from bittorch.quant.ternary import no_trits
 
 
 class Share:
@@ -78,7 +79,7 @@ class RowParallelInference(_PackedShare):
             self.weight_packed,
             self.scale,
             self.bias,
-            activation_bits=self.activation_bits,
+            activation_bits=no_trits(self.activation_bits, "tensor parallelism"),
             depth=self.depth,
             group=self.group,
             **normed,
@@ -145,7 +146,7 @@ class ColumnParallelTernaryLinear(_TrainingShare):
         weight, bias = _ready(self, input)
         w_packed, scale, routed = self._local_codes(weight)
         x = copied(input, self.group)
-        bits = self.config.activation_bits or 0
+        bits = no_trits(self.config.activation_bits, "tensor parallelism") or 0
         y = ops.ternary_linear_ste(x, routed, w_packed, scale, bias, bits)
         return gathered_outputs(y, self.group) if self.gather_output else y
 
@@ -158,7 +159,7 @@ class RowParallelTernaryLinear(_TrainingShare):
     def forward(self, input: Tensor) -> Tensor:
         weight, bias = _ready(self, input)
         w_packed, scale, routed = self._local_codes(weight)
-        bits = self.config.activation_bits
+        bits = no_trits(self.config.activation_bits, "tensor parallelism")
         return row_parallel_linear(
             _cast(input), w_packed, scale, bias, activation_bits=bits, group=self.group, weight=routed
         )

@@ -10,6 +10,7 @@ from typing import Any
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from bittorch.quant import TernaryQuantConfig
+from bittorch.quant.ternary import no_trits
 from bittorch.quant.trit_planes import check_depth, check_grid
 from bittorch.utils.calibration import Calibration
 from bittorch.utils.transformers_config import METHOD, STORED, VERSION
@@ -98,6 +99,7 @@ class TernaryConfig(QuantizationConfigMixin):
         self.quant_method: Any = METHOD
         self.version = version
         self.method, self.depth, self.threshold_factor, self.scale = method, depth, threshold_factor, scale
+        no_trits(activation_bits, "a TernaryConfig")
         self.granularity, self.group_size, self.activation_bits = granularity, group_size, activation_bits
         self.modules_to_convert = _patterns(modules_to_convert, "modules_to_convert")
         self.modules_to_not_convert = _patterns(modules_to_not_convert, "modules_to_not_convert")

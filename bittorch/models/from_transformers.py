@@ -19,6 +19,7 @@ from bittorch.models.io.generation_defaults import NOT_SAMPLING
 from bittorch.models.io.hf_config import config_from_hf
 from bittorch.models.io.stacks import unstacked
 from bittorch.nn import TernaryLinearInference
+from bittorch.quant.ternary import no_trits
 from bittorch.utils.adapters import adapter_parts
 from bittorch.utils.export import export_for_inference
 
@@ -43,7 +44,8 @@ def checkpoint_of(model: nn.Module, fuse_norms: bool) -> Checkpoint:
     for name, layer in packed.named_modules(remove_duplicate=False):
         if isinstance(layer, TernaryLinearInference):
             weight = PackedWeight(layer.weight_packed, layer.scale, layer.in_features, layer.depth)
-            tensors[f"{name}.weight"], bits[f"{name}.weight"] = weight, layer.activation_bits
+            tensors[f"{name}.weight"] = weight
+            bits[f"{name}.weight"] = no_trits(layer.activation_bits, "a language model")
             if layer.bias is not None:
                 tensors[f"{name}.bias"] = layer.bias
     parameters = dict(packed.named_parameters(remove_duplicate=False))

@@ -18,6 +18,7 @@ from bittorch.models.linear import Concatenated, NormedParts, linear_of, split_p
 from bittorch.models.norm import NormFromOne, RMSNorm
 from bittorch.models.packed_weight import BlockWeight, PackedWeight
 from bittorch.nn import TernaryLinearInference
+from bittorch.quant.ternary import no_trits
 
 Named = Iterator[tuple[str, Tensor | PackedWeight | BlockWeight]]
 
@@ -125,7 +126,7 @@ class Linear(Rule):
         module = unrotated(module)
         parts = map(unrotated, module.parts) if isinstance(module, Concatenated) else [module] * len(self.parts)
         return {
-            f"{prefix}{part.name}.weight": own.activation_bits
+            f"{prefix}{part.name}.weight": no_trits(own.activation_bits, "a file of a language model")
             for own, part in zip(parts, self.parts, strict=True)
             if isinstance(own, TernaryLinearInference)
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bittorch import ops
 from bittorch.nn.parts import no_script
 from bittorch.nn.weight_stand_in import WeightStandIn
-from bittorch.quant.ternary import check_activation_bits
+from bittorch.quant.ternary import TERNARY, ActivationBits, check_activation_bits, no_trits
 from bittorch.quant.trit_planes import check_depth, check_plane_scales
 
 
@@ -40,6 +40,8 @@ class PackedLayer(nn.Module):
     """
 
     depth: int = 1  # of the class, for layers that were pickled without one
+    takes_trits: ClassVar[bool] = False
+    """Whether there is a product with ``activation_bits="ternary"``."""
     name: str = ""
     """Its name in the model, for messages; export, conversion and loading set it."""
     weight_dtype: torch.dtype = torch.float32
@@ -54,13 +56,16 @@ class PackedLayer(nn.Module):
         columns: int,
         bias: bool,
         scale_groups: int,
-        activation_bits: int | None,
+        activation_bits: ActivationBits,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
         depth: int = 1,
     ) -> None:
         super().__init__()
-        check_activation_bits(activation_bits, columns)
+        if depth != 1 or not self.takes_trits:
+            no_trits(activation_bits, f"a {type(self).__name__}" + f" of depth {depth}" * self.takes_trits)
+        if activation_bits != TERNARY:
+            check_activation_bits(activation_bits, columns)
         if isinstance(dtype, torch.dtype) and not dtype.is_floating_point:  # what is no dtype, torch refuses
             raise TypeError(f"dtype, of the bias, must be float32, float16 or bfloat16, got {dtype}")
         self.activation_bits = activation_bits

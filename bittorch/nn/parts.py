@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bittorch import ops
+from bittorch.nn.ternary_activations import fake_ternary
 from bittorch.ops import reference
 from bittorch.quant import TernaryQuantConfig, learned
 
@@ -84,11 +85,14 @@ def blend(start: Tensor, end: Tensor, share: float) -> Tensor:
     return start + share * (end - start)
 
 
-def blended_input(x: Tensor, activation_bits: int, share: float) -> Tensor:
+def blended_input(x: Tensor, activation_bits: int | str, share: float) -> Tensor:
     """``x`` with a share of the quantisation of its last dimension, straight through."""
     if not activation_bits:
         return x
-    rounded = reference.fake_quantize(x.detach(), activation_bits)
+    if isinstance(activation_bits, str):
+        rounded = fake_ternary(x)
+    else:
+        rounded = reference.fake_quantize(x.detach(), activation_bits)
     return reference.straight_through(x, blend(x.detach(), rounded, share) if share < 1 else rounded)
 
 

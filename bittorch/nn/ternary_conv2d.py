@@ -34,6 +34,7 @@ from bittorch.nn.ternary_layer import (
 from bittorch.ops import reference
 from bittorch.ops._fake import in_memory_format_of
 from bittorch.quant import TernaryQuantConfig
+from bittorch.quant.ternary import no_trits
 
 Steps = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
 """Stride, padding, dilation and groups of the op."""
@@ -49,7 +50,7 @@ class TernaryConvolution(TernaryLayer):
             return _convolution_in_parts(
                 input, filters, step, self.bias, around, steps, self.config, self.backend, self._share
             )
-        bits = self.config.activation_bits or 0
+        bits = no_trits(self.config.activation_bits, "a convolution") or 0
         return _convolution(input, filters, self.bias, around, steps, self.backend, self.config.op_args(), bits)
 
 
@@ -185,7 +186,7 @@ def _convolution_in_parts(
     share: float,
 ) -> Tensor:
     x = _checked(input, weight, steps, backend)
-    bits = config.activation_bits or 0
+    bits = no_trits(config.activation_bits, "a convolution") or 0
     if weight_scale is not None and not config.packs:
         y = functional.conv2d(padded(x, around), two_scales(weight, weight_scale, config, share), bias, *steps)
     else:

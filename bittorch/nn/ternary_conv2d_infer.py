@@ -14,6 +14,7 @@ from torch.nn.modules.utils import _pair, _single
 from bittorch import _env
 from bittorch.nn.packed_layer import PackedLayer
 from bittorch.nn.parts import check_not_sharded
+from bittorch.quant.ternary import no_trits
 
 Size = int | tuple[int, int]
 Length = int | tuple[int]
@@ -130,7 +131,8 @@ class PackedConvolution(PackedLayer):
         """The product with an image; ``steps`` are those of the op."""
         buffers: dict[str, Any] = self._buffers
         weights = buffers["weight_packed"], buffers["scale"], buffers["bias"]
-        return _convolution(input, *weights, self.in_channels, around, steps, self.activation_bits or 0)
+        bits = no_trits(self.activation_bits, "a convolution") or 0
+        return _convolution(input, *weights, self.in_channels, around, steps, bits)
 
     def extra_repr(self) -> str:
         parts = [f"{self.in_channels}, {self.out_channels}"]

@@ -21,7 +21,7 @@ from bittorch.nn.first_weights import FirstWeights
 from bittorch.nn.learned_scale import gathered
 from bittorch.nn.parts import narrowed, no_float64, no_script, unpacked
 from bittorch.quant import TernaryQuantConfig, TernaryQuantizer, learned
-from bittorch.quant.ternary import check_finite
+from bittorch.quant.ternary import ActivationBits, check_finite, no_trits
 
 Backend = Literal["auto", "cuda", "python"]
 _Args = ParamSpec("_Args")
@@ -33,7 +33,7 @@ def resolve_config(
     config: TernaryQuantConfig | None,
     threshold_factor: float | None,
     per_channel: bool,
-    activation_bits: int | None,
+    activation_bits: ActivationBits,
 ) -> TernaryQuantConfig:
     if config is None:
         return TernaryQuantConfig(threshold_factor, per_channel, activation_bits=activation_bits)
@@ -137,6 +137,8 @@ class TernaryLayer(FirstWeights):
 
     def _set_up(self, quantize: bool, backend: Backend) -> None:
         """What is left to do once the weight is there."""
+        if not isinstance(self, torch.nn.Linear):
+            no_trits(self.config.activation_bits, f"a {type(self).__name__}")
         self.quantize = quantize
         self.backend = backend
         self.quant_lambda = 1.0

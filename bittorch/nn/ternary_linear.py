@@ -19,6 +19,7 @@ from bittorch.nn.parts import (
     narrowed_codes,
     two_scales,
 )
+from bittorch.nn.ternary_activations import ternary_product
 from bittorch.nn.ternary_layer import (
     Backend,
     TernaryLayer,
@@ -29,6 +30,7 @@ from bittorch.nn.ternary_layer import (
 )
 from bittorch.ops import reference
 from bittorch.quant import TernaryQuantConfig
+from bittorch.quant.ternary import TERNARY, ActivationBits
 
 
 class TernaryLinear(TernaryLayer, nn.Linear):
@@ -48,7 +50,8 @@ class TernaryLinear(TernaryLayer, nn.Linear):
         backend: ``auto`` runs the kernels of the tensor's device, ``cuda`` insists on CUDA, ``python`` runs plain
             torch, whose sums round differently.
         config: everything else of `bittorch.TernaryQuantConfig`: method, scale rule, granularity.
-        activation_bits: None for floating activations, else 8, 16 or 24, as in `bittorch.TernaryQuantConfig`.
+        activation_bits: None for floating activations, else 8, 16, 24 or ``"ternary"``, as in
+            `bittorch.TernaryQuantConfig`.
 
     Attributes:
         weight_scale: with a learned method the parameter that it learns, float32; else None. Leave it out of weight
@@ -79,7 +82,7 @@ class TernaryLinear(TernaryLayer, nn.Linear):
         backend: Backend = "auto",
         *,
         config: TernaryQuantConfig | None = None,
-        activation_bits: int | None = None,
+        activation_bits: ActivationBits = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -102,11 +105,11 @@ class TernaryLinear(TernaryLayer, nn.Linear):
         self._note_call()
         if not self.quantize:
             return super().forward(input)
-        if self._in_parts:
+        bits = self.config.activation_bits
+        if self._in_parts or bits == TERNARY:
             parameters = self.weight, self._leaf_step(), self.bias
             return _product_in_parts(input, *parameters, self.config, self.backend, self._share)
-        bits = self.config.activation_bits or 0
-        return _product(input, self.weight, self.bias, self.backend, self.config.op_args(), bits)
+        return _product(input, self.weight, self.bias, self.backend, self.config.op_args(), bits or 0)
 
 
 # To torch.fx each of these is one node: their checks are control flow that it could not trace.
@@ -139,11 +142,13 @@ def _product_in_parts(
     if weight_scale is not None and not config.packs:
         return functional.linear(x, two_scales(weight, weight_scale, config, share), bias)
     w_packed, scale, routed = codes_of(weight, weight_scale, config)
-    bits = config.activation_bits or 0
     if share < 1:
         blended = reference.straight_through(routed, mixed(weight, w_packed, scale, share))
-        return functional.linear(blended_input(x, bits, share), blended, bias)
-    return _product_of_codes(x, routed, w_packed, scale, bias, bits, backend)
+        return functional.linear(blended_input(x, config.activation_bits or 0, share), blended, bias)
+    if config.activation_bits == TERNARY:
+        by = reference if backend == "python" else ops
+        return ternary_product(x, w_packed, scale, bias, routed, by)
+    return _product_of_codes(x, routed, w_packed, scale, bias, config.activation_bits or 0, backend)
 
 
 def _product_of_codes(

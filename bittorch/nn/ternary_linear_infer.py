@@ -10,20 +10,15 @@ from torch import Tensor, nn
 
 from bittorch import _env, ops
 from bittorch.nn.packed_layer import PackedLayer, check_groups
-from bittorch.nn.parts import check_not_sharded
+from bittorch.nn.parts import check_not_sharded, no_float64
+from bittorch.nn.ternary_activations import autocast_dtype, ternary_product
 from bittorch.nn.ternary_layer import gathered
 from bittorch.quant import TernaryQuantConfig
+from bittorch.quant.ternary import TERNARY, ActivationBits
 from bittorch.quant.trit_planes import check_grid, pack_trit_planes, unpack_trit_planes
 
 _Norm = tuple[Tensor, float] | tuple[()]
 _DEPTH_AT_ONCE, _COLUMNS_AT_ONCE = 5, 1 << 16  # what `bittorch.ops.trit_depth_linear` takes
-
-
-def _autocast_dtype(device: str) -> torch.dtype | None:
-    """What autocast casts activations to; None where it is off, or unknown as on meta."""
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return None
 
 
 class TernaryLinearInference(PackedLayer):
@@ -49,7 +44,8 @@ class TernaryLinearInference(PackedLayer):
         in_features, out_features, bias, device, dtype: as in `torch.nn.Linear`; dtype is that of the bias.
         groups: scales of a row: 0 for one scale per layer, 1 for one per row, more for groups of
             ``in_features / groups`` columns. Planes have scales of their own, so 0 goes with depth 1 alone.
-        activation_bits: None for floating activations, else 8, 16 or 24, as in `bittorch.TernaryQuantConfig`.
+        activation_bits: None for floating activations, else 8, 16, 24, or at depth 1 ``"ternary"``, as in
+            `bittorch.TernaryQuantConfig`.
         depth: ternary planes of the weight, 1 to 6.
 
     Raises:
@@ -60,6 +56,8 @@ class TernaryLinearInference(PackedLayer):
             planes whose scales are not powers of 3 apart.
     """
 
+    takes_trits = True
+
     def __init__(
         self,
         in_features: int,
@@ -67,7 +65,7 @@ class TernaryLinearInference(PackedLayer):
         bias: bool = True,
         *,
         groups: int = 1,
-        activation_bits: int | None = None,
+        activation_bits: ActivationBits = None,
         depth: int = 1,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -148,7 +146,7 @@ class TernaryLinearInference(PackedLayer):
     def forward(self, input: Tensor, norm: nn.RMSNorm | None = None) -> Tensor:
         norm_weight, norm_eps = None, None
         if norm is not None and not isinstance(norm, torch.fx.Proxy):  # as the root of a trace, which has none
-            if self.activation_bits is None or norm.weight is None:
+            if self.activation_bits in (None, TERNARY) or norm.weight is None:
                 check_width(input, self.in_features)
                 input = norm(input)
             else:
@@ -184,7 +182,7 @@ def _product(
     bias: Tensor | None,
     in_features: int,
     depth: int,
-    activation_bits: int | None,
+    activation_bits: ActivationBits,
     norm_weight: Tensor | None,
     norm_eps: float | None,
 ) -> Tensor:
@@ -193,6 +191,10 @@ def _product(
     norm: _Norm = ()
     if norm_weight is not None:
         norm = norm_weight, torch.finfo(x.dtype).eps if norm_eps is None else norm_eps
+    if activation_bits == TERNARY:
+        if x.dtype == torch.float64:
+            raise TypeError(no_float64("input"))
+        return ternary_product(x, weight_packed, scale, bias)
     if depth != 1:
         return _product_of_planes(x, weight_packed, scale, bias, depth, activation_bits, norm)
     weights = weight_packed, scale, bias
@@ -214,7 +216,7 @@ def _product_of_planes(
 ) -> Tensor:
     product = _integers_of_planes if _meet_at_once(x, bias, depth, activation_bits, norm) else _sum_of_planes
     rest = weight_packed, scale, bias, depth, activation_bits, norm
-    if (dtype := _autocast_dtype(x.device.type)) is None:
+    if (dtype := autocast_dtype(x.device.type)) is None:
         return product(x, *rest)
     with torch.autocast(x.device.type, enabled=False):  # it would cast the float32 activations once more
         return product(x if x.dtype == torch.float64 else x.to(dtype), *rest)

@@ -24,6 +24,7 @@ from bittorch.onnx.lowering import Form, lower
 from bittorch.onnx.report import Check, OnnxReport
 from bittorch.onnx.verify import check, session
 from bittorch.onnx.weights import BLOCKS
+from bittorch.quant.ternary import no_trits
 from bittorch.utils.wrappers import unwrapped
 
 FORMATS = ("matmulnbits", "qdq", "exact")
@@ -251,6 +252,9 @@ def export(
     form = Form(format, opset, block_size, accuracy_level)
     _check_form(form)
     _check_model(model)
+    for name, layer in model.named_modules():
+        if isinstance(layer, PackedLayer):
+            no_trits(layer.activation_bits, f"an ONNX file, for {name or 'the model'},")
     model = unwrapped(model)  # whose names are those of the layers
     given, target = _check_args(args), Path(os.path.realpath(path))  # what a link leads to is replaced
     _check_rest(target, tolerance, input_names=input_names, output_names=output_names)

@@ -41,7 +41,10 @@ _METHODS: dict[str, _Defaults] = {
 }
 _OWN_THRESHOLD = ("optimal", "nm34", *RULES)
 DEFAULT_GROUP_SIZE = 128
+ActivationBits = int | Literal["ternary"] | None
 ACTIVATION_BITS = (None, 8, 16, 24)
+TERNARY: Literal["ternary"] = "ternary"
+"""Activations that are trits with a scale per token."""
 _MAX_INT8_IN_FEATURES = 1 << 22
 _SCALES = tuple(rule for rule in get_args(ScaleRule) if rule != "learned")
 _ROADMAP_METHOD: Method = "max"
@@ -64,6 +67,24 @@ def _known_bits(activation_bits: object) -> None:
     if isinstance(activation_bits, float):  # 8.0 equals 8, and is no argument of the ops
         raise ValueError(f"activation_bits must be one of None, 8, 16, 24, got {activation_bits!r}")
     _one_of("activation_bits", activation_bits, ACTIVATION_BITS)
+
+
+def _known_activations(activation_bits: object) -> None:
+    if isinstance(activation_bits, str) and activation_bits != TERNARY:
+        valid = ", ".join(map(repr, (*ACTIVATION_BITS, TERNARY)))
+        raise ValueError(f"activation_bits must be one of {valid}, got {activation_bits!r}")
+    if activation_bits != TERNARY:
+        _known_bits(activation_bits)
+
+
+def no_trits(activation_bits: ActivationBits, what: str) -> int | None:
+    """The same where activations are no trits; ValueError that ``what`` has no such product."""
+    if activation_bits == TERNARY:
+        raise ValueError(
+            f"{what} has no activation_bits={TERNARY!r}, which TernaryLinear and TernaryLinearInference at depth 1 "
+            "have; give 8, 16, 24 or None"
+        )
+    return activation_bits
 
 
 def check_activation_bits(activation_bits: int | None, in_features: int) -> None:
@@ -107,7 +128,9 @@ class TernaryQuantConfig(QuantConfig):
         group_size: columns of a scale group, a multiple of 4 that divides in_features; default 128.
         activation_bits: None for floating activations, 8 for int8 with one scale per token (W1.58A8), 16 or 24 for
             exact sums of two or three int8 digits, which are the same bits on every device. docs/reference/ops.md has
-            the errors.
+            the errors. ``"ternary"``, for linear layers alone: trits with one scale per token (W1.58A1.58), by
+            `bittorch.ops.ternary_quantize` with method twn, threshold 0.75 and the least-squares scale, whatever the
+            method of the weights is.
         ste: the straight-through gradient of a weight: ``identity``, or ``clipped``, zero where ``|w| > 1.5 scale``.
             lsq and seq have their own clip.
 
@@ -129,7 +152,7 @@ class TernaryQuantConfig(QuantConfig):
     scale: ScaleRule | None = None
     granularity: Granularity | None = None
     group_size: int | None = None
-    activation_bits: int | None = None
+    activation_bits: ActivationBits = None
     ste: Ste = "identity"
 
     def __post_init__(self) -> None:
@@ -162,14 +185,15 @@ class TernaryQuantConfig(QuantConfig):
                 f"group_size={group_size} means granularity='group', got granularity={granularity!r}; set "
                 "granularity='group', or group_size=None"
             )
-        _known_bits(self.activation_bits)
+        _known_activations(self.activation_bits)
+        bits = self.activation_bits
         for name, value in (
             ("threshold_factor", threshold),
             ("per_channel", granularity != "tensor"),
             ("scale", scale),
             ("granularity", granularity),
             ("group_size", int(group_size)),
-            ("activation_bits", None if self.activation_bits is None else int(self.activation_bits)),
+            ("activation_bits", bits if bits is None or bits == TERNARY else int(bits)),
         ):
             object.__setattr__(self, name, value)
 
@@ -218,7 +242,8 @@ class TernaryQuantConfig(QuantConfig):
 
     def check_in_features(self, in_features: int) -> None:
         """Raises ValueError when groups do not divide a row, or a row is too long for int8 sums."""
-        check_activation_bits(self.activation_bits, in_features)
+        if self.activation_bits != TERNARY:
+            check_activation_bits(self.activation_bits, in_features)
         granularity, group_size = self.grouping
         if granularity == "group" and in_features % group_size:
             raise ValueError(

@@ -23,7 +23,9 @@ from torch.nn import functional
 
 from bittorch import ops
 from bittorch.nn import TernaryLinear, TernaryLinearInference
+from bittorch.nn.ternary_activations import ternary_product
 from bittorch.quant import TernaryQuantConfig, TernaryQuantizer
+from bittorch.quant.ternary import TERNARY
 from bittorch.quant.trit_planes import pack_trit_planes
 
 Form = Literal["beside", "grid", "inside"]
@@ -95,8 +97,9 @@ def grid(x: Tensor, layer: TernaryLinearInference, delta: Tensor, scale: Tensor)
     codes, scale = _codes(layer, delta), scale.float()
     dense = (codes * _expanded(scale, layer.in_features)).to(x.dtype)
     packed = ops.ternary_pack(codes.detach().to(torch.int8))
-    bits = layer.activation_bits or 0
-    return ops.ternary_linear_ste(x, dense, packed, scale.detach(), layer.bias, bits)
+    if layer.activation_bits == TERNARY:
+        return ternary_product(x, packed, scale.detach(), layer.bias, dense)
+    return ops.ternary_linear_ste(x, dense, packed, scale.detach(), layer.bias, layer.activation_bits or 0)
 
 
 def inside(x: Tensor, layer: TernaryLinear, delta: Tensor) -> Tensor:

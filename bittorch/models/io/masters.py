@@ -19,7 +19,7 @@ from bittorch.models.io.errors import FormatError
 from bittorch.models.io.safetensors_header import RawTensor
 from bittorch.models.io.ternary_tensor import TernaryTensor
 from bittorch.quant import TernaryQuantConfig, TernaryQuantizer, learned
-from bittorch.quant.ternary import check_finite
+from bittorch.quant.ternary import check_finite, no_trits
 from bittorch.utils.transformers_config import METHOD, STORED, VERSION, is_sample, read_record, sample
 
 FLOATS = ("F32", "F16", "BF16")
@@ -32,7 +32,7 @@ class Master(TernaryTensor):
     def __init__(self, name: str, weight: RawTensor, step: RawTensor | None, config: TernaryQuantConfig) -> None:
         kind = f"{weight.dtype} (master of {config.method})"
         size = weight.bytes + (step.bytes if step else 0)
-        super().__init__(TensorInfo(name, kind, weight.shape, size, True, config.activation_bits))
+        super().__init__(TensorInfo(name, kind, weight.shape, size, True, no_trits(config.activation_bits, name)))
         self.weight, self.step, self.config = weight, step, config
 
     def decode(self, out: Bytes) -> Tensor:
@@ -84,7 +84,7 @@ def read_masters(
         tensors[f"{module}.weight"] = Master(
             f"{module}.weight", weight, raw[f"{module}.weight_scale"] if config.learned else None, config
         )
-    bits = [tensor.config.activation_bits for tensor in tensors.values() if isinstance(tensor, Master)]
+    bits = [no_trits(tensor.config.activation_bits, what) for tensor in tensors.values() if isinstance(tensor, Master)]
     return tensors, bits[0] if bits else None
 
 
