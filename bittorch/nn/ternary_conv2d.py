@@ -223,7 +223,8 @@ def _value_of_codes(
     dense = reference.straight_through(weight, mixed(weight, w_packed, scale, 1))
     rounded = blended_input(x.flatten(1), activation_bits, 1).view(x.shape)
     y = functional.conv2d(padded(rounded, around), dense, bias, *steps)
-    return reference.straight_through(y.reshape(value.shape), value)  # mapped over nothing, conv2d gives another shape
+    y = y.reshape(value.shape).to(value.dtype)  # of vmap over nothing, and of vmap in autocast, conv2d gives another
+    return reference.straight_through(y, value)
 
 
 def _checked(input: Tensor, weight: Tensor, steps: Steps, backend: str) -> Tensor:

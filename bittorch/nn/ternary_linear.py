@@ -161,4 +161,5 @@ def _product_of_codes(
     y = reference.ternary_linear_ste(x, weight, w_packed, scale, bias, activation_bits)
     if backend == "python":
         return y
-    return reference.straight_through(y, op(*detached(x, weight, w_packed, scale, bias), activation_bits))
+    value = op(*detached(x, weight, w_packed, scale, bias), activation_bits)
+    return reference.straight_through(y.to(value.dtype), value)  # vmap leaves products of torch out of autocast

@@ -183,6 +183,15 @@ def test_other_transforms_of_kernels_are_those_of_the_python_backend(kind: str, 
         helpers.assert_near(transform(layer), transform(twin), 1e-5)
 
 
+@kinds
+def test_a_mapped_layer_in_autocast_has_the_bits_of_the_kernel(kind: str) -> None:
+    layer, x = MAKERS[kind]("max"), _x(kind)[:, None]
+    with torch.autocast("cpu", torch.bfloat16):
+        y, expected = vmap(layer)(x), torch.stack([layer(sample) for sample in x])
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y, expected)
+
+
 def test_a_mapped_layer_has_gradients_of_backward() -> None:
     layer, x = _linear("max"), _x("linear").requires_grad_()
     actual = torch.autograd.grad(vmap(layer)(x).square().sum(), [x, layer.weight])
