@@ -35,6 +35,8 @@ def unpack(wheel: Path, machine: str) -> Path:
     name, tags = wheel.name.split("-")[1], wheel.stem.split("-")[-1]
     if not tags.endswith(machine):
         raise SystemExit(f"{wheel} is a torch for {tags}, and the wheel is to be for {machine}")
+    if not wheel.is_file():
+        raise SystemExit(f"there is no {wheel}")
     folder = WORK / "torches" / machine / name
     if not folder.exists():
         partial = folder.with_name(f"{name}.partial")
@@ -134,6 +136,8 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("torches", nargs="*", type=Path, metavar="FILE", help="a wheel of torch for that machine")
     options = parser.parse_args(arguments)
+    if options.machine != HOST and not options.torches:
+        parser.error(f"--machine {options.machine} needs FILE, a wheel of torch for that machine")
     torches = [unpack(path, options.machine) for path in options.torches]
     if options.unpack:
         print(":".join(str(folder.relative_to(ROOT)) for folder in torches))

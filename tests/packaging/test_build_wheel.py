@@ -80,6 +80,15 @@ def test_a_torch_of_another_machine_is_refused(script: dict[str, Any], tmp_path:
         script["unpack"](wheel, "aarch64")
 
 
+def test_a_missing_torch_is_one_line(script: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^there is no nowhere/torch-2\.10\.0-cp311-cp311-linux_aarch64\.whl$"):
+        script["main"](["--machine", "aarch64", "nowhere/torch-2.10.0-cp311-cp311-linux_aarch64.whl"])
+    script["main"].__globals__["HOST"] = "x86_64"
+    with pytest.raises(SystemExit):
+        script["main"](["--machine", "aarch64"])
+    assert "--machine aarch64 needs FILE, a wheel of torch for that machine" in capsys.readouterr().err
+
+
 def test_of_a_torch_what_shims_need_is_unpacked(script: dict[str, Any], tmp_path: Path) -> None:
     script["unpack"].__globals__["WORK"] = tmp_path / "work"
     wheel = tmp_path / "torch-2.10.0+cpu-cp311-cp311-manylinux_2_28_aarch64.whl"
