@@ -167,6 +167,38 @@ def test_other_kinds_have_gradients_per_sample() -> None:
                 helpers.assert_near(actual[name][i], gradient, 1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of opacus, of its generator and of hooks
+def test_opacus_has_gradients_per_sample_and_clips_them() -> None:
+    """Gradients per sample against backward(), and a step of DP-SGD without noise against the clipped mean by hand."""
+    opacus = pytest.importorskip("opacus")
+    model = nn.Sequential(_conv("max", bias=False), nn.ReLU(), nn.Flatten(), TernaryLinear(6 * 9 * 8, 3))
+    x, labels, names = _x("conv"), torch.tensor([0, 2]), dict(model.named_parameters()).keys()
+    singles = []
+    for sample, label in zip(x, labels, strict=True):
+        loss = nn.functional.cross_entropy(model(sample[None]), label[None])
+        singles.append(torch.autograd.grad(loss, list(model.parameters())))
+    norms = [torch.cat([g.flatten() for g in gradients]).norm() for gradients in singles]
+    limit = float(min(norms)) / 2
+    before = [p.detach().clone() for p in model.parameters()]
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, labels), batch_size=2)
+    private, optimizer, _ = opacus.PrivacyEngine().make_private(
+        module=model,
+        optimizer=torch.optim.SGD(model.parameters(), 1.0),
+        data_loader=loader,
+        noise_multiplier=0.0,
+        max_grad_norm=limit,
+        poisson_sampling=False,
+    )
+    nn.functional.cross_entropy(private(x), labels).backward()
+    for i, parameter in enumerate(model.parameters()):
+        helpers.assert_near(parameter.grad_sample, torch.stack([gradients[i] for gradients in singles]), 1e-5)
+    optimizer.step()
+    for i, (name, parameter) in enumerate(zip(names, model.parameters(), strict=True)):
+        clipped = sum(gradients[i] * (limit / norm) for gradients, norm in zip(singles, norms, strict=True)) / 2
+        assert helpers.relative_l2(before[i] - parameter.detach(), clipped) < 1e-4, name
+
+
 @kinds
 @pytest.mark.parametrize("config", ["max", "8 bits", "lsq", "clipped"])
 def test_other_transforms_of_kernels_are_those_of_the_python_backend(kind: str, config: str) -> None:
