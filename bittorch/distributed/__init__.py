@@ -18,12 +18,17 @@ from bittorch.distributed.layers import (
     RowParallelTernaryLinear,
 )
 from bittorch.distributed.models import tensor_parallel_
+from bittorch.distributed.pipeline import DecoderStage
 from bittorch.distributed.products import row_parallel_linear
+from bittorch.distributed.rules import register
 from bittorch.distributed.styles import TernaryColwiseParallel, TernaryRowwiseParallel
+
+register()
 
 __all__ = [
     "ColumnParallelInference",
     "ColumnParallelTernaryLinear",
+    "DecoderStage",
     "RowParallelInference",
     "RowParallelTernaryLinear",
     "TernaryColwiseParallel",

@@ -136,15 +136,20 @@ class Decoder(Block):
         if batch.cache is not None:
             batch.cache.begin(batch.rows)
         x = self.embedded(tokens)
-        positions = batch.positions(self.device)
-        rotation = Rotation(self.frequencies, positions, self.dtype, self.magnitude)
-        if self.local_frequencies is not None:
-            rotation.local = Rotation(self.local_frequencies, positions, self.dtype)
+        rotation = self.rotation(batch)
         for layer in self.layers:
             x = layer(x, rotation, batch)
         if batch.cache is not None:
             batch.cache.advance(batch.rows, batch.counts)
         return x
+
+    def rotation(self, batch: Batch) -> Rotation:
+        """What the layers turn the queries and keys of these tokens by."""
+        positions = batch.positions(self.device)
+        rotation = Rotation(self.frequencies, positions, self.dtype, self.magnitude)
+        if self.local_frequencies is not None:
+            rotation.local = Rotation(self.local_frequencies, positions, self.dtype)
+        return rotation
 
     def embedded(self, tokens: Tensor) -> Tensor:
         """What the first layer gets, ``(tokens, hidden_size)``."""

@@ -13,11 +13,12 @@ import torch.distributed as dist
 import transformers
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
 from transformers.distributed import DistributedConfig
 
 import bittorch
 import bittorch.hf
-from bittorch.distributed import tensor_parallel_
+from bittorch.distributed import DecoderStage, tensor_parallel_
 from bittorch.models import LanguageModel, ModelConfig
 from tests import helpers, two_processes
 from tests.hf import tiny as tiny_hf
@@ -151,6 +152,22 @@ def norms_of_heads_do_not_train() -> None:
     whole = bittorch.export_for_inference(model.eval())
     parts = tensor_parallel_(copy.deepcopy(whole), mesh())
     assert torch.equal(tiny_hf.logits(parts), tiny_hf.logits(whole))
+
+
+@check
+def a_pipeline_of_stages_has_the_bits_of_the_model() -> None:
+    model, ids = tiny.model(tiny.changed(num_layers=3)), torch.tensor(tiny.prompts(7, 7, 7, 7))
+    expected = model(ids)
+    stage = PipelineStage(DecoderStage(model, dist.get_rank(), 2), dist.get_rank(), 2, torch.device("cpu"))
+    schedule = ScheduleGPipe(stage, 2)
+    with torch.no_grad():
+        logits = schedule.step(ids) if dist.get_rank() == 0 else schedule.step()
+    assert dist.get_rank() == 0 or torch.equal(logits, expected)
+    assert torch.equal(model(ids), expected)
+    with pytest.raises(ValueError, match="there is no stage 3 of 4 for 3 layers"):
+        DecoderStage(model, 3, 4)
+    with pytest.raises(TypeError, match="of a LanguageModel, got Linear"):
+        DecoderStage(nn.Linear(2, 2), 0, 1)
 
 
 @check
