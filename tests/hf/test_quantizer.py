@@ -218,6 +218,7 @@ def test_modules_by_name(dense: Path, tmp_path: Path) -> None:
     [
         ({"version": 2}, ValueError, "has version 2, and this bittorch reads version 1; update bittorch"),
         ({"method": "lsq"}, ValueError, "'lsq' learns its scale: load the model dense"),
+        ({"activation_bits": "ternary"}, ValueError, "a TernaryConfig has no activation_bits='ternary'"),
         ({"depth": 7}, ValueError, "depth must be from 1 to 6"),
         ({"depth": 2, "method": "twn"}, ValueError, "depth=2 is instead of a method"),
         ({"depht": 2}, TypeError, "TernaryConfig has no argument depht"),
