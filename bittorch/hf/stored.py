@@ -92,18 +92,6 @@ class Files:
         return tensor
 
 
-def check_note(config: object) -> None:
-    """Raises where config.json says what `bittorch.models.LanguageModel` computes and transformers does not."""
-    found = getattr(config, "bittorch", None)
-    note = found if isinstance(found, dict) else {}
-    for key in ("hadamard", "input_norm_eps"):
-        if note.get(key):
-            raise ValueError(
-                f"config.json says {key!r} under 'bittorch', which transformers does not compute, so its outputs would "
-                "be wrong; open the folder by bittorch.models.LanguageModel"
-            )
-
-
 def place_layers(model: PreTrainedModel, files: Files, dtype: torch.dtype) -> None:
     """Puts the empty layers that the files describe into a model on the meta device.
 

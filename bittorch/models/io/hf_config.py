@@ -165,6 +165,16 @@ def note(values: Mapping[str, Any]) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def refuse_note(found: Mapping[str, Any], program: str) -> None:
+    """Raises ValueError where a `note` says what `bittorch.models.LanguageModel` computes and ``program`` does not."""
+    for key in ("hadamard", "input_norm_eps"):
+        if found.get(key):
+            raise ValueError(
+                f"config.json says {key!r} under 'bittorch', which {program} does not compute, so its outputs would "
+                "be wrong; open the folder by bittorch.models.LanguageModel"
+            )
+
+
 def note_of(config: ModelConfig) -> dict[str, Any]:
     """What a config.json written here says under ``bittorch``."""
     return {
