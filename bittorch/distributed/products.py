@@ -61,12 +61,13 @@ def row_parallel_linear(
         ``weight`` and ``bias``, but for a norm; the gradient of ``x`` is that of this process's columns.
 
     Raises:
+        TypeError: a scale that is not float32; ``x`` of another dtype.
         ValueError: columns that are no multiple of 4, shapes that do not go together, more columns than 32-bit sums
             hold, a norm without activation_bits.
         NotImplementedError: gradients through a norm.
     """
     columns = x.shape[-1] if x.dim() else 0
-    _check(x, weight_packed, scale, depth, activation_bits)
+    _check(x, weight_packed, scale, bias, depth, activation_bits)
     if norm_weight is not None:
         if activation_bits is None:
             raise ValueError("norm_weight goes with activation_bits; apply the norm before the product")
@@ -84,10 +85,11 @@ def row_parallel_linear(
             y = _product(rows, *arguments)[0]
         if bias is not None:
             y = y + bias.float()
-        return y.to(x.dtype).unflatten(0, x.shape[:-1]) if x.dim() != 2 else y.to(x.dtype)
+        y = y.to(x.dtype)
+        return y if x.dim() == 2 else y.reshape(*x.shape[:-1], y.shape[1])
 
 
-def _check(x: Tensor, weight_packed: Tensor, scale: Tensor, depth: int, bits: int | None) -> None:
+def _check(x: Tensor, weight_packed: Tensor, scale: Tensor, bias: Tensor | None, depth: int, bits: int | None) -> None:
     columns, planes = x.shape[-1] if x.dim() else 0, check_depth(depth)
     if columns == 0 or columns % 4 or weight_packed.dim() != 2 or weight_packed.shape[1] * 4 != columns:
         raise ValueError(
@@ -96,9 +98,14 @@ def _check(x: Tensor, weight_packed: Tensor, scale: Tensor, depth: int, bits: in
         )
     if len(weight_packed) % planes:
         raise ValueError(f"weight_packed has {len(weight_packed)} rows, no multiple of depth={planes}")
-    if len(scale) not in (1, len(weight_packed)) or (len(scale) == 1 and planes > 1):
+    count = len(weight_packed)
+    if scale.dtype != torch.float32:
+        raise TypeError(f"scale must be float32, got {scale.dtype}")
+    if scale.dim() not in (1, 2) or (len(scale) != count and (tuple(scale.shape) != (1,) or planes > 1)):
+        raise ValueError(f"scale must be ({count},) or ({count}, groups), or (1,) at depth 1; got {tuple(scale.shape)}")
+    if bias is not None and tuple(bias.shape) != (count // planes,):
         raise ValueError(
-            f"scale must be ({len(weight_packed)},) of the rows, or (1,) at depth 1; got {tuple(scale.shape)}"
+            f"bias must be ({count // planes},) for out_features={count // planes}, got {tuple(bias.shape)}"
         )
     check_activation_bits(bits, columns)
 

@@ -308,6 +308,21 @@ def what_does_not_fit_is_refused() -> None:
             activation_bits=8,
             depth=6,
         )
+    x, w = mine(tokens(64)), rows.weight_packed
+    for bias, scale, error, message in (
+        (None, rows.scale.half(), TypeError, "scale must be float32, got torch.float16"),
+        (
+            None,
+            torch.tensor(1.0),
+            ValueError,
+            r"scale must be \(24,\) or \(24, groups\), or \(1,\) at depth 1; got \(\)",
+        ),
+        (torch.ones(1), rows.scale, ValueError, r"bias must be \(24,\) for out_features=24, got \(1,\)"),
+    ):
+        with pytest.raises(error, match=message):
+            row_parallel_linear(x, w, scale, bias, activation_bits=8)
+    assert row_parallel_linear(x[0, 0], w, rows.scale, activation_bits=8).shape == (24,)
+    assert row_parallel_linear(x[:, :0], w, rows.scale, activation_bits=8).shape == (2, 0, 24)
     training = parallel(net(TRAINED["channel"]))
     training[0].quant_lambda = 0.5
     with pytest.raises(NotImplementedError, match="leave quant_lambda at 1"):
