@@ -174,7 +174,8 @@ void test_ternary_linear_w2a8(void) {
             for (int64_t m = 1; m < 8; m += 6) /* 7: blocks of four, of two and of one token */
                 for (int64_t k = 2048; k <= 65536; k *= 4) {
                     check_group(m, 5, k, k, fill, weights);
-                    check_group(m, 5, k, 64, fill, weights);
+                    for (int64_t group = 64; group <= 256; group *= 2)
+                        check_group(m, 5, k, group, fill, weights);
                     check_group(m, 5, k, 1024, fill, weights);
                 }
 }

@@ -5,6 +5,7 @@
  * A step adds at most 4 planes * 2 bytes * 2 * -128 = -2048 to an int16 lane (and at most 2032), so 16 steps reach
  * -32768 at most and are then widened to int32. */
 #define TWENTIETHS 13
+#define GROUP_SUMS
 #include "x86_w2a8_steps.h"
 
 enum { STEPS_IN_INT16 = 16 };
@@ -24,6 +25,13 @@ BT_ALWAYS_INLINE __m256i add_plane(__m256i sum, __m256i u, const int8_t *x) {
     return fixed(_mm256_add_epi16(sum, product));
 }
 
+BT_ALWAYS_INLINE __m256i add_sums(__m256i a, __m256i b) {
+    return _mm256_add_epi16(a, b);
+}
+BT_ALWAYS_INLINE __m256i negated(__m256i sum) {
+    return _mm256_sub_epi16(_mm256_setzero_si256(), sum);
+}
+
 BT_ALWAYS_INLINE __m256i widen(__m256i sum) {
     return _mm256_madd_epi16(sum, _mm256_set1_epi16(1));
 }
@@ -36,6 +44,19 @@ BT_ALWAYS_INLINE __m256i dot_u8_i8(__m256i acc, __m256i u, __m256i q) {
     __asm__("vpmaddwd %2, %1, %0" : "=x"(sum) : "x"(_mm256_maddubs_epi16(u, q)), "m"(*(const __m256i *)ones));
     return fixed(_mm256_add_epi32(acc, sum));
 }
+
+/* In int16: 32 products of 128 columns add at most 32 * 2 * 3 * -128 = -24576. */
+BT_ALWAYS_INLINE __m256i begin_sum(int32_t offset) {
+    (void)offset;
+    return _mm256_setzero_si256();
+}
+BT_ALWAYS_INLINE __m256i add_quad(__m256i acc, __m256i u, __m256i q) {
+    return fixed(_mm256_add_epi16(acc, _mm256_maddubs_epi16(u, q)));
+}
+BT_ALWAYS_INLINE __m256i end_sum(__m256i acc, int32_t offset) {
+    return _mm256_add_epi32(widen(acc), _mm256_set1_epi32(offset));
+}
+
 /* Adds a step of one row to the sums of its tokens; x[c] points at the first plane. */
 BT_ALWAYS_INLINE void add_row(__m256i sum[4], __m256i bytes, const int8_t *const x[4], const int tokens) {
     BT_UNROLL

@@ -159,21 +159,6 @@ BT_ALWAYS_INLINE void add_span(tile_t *tile, const bt_rows *rows, const int8_t *
         fold_planes(tile);
 }
 
-/* The same of one block or less. Folding the planes of one token would cost more than shifting its codes. */
-BT_ALWAYS_INLINE void add_one_block(tile_t *tile, const bt_rows *rows, const int8_t *q, int64_t ldq, int64_t begin,
-                                    int64_t end, const int tokens) {
-    uint8_t copy[BT_ROWS][BT_BLOCK_BYTES];
-    const uint8_t *w[BT_ROWS];
-    for (int r = 0; r < BT_ROWS; r++)
-        w[r] = rows->w[r] + begin / 4;
-    if (end - begin < BT_BLOCK) {
-        bt_copy_tail(copy[0], BT_BLOCK_BYTES, w, 0, bt_div_up(end - begin, 4));
-        for (int r = 0; r < BT_ROWS; r++)
-            w[r] = copy[r];
-    }
-    add_tokens(tile, w, q + begin, ldq, 1, tokens);
-}
-
 /* What code + 2 adds to the lanes of a row: 2 sum q. */
 BT_ALWAYS_INLINE __m512i offset_lanes(const int8_t *q, int64_t begin, int64_t end) {
     __m512i sum = _mm512_setzero_si512();
@@ -188,6 +173,7 @@ BT_ALWAYS_INLINE __m512i offset_lanes(const int8_t *q, int64_t begin, int64_t en
 BT_ALWAYS_INLINE void dot_span(bt_span_dots *dots, const bt_rows *rows, const int8_t *q, int64_t ldq, int64_t begin,
                                int64_t end, int remove_offset, int in_parts, const int q_rows) {
     tile_t tile;
+    (void)in_parts; /* small groups go another way */
     clear(&tile, q_rows == 1 ? 4 : q_rows);
     if (remove_offset) {
         BT_UNROLL
@@ -198,18 +184,43 @@ BT_ALWAYS_INLINE void dot_span(bt_span_dots *dots, const bt_rows *rows, const in
                 tile.acc[r][c] = _mm512_sub_epi32(tile.acc[r][c], offset);
         }
     }
-    if (in_parts)
-        add_one_block(&tile, rows, q, ldq, begin, end, q_rows);
-    else
-        add_span(&tile, rows, q, ldq, begin, end, q_rows);
+    add_span(&tile, rows, q, ldq, begin, end, q_rows);
     BT_UNROLL
     for (int c = 0; c < q_rows; c++) {
         const __m512i parts = bt_sum_wide_parts(tile.acc[0][c], tile.acc[1][c], tile.acc[2][c], tile.acc[3][c]);
-        if (in_parts)
-            _mm512_store_si512(dots->part[c], parts);
-        else
-            dots->part[c][0] = bt_add_halves(_mm256_add_epi32(bt_low(parts), bt_high(parts)));
+        dots->part[c][0] = bt_add_halves(_mm256_add_epi32(bt_low(parts), bt_high(parts)));
     }
+}
+
+BT_ALWAYS_INLINE words unit_offset(const int8_t *q) {
+    return _mm512_sub_epi32(_mm512_setzero_si512(), offset_lanes(q, 0, BT_BLOCK));
+}
+
+BT_ALWAYS_INLINE void unit_parts(words parts[FEW], const uint8_t *const w[BT_ROWS], int64_t at, const int8_t *q,
+                                 int64_t ldq, const words offset[FEW], const int q_rows) {
+    const __m512i mask = _mm512_set1_epi8(3);
+    __m512i u[BT_ROWS], sum[BT_ROWS][FEW];
+    BT_UNROLL
+    for (int r = 0; r < BT_ROWS; r++) {
+        u[r] = load_codes_plus_two(w[r] + at);
+        BT_UNROLL
+        for (int c = 0; c < q_rows; c++)
+            sum[r][c] = offset[c];
+    }
+    BT_UNROLL
+    for (int p = 0; p < PLANES; p++) {
+        BT_UNROLL
+        for (int r = 0; r < BT_ROWS; r++) {
+            const __m512i low = _mm512_and_si512(u[r], mask);
+            u[r] = _mm512_srli_epi16(u[r], 2);
+            BT_UNROLL
+            for (int c = 0; c < q_rows; c++)
+                sum[r][c] = dot_u8_i8(sum[r][c], low, _mm512_loadu_si512(q + c * ldq + BT_BLOCK / PLANES * p));
+        }
+    }
+    BT_UNROLL
+    for (int c = 0; c < q_rows; c++)
+        parts[c] = bt_sum_wide_parts(sum[0][c], sum[1][c], sum[2][c], sum[3][c]);
 }
 
 static const bt_w2a8_variant variant = {.unit = BT_BLOCK, .offset = 2, .dot_span = dot_span};

@@ -8,6 +8,19 @@
 #include "x86_vnni.h"
 #include "x86_w2a8_steps.h"
 
+BT_ALWAYS_INLINE __m256i add_plane(__m256i sum, __m256i u, const int8_t *x) {
+    return dot_loaded(sum, u, x);
+}
+BT_ALWAYS_INLINE __m256i add_sums(__m256i a, __m256i b) {
+    return _mm256_add_epi32(a, b);
+}
+BT_ALWAYS_INLINE __m256i negated(__m256i sum) {
+    return _mm256_sub_epi32(_mm256_setzero_si256(), sum);
+}
+BT_ALWAYS_INLINE __m256i widen(__m256i sum) {
+    return sum;
+}
+
 /* Adds a step of one row to the sums of its tokens; x[c] points at the first plane. */
 BT_ALWAYS_INLINE void add_row(__m256i sum[4], const uint8_t *w, const int8_t *const x[4], const int tokens) {
     const __m256i bytes = load_bytes(w);

@@ -28,6 +28,16 @@ BT_ALWAYS_INLINE words low_codes(words codes) {
 BT_ALWAYS_INLINE void store_words(int32_t *to, words v) {
     _mm256_store_si256((__m256i *)to, v);
 }
+BT_ALWAYS_INLINE words splat_word(int32_t word) {
+    return _mm256_set1_epi32(word);
+}
+BT_ALWAYS_INLINE words add_words(words a, words b) {
+    return _mm256_add_epi32(a, b);
+}
+/* Four of the lanes. */
+BT_ALWAYS_INLINE __m128i quarter(words v, const int part) {
+    return part ? _mm256_extracti128_si256(v, 1) : _mm256_castsi256_si128(v);
+}
 BT_ALWAYS_INLINE words splat_quad(const int8_t *from) {
     int32_t quad;
     memcpy(&quad, from, sizeof quad);
@@ -41,6 +51,9 @@ BT_ALWAYS_INLINE floats decode(words codes) {
 }
 BT_ALWAYS_INLINE floats zeros(void) {
     return _mm256_setzero_ps();
+}
+BT_ALWAYS_INLINE floats to_floats(words v) {
+    return _mm256_cvtepi32_ps(v);
 }
 BT_ALWAYS_INLINE floats splat(const float *from) {
     return _mm256_broadcast_ss(from);

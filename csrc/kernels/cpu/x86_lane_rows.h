@@ -47,16 +47,37 @@ static void begin_rows(short_rows *rows, const uint8_t *w, int64_t ldw, const fl
     }
 }
 
+/* Bytes of each row that gather_words() need not look at: with vectors of 16 words it is whole vectors. */
+BT_ALWAYS_INLINE int64_t gather_vectors(short_rows *rows, int64_t begin, int64_t bytes) {
+#if LANES == 16
+    for (int r = 0; r < rows->lanes; r += LANES)
+        for (int64_t at = 0; at + 64 <= bytes; at += 64) {
+            words word[LANES];
+            BT_UNROLL_16
+            for (int i = 0; i < LANES; i++)
+                word[i] = _mm512_loadu_si512(rows->w[r + i] + begin / 4 + at);
+            transpose(word);
+            BT_UNROLL_16
+            for (int i = 0; i < LANES; i++)
+                _mm512_store_si512(rows->words + ROWS * (at / 4 + i) + r, word[i]);
+        }
+    return bytes & -64;
+#else
+    (void)rows, (void)begin, (void)bytes;
+    return 0;
+#endif
+}
+
 /* The words of columns [begin, end), at most SHORT_K of them from a multiple of 16 on: four rows by four words at a
  * time, then the rest, of which the last word may be less than four bytes. */
 static void gather_words(short_rows *rows, int64_t begin, int64_t end) {
-    const int64_t bytes = bt_div_up(end - begin, 4);
+    const int64_t bytes = bt_div_up(end - begin, 4), done = gather_vectors(rows, begin, bytes);
     for (int r = 0; r < rows->lanes; r += 4) {
-        uint32_t *to = rows->words + r;
+        uint32_t *to = rows->words + ROWS * (done / 4) + r;
         const uint8_t *w[4];
         for (int i = 0; i < 4; i++)
             w[i] = rows->w[r + i] + begin / 4;
-        int64_t at = 0;
+        int64_t at = done;
         for (; at + 16 <= bytes; at += 16, to += 4 * ROWS) {
             __m128 row[4];
             for (int i = 0; i < 4; i++)

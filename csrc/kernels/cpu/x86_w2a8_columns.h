@@ -1,9 +1,10 @@
-/* ternary_linear_w2a8 on x86: the kernel that a variant is made into, with columns or with rows of w in the lanes. */
+/* ternary_linear_w2a8 on x86: the kernel that a variant is made into, with columns or with rows of w in the lanes, and
+ * with small scale groups. */
 #ifndef BT_CPU_X86_W2A8_COLUMNS_H
 #define BT_CPU_X86_W2A8_COLUMNS_H
 
 #include "x86_w2a8_block.h"
-#include "x86_w2a8_rows.h"
+#include "x86_w2a8_few.h"
 
 /* bt_ternary_linear_w2a8_<isa> of a bt_w2a8_variant, or, where that costs less, with rows of w in the lanes. */
 #define BT_W2A8_CASE(name, variant, whole, digits)                                                                     \
@@ -23,6 +24,10 @@
             return bt_ternary_linear_w2a8_scalar(p, tile_begin, tile_end);                                             \
         if (lanes_are_rows(p))                                                                                         \
             return short_tiles(p, tile_begin, tile_end);                                                               \
+        if (p->group < p->k && p->group <= BT_BLOCK && p->digits * p->m <= FEW_ROWS_OF_Q)                              \
+            return few_tiles(p, tile_begin, tile_end);                                                                 \
+        if (p->group < p->k && p->group <= MOST_GROUP)                                                                 \
+            return group_tiles(p, tile_begin, tile_end);                                                               \
         if (p->group == p->k)                                                                                          \
             p->digits == 1   ? whole_1(p, tile_begin, tile_end)                                                        \
             : p->digits == 2 ? whole_2(p, tile_begin, tile_end)                                                        \

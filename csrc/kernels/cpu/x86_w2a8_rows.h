@@ -36,8 +36,8 @@ typedef int32_t short_sums[BT_TILE_M * BT_MAX_DIGITS][ROWS];
 static void to_codes_plus_two(short_rows *rows, int64_t columns) {
     uint32_t *const word = rows->words;
     for (int64_t i = 0; i < bt_div_up(columns, STEPS) * ROWS; i++) {
-        const uint32_t low = word[i] & 0x55555555u, high = word[i] >> 1 & 0x55555555u;
-        word[i] = low | high | (high ^ 0x55555555u) << 1;
+        const uint32_t either = word[i] | word[i] >> 1;
+        word[i] = (either & 0x55555555u) | (~word[i] & 0xaaaaaaaau);
     }
 }
 

@@ -93,31 +93,11 @@ BT_ALWAYS_INLINE void add_span(int32_t *lanes, const bt_rows *rows, const int8_t
     }
 }
 
-/* The same of one step or less, for small groups: a call and loops of one pass cost more than the step. */
-BT_ALWAYS_INLINE void add_one_step(int32_t *lanes, const bt_rows *rows, const int8_t *q, int64_t ldq, int64_t begin,
-                                   int64_t end, const int tokens) {
-    uint8_t tail[BT_ROWS][BT_STEP_BYTES];
-    const uint8_t *w[BT_ROWS];
-    for (int r = 0; r < BT_ROWS; r++)
-        w[r] = rows->w[r] + begin / 4;
-    if (end - begin < BT_STEP) {
-        bt_copy_tail(tail[0], BT_STEP_BYTES, w, 0, bt_div_up(end - begin, 4));
-        for (int r = 0; r < BT_ROWS; r++)
-            w[r] = tail[r];
-    }
-    const int at_once = rows_at_once(tokens);
-    BT_UNROLL
-    for (int row = 0; row < BT_ROWS; row += at_once)
-        run_pass(lanes, w, q, ldq, begin / BT_STEP, 1, 0, row, at_once, tokens);
-}
-
 BT_ALWAYS_INLINE void dot_span(bt_span_dots *dots, const bt_rows *rows, const int8_t *q, int64_t ldq, int64_t begin,
                                int64_t end, int remove_offset, int in_parts, const int q_rows) {
     int32_t lanes[BT_TOKENS][BT_ROWS][LANES];
-    if (remove_offset && end - begin <= BT_STEP)
-        add_one_step(lanes[0][0], rows, q, ldq, begin, end, q_rows);
-    else
-        add_span(lanes[0][0], rows, q, ldq, begin, end, q_rows);
+    (void)in_parts; /* small groups go another way */
+    add_span(lanes[0][0], rows, q, ldq, begin, end, q_rows);
     for (int c = 0; c < q_rows; c++) {
         __m256i row[BT_ROWS];
         BT_UNROLL
@@ -129,12 +109,51 @@ BT_ALWAYS_INLINE void dot_span(bt_span_dots *dots, const bt_rows *rows, const in
             for (int r = 0; r < BT_ROWS; r++)
                 row[r] = _mm256_sub_epi32(row[r], offset);
         }
-        const __m256i parts = bt_sum_parts(row[0], row[1], row[2], row[3]);
-        if (in_parts)
-            _mm256_storeu_si256((__m256i *)dots->part[c], parts);
-        else
-            dots->part[c][0] = bt_add_halves(parts);
+        dots->part[c][0] = bt_add_halves(bt_sum_parts(row[0], row[1], row[2], row[3]));
     }
+}
+
+/* sum + the products of one plane; and with sums of one step, which may be int16. */
+BT_ALWAYS_INLINE __m256i add_plane(__m256i sum, __m256i u, const int8_t *x);
+BT_ALWAYS_INLINE __m256i add_sums(__m256i a, __m256i b);
+BT_ALWAYS_INLINE __m256i negated(__m256i sum);
+BT_ALWAYS_INLINE __m256i widen(__m256i sum);
+
+BT_ALWAYS_INLINE words unit_offset(const int8_t *q) {
+    __m256i sum = _mm256_setzero_si256();
+    BT_UNROLL
+    for (int plane = 0; plane < PLANES; plane++)
+        sum = add_plane(sum, _mm256_set1_epi8(1), q + BT_BLOCK / PLANES * plane);
+    return negated(sum);
+}
+
+/* Two rows at a time, whose sums are then interleaved: more do not fit into 16 registers. */
+BT_ALWAYS_INLINE void unit_parts(words parts[FEW], const uint8_t *const w[BT_ROWS], int64_t at, const int8_t *q,
+                                 int64_t ldq, const words offset[FEW], const int q_rows) {
+    __m256i pair[2][FEW];
+    BT_UNROLL
+    for (int r = 0; r < BT_ROWS; r += 2) {
+        __m256i sum[2][FEW];
+        BT_UNROLL
+        for (int i = 0; i < 2; i++) {
+            const __m256i bytes = load_bytes(w[r + i] + at);
+            BT_UNROLL
+            for (int plane = 0; plane < PLANES; plane++) {
+                const __m256i u = bt_codes_plus_one(bytes, plane);
+                BT_UNROLL
+                for (int c = 0; c < q_rows; c++)
+                    sum[i][c] = add_plane(plane ? sum[i][c] : offset[c], u, q + c * ldq + BT_BLOCK / PLANES * plane);
+            }
+        }
+        BT_UNROLL
+        for (int c = 0; c < q_rows; c++)
+            pair[r / 2][c] =
+                add_sums(_mm256_unpacklo_epi32(sum[0][c], sum[1][c]), _mm256_unpackhi_epi32(sum[0][c], sum[1][c]));
+    }
+    BT_UNROLL
+    for (int c = 0; c < q_rows; c++)
+        parts[c] = widen(
+            add_sums(_mm256_unpacklo_epi64(pair[0][c], pair[1][c]), _mm256_unpackhi_epi64(pair[0][c], pair[1][c])));
 }
 
 static const bt_w2a8_variant variant = {.unit = BT_STEP, .offset = 1, .dot_span = dot_span};
