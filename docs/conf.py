@@ -34,7 +34,15 @@ python_use_unqualified_type_names = True
 napoleon_numpy_docstring = False
 napoleon_custom_sections = ["Shape", "Source"]
 nitpick_ignore_regex = [("py:class", r"(dict|tuple)\[.*")]  # types of attributes, which napoleon cuts at their commas
-nitpick_ignore = [("py:class", "ChatTemplate"), ("py:class", "torch.optim.optimizer.Optimizer")]  # annotations alone
+ANNOTATIONS = (
+    "ChatTemplate",
+    "torch.optim.optimizer.Optimizer",
+    "NDArray",
+    "np.int64",
+    "np.float32",
+    "bittorch.utils.lens._Scale",
+)
+nitpick_ignore = [("py:class", name) for name in ANNOTATIONS]  # names that stand in annotations alone
 default_role = "py:obj"  # a name in single backticks is a link; `link_or_code` has what leads nowhere
 
 log = logging.getLogger(__name__)

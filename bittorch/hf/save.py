@@ -45,7 +45,7 @@ def save_pretrained(
         ValueError: no packed layer; for the copy, layers of trit planes, which compressed-tensors does not hold, or the
             folder of the model. Nothing is written then.
         FileExistsError: the copy is there, and overwrite is False; nothing is written then.
-        FormatError, LossyError: what `bittorch convert` refuses; the packed folder is then whole, and there is no copy.
+        FormatError, LossyError: what ``bittorch convert`` refuses; the packed folder is whole, and there is no copy.
     """
     packed = Path(folder)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, PackedLayer)}

@@ -32,8 +32,9 @@ class TernaryConvTranspose2d(TernaryConvolution, nn.ConvTranspose2d):
     count.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation, padding_mode,
-            device, dtype: as in `torch.nn.ConvTranspose2d`, whose only padding_mode is zeros.
+        in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation, device, dtype:
+            as in `torch.nn.ConvTranspose2d`.
+        padding_mode: ``"zeros"``, the only one of `torch.nn.ConvTranspose2d`.
         threshold_factor, per_channel, quantize, backend, config, activation_bits: as in `bittorch.TernaryConv2d`.
 
     Attributes:

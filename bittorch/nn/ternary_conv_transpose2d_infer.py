@@ -26,8 +26,9 @@ class TernaryConvTranspose2dInference(PackedConvolution):
     Made by `bittorch.export_for_inference`, or empty, to be filled by ``load_state_dict``:
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation, padding_mode,
-            device, dtype: as in `torch.nn.ConvTranspose2d`, whose only padding_mode is zeros; dtype is of the bias.
+        in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation, device, dtype:
+            as in `torch.nn.ConvTranspose2d`; dtype is of the bias.
+        padding_mode: ``"zeros"``, the only one of `torch.nn.ConvTranspose2d`.
         scale_groups, activation_bits: as in `TernaryConv2dInference`.
 
     Raises:
