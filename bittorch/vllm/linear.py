@@ -94,7 +94,7 @@ class PackedLinearMethod(LinearMethodBase):
         }
         inner = TernaryLinearInference(self.columns, rows, bias=False, depth=form.depth, device="meta", **options)
         try:
-            inner._check_state({"weight_packed": packed, "scale": scale}, f"{self.name}.")
+            inner._check_state({f"{self.name}.weight_packed": packed, f"{self.name}.scale": scale}, f"{self.name}.")
         except RuntimeError as error:
             raise ValueError(f"{self.folder}: {error}; the file is damaged, or lacks a tensor of the layer") from None
         inner.name, inner.weight_packed, inner.scale = self.name, packed, scale

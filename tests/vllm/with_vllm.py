@@ -30,7 +30,8 @@ ROOT = Path(bittorch.__file__).parent.parent
 def served(processes: int, *folders: Path) -> list[object]:
     """vLLM's tokens of each folder, or its error."""
     command = [sys.executable, "-m", "tests.vllm.tokens", str(processes), *map(str, folders)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    # A session of its own: vLLM ends its workers by signals to the group of processes.
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, start_new_session=True)
     lines = [line.removeprefix("TOKENS ") for line in done.stdout.splitlines() if line.startswith("TOKENS ")]
     assert len(lines) == len(folders), done.stdout[-3000:] + done.stderr[-3000:]
     return [json.loads(line) for line in lines]
