@@ -45,6 +45,7 @@ _CONVOLUTIONS: dict[str, type[PackedConvolution]] = {
     "conv2d": TernaryConv2dInference,
     "conv_transpose2d": TernaryConvTranspose2dInference,
 }
+_Shared = dict[tuple[tuple[tuple[str, Any], ...], tuple[str, ...]], PackedLayer]  # by configuration and tensors
 _DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
@@ -253,13 +254,13 @@ def _filled(model: nn.Module, path: Path, device: str) -> nn.Module:
     header, state = _read(path, device)
     buffers = _buffers_of(header, state, path)
     layers: dict[str, PackedLayer] = {}
-    shared: dict[tuple[object, ...], PackedLayer] = {}
+    shared: _Shared = {}
     for name, config in header["layers"].items():
         layer = _build_layer(name, config, state, path)
         keys = [f"{name}.{key}" if name else key for key, _ in layer.named_buffers()]
-        # One layer in several places has all its tensors in common; layers may also share some and differ in others.
-        stored_as = type(layer), *(header["aliases"].get(key, key) for key in keys)
-        layers[name] = shared.setdefault(stored_as, layer)
+        # One layer in several places has all its tensors in common; layers may also share these, or some, and differ.
+        tensors = tuple(header["aliases"].get(key, key) for key in keys)
+        layers[name] = shared.setdefault((tuple(layer_config(layer).items()), tensors), layer)
         check_fits(model, name, layers[name], path)
     for layer, name in {layer: name for name, layer in layers.items()}.items():  # once, however many names it has
         prefix = f"{name}." if name else ""
@@ -290,12 +291,12 @@ def _filled(model: nn.Module, path: Path, device: str) -> nn.Module:
     return model.eval()
 
 
-def _tie_heads(stored: dict[tuple[object, ...], PackedLayer]) -> None:
+def _tie_heads(stored: _Shared) -> None:
     """Gives a linear layer of the tensors of an embedding its buffers, as `tied_head` does."""
-    for (kind, *tensors), layer in stored.items():
-        embedding = stored.get((TernaryEmbeddingInference, *tensors))
-        if kind is TernaryLinearInference and isinstance(embedding, TernaryEmbeddingInference):
-            embedding.tie(layer)
+    tables = {tensors: layer for (_, tensors), layer in stored.items() if isinstance(layer, TernaryEmbeddingInference)}
+    for (_, tensors), layer in stored.items():
+        if isinstance(layer, TernaryLinearInference) and tensors in tables:
+            tables[tensors].tie(layer)
 
 
 def _buffers_of(header: dict[str, Any], state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:

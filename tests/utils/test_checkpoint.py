@@ -563,6 +563,23 @@ def test_layers_that_share_codes_but_not_the_bias_stay_two(path: Path) -> None:
     assert torch.equal(loaded(x), packed(x))
 
 
+def test_layers_of_one_weight_keep_what_they_differ_in(path: Path) -> None:
+    def made() -> nn.ModuleList:
+        linear = [TernaryLinear(16, 16, False, activation_bits=bits) for bits in (None, 8, "ternary")]
+        strided = [TernaryConv2d(4, 4, 3, stride, bias=False) for stride in (1, 2)]
+        for layers in (linear, strided):
+            for layer in layers[1:]:
+                layer.weight = layers[0].weight
+        return nn.ModuleList([*linear, *strided]).eval()
+
+    packed = export_for_inference(made())
+    save(packed, path)
+    loaded = load(made(), path)
+    for i, (layer, expected) in enumerate(zip(loaded, packed, strict=True)):
+        x = helpers.randn(3, 16) if i < 3 else helpers.randn(2, 4, 7, 7)
+        assert torch.equal(layer(x), expected(x))
+
+
 def test_different_tensors_do_not_load_into_a_tied_parameter(path: Path) -> None:
     model = _trained()
     model.head.weight = nn.Parameter(model.head.weight + 1)
