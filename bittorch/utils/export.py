@@ -92,7 +92,8 @@ def stored_as(layer: TernaryLayer | PackedLayer) -> Hashable:
     if weight is None:
         return id(layer)
     rows = dataclasses.replace(layer.config, activation_bits=None)  # activations are no part of what is stored
-    return id(weight), id(layer.weight_scale), rows
+    turned = layer.groups if isinstance(layer, TernaryConvTranspose2d) else 0  # its rows are others of the same weight
+    return id(weight), id(layer.weight_scale), rows, turned
 
 
 def _gathers(hook: Callable[..., object]) -> bool:

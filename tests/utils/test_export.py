@@ -10,6 +10,7 @@ import bittorch
 from bittorch import (
     TernaryConv2d,
     TernaryConv2dInference,
+    TernaryConvTranspose2d,
     TernaryLinear,
     TernaryLinearInference,
     TernaryQuantConfig,
@@ -342,6 +343,18 @@ def test_tied_weights_share_their_codes() -> None:
     assert packed[1].scale is packed[0].scale
     assert packed[2].weight_packed is packed[0].weight_packed  # whatever the activations
     assert len({id(layer.weight_packed) for layer in packed}) == 3  # of one weight, and quantised alike
+    for layer, twin in zip(layers, packed, strict=True):
+        assert torch.equal(twin(x), layer.eval()(x))
+
+
+def test_a_transposed_convolution_with_the_weight_of_another_has_rows_of_its_own() -> None:
+    layers = [TernaryConv2d(8, 8, 3), *(TernaryConvTranspose2d(8, 8 * g, 3, groups=g) for g in (1, 2))]
+    layers += [TernaryConv2d(8, 8, 3), TernaryConvTranspose2d(8, 8, 3, stride=2)]
+    for layer in layers[1:]:
+        layer.weight = layers[0].weight
+    packed, x = export_for_inference(nn.ModuleList(layers)), helpers.randn(1, 8, 6, 6)
+    assert packed[3].weight_packed is packed[0].weight_packed
+    assert packed[4].weight_packed is packed[1].weight_packed
     for layer, twin in zip(layers, packed, strict=True):
         assert torch.equal(twin(x), layer.eval()(x))
 
