@@ -93,7 +93,7 @@ class Lens:
         at = at % max(len(codes), 1)
         if len(at.unique()) != len(at):
             raise ValueError(f"rows must differ, got {at.tolist()}")
-        sums = old + change
+        sums = old + change.clamp(-3, 3)  # which no code brings back, and no sum overflows
         if saturate:
             sums = sums.clamp(-1, 1)
         elif bool((bad := sums.abs() > 1).any()):
@@ -127,7 +127,11 @@ class Lens:
         """What all edits do to the output: what the layer gives for ``x`` now less what it gave before, in float64.
 
         Both are computed by the layer's own product, so that outputs that no edit reaches differ by exactly 0.
+
+        Raises:
+            RuntimeError: a layer that another changed since.
         """
+        self._check_own()
         before = copy.copy(self._layer)
         before.__dict__["_buffers"] = dict(self._layer._buffers)
         for step in reversed(self._steps):
@@ -178,6 +182,7 @@ class _Scale:
         self._lens = lens
 
     def __getitem__(self, key: Any) -> Tensor:
+        self._lens._check_own()
         return self._lens._tensors[1].clone()[_moved(key, self._lens._tensors[1].device)]
 
     def __setitem__(self, key: Any, value: Any) -> None:

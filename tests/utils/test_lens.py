@@ -160,9 +160,21 @@ def test_a_layer_that_others_changed_is_not_mixed() -> None:
     edit = lens(layer)
     edit[0, 0] = 1
     layer.load_state_dict(packed_linear().state_dict())
-    for change in (lambda: edit.undo(), lambda: edit.__setitem__((0, 0), 1), lambda: edit.scale.__setitem__(0, 1.0)):
+    changes = (lambda: edit.undo(), lambda: edit.__setitem__((0, 0), 1), lambda: edit.scale.__setitem__(0, 1.0))
+    reads = (lambda: edit[0], lambda: edit.scale[0], lambda: edit.delta(randn(2, 10)))
+    for use in (*changes, *reads):
         with pytest.raises(RuntimeError, match="was moved, loaded or written to since"):
-            change()
+            use()
+
+
+@each("huge", [2**63 - 1, -(2**63)])
+def test_sums_do_not_overflow(huge: int) -> None:
+    layer = packed_linear()
+    edit, delta = lens(layer), torch.full((6, 10), huge)
+    with pytest.raises(ValueError, match=rf"would be -?\d \+ {huge}; saturate=True"):
+        edit.add(range(6), delta)
+    edit.add(range(6), delta, saturate=True)
+    assert bool((edit[:] == (1 if huge > 0 else -1)).all())
 
 
 def test_what_has_no_lens() -> None:
