@@ -125,6 +125,8 @@ class _TrainingShare(Share, TernaryLinear):
         w_packed, scale = ops.ternary_quantize(whole, *self.config.op_args())
         if not alone:
             w_packed = w_packed.chunk(count, self.dim)[rank].contiguous()
+        elif self.dim == 1:
+            scale = scale.view(len(rows), -1)  # one group of this process's columns is not one of whole rows
         routed = learned.clipped(weight, scale) if self.config.ste == "clipped" else weight
         return w_packed, scale, routed
 
@@ -196,7 +198,7 @@ def check_divides(what: str, size: int, mesh: DeviceMesh, multiple: int = 1, why
 
 
 def check_alone(layer: nn.Module) -> None:
-    """Raises ValueError for a layer that is parallel or sharded already, TypeError for one that cannot be."""
+    """Raises ValueError or TypeError for a layer that is parallel or sharded already, or cannot be."""
     if isinstance(layer, Share) or any(isinstance(p, DTensor) for p in layer.parameters(recurse=False)):
         raise ValueError(f"the layer is parallel already: {layer}; fully_shard comes after the parallel styles")
     if isinstance(layer, TernaryLinear):
@@ -205,6 +207,7 @@ def check_alone(layer: nn.Module) -> None:
                 "a TernaryLinear that learns its scale, has quantize=False or backend='python' has no parallel form; "
                 f"got {layer}"
             )
+        no_trits(layer.config.activation_bits, "tensor parallelism")
         if type(layer) is not TernaryLinear:
             raise TypeError(f"a parallel style takes TernaryLinear itself, got its subclass {type(layer).__name__}")
     elif type(layer) is not TernaryLinearInference:

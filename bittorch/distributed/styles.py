@@ -9,6 +9,7 @@ from torch.distributed.tensor.parallel import ParallelStyle
 
 from bittorch.distributed import layers
 from bittorch.nn import TernaryLinear, TernaryLinearInference
+from bittorch.quant.ternary import no_trits
 
 
 class TernaryColwiseParallel(ParallelStyle):
@@ -23,7 +24,8 @@ class TernaryColwiseParallel(ParallelStyle):
 
     Raises:
         ValueError: on use: out_features that the processes do not divide, a mesh of more than one dimension, a layer
-            that is parallel already, one that learns its scale or does not quantise.
+            that is parallel already, one that learns its scale or does not quantise, one that trains with
+            ``activation_bits="ternary"``.
         TypeError: on use: another module.
 
     Source: Shoeybi et al. 2019 (Megatron-LM).
@@ -57,7 +59,7 @@ class TernaryRowwiseParallel(ParallelStyle):
 
     Raises:
         ValueError: on use: in_features that is no multiple of 4 for each process, groups that would lie on two
-            processes, and all that `TernaryColwiseParallel` refuses.
+            processes, ``activation_bits="ternary"``, and all that `TernaryColwiseParallel` refuses.
         TypeError: on use: another module.
 
     Source: Shoeybi et al. 2019 (Megatron-LM).
@@ -76,7 +78,9 @@ class TernaryRowwiseParallel(ParallelStyle):
 
 
 def check_columns(module: TernaryLinear | TernaryLinearInference, mesh: DeviceMesh) -> None:
-    """Raises ValueError where the columns cannot be cut into equal shares of whole bytes and whole groups."""
+    """Raises ValueError for ternary activations and for columns without equal shares of whole bytes and groups."""
+    bits = module.config.activation_bits if isinstance(module, TernaryLinear) else module.activation_bits
+    no_trits(bits, "tensor parallelism")
     layers.check_divides("in_features", module.in_features, mesh, 4, "codes a byte")
     if isinstance(module, TernaryLinear):
         grouped = module.config.granularity == "group"

@@ -187,6 +187,7 @@ TRAINED = {
     "8 bits": TernaryQuantConfig(activation_bits=8),
     "16 bits": TernaryQuantConfig(activation_bits=16),
     "clipped": TernaryQuantConfig(ste="clipped"),
+    "one group a process": TernaryQuantConfig(granularity="group", group_size=32, activation_bits=8, ste="clipped"),
 }
 
 
@@ -264,6 +265,7 @@ def a_trained_model_is_exported_whole() -> None:
 @check
 def what_cannot_be_cut_is_refused() -> None:
     grouped = TernaryQuantConfig(granularity="group", group_size=24)
+    trits = TernaryQuantConfig(activation_bits="ternary")
     column, row = TernaryColwiseParallel, TernaryRowwiseParallel
     cases = [
         (packed(64, 25), column, ValueError, "out_features=25 is no multiple of 2 processes; use fewer"),
@@ -271,6 +273,8 @@ def what_cannot_be_cut_is_refused() -> None:
         (packed(72, 24, grouped), row, ValueError, "in_features=72 is no multiple of 2 processes x 24 columns of a"),
         (layer(72, 24, grouped), row, ValueError, "in_features=72 is no multiple of 2 processes x 24 columns of a"),
         (layer(64, 24, TernaryQuantConfig(method="lsq")), column, ValueError, "that learns its scale"),
+        (packed(64, 24, trits), row, ValueError, "tensor parallelism has no activation_bits='ternary'"),
+        (layer(64, 24, trits), column, ValueError, "tensor parallelism has no activation_bits='ternary'"),
         (nn.Linear(64, 24), row, TypeError, "got Linear; torch's ColwiseParallel and RowwiseParallel take nn.Linear"),
     ]
     for module, style, error, message in cases:
@@ -311,12 +315,7 @@ def what_does_not_fit_is_refused() -> None:
     x, w = mine(tokens(64)), rows.weight_packed
     for bias, scale, error, message in (
         (None, rows.scale.half(), TypeError, "scale must be float32, got torch.float16"),
-        (
-            None,
-            torch.tensor(1.0),
-            ValueError,
-            r"scale must be \(24,\) or \(24, groups\), or \(1,\) at depth 1; got \(\)",
-        ),
+        (None, torch.ones(()), ValueError, r"scale must be \(24,\) or \(24, groups\), or \(1,\) at depth 1; got \(\)"),
         (torch.ones(1), rows.scale, ValueError, r"bias must be \(24,\) for out_features=24, got \(1,\)"),
     ):
         with pytest.raises(error, match=message):
