@@ -23,7 +23,7 @@ say() { printf '%-10s %s\n' "$1" "$2"; }
 
 find_board() {
     release=$(sed -n '1s/^# R\([0-9]*\) .*/\1/p' "$ROOT/etc/nv_tegra_release" 2>/dev/null || true)
-    board=$(tr -d '\0' <"$ROOT/proc/device-tree/model" 2>/dev/null || echo "unknown board")
+    board=$(tr -d '\0' 2>/dev/null <"$ROOT/proc/device-tree/model" || echo "unknown board")
     case "$release" in
         36) jetpack="JetPack 6" ;;
         38) jetpack="JetPack 7" ;;
