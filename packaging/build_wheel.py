@@ -32,7 +32,10 @@ OF_TORCH = re.compile(r"_Z[A-Z]*(?:2at|3c10|5torch)")  # a name of its namespace
 
 def unpack(wheel: Path, machine: str) -> Path:
     """The folder of a wheel of torch with what a shim is compiled against and linked to, unpacked once."""
-    name, tags = wheel.name.split("-")[1], wheel.stem.split("-")[-1]
+    parts = wheel.stem.split("-")
+    if wheel.suffix != ".whl" or len(parts) < 5:
+        raise SystemExit(f"{wheel} is not named as a wheel is: NAME-VERSION-PYTHON-ABI-PLATFORM.whl")
+    name, tags = parts[1], parts[-1]
     if not tags.endswith(machine):
         raise SystemExit(f"{wheel} is a torch for {tags}, and the wheel is to be for {machine}")
     if not wheel.is_file():

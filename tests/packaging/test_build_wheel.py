@@ -83,6 +83,10 @@ def test_a_torch_of_another_machine_is_refused(script: dict[str, Any], tmp_path:
 def test_a_missing_torch_is_one_line(script: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match=r"^there is no nowhere/torch-2\.10\.0-cp311-cp311-linux_aarch64\.whl$"):
         script["main"](["--machine", "aarch64", "nowhere/torch-2.10.0-cp311-cp311-linux_aarch64.whl"])
+    with pytest.raises(
+        SystemExit, match=r"^torch==2\.10\.0 is not named as a wheel is: NAME-VERSION-PYTHON-ABI-PLATFORM\.whl$"
+    ):
+        script["main"](["--machine", "aarch64", "torch==2.10.0"])
     script["main"].__globals__["HOST"] = "x86_64"
     with pytest.raises(SystemExit):
         script["main"](["--machine", "aarch64"])
