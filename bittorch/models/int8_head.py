@@ -35,6 +35,11 @@ class Int8Head(nn.Module):
     def __init__(self, exact: BlockLinear | nn.Linear, let_go: Callable[[], None]) -> None:
         super().__init__()
         self.exact = exact
+        self._quantise(let_go)
+        self.register_load_state_dict_post_hook(_follow)
+
+    def _quantise(self, let_go: Callable[[], None]) -> None:
+        exact = self.exact
         shape, device = (exact.out_features, exact.in_features), next(_rows(exact)).device
         codes = (
             new_tensor(shape, torch.int8) if device.type == "cpu" else torch.empty(shape, dtype=torch.int8).to(device)
@@ -57,6 +62,11 @@ class Int8Head(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.exact.in_features}, {self.exact.out_features}"
+
+
+def _follow(head: Int8Head, _: object) -> None:
+    """Makes the rows again, of an exact head that ``load_state_dict`` has changed."""
+    head._quantise(lambda: None)
 
 
 def _rows(exact: BlockLinear | nn.Linear) -> Iterator[Tensor]:

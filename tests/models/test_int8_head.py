@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -85,6 +86,15 @@ def test_gradients_are_those_of_the_stored_head() -> None:
     x = helpers.randn(2, 64, seed=8).requires_grad_()
     Int8Head(exact, nothing)(x).sum().backward()
     torch.testing.assert_close(x.grad, exact.weight.sum(0).expand(2, -1))
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_rows_follow_what_is_loaded(assign: bool) -> None:
+    weights = [helpers.randn(9, 64, seed=seed) for seed in (9, 10)]
+    head, other = (nn.Sequential(Int8Head(dense_head(weight), nothing)) for weight in weights)
+    head = copy.deepcopy(head)
+    head.load_state_dict(other.state_dict(), assign=assign)
+    assert_defined(head[0], helpers.randn(2, 64, seed=11), weights[1])
 
 
 def head_of(config: ModelConfig, tensors: dict[str, Any], **options: Any) -> nn.Module:
