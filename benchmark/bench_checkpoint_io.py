@@ -22,6 +22,7 @@ from bittorch.models import LanguageModel
 from bittorch.models.config import ModelConfig
 from bittorch.models.decoder import tensor_shapes
 from bittorch.models.io import TARGETS, PackedWeight, from_memory, open_checkpoint, save
+from bittorch.models.load import HEADS
 
 READ, LOAD, MODEL = "read", "load", "model"
 
@@ -62,8 +63,8 @@ def read(path: Path) -> None:
     file_of(path).read_bytes()
 
 
-def model_of(path: Path) -> LanguageModel:
-    return LanguageModel.from_pretrained(path, tokenizer=False)
+def model_of(path: Path, head: str) -> LanguageModel:
+    return LanguageModel.from_pretrained(path, tokenizer=False, head=head)
 
 
 def three_tokens(model: LanguageModel) -> None:
@@ -72,7 +73,7 @@ def three_tokens(model: LanguageModel) -> None:
         model(torch.tensor([[1, 2, 3]]))
 
 
-def one_run(what: str, path: Path) -> None:
+def one_run(what: str, path: Path, head: str) -> None:
     """Prints seconds of the processor and bytes of peak memory, in a process that does nothing else."""
     import resource
 
@@ -84,15 +85,15 @@ def one_run(what: str, path: Path) -> None:
 
     before, begin = status("VmRSS"), resource.getrusage(resource.RUSAGE_SELF)
     Path("/proc/self/clear_refs").write_text("5")
-    loaded = {LOAD: load, READ: read, MODEL: model_of}[what](path)
+    loaded = model_of(path, head) if what == MODEL else {LOAD: load, READ: read}[what](path)
     end = resource.getrusage(resource.RUSAGE_SELF)
     if isinstance(loaded, LanguageModel):
         three_tokens(loaded)
     print(end.ru_utime - begin.ru_utime + end.ru_stime - begin.ru_stime, status("VmHWM") - before)
 
 
-def run_alone(what: str, path: Path) -> list[float]:
-    command = [sys.executable, __file__, "--one", what, str(path)]
+def run_alone(what: str, path: Path, head: str = "auto") -> list[float]:
+    command = [sys.executable, __file__, "--one", what, str(path), "--head", head]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return [float(number) for number in out.split()]
 
@@ -117,16 +118,17 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--formats", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--model", type=Path, help="a file of your own: time and peak of its model, no tokenizer")
+    parser.add_argument("--head", choices=HEADS, default="auto", help="of that model (default: auto)")
     parser.add_argument("--one", nargs=2, metavar=("WHAT", "PATH"), help=argparse.SUPPRESS)
 
 
 def main() -> None:
     args = _timing.parse_args(__doc__, options)
     if args.one:
-        one_run(args.one[0], Path(args.one[1]))
+        one_run(args.one[0], Path(args.one[1]), args.head)
         return
     if args.model:
-        runs = [run_alone(MODEL, args.model) for _ in range(args.rounds)]
+        runs = [run_alone(MODEL, args.model, args.head) for _ in range(args.rounds)]
         seconds, peak = median(run[0] for run in runs), max(run[1] for run in runs) / file_of(args.model).stat().st_size
         print(f"{args.model}: loads in {seconds:.2f} s; its peak, three tokens read, is {peak:.2f} of the file")
         return
