@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from bittorch.nn.ternary_conv1d_infer import as_image, as_signal, check_lengths
 from bittorch.nn.ternary_conv2d import TernaryConvolution
-from bittorch.nn.ternary_conv2d_infer import Length, PaddedConv, PaddingMode, columns_of, geometry
-from bittorch.nn.ternary_layer import Backend, check_backend, check_dtype, points_to_config, resolve_config
+from bittorch.nn.ternary_conv2d_infer import Length, PaddedConv, PaddingMode, columns_of
+from bittorch.nn.ternary_layer import Backend, points_to_config
 from bittorch.quant import TernaryQuantConfig
 
 torch.fx.wrap("as_image")  # in this module too
@@ -64,9 +64,7 @@ class TernaryConv1d(TernaryConvolution, PaddedConv, nn.Conv1d):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.config = resolve_config(config, threshold_factor, per_channel, activation_bits)
-        check_backend(backend)
-        check_dtype(dtype, quantize, backend)
+        self._configure(config, threshold_factor, per_channel, activation_bits, quantize, backend, dtype)
         check_lengths(kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation)
         sizes = kernel_size, stride, padding, dilation, groups, bias, padding_mode
         super().__init__(in_channels, out_channels, *sizes, device=device, dtype=dtype)
@@ -77,10 +75,7 @@ class TernaryConv1d(TernaryConvolution, PaddedConv, nn.Conv1d):
     @classmethod
     def from_conv1d(cls, conv: nn.Conv1d, config: TernaryQuantConfig | None = None) -> TernaryConv1d:
         """A ternary layer that shares the parameters of ``conv``; TypeError for any other module."""
-        if not isinstance(conv, nn.Conv1d):
-            raise TypeError(f"conv must be a torch.nn.Conv1d, got {type(conv).__name__}")
-        sizes = conv.in_channels, conv.out_channels
-        return cls(*sizes, **geometry(conv), bias=conv.bias is not None, config=config, device="meta")._sharing(conv)
+        return cls._of(conv, nn.Conv1d, config)
 
     def _filters(self, weight: Tensor) -> Tensor:
         return weight.unsqueeze(2)

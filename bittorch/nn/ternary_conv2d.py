@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.fx
@@ -22,26 +22,39 @@ from bittorch.nn.parts import (
     narrowed_codes,
     two_scales,
 )
-from bittorch.nn.ternary_conv2d_infer import Around, PaddedConv, PaddingMode, Size, columns_of, geometry, padded
-from bittorch.nn.ternary_layer import (
-    Backend,
-    TernaryLayer,
-    check_backend,
-    check_dtype,
-    points_to_config,
-    resolve_config,
+from bittorch.nn.ternary_conv2d_infer import (
+    Around,
+    Convolution,
+    PaddedConv,
+    PaddingMode,
+    Size,
+    columns_of,
+    geometry,
+    padded,
 )
+from bittorch.nn.ternary_layer import Backend, TernaryLayer, points_to_config
 from bittorch.ops import reference
 from bittorch.ops._fake import in_memory_format_of
 from bittorch.quant import TernaryQuantConfig
 from bittorch.quant.ternary import no_trits
 
+_Conv = TypeVar("_Conv", bound="TernaryConvolution")
 Steps = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
 """Stride, padding, dilation and groups of the op."""
 
 
 class TernaryConvolution(TernaryLayer):
     """What the training convolutions share: all of them are 2-d convolutions of filters that `_filters` arranges."""
+
+    @classmethod
+    def _of(cls: type[_Conv], conv: Convolution, kind: type[Convolution], config: TernaryQuantConfig | None) -> _Conv:
+        """A layer that shares the parameters of ``conv``; TypeError for one that is no ``kind``."""
+        if not isinstance(conv, kind):
+            raise TypeError(f"conv must be a torch.nn.{kind.__name__}, got {type(conv).__name__}")
+        make: Any = cls  # the constructors of the layers take these
+        sizes = conv.in_channels, conv.out_channels
+        layer: _Conv = make(*sizes, **geometry(conv), bias=conv.bias is not None, config=config, device="meta")
+        return layer._sharing(conv)
 
     def _convolved(self, input: Tensor, around: Around, steps: Steps) -> Tensor:
         filters = self._filters(self.weight)
@@ -106,9 +119,7 @@ class TernaryConv2d(TernaryConvolution, PaddedConv, nn.Conv2d):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.config = resolve_config(config, threshold_factor, per_channel, activation_bits)
-        check_backend(backend)
-        check_dtype(dtype, quantize, backend)
+        self._configure(config, threshold_factor, per_channel, activation_bits, quantize, backend, dtype)
         super().__init__(
             in_channels,
             out_channels,
@@ -129,10 +140,7 @@ class TernaryConv2d(TernaryConvolution, PaddedConv, nn.Conv2d):
     @classmethod
     def from_conv2d(cls, conv: nn.Conv2d, config: TernaryQuantConfig | None = None) -> TernaryConv2d:
         """A ternary layer that shares the parameters of ``conv``; TypeError for any other module."""
-        if not isinstance(conv, nn.Conv2d):
-            raise TypeError(f"conv must be a torch.nn.Conv2d, got {type(conv).__name__}")
-        sizes = conv.in_channels, conv.out_channels
-        return cls(*sizes, **geometry(conv), bias=conv.bias is not None, config=config, device="meta")._sharing(conv)
+        return cls._of(conv, nn.Conv2d, config)
 
     def _make_padding(self, **new: Any) -> None:
         super()._make_padding(**new)

@@ -7,7 +7,7 @@ import torch.fx
 from torch import Tensor, nn
 
 from bittorch.nn.ternary_conv2d import TernaryConvolution
-from bittorch.nn.ternary_conv2d_infer import PaddingMode, Size, columns_of, geometry
+from bittorch.nn.ternary_conv2d_infer import PaddingMode, Size, columns_of
 from bittorch.nn.ternary_conv_transpose2d_infer import (
     check_transposed,
     geometry_of_spread,
@@ -15,7 +15,7 @@ from bittorch.nn.ternary_conv_transpose2d_infer import (
     steps_of,
     swapped,
 )
-from bittorch.nn.ternary_layer import Backend, check_backend, check_dtype, points_to_config, resolve_config
+from bittorch.nn.ternary_layer import Backend, points_to_config
 from bittorch.quant import TernaryQuantConfig
 
 torch.fx.wrap("spread")  # in this module too
@@ -76,9 +76,7 @@ class TernaryConvTranspose2d(TernaryConvolution, nn.ConvTranspose2d):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.config = resolve_config(config, threshold_factor, per_channel, activation_bits)
-        check_backend(backend)
-        check_dtype(dtype, quantize, backend)
+        self._configure(config, threshold_factor, per_channel, activation_bits, quantize, backend, dtype)
         check_transposed(stride, padding, output_padding, dilation)
         sizes = kernel_size, stride, padding, output_padding, groups, bias, dilation, padding_mode
         super().__init__(in_channels, out_channels, *sizes, device=device, dtype=dtype)
@@ -90,10 +88,7 @@ class TernaryConvTranspose2d(TernaryConvolution, nn.ConvTranspose2d):
         cls, conv: nn.ConvTranspose2d, config: TernaryQuantConfig | None = None
     ) -> TernaryConvTranspose2d:
         """A ternary layer that shares the parameters of ``conv``; TypeError for any other module."""
-        if not isinstance(conv, nn.ConvTranspose2d):
-            raise TypeError(f"conv must be a torch.nn.ConvTranspose2d, got {type(conv).__name__}")
-        sizes = conv.in_channels, conv.out_channels
-        return cls(*sizes, **geometry(conv), bias=conv.bias is not None, config=config, device="meta")._sharing(conv)
+        return cls._of(conv, nn.ConvTranspose2d, config)
 
     def _filters(self, weight: Tensor) -> Tensor:
         return swapped(weight, self.groups)

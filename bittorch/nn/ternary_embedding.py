@@ -10,14 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bittorch.nn.parts import check_backend_of, codes_of, mixed, two_scales
-from bittorch.nn.ternary_layer import (
-    Backend,
-    TernaryLayer,
-    check_backend,
-    check_dtype,
-    points_to_config,
-    resolve_config,
-)
+from bittorch.nn.ternary_layer import Backend, TernaryLayer, points_to_config
 from bittorch.ops import reference
 from bittorch.quant import TernaryQuantConfig
 
@@ -74,11 +67,9 @@ class TernaryEmbedding(TernaryLayer, nn.Embedding):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        config = resolve_config(config, threshold_factor, per_channel, None)
-        self.config = dataclasses.replace(config, activation_bits=None)
+        self._configure(config, threshold_factor, per_channel, None, quantize, backend, dtype)
+        self.config = dataclasses.replace(self.config, activation_bits=None)
         self.config.check_in_features(embedding_dim)
-        check_backend(backend)
-        check_dtype(dtype, quantize, backend)
         _check_rows(max_norm, sparse)
         sizes = num_embeddings, embedding_dim, padding_idx, None, norm_type, scale_grad_by_freq
         super().__init__(*sizes, device=device, dtype=dtype)

@@ -135,6 +135,21 @@ class TernaryLayer(FirstWeights):
         super()._apply(moved, recurse)
         return self
 
+    def _configure(
+        self,
+        config: TernaryQuantConfig | None,
+        threshold_factor: float | None,
+        per_channel: bool,
+        activation_bits: ActivationBits,
+        quantize: bool,
+        backend: str,
+        dtype: torch.dtype | None,
+    ) -> None:
+        """What a constructor does first, with the arguments that all layers have: the configuration, and checks."""
+        self.config = resolve_config(config, threshold_factor, per_channel, activation_bits)
+        check_backend(backend)
+        check_dtype(dtype, quantize, backend)
+
     def _set_up(self, quantize: bool, backend: Backend) -> None:
         """What is left to do once the weight is there."""
         if not isinstance(self, torch.nn.Linear):

@@ -20,14 +20,7 @@ from bittorch.nn.parts import (
     two_scales,
 )
 from bittorch.nn.ternary_activations import ternary_product
-from bittorch.nn.ternary_layer import (
-    Backend,
-    TernaryLayer,
-    check_backend,
-    check_dtype,
-    points_to_config,
-    resolve_config,
-)
+from bittorch.nn.ternary_layer import Backend, TernaryLayer, points_to_config
 from bittorch.ops import reference
 from bittorch.quant import TernaryQuantConfig
 from bittorch.quant.ternary import TERNARY, ActivationBits
@@ -86,10 +79,8 @@ class TernaryLinear(TernaryLayer, nn.Linear):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.config = resolve_config(config, threshold_factor, per_channel, activation_bits)
+        self._configure(config, threshold_factor, per_channel, activation_bits, quantize, backend, dtype)
         self.config.check_in_features(in_features)
-        check_backend(backend)
-        check_dtype(dtype, quantize, backend)
         super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
         self._set_up(quantize, backend)
 
