@@ -1,7 +1,5 @@
 """`TernaryConv1d` and its twin against torch's conv1d in float64."""
 
-import inspect
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +7,12 @@ from torch import Tensor, nn
 import bittorch
 from bittorch import TernaryConv1d, TernaryConv1dInference, TernaryQuantConfig
 from tests import helpers
+from tests.nn.convolutions import (
+    assert_same_bits_everywhere,
+    assert_takes_what_torch_takes,
+    assert_values_and_gradients,
+    in_float64,
+)
 
 CONFIGS = {
     "channel": TernaryQuantConfig(),
@@ -36,18 +40,13 @@ def _layer(shape: str, config: str = "channel", **arguments: object) -> TernaryC
 
 def _plain(layer: TernaryConv1d, shape: str) -> nn.Conv1d:
     """nn.Conv1d in float64 with the quantised weight."""
-    plain = nn.Conv1d(4, 6, **SHAPES[shape]).double()
-    plain.weight = nn.Parameter(layer.dequantized_weight().double())
-    if layer.bias is not None:
-        plain.bias = nn.Parameter(layer.bias.detach().double())
+    plain = in_float64(layer, nn.Conv1d, SHAPES[shape])
+    assert isinstance(plain, nn.Conv1d)
     return plain
 
 
 def test_layer_is_a_conv1d_with_its_signature() -> None:
-    ours, theirs = (list(inspect.signature(cls).parameters) for cls in (TernaryConv1d, nn.Conv1d))
-    assert issubclass(TernaryConv1d, nn.Conv1d)
-    assert ours[:9] == theirs[:9]
-    assert set(theirs) <= set(ours)
+    assert_takes_what_torch_takes(TernaryConv1d, nn.Conv1d)
     for shape, arguments in SHAPES.items():
         layer, dense = _layer(shape, quantize=False), nn.Conv1d(4, 6, **arguments)
         dense.load_state_dict(layer.state_dict())
@@ -56,32 +55,15 @@ def test_layer_is_a_conv1d_with_its_signature() -> None:
 
 @helpers.each("shape", SHAPES)
 def test_values_and_gradients_are_those_of_conv1d(shape: str) -> None:
-    layer, x, wide = _layer(shape), X.clone().requires_grad_(), X.double().requires_grad_()
-    plain = _plain(layer, shape)
-    y, expected = layer(x), plain(wide)
-    helpers.assert_near(y, expected, 1e-6)
-    assert torch.equal(layer(X[0]), y[0])
-    g = helpers.randn(*y.shape, seed=9)
-    y.backward(g)
-    expected.backward(g.double())
-    helpers.assert_near(x.grad, wide.grad)
-    helpers.assert_near(layer.weight.grad, plain.weight.grad)
+    layer = _layer(shape)
+    assert_values_and_gradients(layer, _plain(layer, shape), X)
 
 
 @helpers.each("shape", SHAPES)
 @helpers.each("config", CONFIGS)
 @helpers.each("dtype", helpers.FLOATS, ids=helpers.dtype_id)
 def test_train_eval_and_export_give_the_same_bits(shape: str, config: str, dtype: torch.dtype) -> None:
-    layer, x = _layer(shape, config, dtype=dtype), X.to(dtype)
-    packed = bittorch.export_for_inference(layer)
-    trained = layer(x)
-    assert isinstance(packed, TernaryConv1dInference)
-    with torch.no_grad():
-        assert torch.equal(layer.eval()(x), trained)
-        assert torch.equal(packed(x), trained)
-        assert torch.equal(packed(x[1]), trained[1])
-    assert trained.dtype == dtype
-    assert packed.weight.shape == layer.weight.shape
+    assert_same_bits_everywhere(_layer(shape, config, dtype=dtype), TernaryConv1dInference, X.to(dtype))
 
 
 def test_a_warm_up_blends_the_weight() -> None:
