@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from bittorch import ops
 from bittorch.models.blocks import BlockLinear
 from bittorch.models.memory import new_tensor
-from bittorch.models.packed_weight import BlockWeight
 
 ROWS = 256  # quantised at once: their floats stay in a cache
 LET_GO = 1 << 13  # rows after which the pages of what was read are let go
@@ -40,15 +39,15 @@ class Int8Head(nn.Module):
 
     def _quantise(self, let_go: Callable[[], None]) -> None:
         exact = self.exact
-        shape, device = (exact.out_features, exact.in_features), next(_rows(exact)).device
-        codes = (
-            new_tensor(shape, torch.int8) if device.type == "cpu" else torch.empty(shape, dtype=torch.int8).to(device)
-        )
-        scale = torch.empty(exact.out_features, device=device)
-        for begin, rows in zip(range(0, len(scale), ROWS), _rows(exact), strict=True):
+        held = exact.blocks if isinstance(exact, BlockLinear) else exact.weight.detach()
+        rows = exact.weight.dense_rows(ROWS) if isinstance(exact, BlockLinear) else held.split(ROWS)
+        shape = exact.out_features, exact.in_features
+        codes = new_tensor(shape, torch.int8) if held.is_cpu else held.new_empty(shape, dtype=torch.int8)
+        scale = held.new_empty(exact.out_features, dtype=torch.float32)
+        for begin, part in zip(range(0, len(scale), ROWS), rows, strict=True):
             if begin % LET_GO == 0:
                 let_go()
-            found = _int8(rows)
+            found = _int8(part)
             codes[begin : begin + ROWS], scale[begin : begin + ROWS] = found[0], found[1].squeeze(-1)
         let_go()
         self.register_buffer("codes", codes, persistent=False)
@@ -67,15 +66,6 @@ class Int8Head(nn.Module):
 def _follow(head: Int8Head, _: object) -> None:
     """Makes the rows again, of an exact head that ``load_state_dict`` has changed."""
     head._quantise(lambda: None)
-
-
-def _rows(exact: BlockLinear | nn.Linear) -> Iterator[Tensor]:
-    """The weight, `ROWS` rows at a time; of one in blocks no more become floats."""
-    if isinstance(exact, BlockLinear):
-        for blocks in exact.blocks.split(ROWS):
-            yield BlockWeight(blocks, exact.kind, exact.in_features).dense()
-    else:
-        yield from exact.weight.detach().split(ROWS)
 
 
 def _int8(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -250,13 +250,9 @@ class Loader:
         return fuse_packed(parts, self.device)
 
     def _dense_rows(self, name: str) -> Iterator[Tensor]:
-        """A matrix, `PLANE_ROWS` rows at a time; of one in blocks no more rows become floats."""
+        """A matrix, `PLANE_ROWS` rows at a time."""
         weight = self.checkpoint.blocks(name)
-        if weight is None:
-            yield from self.checkpoint.dense(name).split(PLANE_ROWS)
-        else:
-            for blocks in weight.blocks.split(PLANE_ROWS):
-                yield BlockWeight(blocks, weight.kind, weight.in_features).dense()
+        yield from self.checkpoint.dense(name).split(PLANE_ROWS) if weight is None else weight.dense_rows(PLANE_ROWS)
 
     def _table(self, name: str, multiplied: bool) -> Tensor:
         """A dense embedding or head; halves stay as they are where nothing multiplies them, or a kernel widens them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -60,3 +61,8 @@ class BlockWeight:
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The matrix ``(N, K)``."""
         return ops.block_unpack(self.blocks.cpu(), self.kind, self.in_features, dtype)
+
+    def dense_rows(self, count: int) -> Iterator[Tensor]:
+        """The matrix, ``count`` rows at a time; no more become floats at once."""
+        for blocks in self.blocks.split(count):
+            yield BlockWeight(blocks, self.kind, self.in_features).dense()
