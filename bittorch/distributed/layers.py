@@ -13,6 +13,7 @@ from bittorch import ops
 from bittorch.distributed.products import copied, gather, gathered_outputs, row_parallel_linear
 from bittorch.nn import TernaryLinear, TernaryLinearInference
 from bittorch.nn.parts import check_not_sharded, narrowed
+from bittorch.nn.ternary_activations import as_autocast
 from bittorch.nn.ternary_linear_infer import check_width
 from bittorch.quant import learned
 from bittorch.quant.ternary import no_trits
@@ -67,7 +68,7 @@ class RowParallelInference(_PackedShare):
     def forward(self, input: Tensor, norm: nn.RMSNorm | None = None) -> Tensor:
         check_not_sharded(input, self.weight_packed)
         check_width(input, self.in_features)
-        input = _cast(input)
+        input = as_autocast(input)
         normed: dict[str, Any] = {}
         if norm is not None and self.activation_bits is not None and norm.weight is not None:
             eps = torch.finfo(input.dtype).eps if norm.eps is None else norm.eps
@@ -96,13 +97,6 @@ def norm_of_whole(norm: nn.Module, x: Tensor, mesh: DeviceMesh) -> Tensor:
         raise NotImplementedError("a norm of rows that are spread over processes has no gradient; use torch.no_grad()")
     whole: Tensor = norm(gather(x, -1, mesh.get_group()))
     return whole.chunk(mesh.size(), -1)[mesh.get_local_rank()].contiguous()
-
-
-def _cast(x: Tensor) -> Tensor:
-    device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        return x.to(torch.get_autocast_dtype(device))
-    return x
 
 
 class _TrainingShare(Share, TernaryLinear):
@@ -163,7 +157,7 @@ class RowParallelTernaryLinear(_TrainingShare):
         w_packed, scale, routed = self._local_codes(weight)
         bits = no_trits(self.config.activation_bits, "tensor parallelism")
         return row_parallel_linear(
-            _cast(input), w_packed, scale, bias, activation_bits=bits, group=self.group, weight=routed
+            as_autocast(input), w_packed, scale, bias, activation_bits=bits, group=self.group, weight=routed
         )
 
 

@@ -84,7 +84,9 @@ class WholeRowNorm(nn.Module):
 def _decoder_steps(model: Decoder, mesh: DeviceMesh) -> Steps:
     config, count = model.config, mesh.size()
     if config.hadamard is not None:
-        raise NotImplementedError("a model with rotated weights (prism.hadamard) has no parallel form")
+        raise NotImplementedError(
+            "a model with rotated weights (prism.hadamard) has no parallel form; run it in one process"
+        )
     check_divides("num_heads", config.num_heads, mesh)
     check_divides("num_kv_heads", config.num_kv_heads, mesh)
     for index, layer in enumerate(model.layers):
@@ -96,7 +98,9 @@ def _decoder_steps(model: Decoder, mesh: DeviceMesh) -> Steps:
             elif isinstance(block, MLP):
                 yield from _block_steps(block, where, "gate_up_proj", "down_proj", "ffn_sub_norm", mesh)
             else:
-                raise NotImplementedError(f"{where} is a {type(block).__name__}, which has no parallel form")
+                raise NotImplementedError(
+                    f"{where} is a {type(block).__name__}, which has no parallel form; run the model in one process"
+                )
     own = dataclasses.replace(config, num_heads=config.num_heads // count, num_kv_heads=config.num_kv_heads // count)
     yield functools.partial(setattr, model, "config", own)  # caches are made of it
     yield functools.partial(model.__dict__.__setitem__, "save_pretrained", _refuse_to_save)
