@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from bittorch.hf.config import TernaryConfig
 from bittorch.hf.experts import PackedExperts, is_fused
+from bittorch.models.linear import linear_of
 from bittorch.utils import quantize_
 
 
@@ -34,7 +35,7 @@ def convert_(model: PreTrainedModel, chosen: Iterable[str], config: TernaryConfi
     for name in sorted(chosen):
         module = model.get_submodule(name)
         if isinstance(module, Conv1D):
-            module = _linear(module)
+            module = linear_of(module.weight.detach().t().contiguous(), module.bias.detach())
         elif is_fused(module):
             module = PackedExperts.apart(module)
         model.set_submodule(name, module)
@@ -44,13 +45,6 @@ def convert_(model: PreTrainedModel, chosen: Iterable[str], config: TernaryConfi
     own = model.config.quantization_config, model.hf_quantizer
     quantize_(model, config.ternary(), layers, depth=config.depth, calibrate=config.calibrate)
     model.config.quantization_config, model.hf_quantizer = own  # quantize_ makes others, of models without these
-
-
-def _linear(module: Conv1D) -> nn.Linear:
-    layer = nn.Linear(module.nx, module.nf, device="meta")
-    layer.weight = nn.Parameter(module.weight.detach().t().contiguous(), requires_grad=False)
-    layer.bias = nn.Parameter(module.bias.detach(), requires_grad=False)
-    return layer
 
 
 def without(config: TernaryConfig) -> TernaryConfig:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations.moe import _default_apply_gate
 
+from bittorch.models.linear import linear_of
 from bittorch.nn import TernaryLinearInference
 
 GATE_UP, DOWN = "gate_up_proj", "down_proj"
@@ -93,8 +94,7 @@ class PackedExperts(nn.Module):
         layers: dict[str, nn.Module] = {}
         for key in (GATE_UP, DOWN):
             for name, weight in matrices(key, getattr(fused, key).detach()):
-                layers[name] = nn.Linear(weight.shape[1], weight.shape[0], False, device="meta")
-                layers[name].weight = nn.Parameter(weight.clone(), requires_grad=False)
+                layers[name] = linear_of(weight.clone())
         return cls(fused, layers)
 
     @property

@@ -21,6 +21,7 @@ from bittorch.hf.experts import DOWN, GATE_UP, PackedExperts, count_of, matrices
 from bittorch.hf.selection import chosen_modules, sizes
 from bittorch.hf.stored import Files, check_values, metadata_of, place_layers
 from bittorch.models.io.hf_config import note, refuse_note
+from bittorch.models.linear import linear_of
 from bittorch.nn import PackedLayer, TernaryLinear, TernaryLinearInference
 from bittorch.nn.ternary_layer import TernaryLayer
 from bittorch.utils.export import export_linear_to_inference
@@ -32,10 +33,7 @@ _KEYS = ("weight", GATE_UP, DOWN)
 
 def packed_from(weight: Tensor, bias: Tensor | None, name: str, config: TernaryConfig) -> TernaryLinearInference:
     """A packed layer of a dense weight ``(out_features, in_features)``; ValueError where the weight is not finite."""
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
-    linear.weight = nn.Parameter(weight, requires_grad=False)
-    if bias is not None:
-        linear.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    linear = linear_of(weight, None if bias is None else bias.detach())
     if config.depth is not None:
         layer = TernaryLinearInference.from_linear(linear, config.depth, config.ternary())
     else:
@@ -255,7 +253,8 @@ class TernaryHfQuantizer(HfQuantizer):
         for name, layer in list(model.named_modules()):
             if isinstance(layer, PackedExperts):
                 model.set_submodule(name, layer.fused(wanted))
-            elif isinstance(layer, TernaryLinearInference) and name in dict(model.named_modules()):
+        for name, layer in list(model.named_modules()):
+            if isinstance(layer, TernaryLinearInference):
                 dense = dense_from(layer, wanted, name in self.transposed)
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", ".* becomes an ordinary Linear")
